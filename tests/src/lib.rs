@@ -1,0 +1,1 @@
+//! Starts programs with known leaks, traces them and reads the reports.

@@ -1,0 +1,6 @@
+//! Finds native memory leaks in a running, unmodified process.
+//!
+//! The modules are the stages of the pipeline, in the order in which the data passes them; a stage knows only the
+//! stages before it and the [`model`].
+
+pub mod model;

