@@ -1,0 +1,91 @@
+//! The events of the ring buffer: new stacks, changes of mappings, and the end of a target's program.
+//!
+//! User space decodes the bytes as integers and converts them with `TryFrom`; an unknown number is an error there, never
+//! undefined behaviour.
+
+/// The system calls that change mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum MappingCall {
+    /// `mmap`
+    Mmap = 1,
+    /// `munmap`
+    Munmap = 2,
+    /// `mremap`
+    Mremap = 3,
+    /// `brk`
+    Brk = 4,
+}
+
+impl MappingCall {
+    /// The name of the system call, as reports show it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mmap => "mmap",
+            Self::Munmap => "munmap",
+            Self::Mremap => "mremap",
+            Self::Brk => "brk",
+        }
+    }
+}
+
+impl TryFrom<u8> for MappingCall {
+    type Error = u8;
+
+    fn try_from(number: u8) -> Result<Self, u8> {
+        match number {
+            1 => Ok(Self::Mmap),
+            2 => Ok(Self::Munmap),
+            3 => Ok(Self::Mremap),
+            4 => Ok(Self::Brk),
+            unknown => Err(unknown),
+        }
+    }
+}
+
+/// A system call that changes mappings, at its entry (`munmap`, `mremap`: what they release is gone from then on, since
+/// another thread can get the addresses before the call returns) or at its exit (all four).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct MappingEvent {
+    /// [`EventKind::Mapping`].
+    pub event: u8,
+    /// A [`MappingCall`].
+    pub call: u8,
+    /// 0 at the entry of the call, 1 at its exit.
+    pub at_exit: u8,
+    /// 1 when the thread was inside an allocator function: the allocator took the memory for itself.
+    pub in_allocator: u8,
+    /// Index of the traced process.
+    pub process: u16,
+    /// Zero.
+    pub padding: u16,
+    /// The calling thread: an entry and its exit have it in common.
+    pub tid: u32,
+    /// The stack that made the call; [`NO_STACK`] at entries and where it is not known.
+    pub stack: u32,
+    /// Monotonic clock, nanoseconds.
+    pub time_ns: u64,
+    /// The six arguments of the system call, as they were given.
+    pub args: [u64; 6],
+    /// The result at the exit: an address, or a negative errno.
+    pub result: i64,
+}
+
+/// In place of a stack's number: none.
+pub const NO_STACK: u32 = u32::MAX;
+
+/// The first byte of every event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EventKind {
+    /// A stack that user space does not know yet.
+    Stack = 1,
+    /// A [`MappingEvent`].
+    Mapping = 2,
+    /// The target replaced its program by `exec`.
+    Exec = 3,
+}
+
+const _: () = assert!(size_of::<MappingEvent>() == 80);
