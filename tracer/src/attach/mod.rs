@@ -1,0 +1,3 @@
+//! Puts the probes in place.
+
+pub mod tracefs;
