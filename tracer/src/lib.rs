@@ -6,3 +6,4 @@
 pub mod attach;
 pub mod drain;
 pub mod model;
+pub mod target;
