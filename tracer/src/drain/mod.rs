@@ -22,7 +22,7 @@ impl Drain {
     /// When the runtime cannot watch the ring buffer.
     pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
         debug_assert!(ring.as_raw_fd() >= 0);
-        Ok(Self { ring: AsyncFd::with_interest(ring, Interest::READABLE)?, malformed: 0 })
+        Ok(Self { ring: AsyncFd::register_with_interest(ring, Interest::READABLE)?, malformed: 0 })
     }
 
     /// Waits until there are events.
