@@ -18,13 +18,16 @@
 //!
 //! - [`api`]: the table of allocator functions.
 //! - `object`: what is read of the file: executable segments and symbols.
+//! - `forward`: which functions only call another one that is probed.
 //! - [`placement`]: what is known about the place of a probe; `arch` finds it by disassembly.
 
 pub mod api;
 mod arch;
+mod forward;
 mod object;
 pub mod placement;
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use tracer_ebpf::probe::Signature;
@@ -33,7 +36,8 @@ pub use api::{Api, ApiId, Catalog, Role};
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site, Spot};
 
 use arch::x86_64::{Candidate, Function, Need, long_branches};
-use object::{Named, Object};
+use forward::forwards;
+use object::{Named, Object, Symbols};
 
 /// Why a file has no plan.
 #[derive(Debug, thiserror::Error)]
@@ -139,15 +143,19 @@ impl Planner {
     pub fn plan(&self, elf: &[u8]) -> Result<ObjectPlan, PlanError> {
         let object = Object::parse(elf)?;
         let symbols = object.allocator_symbols(&self.catalog)?;
-        let mut skipped: Vec<Skipped> = Vec::new();
-        for (name, why) in &symbols.unusable {
-            skipped.push(Skipped { name: name.clone(), why: (*why).to_owned() });
-        }
+        let unusable = symbols.unusable.iter();
+        let mut skipped: Vec<Skipped> =
+            unusable.map(|(name, why)| Skipped { name: name.clone(), why: (*why).to_owned() }).collect();
+        let scope = Scope {
+            object: &object,
+            defines_allocator: self.defines_allocator(&symbols),
+            forwards: forwards(&object, &symbols, &self.catalog),
+        };
         let mut drafts = Vec::new();
         for (&svma, named) in &symbols.functions {
-            match self.draft(&object, svma, named) {
+            match self.draft(&scope, svma, named) {
                 Ok(draft) => drafts.push(draft),
-                Err(why) => skipped.push(Skipped { name: self.names(named).remove(0), why }),
+                Err(why) => skipped.push(Skipped { name: self.names(named).join(", "), why }),
             }
         }
         forbid_entered_windows(&object, &mut drafts);
@@ -155,18 +163,36 @@ impl Planner {
         Ok(ObjectPlan { probes, skipped })
     }
 
+    /// Whether the file has an allocator of its own, beside operators that call one.
+    fn defines_allocator(&self, symbols: &Symbols) -> bool {
+        let apis = symbols.functions.values().flat_map(|named| &named.apis);
+        apis.filter_map(|&id| self.catalog.get(id))
+            .any(|api| !api.is_operator() && matches!(api.role, Role::Allocate(_)))
+    }
+
     fn names(&self, named: &Named) -> Vec<String> {
         named.apis.iter().filter_map(|&id| self.catalog.get(id)).map(|api| api.name.to_string()).collect()
     }
 
     /// What the function's own code says about the place of its probe.
-    fn draft<'data>(&self, object: &Object<'data>, svma: u64, named: &Named) -> Result<Draft<'data>, String> {
-        let apis = || named.apis.iter().filter_map(|&id| Some((id, self.catalog.get(id)?)));
-        let (api, Api { role, .. }) = apis().next().ok_or("it is not in the catalog")?;
-        if apis().any(|(_, api)| api.throws) && !self.throwing_functions {
+    fn draft<'data>(
+        &self,
+        scope: &Scope<'_, 'data>,
+        svma: u64,
+        named: &Named,
+    ) -> Result<Draft<'data>, String> {
+        let (api, Api { role, .. }) = named.canonical(&self.catalog).ok_or("it is not in the catalog")?;
+        let apis = || named.apis.iter().filter_map(|&id| self.catalog.get(id));
+        if apis().all(Api::is_operator) && !scope.defines_allocator {
+            return Err("it calls malloc or free of another file, which are probed there".to_owned());
+        }
+        if let Some(to) = scope.forwards.get(&svma).and_then(|&to| self.catalog.get(to)) {
+            return Err(format!("it passes every block on to {}, which is probed", to.name));
+        }
+        if apis().any(|api| api.throws) && !self.throwing_functions {
             return Err("an exception could not pass its return probe".to_owned());
         }
-        let code = object.code_at(svma).ok_or("its address is not in an executable segment")?;
+        let code = scope.object.code_at(svma).ok_or("its address is not in an executable segment")?;
         let need = Need {
             signature: role.signature(),
             return_probe: matches!(role, Role::Allocate(_)),
@@ -208,6 +234,13 @@ impl Planner {
         };
         Some(PlannedProbe { api: draft.api, aliases: draft.aliases, signature, place })
     }
+}
+
+/// What is known about a file as a whole.
+struct Scope<'object, 'data> {
+    object: &'object Object<'data>,
+    defines_allocator: bool,
+    forwards: BTreeMap<u64, ApiId>,
 }
 
 /// A function whose probe has a place as far as its own straight path tells.

@@ -3,14 +3,14 @@
 //! The file is the target's and is not trusted: every offset in it is checked, and what is read is bounded by the size
 //! of the file and of the catalog.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use object::LittleEndian;
 use object::elf;
-use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader, Sym, SymbolTable};
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Rela, SectionHeader, Sym, SymbolTable};
 
 use super::PlanError;
-use super::api::{ApiId, Catalog, UNSUPPORTED};
+use super::api::{Api, ApiId, Catalog, UNSUPPORTED};
 
 type File<'data> = ElfFile64<'data, LittleEndian>;
 
@@ -118,13 +118,47 @@ impl<'data> Object<'data> {
             .collect()
     }
 
+    /// The catalog's functions that this file calls in other files, or in itself through the linkage table: by the
+    /// address of the word into which the loader writes the function's address.
+    pub(super) fn imports(&self, catalog: &Catalog) -> HashMap<u64, ApiId> {
+        let table = self.file.elf_dynamic_symbol_table();
+        let Some(names) = self.names_of(table) else { return HashMap::new() };
+        let relocations = self.file.elf_section_table().iter().filter_map(|section| {
+            let (relocations, _) = section.rela(LittleEndian, self.data).ok()??;
+            Some(relocations)
+        });
+        let import = |relocation: &elf::Rela64<LittleEndian>| {
+            let kind = relocation.r_type(LittleEndian, false);
+            if kind != elf::R_X86_64_JUMP_SLOT && kind != elf::R_X86_64_GLOB_DAT {
+                return None;
+            }
+            let symbol = table.symbol(relocation.symbol(LittleEndian, false)?).ok()?;
+            let name = name_at(names, symbol.st_name(LittleEndian), catalog.longest_name())?;
+            Some((relocation.r_offset(LittleEndian), catalog.find(name)?))
+        };
+        relocations.flatten().filter_map(import).collect()
+    }
+
     fn names_of(&self, table: &SymbolTable<'data, elf::FileHeader64<LittleEndian>>) -> Option<&'data [u8]> {
         let section = self.file.elf_section_table().section(table.string_section()).ok()?;
         section.data(LittleEndian, self.data).ok()
     }
 }
 
+impl Named {
+    /// The function that stands for all of them.
+    pub(super) fn canonical<'catalog>(&self, catalog: &'catalog Catalog) -> Option<(ApiId, &'catalog Api)> {
+        let &id = self.apis.first()?;
+        Some((id, catalog.get(id)?))
+    }
+}
+
 impl Symbols {
+    /// The address of a function.
+    pub(super) fn address_of(&self, api: ApiId) -> Option<u64> {
+        self.functions.iter().find_map(|(&svma, named)| named.apis.contains(&api).then_some(svma))
+    }
+
     fn visit(&mut self, symbol: &elf::Sym64<LittleEndian>, names: &[u8], catalog: &Catalog) {
         if symbol.st_shndx(LittleEndian) == elf::SHN_UNDEF {
             return;

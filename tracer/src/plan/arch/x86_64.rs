@@ -170,6 +170,68 @@ impl Function<'_> {
     }
 }
 
+/// Where a jump or call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::plan) enum Target {
+    /// To this address.
+    Address(u64),
+    /// To the address that the loader writes into the word at this address.
+    Slot(u64),
+}
+
+impl Function<'_> {
+    /// The function that gets the block which this one was asked to release, and the argument it gets it as: when
+    /// every call, or every one with another block than NULL, goes straight there.
+    pub(in crate::plan) fn passes_block_on(&self, signature: Signature) -> Option<(Target, Arg)> {
+        let wanted = Signature { size: None, count: None, result: ResultPlace::Register, ..signature };
+        let mut path = Path::new(wanted);
+        let mut info = InstructionInfoFactory::new();
+        let mut tested_for_null = false;
+        for instruction in self.decoder(self.extent().min(SEARCH_BYTES)).iter() {
+            match instruction.flow_control() {
+                FlowControl::Next if !instruction.is_invalid() => {}
+                FlowControl::ConditionalBranch
+                    if tested_for_null && instruction.mnemonic() == Mnemonic::Je => {}
+                FlowControl::UnconditionalBranch
+                | FlowControl::IndirectBranch
+                | FlowControl::Call
+                | FlowControl::IndirectCall => return Some((target(&instruction)?, path.signature.old?)),
+                _ => return None,
+            }
+            path.step(&instruction, &mut info).ok()?;
+            tested_for_null = path.signature.old.is_some_and(|block| tests_for_zero(&instruction, block));
+        }
+        None
+    }
+
+    /// The slot that a stub of the procedure linkage table jumps through.
+    pub(in crate::plan) fn linkage_slot(&self) -> Option<u64> {
+        let jump = self.decoder(SEARCH_BYTES).iter().find(|first| first.mnemonic() != Mnemonic::Endbr64)?;
+        match (jump.flow_control(), target(&jump)?) {
+            (FlowControl::IndirectBranch, Target::Slot(slot)) => Some(slot),
+            _ => None,
+        }
+    }
+}
+
+fn target(instruction: &Instruction) -> Option<Target> {
+    if is_near_branch(instruction) {
+        Some(Target::Address(instruction.near_branch_target()))
+    } else if instruction.is_ip_rel_memory_operand() {
+        Some(Target::Slot(instruction.ip_rel_memory_address()))
+    } else {
+        None
+    }
+}
+
+/// `test reg, reg` of the register with the given argument.
+fn tests_for_zero(instruction: &Instruction, arg: Arg) -> bool {
+    let register = ARGUMENTS[usize::from(arg.number())];
+    instruction.code() == Code::Test_rm64_r64
+        && instruction.op0_register() == register
+        && instruction.op1_register() == register
+}
+
 /// No x86 instruction is longer.
 const MAX_INSTRUCTION_BYTES: usize = 15;
 
