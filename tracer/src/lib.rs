@@ -7,3 +7,4 @@ pub mod attach;
 pub mod drain;
 pub mod model;
 pub mod target;
+pub mod plan;
