@@ -8,3 +8,4 @@ pub mod drain;
 pub mod model;
 pub mod target;
 pub mod plan;
+pub mod symbolize;
