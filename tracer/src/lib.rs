@@ -9,3 +9,4 @@ pub mod model;
 pub mod target;
 pub mod plan;
 pub mod symbolize;
+pub mod report;
