@@ -3,4 +3,5 @@
 //! The modules are the stages of the pipeline, in the order in which the data passes them; a stage knows only the
 //! stages before it and the [`model`].
 
+pub mod analyze;
 pub mod model;
