@@ -5,6 +5,7 @@
 
 pub mod attach;
 pub mod drain;
+pub mod analyze;
 pub mod model;
 pub mod target;
 pub mod plan;
