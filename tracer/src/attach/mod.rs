@@ -200,7 +200,9 @@ impl Capture {
             let program: &mut RawTracePoint =
                 self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
             program.load()?;
-            program.attach(tracepoint).with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
+            program
+                .attach(tracepoint)
+                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
         }
         Ok(())
     }

@@ -3,7 +3,9 @@
 use std::{io, marker::PhantomData, os::fd::AsFd, ptr::NonNull};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use tracer_ebpf::{counter::Stripe, live::LiveBucket, process::ProcessState, slots::SlotSet, stack::StackTotals};
+use tracer_ebpf::{
+    counter::Stripe, live::LiveBucket, process::ProcessState, slots::SlotSet, stack::StackTotals,
+};
 
 /// Types that may be changed by others at any time: made of [`Word`](tracer_ebpf::atomic::Word)s alone, so any bytes are a value.
 ///

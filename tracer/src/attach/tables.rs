@@ -154,14 +154,17 @@ impl SharedTables {
     /// release when the window closed are among them.
     pub fn live_blocks(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
         let table = self.live.elements().iter().flat_map(LiveBucket::blocks);
-        let spilled = self.spill.iter().flatten().filter_map(|(key, SpilledBlock(block))| {
-            Some((BlockKey::from_bits(key)?, block))
-        });
+        let spilled = self
+            .spill
+            .iter()
+            .flatten()
+            .filter_map(|(key, SpilledBlock(block))| Some((BlockKey::from_bits(key)?, block)));
         table.chain(spilled).chain(self.blocks_in_flight())
     }
 
     fn blocks_in_flight(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
-        let owned = self.record_owners.elements().iter().flat_map(|set| (0..SET_WAYS as u32).map(|way| set.key(way)));
+        let owned =
+            self.record_owners.elements().iter().flat_map(|set| (0..SET_WAYS as u32).map(|way| set.key(way)));
         owned
             .zip(self.records.elements())
             .filter_map(|(owner, record)| if owner == 0 { None } else { record.old_block() })

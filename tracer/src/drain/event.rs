@@ -157,8 +157,7 @@ mod tests {
     fn a_stack_is_read_as_it_was_written() {
         let event = Event::decode(&stack_bytes(Stop::TooDeep as u8, &[0x10, 0x20])).unwrap();
         let frames = vec![Address(0x10), Address(0x20)];
-        let stack =
-            NewStack { number: 99, process: 7, api: 0x1234, stop: Stop::TooDeep, tid: 4242, frames };
+        let stack = NewStack { number: 99, process: 7, api: 0x1234, stop: Stop::TooDeep, tid: 4242, frames };
         assert_eq!(event, Event::Stack(stack));
     }
 
