@@ -2,3 +2,5 @@
 //! memory that weigh them.
 
 pub mod mappings;
+pub mod residency;
+pub mod smaps;
