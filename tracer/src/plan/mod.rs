@@ -294,3 +294,6 @@ fn forbid_entered_windows(object: &Object<'_>, drafts: &mut [Draft<'_>]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
