@@ -19,6 +19,7 @@
 //! - [`api`]: the table of allocator functions.
 //! - `object`: what is read of the file: executable segments and symbols.
 //! - `forward`: which functions only call another one that is probed.
+//! - `table`: a plan as text.
 //! - [`placement`]: what is known about the place of a probe; `arch` finds it by disassembly.
 
 pub mod api;
@@ -26,14 +27,16 @@ mod arch;
 mod forward;
 mod object;
 pub mod placement;
+mod table;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use tracer_ebpf::probe::Signature;
 
-pub use api::{Api, ApiId, Catalog, Role};
+pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site, Spot};
+pub use table::PlanTable;
 
 use arch::x86_64::{Candidate, Function, Need, long_branches};
 use forward::forwards;

@@ -215,6 +215,31 @@ fn other_files_are_refused_with_the_reason() {
     assert!(matches!(with(64 + 32 + 3, 0x10), Err(PlanError::Segment)), "a segment larger than the file");
 }
 
+#[test]
+fn a_plan_reads_as_a_table() {
+    let mut code = code();
+    code.copy_within(..7, 16);
+    code[32..38].copy_from_slice(&[0x48, 0x83, 0xec, 0x18, 0x90, 0xc3]); // sub $24,%rsp; nop; ret
+    let symbols = [
+        ("free", 0, 7, FUNC),
+        ("cfree", 0, 7, FUNC),
+        ("_ZnwmRKSt9nothrow_t", 16, 7, FUNC),
+        ("malloc", 32, 7, FUNC),
+        ("xallocx", 48, 7, FUNC),
+    ];
+    let plan = plan_object(&elf_file(&code, &symbols)).unwrap();
+    let table = PlanTable { plan: &plan, catalog: &Catalog::default() }.to_string();
+    insta::assert_snapshot!(table, @r"
+    FUNCTION      ADDRESS   AT    PROBES        COST            INSTRUCTION     WHY
+    free          0x401000  +0x3  entry         emulated        je 0x401005     first cheap instruction; every call passes it, arguments intact (also cfree)
+    operator new  0x401010  +0x3  entry+return  emulated        je 0x401015     first cheap instruction; every call passes it, arguments intact
+    malloc        0x401020  +0x0  entry+return  single-stepped  sub $0x18,%rsp  at the entry: `sub $0x18,%rsp` moves the stack before a cheap instruction
+    not probed: xallocx: resizes a block in place and returns a size, not a block
+    ");
+    let empty = PlanTable { plan: &ObjectPlan::default(), catalog: &Catalog::default() };
+    assert_eq!(empty.to_string(), "");
+}
+
 /// The allocators that this machine has.
 fn allocators() -> Vec<(PathBuf, Vec<u8>)> {
     let names =
