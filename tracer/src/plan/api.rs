@@ -22,8 +22,9 @@ pub struct Api {
     /// What a call does.
     pub role: Role,
     /// Whether a failing call leaves by a C++ exception instead of returning. While a return probe is pending, the
-    /// return address on the stack is the kernel's trampoline, which no unwinder can pass: the exception would end
-    /// the target instead of reaching its handler.
+    /// return address on the stack is the kernel's trampoline, which no unwinder can pass: the exception ends the
+    /// target instead of reaching its handler (seen with tcmalloc's and jemalloc's `operator new` on Linux 6.18: a
+    /// caught `bad_alloc` becomes `std::terminate`). The `nothrow` forms catch within the function and are safe.
     pub throws: bool,
 }
 

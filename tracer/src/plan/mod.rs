@@ -283,6 +283,9 @@ fn forbid_entered_windows(object: &Object<'_>, drafts: &mut [Draft<'_>]) {
     }
     // Sorted, and apart now that no window reaches into the next function.
     let windows: Vec<_> = drafts.iter().filter_map(Draft::window).collect();
+    if windows.is_empty() {
+        return;
+    }
     let mut entered = object.symbol_addresses(|svma| {
         let at = windows.partition_point(|window| *window.end() < svma);
         windows.get(at).is_some_and(|window| window.contains(&svma))
