@@ -1,7 +1,7 @@
 //! The allocator functions that tracer knows, as data.
 //!
 //! A row is a symbol name, what a call does, and where its arguments are. To teach tracer a new allocator, add its
-//! prefix to [`PREFIXES`] when it offers the C interface under other names, or rows to [`OWN`] when it has functions of
+//! prefix to `PREFIXES` when it offers the C interface under other names, or rows to `OWN` when it has functions of
 //! its own. Nothing else in the program knows an allocator function by name.
 
 use std::borrow::Cow;
@@ -152,7 +152,7 @@ const PREFIXES: &[&str] = &[
     "__libc_",   // glibc's and musl's own names; most share an address with the plain one
 ];
 
-/// jemalloc's extended interface, found under its prefixes too. `xallocx` is missing on purpose: see [`UNSUPPORTED`].
+/// jemalloc's extended interface, found under its prefixes too. `xallocx` is missing on purpose: see `UNSUPPORTED`.
 const JEMALLOC: &[(&str, Role)] =
     &[("mallocx", sized(0)), ("rallocx", resize(0, 1)), ("dallocx", release(0)), ("sdallocx", release(0))];
 const JEMALLOC_PREFIXES: &[&str] = &["", "je_", "_rjem_"];
