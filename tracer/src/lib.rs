@@ -22,3 +22,7 @@ pub mod model;
 mod readable;
 pub mod record;
 mod signals;
+
+pub mod cli;
+
+pub mod doctor;

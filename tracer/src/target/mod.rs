@@ -4,6 +4,7 @@
 //! the process and not to the number: once the process is gone every read through it fails with `ESRCH`.
 
 mod error;
+pub mod launch;
 mod mapping;
 mod object;
 mod status;
