@@ -8,7 +8,7 @@ use tracer_ebpf::probe::Cookie;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
-    model::Pid,
+    model::{Address, Pid},
     plan::{ObjectPlan, Place, Planner},
     target::{FileId, Mapping, Object, Target},
 };
@@ -116,6 +116,12 @@ impl TracedProcess {
             mappings: mappings.iter().map(|mapping| (range(mapping), backing(mapping))).collect(),
             program_break: heap_end,
         })
+    }
+
+    /// Where the kernel put the trampoline to which probed functions return, once it has.
+    pub fn trampoline(&self) -> Option<Address> {
+        let mappings = self.target.mappings().ok()?;
+        mappings.iter().find(|mapping| mapping.name == "[uprobes]").map(|mapping| mapping.start)
     }
 
     /// How messages call it.

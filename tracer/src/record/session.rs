@@ -149,6 +149,7 @@ impl Session {
         if let Some(gone) = self.processes.iter().find(|process| process.target.has_exited()) {
             bail!("{} exited while it was being attached to", gone.name());
         }
+        self.find_trampolines();
         self.window.rss_before = self.rss();
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();
@@ -208,6 +209,15 @@ impl Session {
         for process in &mut self.processes {
             if let Err(error) = process.attach(&mut self.capture, &self.planner) {
                 log::warn!("cannot probe newly loaded code: {error:#}");
+            }
+        }
+    }
+
+    /// The kernel makes the trampoline when a probed function is first called.
+    fn find_trampolines(&self) {
+        for process in self.processes.iter().filter(|process| !self.capture.knows_trampoline(process.index)) {
+            if let Some(trampoline) = process.trampoline() {
+                self.capture.set_trampoline(process.index, trampoline);
             }
         }
     }
@@ -295,6 +305,7 @@ impl Session {
 
     /// What the recording looks like right now.
     pub fn status(&mut self) -> Status<'_> {
+        self.find_trampolines();
         let now = now_ns();
         let (bytes, objects) = self.native_outstanding();
         let events = self.events_so_far();
