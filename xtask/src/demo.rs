@@ -42,6 +42,17 @@ pub fn demo(workspace: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Builds the addon where there is a Node.js to load it: the tests use it, too.
+///
+/// # Errors
+/// See [`build_addon`].
+pub fn setup(workspace: &Path) -> Result<()> {
+    if found_in_path("node") {
+        build_addon(workspace)?;
+    }
+    Ok(())
+}
+
 /// Builds the Node.js addon and returns its path.
 ///
 /// # Errors

@@ -56,7 +56,7 @@ impl Xtask {
         let workspace = &workspace()?;
         setup::build_tools(workspace)?;
         match self {
-            Self::Setup => Ok(()),
+            Self::Setup => demo::setup(workspace),
             Self::Run { arguments } => {
                 run::build(workspace)?;
                 if arguments.is_empty() { demo::demo(workspace) } else { run::exec(workspace, &arguments) }

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 
 #include "session_cache.h"
@@ -11,7 +12,7 @@ namespace {
 
 constexpr size_t kSessionBytes = 16 * 1024;
 constexpr int kTickMs = 5;  // a request each
-constexpr int kLongestMs = 10 * 60 * 1000;
+constexpr std::chrono::minutes kLongest{10};
 
 session::Cache cache;
 
@@ -41,11 +42,17 @@ bool ended() {
 }  // namespace
 
 int main() {
-    for (int requests = 0; requests < kLongestMs / kTickMs && !ended(); requests++) {
-        if (requests % (1000 / kTickMs) == 0) {
+    using Clock = std::chrono::steady_clock;
+    const auto start = Clock::now();
+    auto next_line = start;
+    int requests = 0;
+    while (!ended() && Clock::now() - start < kLongest) {
+        if (Clock::now() >= next_line) {
             std::printf("%d requests, resident %.1f MiB\n", requests, resident_mib());
             std::fflush(stdout);
+            next_line += std::chrono::seconds{1};
         }
         handle_request();
+        requests++;
     }
 }
