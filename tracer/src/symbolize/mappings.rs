@@ -14,7 +14,7 @@ pub(super) struct Mapping {
     pub(super) file_offset: u64,
     /// Absent for memory without a file.
     pub(super) file: Option<FileId>,
-    /// Path in the target's mount namespace, without ` (deleted)`; a name like `[vdso]`; or empty.
+    /// Path of the file, without ` (deleted)`; a name like `[vdso]`; or empty.
     pub(super) path: PathBuf,
 }
 

@@ -75,7 +75,7 @@ pub struct MappedModule<'a> {
     pub range: Range<Address>,
     /// Offset in the file of the first byte of `range`.
     pub file_offset: u64,
-    /// Its path in the target's mount namespace, or the mapping's name; empty for anonymous memory.
+    /// Its path below the target's root, or the mapping's name; empty for anonymous memory.
     pub path: &'a Path,
     /// Its build id, in hex.
     pub build_id: Option<&'a str>,
@@ -197,21 +197,22 @@ impl Symbolizer {
 
 impl Module {
     fn open(mapping: &Mapping, process: &Process) -> Self {
+        let path = process.path_below_root(mapping);
         let file = match mapping.file {
             Some(id) => Some(process.open_mapped(mapping, id)),
             None if mapping.path == Path::new("[vdso]") => Some(process.copy_vdso(&mapping.range)),
             None => None,
         };
         let object = file.and_then(|file| {
-            let object = file.and_then(|file| ObjectFile::open(file, mapping.path.clone()));
+            let object = file.and_then(|file| ObjectFile::open(file, path.clone()));
             object.inspect_err(|error| log::debug!("no symbols for {}: {error}", mapping.path.display())).ok()
         });
         Self {
             name: mapping.module_name(),
-            path: mapping.path.clone(),
             build_id: object.as_ref().and_then(ObjectFile::build_id),
             is_file: mapping.file.is_some() || object.is_some(),
             object,
+            path,
         }
     }
 

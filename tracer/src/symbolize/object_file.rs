@@ -9,8 +9,11 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized};
-use object::{Object as _, ObjectSection, ObjectSegment, ReadCache, SectionFlags, SegmentFlags, elf};
+use blazesym::symbolize::{CodeInfo, Input, Sym};
+use object::{
+    Object as _, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionFlags, SegmentFlags,
+    SymbolKind, elf,
+};
 
 use super::debug_file::{self, DebugLinks};
 use super::demangle::{Name, demangle};
@@ -25,7 +28,7 @@ pub(super) struct ObjectFile {
     path: PathBuf,
     headers: Headers,
     file: File,
-    symbols: OnceCell<Vec<Symbols>>,
+    names: OnceCell<Names>,
 }
 
 /// A function, or one that was inlined into the function of the next one.
@@ -41,7 +44,7 @@ impl ObjectFile {
     /// Reads the headers of `file`, found at `path`; fails when it is not ELF.
     pub(super) fn open(file: File, path: PathBuf) -> io::Result<Self> {
         let headers = Headers::read(&file)?;
-        Ok(Self { path, headers, file, symbols: OnceCell::new() })
+        Ok(Self { path, headers, file, names: OnceCell::new() })
     }
 
     /// The build id in hex.
@@ -57,18 +60,87 @@ impl ObjectFile {
 
     /// The functions at `svma`, the innermost inlined one first; none when nothing is known of that address.
     pub(super) fn functions(&self, svma: u64, process: &Process) -> Vec<Function> {
-        let sources = self.symbols.get_or_init(|| self.open_symbols(process));
-        sources.iter().find_map(|source| source.functions(svma, &self.headers.code)).unwrap_or_default()
+        let names = self.names.get_or_init(|| self.open_names(process));
+        let table = names.sources.iter().find_map(|source| source.table_symbol(svma, &self.headers.code));
+        let described = names.sources.iter().find_map(|source| source.debug_symbol(svma, &self.headers.code));
+        let start =
+            [&described, &table].into_iter().flatten().map(|symbol| symbol.addr).find(|&addr| addr != 0);
+        let exported = start.and_then(|start| names.exports.get(start));
+        let Some(symbol) = described.as_ref().or(table.as_ref()) else { return Vec::new() };
+        functions(symbol, best_name(&symbol.name, table.as_ref().map(|table| &*table.name), exported))
     }
 
-    /// The sources of names, best first.
-    fn open_symbols(&self, process: &Process) -> Vec<Symbols> {
-        let debug_file = (!self.headers.has_debug_info)
-            .then(|| debug_file::find(&self.path, &self.headers.links, process));
-        let separate = debug_file.flatten().and_then(|file| Symbols::open(&file, true));
-        let embedded = self.headers.has_debug_info.then(|| Symbols::open(&self.file, true)).flatten();
-        let tables = Symbols::open(&self.file, false);
-        [separate, embedded, tables].into_iter().flatten().collect()
+    fn open_names(&self, process: &Process) -> Names {
+        let has_debug_info = self.headers.has_debug_info;
+        let debug_file =
+            if has_debug_info { None } else { debug_file::find(&self.path, &self.headers.links, process) };
+        let debug_file = debug_file.and_then(|file| Symbols::open(&file, true));
+        let own = Symbols::open(&self.file, has_debug_info);
+        Names {
+            sources: [debug_file, own].into_iter().flatten().collect(),
+            exports: Exports::read(&self.file).unwrap_or_else(|error| {
+                log::debug!("cannot read the exports of {}: {error}", self.path.display());
+                Exports::default()
+            }),
+        }
+    }
+}
+
+/// Where an object's names come from.
+struct Names {
+    /// Best first.
+    sources: Vec<Symbols>,
+    exports: Exports,
+}
+
+/// The name of a function, of those that it has. A mangled one says the most (GCC describes local C++ functions by
+/// their bare name); the exported one is what callers write (`puts`, where the C library's debug information has
+/// `__GI__IO_puts`).
+fn best_name<'a>(described: &'a str, table: Option<&'a str>, exported: Option<&'a str>) -> &'a str {
+    let mangled = |name: &&str| demangle(name).language.is_some();
+    [Some(described), table].into_iter().flatten().find(mangled).or(exported).unwrap_or(described)
+}
+
+/// The unmangled names that an object exports, one an address: of aliases (`puts` and `_IO_puts`) the one with the
+/// fewest leading underscores, then the shortest.
+#[derive(Debug, Default)]
+struct Exports(Vec<(u64, Box<str>)>);
+
+impl Exports {
+    fn read(file: &File) -> io::Result<Self> {
+        let cache = ReadCache::new(file);
+        let elf = object::File::parse(&cache).map_err(io::Error::other)?;
+        let mut exports: Vec<(u64, Box<str>)> = Vec::new();
+        let symbols: Box<dyn Iterator<Item = _>> = match elf.dynamic_symbol_table() {
+            Some(_) => Box::new(elf.dynamic_symbols()),
+            None => Box::new(elf.symbols()),
+        };
+        for symbol in symbols {
+            let function = symbol.kind() == SymbolKind::Text && symbol.is_definition() && symbol.is_global();
+            if let Ok(name) = symbol.name()
+                && function
+                && !name.starts_with("_Z")
+                && !name.starts_with("_R")
+            {
+                exports.push((symbol.address(), name.into()));
+            }
+        }
+        Ok(Self::new(exports))
+    }
+
+    fn new(mut exports: Vec<(u64, Box<str>)>) -> Self {
+        let underscores = |name: &str| name.len() - name.trim_start_matches('_').len();
+        exports.sort_by(|(a, name), (b, other)| {
+            let rank = |name: &str| (underscores(name), name.len());
+            a.cmp(b).then_with(|| rank(name).cmp(&rank(other))).then_with(|| name.cmp(other))
+        });
+        exports.dedup_by_key(|(address, _)| *address);
+        Self(exports)
+    }
+
+    fn get(&self, address: u64) -> Option<&str> {
+        let at = self.0.binary_search_by_key(&address, |(address, _)| *address).ok()?;
+        Some(&self.0[at].1)
     }
 }
 
@@ -133,37 +205,49 @@ impl Headers {
 /// One ELF file with symbols, as blazesym reads it.
 struct Symbols {
     symbolizer: blazesym::symbolize::Symbolizer,
-    source: Source<'static>,
+    tables: Source<'static>,
+    debug_info: Option<Source<'static>>,
 }
 
 impl Symbols {
     /// Opens the symbol tables of `file`, and with `debug_info` its DWARF too.
     fn open(file: &File, debug_info: bool) -> Option<Self> {
-        let mut elf = Elf::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        elf.debug_syms = debug_info;
+        let elf = Elf::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let tables = Elf { debug_syms: false, ..elf.clone() };
         let symbolizer = blazesym::symbolize::Symbolizer::builder()
             // The descriptor's number can be reused once blazesym has mapped the file.
             .enable_auto_reload(false)
             // We need to know how a name was mangled, and bound what comes of it.
             .enable_demangling(false)
             .build();
-        let symbols = Self { symbolizer, source: elf.into() };
         // The first look-up maps the file and finds out whether it can be read at all.
-        match symbols.symbolizer.symbolize_single(&symbols.source, Input::VirtOffset(0)) {
-            Ok(_) => Some(symbols),
+        let opens = |source: &Source<'_>| match symbolizer.symbolize_single(source, Input::VirtOffset(0)) {
+            Ok(_) => true,
             Err(error) => {
-                log::debug!("cannot use the symbols of {:?}: {error:#}", symbols.source);
-                None
+                log::debug!("cannot use the symbols of {source:?}: {error:#}");
+                false
             }
-        }
+        };
+        let (tables, debug_info) = (Source::from(tables), debug_info.then(|| Source::from(elf)));
+        let debug_info = debug_info.filter(&opens);
+        (opens(&tables) || debug_info.is_some()).then_some(Self { symbolizer, tables, debug_info })
     }
 
-    fn functions(&self, svma: u64, code: &[Range<u64>]) -> Option<Vec<Function>> {
-        match self.symbolizer.symbolize_single(&self.source, Input::VirtOffset(svma)) {
-            Ok(Symbolized::Sym(symbol)) if covers(&symbol, svma, code) => Some(functions(&symbol)),
-            Ok(_) => None,
+    /// What the symbol tables say of the code at `svma`.
+    fn table_symbol(&self, svma: u64, code: &[Range<u64>]) -> Option<Sym<'_>> {
+        self.symbol(&self.tables, svma, code)
+    }
+
+    /// What the debug information says of the code at `svma`.
+    fn debug_symbol(&self, svma: u64, code: &[Range<u64>]) -> Option<Sym<'_>> {
+        self.symbol(self.debug_info.as_ref()?, svma, code)
+    }
+
+    fn symbol(&self, source: &Source<'_>, svma: u64, code: &[Range<u64>]) -> Option<Sym<'_>> {
+        match self.symbolizer.symbolize_single(source, Input::VirtOffset(svma)) {
+            Ok(symbolized) => symbolized.into_sym().filter(|symbol| covers(symbol, svma, code)),
             Err(error) => {
-                log::debug!("no symbol for {svma:#x} of {:?}: {error:#}", self.source);
+                log::debug!("no symbol for {svma:#x} of {source:?}: {error:#}");
                 None
             }
         }
@@ -180,11 +264,12 @@ fn covers(symbol: &Sym<'_>, svma: u64, code: &[Range<u64>]) -> bool {
         && (bounded || code.iter().any(|section| section.contains(&symbol.addr) && section.contains(&svma)))
 }
 
-/// blazesym names the function first, then what was inlined into it, from the outside in.
-fn functions(symbol: &Sym<'_>) -> Vec<Function> {
+/// The functions at a symbol whose own name is `name`. blazesym has the function first, then what was inlined into
+/// it, from the outside in.
+fn functions(symbol: &Sym<'_>, name: &str) -> Vec<Function> {
     let inlined = symbol.inlined.iter().rev();
     let inlined = inlined.map(|function| Function::new(&function.name, function.code_info.as_ref(), true));
-    inlined.chain([Function::new(&symbol.name, symbol.code_info.as_deref(), false)]).collect()
+    inlined.chain([Function::new(name, symbol.code_info.as_deref(), false)]).collect()
 }
 
 impl Function {
@@ -204,4 +289,31 @@ pub(super) fn to_hex(bytes: &[u8]) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_aliases_the_plainest_is_taken() {
+        let names =
+            [(16, "_IO_puts"), (16, "puts"), (8, "memalign"), (8, "aligned_alloc"), (8, "__libc_memalign")];
+        let exports = Exports::new(names.map(|(at, name)| (at, name.into())).to_vec());
+        assert_eq!((exports.get(16), exports.get(8), exports.get(9)), (Some("puts"), Some("memalign"), None));
+    }
+
+    #[test]
+    fn the_name_that_says_most_is_taken() {
+        assert_eq!(best_name("__GI__IO_puts", Some("__GI__IO_puts"), Some("puts")), "puts");
+        assert_eq!(best_name("push", Some("_ZN1S4pushEv"), None), "_ZN1S4pushEv");
+        assert_eq!(best_name("_ZN1S4pushEv", Some("alias"), Some("c_alias")), "_ZN1S4pushEv");
+        assert_eq!(best_name("local", Some("local.cold"), None), "local");
+    }
+
+    #[test]
+    fn a_segment_is_mapped_in_whole_pages() {
+        let segment = Segment { file: 0x1234..0x2001, svma: 0x40_1234 };
+        assert_eq!(segment.pages(), 0x1000..0x3000);
+    }
 }

@@ -3,12 +3,14 @@
 //! A descriptor of `/proc/PID` refers to that process and no other: once it is gone, opening through it fails with
 //! `ESRCH`, even when the pid has been given to somebody else.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -31,6 +33,9 @@ pub(super) struct Process {
     directory: OwnedFd,
     /// Its root directory, which stays reachable when it has exited: debug and perf map files are found below it.
     root: Option<OwnedFd>,
+    /// Where that is for the tracer, by which `maps` shows the paths of a target that has only changed its root;
+    /// those of another mount namespace it shows as the target sees them.
+    root_path: PathBuf,
     /// Its pid in its own pid namespace, by which it names its perf map.
     namespace_pid: u32,
     /// Its effective user.
@@ -45,7 +50,10 @@ impl Process {
         let root = rustix::fs::openat(&directory, "root", DIRECTORY, Mode::empty())
             .inspect_err(|error| log::debug!("cannot open the root directory of {pid}: {error}"))
             .ok();
-        let mut process = Self { user: 0, root, namespace_pid: pid.0, started: None, directory };
+        let root_path = rustix::fs::readlinkat(&directory, "root", Vec::new());
+        let root_path =
+            root_path.map_or_else(|_| "/".into(), |path| OsString::from_vec(path.into_bytes()).into());
+        let mut process = Self { user: 0, root, root_path, namespace_pid: pid.0, started: None, directory };
         process.user = rustix::fs::fstat(&process.directory)?.st_uid;
         let status = process.read("status")?;
         process.namespace_pid = namespace_pid(&status).unwrap_or(pid.0);
@@ -60,13 +68,22 @@ impl Process {
         Ok(text)
     }
 
+    /// The path of `mapping`'s file below the target's root.
+    pub(super) fn path_below_root(&self, mapping: &Mapping) -> PathBuf {
+        match mapping.path.strip_prefix(&self.root_path) {
+            Ok(path) if mapping.file.is_some() => Path::new("/").join(path),
+            _ => mapping.path.clone(),
+        }
+    }
+
     /// The file behind a mapping: exactly it through `map_files`, whatever happened to its path since; without the
     /// privilege for that (`CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`) by its path below the target's root, provided
     /// that the file found there is still the one that is mapped.
     pub(super) fn open_mapped(&self, mapping: &Mapping, id: FileId) -> io::Result<File> {
         let Range { start, end } = mapping.range;
         self.open_below(&format!("map_files/{start:x}-{end:x}")).or_else(|error| {
-            let file = self.open_in_root(&mapping.path, OFlags::empty()).map_err(|_| error)?;
+            let file =
+                self.open_in_root(&self.path_below_root(mapping), OFlags::empty()).map_err(|_| error)?;
             // Devices are not compared: overlayfs and btrfs show another one in `maps` than in `stat`.
             if file.metadata()?.ino() == id.inode {
                 Ok(file)
