@@ -17,6 +17,7 @@
 
 mod debug_file;
 mod demangle;
+mod exports;
 mod mappings;
 mod object_file;
 mod perf_map;
@@ -122,10 +123,9 @@ impl Symbolizer {
         frames
     }
 
-    /// The target has mapped or unmapped code: what was derived from the old mappings is not used any more.
+    /// The target has mapped or unmapped code: what was derived from mappings that are replaced is not used any more.
     pub fn mappings_changed(&mut self) {
         self.read = MappingsRead::No;
-        self.frames = FrameCache::default();
     }
 
     /// Every executable mapping, by address; those that are gone included, unless something else is there now.
@@ -180,18 +180,46 @@ impl Symbolizer {
     }
 
     fn enter(&mut self, mappings: impl Iterator<Item = Mapping>) {
-        let Some(process) = &self.process else { return };
-        let mut space = AddressSpace::default();
+        let mut present = AddressSpace::default();
+        let mut changed = false;
         for mapping in mappings {
-            let key = (mapping.file, mapping.path.clone());
-            let module = self.modules.entry(key).or_insert_with(|| Rc::new(Module::open(&mapping, process)));
-            space.map(&mapping, Rc::clone(module));
-            self.space.map(&mapping, Rc::clone(module));
+            let Some(module) = self.module(&mapping) else { return };
+            present.map(&mapping, Rc::clone(&module));
+            changed |= self.space.map(&mapping, module);
         }
-        if self.space.len() > space.len() + REMEMBERED_REGIONS {
-            self.space = space;
+        if self.space.len() > present.len() + REMEMBERED_REGIONS {
+            (self.space, changed) = (present, true);
+        }
+        if changed {
+            self.frames = FrameCache::default();
         }
         self.modules.retain(|_, module| Rc::strong_count(module) > 1);
+    }
+
+    /// The module that `mapping` shows, opened if need be. A file can be gone before it is opened, and come back.
+    fn module(&mut self, mapping: &Mapping) -> Option<Rc<Module>> {
+        let process = self.process.as_ref()?;
+        let key = (mapping.file, mapping.path.clone());
+        let known = self.modules.get(&key);
+        if let Some(module) = known.filter(|module| module.object.is_some() || !module.is_file) {
+            return Some(Rc::clone(module));
+        }
+        let module = Module::open(mapping, process);
+        match known {
+            Some(known) if module.object.is_none() => Some(Rc::clone(known)),
+            _ => {
+                let module = Rc::new(module);
+                self.modules.insert(key, Rc::clone(&module));
+                Some(module)
+            }
+        }
+    }
+}
+
+/// A module is one file, opened: equal to itself only.
+impl PartialEq for Module {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
     }
 }
 

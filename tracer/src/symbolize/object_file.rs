@@ -10,13 +10,11 @@ use std::path::PathBuf;
 
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym};
-use object::{
-    Object as _, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionFlags, SegmentFlags,
-    SymbolKind, elf,
-};
+use object::{Object as _, ObjectSection, ObjectSegment, ReadCache, SectionFlags, SegmentFlags, elf};
 
 use super::debug_file::{self, DebugLinks};
 use super::demangle::{Name, demangle};
+use super::exports::Exports;
 use super::process::Process;
 
 /// Mappings begin and end on pages, segments of a file need not.
@@ -65,9 +63,12 @@ impl ObjectFile {
         let described = names.sources.iter().find_map(|source| source.debug_symbol(svma, &self.headers.code));
         let start =
             [&described, &table].into_iter().flatten().map(|symbol| symbol.addr).find(|&addr| addr != 0);
-        let exported = start.and_then(|start| names.exports.get(start));
+        let exported = start.and_then(|start| names.exports.get(start, &self.file));
         let Some(symbol) = described.as_ref().or(table.as_ref()) else { return Vec::new() };
-        functions(symbol, best_name(&symbol.name, table.as_ref().map(|table| &*table.name), exported))
+        functions(
+            symbol,
+            best_name(&symbol.name, table.as_ref().map(|table| &*table.name), exported.as_deref()),
+        )
     }
 
     fn open_names(&self, process: &Process) -> Names {
@@ -99,49 +100,6 @@ struct Names {
 fn best_name<'a>(described: &'a str, table: Option<&'a str>, exported: Option<&'a str>) -> &'a str {
     let mangled = |name: &&str| demangle(name).language.is_some();
     [Some(described), table].into_iter().flatten().find(mangled).or(exported).unwrap_or(described)
-}
-
-/// The unmangled names that an object exports, one an address: of aliases (`puts` and `_IO_puts`) the one with the
-/// fewest leading underscores, then the shortest.
-#[derive(Debug, Default)]
-struct Exports(Vec<(u64, Box<str>)>);
-
-impl Exports {
-    fn read(file: &File) -> io::Result<Self> {
-        let cache = ReadCache::new(file);
-        let elf = object::File::parse(&cache).map_err(io::Error::other)?;
-        let mut exports: Vec<(u64, Box<str>)> = Vec::new();
-        let symbols: Box<dyn Iterator<Item = _>> = match elf.dynamic_symbol_table() {
-            Some(_) => Box::new(elf.dynamic_symbols()),
-            None => Box::new(elf.symbols()),
-        };
-        for symbol in symbols {
-            let function = symbol.kind() == SymbolKind::Text && symbol.is_definition() && symbol.is_global();
-            if let Ok(name) = symbol.name()
-                && function
-                && !name.starts_with("_Z")
-                && !name.starts_with("_R")
-            {
-                exports.push((symbol.address(), name.into()));
-            }
-        }
-        Ok(Self::new(exports))
-    }
-
-    fn new(mut exports: Vec<(u64, Box<str>)>) -> Self {
-        let underscores = |name: &str| name.len() - name.trim_start_matches('_').len();
-        exports.sort_by(|(a, name), (b, other)| {
-            let rank = |name: &str| (underscores(name), name.len());
-            a.cmp(b).then_with(|| rank(name).cmp(&rank(other))).then_with(|| name.cmp(other))
-        });
-        exports.dedup_by_key(|(address, _)| *address);
-        Self(exports)
-    }
-
-    fn get(&self, address: u64) -> Option<&str> {
-        let at = self.0.binary_search_by_key(&address, |(address, _)| *address).ok()?;
-        Some(&self.0[at].1)
-    }
 }
 
 /// What the headers of an ELF file say.
@@ -294,14 +252,6 @@ pub(super) fn to_hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn of_aliases_the_plainest_is_taken() {
-        let names =
-            [(16, "_IO_puts"), (16, "puts"), (8, "memalign"), (8, "aligned_alloc"), (8, "__libc_memalign")];
-        let exports = Exports::new(names.map(|(at, name)| (at, name.into())).to_vec());
-        assert_eq!((exports.get(16), exports.get(8), exports.get(9)), (Some("puts"), Some("memalign"), None));
-    }
 
     #[test]
     fn the_name_that_says_most_is_taken() {

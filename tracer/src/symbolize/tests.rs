@@ -162,6 +162,26 @@ fn assert_inlines(frames: &[Frame], source: &str) {
     assert_eq!((inner.ip, &inner.module, &inner.offset), (outer.ip, &outer.module, &outer.offset));
 }
 
+/// The capabilities that `map_files` asks for are taken from this very test.
+#[test]
+fn without_map_files_the_path_is_good_enough() {
+    if !privileged() {
+        return;
+    }
+    let caps = "--bounding-set=-sys_admin,-checkpoint_restore";
+    let test = std::env::current_exe().unwrap();
+    for (name, succeeds) in [
+        ("inlined_functions_come_first_with_their_lines", true),
+        ("a_deleted_and_replaced_program_is_read_by_what_is_mapped", false),
+    ] {
+        let name = format!("symbolize::tests::{name}");
+        let output = Command::new("setpriv").arg(caps).arg(&test).args(["--exact", &name]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("running 1 test"), "{text}");
+        assert_eq!(output.status.success(), succeeds, "{text}");
+    }
+}
+
 #[test]
 fn inlined_functions_come_first_with_their_lines() {
     for link in ["-pie -fPIE", "-no-pie", "-static", "-static-pie -fPIE"] {
