@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 
 use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{CodeInfo, Input, Sym};
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 use object::{Object as _, ObjectSection, ObjectSegment, ReadCache, SectionFlags, SegmentFlags, elf};
 
 use super::debug_file::{self, DebugLinks};
@@ -162,7 +163,7 @@ impl Headers {
 
 /// One ELF file with symbols, as blazesym reads it.
 struct Symbols {
-    symbolizer: blazesym::symbolize::Symbolizer,
+    symbolizer: Symbolizer,
     tables: Source<'static>,
     debug_info: Option<Source<'static>>,
 }
@@ -172,20 +173,14 @@ impl Symbols {
     fn open(file: &File, debug_info: bool) -> Option<Self> {
         let elf = Elf::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let tables = Elf { debug_syms: false, ..elf.clone() };
-        let symbolizer = blazesym::symbolize::Symbolizer::builder()
+        let symbolizer = Symbolizer::builder()
             // The descriptor's number can be reused once blazesym has mapped the file.
             .enable_auto_reload(false)
             // We need to know how a name was mangled, and bound what comes of it.
             .enable_demangling(false)
             .build();
         // The first look-up maps the file and finds out whether it can be read at all.
-        let opens = |source: &Source<'_>| match symbolizer.symbolize_single(source, Input::VirtOffset(0)) {
-            Ok(_) => true,
-            Err(error) => {
-                log::debug!("cannot use the symbols of {source:?}: {error:#}");
-                false
-            }
-        };
+        let opens = |source: &Source<'_>| look_up(&symbolizer, source, 0).is_some();
         let (tables, debug_info) = (Source::from(tables), debug_info.then(|| Source::from(elf)));
         let debug_info = debug_info.filter(&opens);
         (opens(&tables) || debug_info.is_some()).then_some(Self { symbolizer, tables, debug_info })
@@ -202,14 +197,21 @@ impl Symbols {
     }
 
     fn symbol(&self, source: &Source<'_>, svma: u64, code: &[Range<u64>]) -> Option<Sym<'_>> {
-        match self.symbolizer.symbolize_single(source, Input::VirtOffset(svma)) {
-            Ok(symbolized) => symbolized.into_sym().filter(|symbol| covers(symbol, svma, code)),
-            Err(error) => {
-                log::debug!("no symbol for {svma:#x} of {source:?}: {error:#}");
-                None
-            }
-        }
+        let symbol = look_up(&self.symbolizer, source, svma)?.into_sym();
+        symbol.filter(|symbol| covers(symbol, svma, code))
     }
+}
+
+/// Asks blazesym; none when it cannot read the file. It can panic on a corrupt one (0.2.7: a line table's index of a
+/// file), and the target decides what its files hold.
+fn look_up<'a>(symbolizer: &'a Symbolizer, source: &Source<'_>, svma: u64) -> Option<Symbolized<'a>> {
+    let ask = || symbolizer.symbolize_single(source, Input::VirtOffset(svma));
+    match panic::catch_unwind(AssertUnwindSafe(ask)) {
+        Ok(Ok(answer)) => return Some(answer),
+        Ok(Err(error)) => log::debug!("cannot look up {svma:#x} in {source:?}: {error:#}"),
+        Err(_) => log::debug!("cannot look up {svma:#x} in {source:?}: it is corrupt"),
+    }
+    None
 }
 
 /// Whether `symbol` really is about the code at `svma`. blazesym respects the sizes of symbols; one of `.symtab`
@@ -225,7 +227,8 @@ fn covers(symbol: &Sym<'_>, svma: u64, code: &[Range<u64>]) -> bool {
 /// The functions at a symbol whose own name is `name`. blazesym has the function first, then what was inlined into
 /// it, from the outside in.
 fn functions(symbol: &Sym<'_>, name: &str) -> Vec<Function> {
-    let inlined = symbol.inlined.iter().rev();
+    // One without a name (it is in a supplementary file that is missing) would tell nothing.
+    let inlined = symbol.inlined.iter().rev().filter(|function| !function.name.is_empty());
     let inlined = inlined.map(|function| Function::new(&function.name, function.code_info.as_ref(), true));
     inlined.chain([Function::new(name, symbol.code_info.as_deref(), false)]).collect()
 }

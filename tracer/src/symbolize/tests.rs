@@ -650,3 +650,27 @@ fn a_perf_map_of_an_earlier_process_or_another_user_is_not_believed() {
         fs::remove_file(&map).unwrap();
     }
 }
+
+/// Each byte of a line table in turn made into each of a few values: blazesym 0.2.7 panics on some of them.
+#[test]
+fn a_corrupt_object_costs_no_more_than_its_names() {
+    let shop = Workshop::new();
+    let path = shop.compile("prog", INLINES, "-O2 -g");
+    let process = Process::open(Pid(std::process::id())).unwrap();
+    let main = symbol(&path, "outer").start;
+    let bytes = fs::read(&path).unwrap();
+    let file = ::object::File::parse(&*bytes).unwrap();
+    let (start, size) = file.section_by_name(".debug_line").unwrap().file_range().unwrap();
+    let corrupt = shop.path("corrupt");
+    for at in start..start + size {
+        for value in [0, 4, 0xff] {
+            let mut bytes = bytes.clone();
+            bytes[at as usize] = value;
+            fs::write(&corrupt, bytes).unwrap();
+            let object = ObjectFile::open(fs::File::open(&corrupt).unwrap(), corrupt.clone()).unwrap();
+            let functions = object.functions(main, &process);
+            assert_eq!(functions.last().unwrap().name.text, "outer");
+            fs::remove_file(&corrupt).unwrap();
+        }
+    }
+}
