@@ -38,8 +38,8 @@ use self::perf_map::PerfMap;
 use self::process::Process;
 use crate::model::{Address, Frame, Pid};
 
-/// Addresses whose frames are kept, in each of two generations. A frame takes about 300 bytes.
-const CACHED_ADDRESSES: usize = 32 << 10;
+/// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names.
+const CACHED_FRAMES: usize = 32 << 10;
 
 /// Regions that are no longer mapped and still remembered, before all of them are forgotten.
 const REMEMBERED_REGIONS: usize = 4096;
@@ -281,6 +281,8 @@ fn name(base: &Frame, function: Function) -> Frame {
 struct FrameCache {
     new: HashMap<Address, Rc<[Frame]>>,
     old: HashMap<Address, Rc<[Frame]>>,
+    /// How many frames `new` holds.
+    frames: usize,
 }
 
 impl FrameCache {
@@ -294,9 +296,11 @@ impl FrameCache {
     }
 
     fn insert(&mut self, address: Address, frames: &Rc<[Frame]>) {
-        if self.new.len() >= CACHED_ADDRESSES {
+        if self.frames + frames.len() > CACHED_FRAMES {
             self.old = std::mem::take(&mut self.new);
+            self.frames = 0;
         }
+        self.frames += frames.len();
         self.new.insert(address, Rc::clone(frames));
     }
 }

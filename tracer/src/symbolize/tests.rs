@@ -589,28 +589,43 @@ fn container(shop: &Workshop, source: &str) -> PathBuf {
     shop.path("root")
 }
 
+/// Starts the program of a root directory with nothing but another root.
+fn with_own_root(root: &Path) -> Program {
+    Program::start(Command::new("chroot").arg(root).arg("/prog"))
+}
+
+/// Starts it as a container's first process: in a mount and pid namespace of its own.
+fn with_own_namespaces(root: &Path) -> Program {
+    let enter = "mount --bind $0 $0 && cd $0 && mkdir old && pivot_root . old && exec /prog";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enter]).arg(root);
+    let mut program = Program::start(&mut command);
+    let children = format!("/proc/{0}/task/{0}/children", program.pid);
+    program.pid = Pid(fs::read_to_string(children).unwrap().trim().parse().unwrap());
+    program
+}
+
 #[test]
 fn debug_files_are_found_in_the_targets_root() {
     if !privileged() {
         return;
     }
-    for by_build_id in [true, false] {
-        let shop = Workshop::new();
-        let root = container(&shop, INLINES);
-        let path = root.join("prog");
-        let id = fs::File::open(&path)
-            .and_then(|file| ObjectFile::open(file, path.clone()))
-            .unwrap()
-            .build_id()
-            .unwrap();
-        let by_id = format!("usr/lib/debug/.build-id/{}/{}.debug", &id[..2], &id[2..]);
-        let debug = root.join(if by_build_id { &by_id } else { "usr/lib/debug/prog.debug" });
-        split(&path, &debug);
-        if !by_build_id {
-            link(&path, &debug);
+    for start in [with_own_root, with_own_namespaces] {
+        for by_build_id in [true, false] {
+            let shop = Workshop::new();
+            let root = container(&shop, INLINES);
+            let path = root.join("prog");
+            let object = fs::File::open(&path).and_then(|file| ObjectFile::open(file, path.clone()));
+            let id = object.unwrap().build_id().unwrap();
+            let by_id = format!("usr/lib/debug/.build-id/{}/{}.debug", &id[..2], &id[2..]);
+            let debug = root.join(if by_build_id { &by_id } else { "usr/lib/debug/prog.debug" });
+            split(&path, &debug);
+            if !by_build_id {
+                link(&path, &debug);
+            }
+            let program = start(&root);
+            assert_inlines(&program.frames(&mut program.symbolizer(), "outer"), INLINES);
         }
-        let program = Program::start(Command::new("chroot").arg(&root).arg("/prog"));
-        assert_inlines(&program.frames(&mut program.symbolizer(), "outer"), INLINES);
     }
 }
 
@@ -621,12 +636,8 @@ fn a_perf_map_is_found_in_the_targets_namespaces() {
     }
     let shop = Workshop::new();
     let root = container(&shop, JIT);
-    let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--kill-child", "chroot"]).arg(&root).arg("/prog");
-    let mut program = Program::start(&mut command);
+    let mut program = with_own_namespaces(&root);
     assert!(root.join("tmp/perf-1.map").exists());
-    let children = format!("/proc/{0}/task/{0}/children", program.pid);
-    program.pid = Pid(fs::read_to_string(children).unwrap().trim().parse().unwrap());
     assert_jit(&mut program);
 }
 
@@ -635,19 +646,12 @@ fn a_perf_map_of_an_earlier_process_or_another_user_is_not_believed() {
     if !privileged() {
         return;
     }
-    let shop = Workshop::new();
-    let root = container(&shop, JIT);
-    let map = root.join("tmp/perf-1.map");
     for change in ["touch -d 2001-01-01", "chown 4242", "truncate -s 0"] {
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--kill-child", "chroot"]).arg(&root).arg("/prog");
-        let mut program = Program::start(&mut command);
-        let children = format!("/proc/{0}/task/{0}/children", program.pid);
-        program.pid = Pid(fs::read_to_string(children).unwrap().trim().parse().unwrap());
-        assert!(map.exists());
-        run(&format!("{change} {}", map.display()));
+        let shop = Workshop::new();
+        let root = container(&shop, JIT);
+        let program = with_own_namespaces(&root);
+        run(&format!("{change} {}", root.join("tmp/perf-1.map").display()));
         assert_eq!(program.label(&mut program.symbolizer(), "first"), "[anon]", "{change}");
-        fs::remove_file(&map).unwrap();
     }
 }
 
@@ -673,4 +677,18 @@ fn a_corrupt_object_costs_no_more_than_its_names() {
             fs::remove_file(&corrupt).unwrap();
         }
     }
+}
+
+#[test]
+fn the_cache_is_bounded_and_keeps_what_is_in_use() {
+    let mut cache = FrameCache::default();
+    let frames: Rc<[Frame]> = vec![Frame::default(); 3].into();
+    let hot = Address(0);
+    cache.insert(hot, &frames);
+    for address in 1..=CACHED_FRAMES as u64 {
+        cache.insert(Address(address), &frames);
+        assert!(cache.get(hot).is_some(), "{address}");
+        assert!((cache.new.len() + cache.old.len()) * frames.len() <= 2 * CACHED_FRAMES);
+    }
+    assert!(cache.get(Address(1)).is_none());
 }
