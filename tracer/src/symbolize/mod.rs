@@ -17,6 +17,7 @@
 
 mod debug_file;
 mod demangle;
+mod exports;
 mod mappings;
 mod object_file;
 mod perf_map;
@@ -40,8 +41,8 @@ use self::perf_map::PerfMap;
 use self::process::Process;
 use crate::model::{Address, Frame, Pid};
 
-/// Addresses whose frames are kept, in each of two generations. A frame takes about 300 bytes.
-const CACHED_ADDRESSES: usize = 32 << 10;
+/// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names.
+const CACHED_FRAMES: usize = 32 << 10;
 
 /// Regions that are no longer mapped and still remembered, before all of them are forgotten.
 const REMEMBERED_REGIONS: usize = 4096;
@@ -78,7 +79,7 @@ pub struct MappedModule<'a> {
     pub range: Range<Address>,
     /// Offset in the file of the first byte of `range`.
     pub file_offset: u64,
-    /// Its path in the target's mount namespace, or the mapping's name; empty for anonymous memory.
+    /// Its path below the target's root, or the mapping's name; empty for anonymous memory.
     pub path: &'a Path,
     /// Its build id, in hex.
     pub build_id: Option<&'a str>,
@@ -125,10 +126,9 @@ impl Symbolizer {
         frames
     }
 
-    /// The target has mapped or unmapped code: what was derived from the old mappings is not used any more.
+    /// The target has mapped or unmapped code: what was derived from mappings that are replaced is not used any more.
     pub fn mappings_changed(&mut self) {
         self.read = MappingsRead::No;
-        self.frames = FrameCache::default();
     }
 
     /// Every executable mapping, by address; those that are gone included, unless something else is there now.
@@ -183,38 +183,67 @@ impl Symbolizer {
     }
 
     fn enter(&mut self, mappings: impl Iterator<Item = Mapping>) {
-        let Some(process) = &self.process else { return };
-        let mut space = AddressSpace::default();
+        let mut present = AddressSpace::default();
+        let mut changed = false;
         for mapping in mappings {
-            let key = (mapping.file, mapping.path.clone());
-            let module = self.modules.entry(key).or_insert_with(|| Rc::new(Module::open(&mapping, process)));
-            space.map(&mapping, Rc::clone(module));
-            self.space.map(&mapping, Rc::clone(module));
+            let Some(module) = self.module(&mapping) else { return };
+            present.map(&mapping, Rc::clone(&module));
+            changed |= self.space.map(&mapping, module);
         }
-        if self.space.len() > space.len() + REMEMBERED_REGIONS {
-            self.space = space;
+        if self.space.len() > present.len() + REMEMBERED_REGIONS {
+            (self.space, changed) = (present, true);
+        }
+        if changed {
+            self.frames = FrameCache::default();
         }
         self.modules.retain(|_, module| Rc::strong_count(module) > 1);
+    }
+
+    /// The module that `mapping` shows, opened if need be. A file can be gone before it is opened, and come back.
+    fn module(&mut self, mapping: &Mapping) -> Option<Rc<Module>> {
+        let process = self.process.as_ref()?;
+        let key = (mapping.file, mapping.path.clone());
+        let known = self.modules.get(&key);
+        if let Some(module) = known.filter(|module| module.object.is_some() || !module.is_file) {
+            return Some(Rc::clone(module));
+        }
+        let module = Module::open(mapping, process);
+        match known {
+            Some(known) if module.object.is_none() => Some(Rc::clone(known)),
+            _ => {
+                let module = Rc::new(module);
+                self.modules.insert(key, Rc::clone(&module));
+                Some(module)
+            }
+        }
+    }
+}
+
+/// A module is one file, opened: equal to itself only.
+impl PartialEq for Module {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
     }
 }
 
 impl Module {
     fn open(mapping: &Mapping, process: &Process) -> Self {
+        let path = process.path_below_root(mapping);
         let file = match mapping.file {
             Some(id) => Some(process.open_mapped(mapping, id)),
             None if mapping.path == Path::new("[vdso]") => Some(process.copy_vdso(&mapping.range)),
             None => None,
         };
         let object = file.and_then(|file| {
-            let object = file.and_then(|file| ObjectFile::open(file, mapping.path.clone()));
+            let object = file.and_then(|file| ObjectFile::open(file, path.clone()));
             object.inspect_err(|error| log::debug!("no symbols for {}: {error}", mapping.path.display())).ok()
         });
         Self {
             name: mapping.module_name(),
-            path: mapping.path.clone(),
             build_id: object.as_ref().and_then(ObjectFile::build_id),
             is_file: mapping.file.is_some() || object.is_some(),
             object,
+            path,
         }
     }
 
@@ -255,6 +284,8 @@ fn name(base: &Frame, function: Function) -> Frame {
 struct FrameCache {
     new: HashMap<Address, Rc<[Frame]>>,
     old: HashMap<Address, Rc<[Frame]>>,
+    /// How many frames `new` holds.
+    frames: usize,
 }
 
 impl FrameCache {
@@ -268,9 +299,11 @@ impl FrameCache {
     }
 
     fn insert(&mut self, address: Address, frames: &Rc<[Frame]>) {
-        if self.new.len() >= CACHED_ADDRESSES {
+        if self.frames + frames.len() > CACHED_FRAMES {
             self.old = std::mem::take(&mut self.new);
+            self.frames = 0;
         }
+        self.frames += frames.len();
         self.new.insert(address, Rc::clone(frames));
     }
 }
