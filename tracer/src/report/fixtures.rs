@@ -71,7 +71,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
             frees: totals.freed_objects,
             unmatched_frees: 311,
             failed_allocations: 0,
-            lost: causes(&[("live_table_full", 0), ("ring_buffer_full", 0)]),
+            lost: causes(&[("live_table_full", 0), ("missed_free", 0)]),
             incomplete_stacks: causes(&[]),
         },
         totals,
@@ -305,7 +305,7 @@ pub fn lossy() -> Profile {
     profile.target = process(99, "leaky");
     profile.window.end = End::TargetExited;
     profile.events.allocations = 20_000;
-    profile.events.lost = causes(&[("live_table_full", 12_345), ("ring_buffer_full", 0), ("solar_flare", 1)]);
+    profile.events.lost = causes(&[("live_table_full", 12_345), ("missed_free", 0), ("solar_flare", 1)]);
     profile
 }
 
