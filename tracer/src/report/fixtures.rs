@@ -1,6 +1,7 @@
 //! Profiles that the golden tests draw.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::model::*;
 
@@ -101,7 +102,7 @@ fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport 
         verdict: None,
         complete: true,
         stop: None,
-        frames,
+        frames: frames.into_iter().map(Arc::new).collect(),
     }
 }
 

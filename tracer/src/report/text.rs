@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io;
+use std::sync::Arc;
 
 use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, fit_name, moment, per_minute, printable, share, shorten};
@@ -222,11 +223,11 @@ impl Page<'_> {
     }
 
     /// The frames, leaf first; a recursion is one line, and of many lines the first ones and the last two are shown.
-    fn frames(&self, frames: &[Frame]) -> Vec<String> {
+    fn frames(&self, frames: &[Arc<Frame>]) -> Vec<String> {
         const OUTER: usize = 2;
-        let runs: Vec<&[Frame]> = frames.chunk_by(same_place).collect();
+        let runs: Vec<&[Arc<Frame>]> = frames.chunk_by(|a, b| same_place(a, b)).collect();
         let lines =
-            |runs: &[&[Frame]]| runs.iter().map(|run| self.frame(&run[0], run.len())).collect::<Vec<_>>();
+            |runs: &[&[Arc<Frame>]]| runs.iter().map(|run| self.frame(&run[0], run.len())).collect::<Vec<_>>();
         let most = self.options.frames.max(OUTER + 2);
         if runs.len() <= most {
             return lines(&runs);
