@@ -226,8 +226,9 @@ impl Page<'_> {
     fn frames(&self, frames: &[Arc<Frame>]) -> Vec<String> {
         const OUTER: usize = 2;
         let runs: Vec<&[Arc<Frame>]> = frames.chunk_by(|a, b| same_place(a, b)).collect();
-        let lines =
-            |runs: &[&[Arc<Frame>]]| runs.iter().map(|run| self.frame(&run[0], run.len())).collect::<Vec<_>>();
+        let lines = |runs: &[&[Arc<Frame>]]| {
+            runs.iter().map(|run| self.frame(&run[0], run.len())).collect::<Vec<_>>()
+        };
         let most = self.options.frames.max(OUTER + 2);
         if runs.len() <= most {
             return lines(&runs);
