@@ -2,5 +2,7 @@
 //! memory that weigh them.
 
 pub mod mappings;
+#[cfg(test)]
+mod python_child;
 pub mod residency;
 pub mod smaps;

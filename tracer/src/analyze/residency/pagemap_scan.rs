@@ -82,11 +82,11 @@ unsafe impl Ioctl for ScanArg<'_> {
 ///
 /// # Errors
 /// `ENOTTY` where the kernel has no such call; `ESRCH` when the process has no memory any more.
-pub(super) fn scan<'a>(
+pub(super) fn scan(
     pagemap: impl AsFd,
     range: AddressRange,
-    buffer: &'a mut [PageRegion],
-) -> Result<(&'a [PageRegion], Option<Address>), Errno> {
+    buffer: &mut [PageRegion],
+) -> Result<(&[PageRegion], Option<Address>), Errno> {
     let argument = ScanArg {
         size: size_of::<ScanArg<'_>>() as u64,
         flags: 0,
