@@ -4,3 +4,4 @@
 //! stages before it and the [`model`].
 
 pub mod model;
+pub mod unwind;

@@ -1,0 +1,16 @@
+//! Unwind tables: what an ELF file says about its stack frames, in the form that the walk in BPF reads.
+//!
+//! [`Table::from_elf`] turns a file's `.eh_frame` into sorted rows and the few distinct rules that they use. The rows of
+//! all files go into global arrays in the kernel, where rules are numbered once for all ([`Rules`]). The walk
+//! itself is [`tracer_ebpf::unwind`].
+//!
+//! The files are the target's, so nothing in them is trusted: parsing is bounded in time and memory by the file's size,
+//! and what makes no sense becomes a row that says so.
+
+mod cfi;
+mod elf;
+mod rules;
+mod table;
+
+pub use rules::Rules;
+pub use table::{Table, TableError, TableStats};
