@@ -167,8 +167,7 @@ fn compare(name: &str, bytes: &[u8]) -> Seen {
             let middle = row.start_address() + (row.end_address() - row.start_address()) / 2;
             for ip in [row.start_address(), middle, row.end_address() - 1] {
                 let registers = Registers { ip, sp: SP, bp: BP };
-                let reference =
-                    Reference { frames: frames.clone(), encoding: function.cie().encoding(), registers };
+                let reference = Reference { frames, encoding: function.cie().encoding(), registers };
                 check(name, ip, table.lookup(ip), reference.caller(row), registers, &mut seen);
             }
         }
@@ -267,9 +266,7 @@ fn every_row_of_node() {
     installed(&["/usr/bin/node", "/usr/local/bin/node"]).map(|path| compare_file(&path));
 }
 
-/// 1.2 million rows: half a minute without optimisation.
 #[test]
-#[ignore = "slow; run with --ignored"]
 fn every_row_of_libllvm() {
     installed(&[
         "/usr/lib/x86_64-linux-gnu/libLLVM.so.22.1",

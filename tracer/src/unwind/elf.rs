@@ -18,6 +18,7 @@ const MAX_DECOMPRESSED: u64 = 256 << 20;
 
 /// Which section the frames are described in; they differ in detail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Flavour {
     EhFrame,
     DebugFrame,
@@ -32,6 +33,8 @@ pub(super) struct Section<'data> {
 
 /// What the table is made from.
 pub(super) struct Elf<'data> {
+    /// Bytes of the file.
+    pub length: u64,
     /// The svmas of executable code, ascending; nothing outside of them is code.
     pub code: Vec<Range<u64>>,
     /// By preference.
@@ -57,14 +60,40 @@ pub(super) fn read(bytes: &[u8]) -> Result<Elf<'_>, TableError> {
         .or_else(|| eh_frame_segment(segments, endian, bytes, &bases));
     sections.extend(eh_frame);
     sections.extend(debug_frame(&table, endian, bytes, bases));
-    Ok(Elf { code: executable(segments, endian, bytes.len() as u64), sections })
+    let length = bytes.len() as u64;
+    Ok(Elf { length, code: executable(segments, endian, length), sections })
+}
+
+/// What the loader added to a file's addresses, for a mapping of it: `svma = avma - bias`. `start` is where the mapping
+/// begins, `file_offset` where it begins in the file, both as in `/proc/PID/maps`. `None` when the file has no
+/// executable segment there.
+#[must_use]
+pub fn load_bias(elf: &[u8], start: u64, file_offset: u64) -> Option<u64> {
+    let header = Header::parse(elf).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, elf).ok()?;
+    segments.iter().filter(|segment| is_executable(segment, endian)).find_map(|segment| {
+        // The kernel maps whole pages: the mapping may begin before the segment does.
+        let offset = segment.p_offset(endian);
+        let end = offset.checked_add(segment.p_filesz(endian))?;
+        let into = file_offset.wrapping_sub(offset);
+        let covers = offset & !(MIN_PAGE - 1) <= file_offset && file_offset < end;
+        covers.then(|| start.wrapping_sub(segment.p_vaddr(endian).wrapping_add(into)))
+    })
+}
+
+/// The smallest unit of mapping on x86_64.
+const MIN_PAGE: u64 = 4096;
+
+fn is_executable(segment: &ProgramHeader64<Endianness>, endian: Endianness) -> bool {
+    segment.p_type(endian) == PT_LOAD && segment.p_flags(endian).contains(PF_X)
 }
 
 /// The executable part of the file, clamped to bytes that it really has.
 fn executable(segments: &[ProgramHeader64<Endianness>], endian: Endianness, length: u64) -> Vec<Range<u64>> {
     let mut ranges: Vec<_> = segments
         .iter()
-        .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_flags(endian).contains(PF_X))
+        .filter(|segment| is_executable(segment, endian))
         .filter_map(|segment| {
             let start = segment.p_vaddr(endian);
             let end = start.checked_add(segment.p_filesz(endian).min(length))?;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use tracer_ebpf::unwind::{PAGE_BITS, PAGE_SIZE, Place, Row, RowSearch, Rule, TableHeader, Tables};
 
 use super::cfi::{self, Sink};
-use super::elf;
+use super::elf::{self, Elf};
 use super::rules::Rules;
 
 /// The most rows a table can have: 64 MiB of them, four times what the largest known program (Chromium) has.
@@ -68,10 +68,13 @@ impl Table {
     /// # Errors
     /// When there is nothing to walk by.
     pub fn from_elf(bytes: &[u8]) -> Result<Self, TableError> {
-        let elf = elf::read(bytes)?;
+        Self::from_parts(&elf::read(bytes)?)
+    }
+
+    pub(super) fn from_parts(elf: &Elf<'_>) -> Result<Self, TableError> {
         let span = span(&elf.code)?;
         let length = span.end - span.start;
-        if length > (bytes.len() as u64).saturating_add(MAX_CODE_GAP).min(1 << 32) {
+        if length > elf.length.saturating_add(MAX_CODE_GAP).min(1 << 32) {
             return Err(TableError::CodeTooLarge(length));
         }
         for section in &elf.sections {
@@ -307,4 +310,121 @@ fn index(rows: &[(u32, u16)], page_count: usize) -> Vec<u32> {
         pages.push(row as u32);
     }
     pages
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A table of rows that begin at these offsets of `length` bytes of code at svma 0.
+    pub(in super::super) fn table_of(rows: &[(u32, Rule)], length: u32) -> Table {
+        let code = [Range { start: 0, end: u64::from(length) }];
+        let mut collected = Collected::new(&code, 0);
+        assert!(collected.function(code[0].clone()));
+        for &(start, rule) in rows {
+            collected.row(u64::from(start), rule);
+        }
+        collected.into_table(u64::from(length)).expect("few rows")
+    }
+
+    /// A function as a file describes it: its code, and its rows.
+    type Described<'a> = (Range<u64>, &'a [(u64, Rule)]);
+
+    fn table_of_functions(code: Range<u64>, functions: &[Described<'_>]) -> Table {
+        let ranges = [code];
+        let mut collected = Collected::new(&ranges, ranges[0].start);
+        for (code, rows) in functions {
+            if collected.function(code.clone()) {
+                rows.iter().for_each(|&(start, rule)| collected.row(start, rule));
+            }
+        }
+        collected.into_table(ranges[0].end - ranges[0].start).expect("few rows")
+    }
+
+    fn sp(offset: i64) -> Rule {
+        Rule::new(tracer_ebpf::unwind::Cfa::Sp(offset), tracer_ebpf::unwind::SavedBp::Same).expect("fits")
+    }
+
+    #[test]
+    fn functions_in_any_order_are_sorted_and_their_gaps_stay_open() {
+        let table = table_of_functions(
+            0x1000..0x3000,
+            &[(0x2010..0x2020, &[(0x2010, sp(8))]), (0x1000..0x1010, &[(0x1000, sp(8)), (0x1001, sp(16))])],
+        );
+        for (svma, rule) in [
+            (0xfff, Rule::NO_TABLE),
+            (0x1000, sp(8)),
+            (0x1001, sp(16)),
+            (0x100f, sp(16)),
+            (0x1010, Rule::NO_TABLE),
+            (0x200f, Rule::NO_TABLE),
+            (0x2010, sp(8)),
+            (0x201f, sp(8)),
+            (0x2020, Rule::NO_TABLE),
+            (0x3000, Rule::NO_TABLE),
+            (u64::MAX, Rule::NO_TABLE),
+        ] {
+            assert_eq!(table.lookup(svma), rule, "{svma:#x}");
+        }
+    }
+
+    #[test]
+    fn neighbours_that_say_the_same_are_one_row() {
+        let table = table_of_functions(
+            0..0x100,
+            &[
+                (0..0x10, &[(0, sp(8)), (4, sp(8))]),
+                (0x10..0x20, &[(0x10, sp(8)), (0x18, sp(16)), (0x18, sp(8))]),
+            ],
+        );
+        assert_eq!(table.rows().len(), 2, "the rule, and its end");
+    }
+
+    #[test]
+    fn of_overlapping_functions_the_one_that_begins_last_holds() {
+        let table = table_of_functions(
+            0..0x100,
+            &[(0..0x40, &[(0, sp(8))]), (0x10..0x20, &[(0x10, sp(16))]), (0x10..0x30, &[(0x10, sp(24))])],
+        );
+        assert_eq!(table.lookup(0xf), sp(8));
+        assert_eq!(table.lookup(0x10), sp(16), "the first in the file");
+        assert_eq!(table.lookup(0x20), Rule::NO_TABLE);
+    }
+
+    #[test]
+    fn what_lies_outside_of_code_or_function_is_dropped() {
+        let table = table_of_functions(
+            0x1000..0x1100,
+            &[
+                (0x0..0x10, &[(0, sp(8))]),
+                (0x10f0..0x2000, &[(0x10f0, sp(8)), (0x10f8, sp(16)), (0x10f4, sp(24)), (0x1200, sp(32))]),
+            ],
+        );
+        assert_eq!(table.stats().functions, 1);
+        assert_eq!(table.lookup(0x10f4), sp(8), "rows do not go backwards");
+        assert_eq!(table.lookup(0x10ff), sp(16));
+        assert_eq!(table.lookup(0x1100), Rule::NO_TABLE);
+    }
+
+    #[test]
+    fn renumbered_rows_lead_to_the_same_rules() {
+        let table = table_of(&[(0, sp(8)), (8, sp(16)), (300, sp(24))], 512);
+        let mut all = Rules::new();
+        all.number(sp(24));
+        let renumbered: Vec<_> = table.renumbered(&mut all).collect();
+        for (own, global) in table.rows().iter().zip(renumbered) {
+            assert_eq!(own.offset(), global.offset());
+            let rule = table.rules()[usize::from(own.rule())];
+            assert_eq!(all.as_slice()[usize::from(global.rule())], rule);
+        }
+    }
+
+    #[test]
+    fn what_is_no_x86_64_elf_file_is_refused_with_a_reason() {
+        assert!(matches!(Table::from_elf(b""), Err(TableError::NotElf(_))));
+        assert!(matches!(Table::from_elf(b"#!/bin/sh\n"), Err(TableError::NotElf(_))));
+        let mut other = std::fs::read(std::env::current_exe().expect("our path")).expect("our bytes");
+        other[18] = 183; // aarch64
+        assert_eq!(Table::from_elf(&other), Err(TableError::OtherMachine));
+    }
 }
