@@ -5,7 +5,7 @@ use std::ops::Range;
 use gimli::{
     BaseAddresses, CfaRule, CieOrFde, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice,
     FrameDescriptionEntry, LittleEndian, Operation, Register, RegisterRule, UnwindContext, UnwindExpression,
-    UnwindSection, UnwindTableRow, X86_64,
+    UnwindOffset, UnwindSection, UnwindTableRow, X86_64,
 };
 use tracer_ebpf::unwind::{Cfa, Rule, SavedBp};
 
@@ -15,9 +15,9 @@ type Bytes<'data> = EndianSlice<'data, LittleEndian>;
 type Cie<'data> = CommonInformationEntry<Bytes<'data>>;
 type Fde<'data> = FrameDescriptionEntry<Bytes<'data>>;
 
-/// The longest CIE that is read. Its instructions are run again for each of its functions, so a file could make us work
-/// for the square of its size. Compilers write 20 to 40 bytes.
-const MAX_CIE: usize = 1024;
+/// The longest CIE that is read. It is parsed and its instructions are run again for each of its functions, so a file
+/// could make us work for the square of its size. Compilers write 20 to 40 bytes.
+const MAX_CIE: u32 = 1024;
 
 /// What takes the rows of a file, function by function.
 pub(super) trait Sink {
@@ -35,21 +35,22 @@ pub(super) fn read(section: &Section<'_>, sink: &mut impl Sink) {
         Flavour::EhFrame => {
             let mut frames = EhFrame::new(&section.data, LittleEndian);
             frames.set_address_size(8);
-            read_entries(&frames, &section.bases, sink);
+            read_entries(&frames, section, sink);
         }
         Flavour::DebugFrame => {
             let mut frames = DebugFrame::new(&section.data, LittleEndian);
             frames.set_address_size(8);
-            read_entries(&frames, &section.bases, sink);
+            read_entries(&frames, section, sink);
         }
     }
 }
 
-fn read_entries<'data, S>(section: &S, bases: &BaseAddresses, sink: &mut impl Sink)
+fn read_entries<'data, S>(frames: &S, section: &'data Section<'_>, sink: &mut impl Sink)
 where
     S: UnwindSection<Bytes<'data>>,
 {
-    let mut entries = section.entries(bases);
+    let bases = &section.bases;
+    let mut entries = frames.entries(bases);
     let mut context = UnwindContext::new();
     let mut last_cie: Option<(S::Offset, Cie<'data>)> = None;
     loop {
@@ -60,18 +61,29 @@ where
             Err(_) => return sink.broken(),
         };
         // Neighbours share their CIE.
-        let parsed = partial.parse(|section, bases, offset| match &last_cie {
+        let parsed = partial.parse(|frames, bases, offset| match &last_cie {
             Some((at, cie)) if *at == offset => Ok(cie.clone()),
             _ => {
-                let cie = section.cie_from_offset(bases, offset)?;
+                check_length(&section.data, UnwindOffset::into(offset))?;
+                let cie = frames.cie_from_offset(bases, offset)?;
                 last_cie = Some((offset, cie.clone()));
                 Ok(cie)
             }
         });
         match parsed {
-            Ok(fde) => read_function(section, bases, &fde, &mut context, sink),
+            Ok(fde) => read_function(frames, bases, &fde, &mut context, sink),
             Err(_) => sink.broken(),
         }
+    }
+}
+
+/// Refuses a CIE that is longer than [`MAX_CIE`], before anything of it is read.
+fn check_length(data: &[u8], offset: usize) -> gimli::Result<()> {
+    let length =
+        data.get(offset..).and_then(|entry| entry.first_chunk()).map(|length| u32::from_le_bytes(*length));
+    match length {
+        Some(..=MAX_CIE) => Ok(()),
+        _ => Err(gimli::Error::UnexpectedEof(gimli::ReaderOffsetId(offset as u64))),
     }
 }
 
@@ -88,7 +100,7 @@ fn read_function<'data, S>(
     if code.is_empty() || !sink.function(code.clone()) {
         return;
     }
-    if fde.cie().entry_len() > MAX_CIE || fde.cie().return_address_register() != X86_64::RA {
+    if fde.cie().return_address_register() != X86_64::RA {
         return sink.row(code.start, Rule::UNSUPPORTED);
     }
     let Ok(mut rows) = fde.rows(section, bases, context) else {
