@@ -11,7 +11,7 @@ pub fn ready(leaks: &[Expectation], freed: (u64, u64)) {
         .iter()
         .map(|(function, api, objects, bytes)| {
             format!(
-                r#"{{"function":"{function}","api":"{api}","kind":"native","objects":{objects},"bytes":{bytes}}}"#
+                r#"{{"function":"{function}","api":"{api}","kind":"native","objects":{objects},"bytes":{bytes},"through":true}}"#
             )
         })
         .collect();

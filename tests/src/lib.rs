@@ -24,7 +24,7 @@ mod tracer;
 pub use leftovers::{assert_text_is_pristine, modified_text};
 pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};
-pub use program::{Expect, Leak, Program, Running, compile, programs_dir};
+pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir};
 pub use report::{Frame, Report, Stack};
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
 

@@ -63,6 +63,9 @@ pub struct Leak {
     pub objects: u64,
     /// Bytes that count in pictures, where they differ from `bytes`.
     pub weight: Option<u64>,
+    /// Whether the function is only somewhere in the stack, with its language's own library in between.
+    #[serde(default)]
+    pub through: bool,
 }
 
 /// A program of `tests/programs`, and how to build and start it.
@@ -212,7 +215,18 @@ impl Running {
         Self { child, stdin, stdout, pid: hello.pid, expect: hello.expect }
     }
 
-    /// Its pid.
+    /// As [`Running::start`], for a command that forks into a pid namespace: there the program has another pid.
+    #[track_caller]
+    pub fn start_in_pid_namespace(command: Command) -> Self {
+        let mut running = Self::start(command);
+        let parent = running.child.id();
+        let children =
+            fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).expect("it is running");
+        running.pid = children.trim().parse().unwrap_or_else(|_| panic!("it has one child: {children:?}"));
+        running
+    }
+
+    /// Its pid, as the tests' namespace numbers it.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid

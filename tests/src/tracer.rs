@@ -41,9 +41,11 @@ pub fn tracer_binary() -> PathBuf {
 #[derive(Debug)]
 pub struct Tracer {
     wrapper: Vec<OsString>,
+    binary: Option<PathBuf>,
     options: Vec<OsString>,
     target: Vec<OsString>,
     target_pid: Option<u32>,
+    shares_target: bool,
     output: Option<PathBuf>,
     directory: TempDir,
 }
@@ -61,12 +63,27 @@ impl Tracer {
         let directory = TempDir::new().expect("the directory for temporary files is writable");
         Self {
             wrapper: Vec::new(),
+            binary: None,
             options: vec!["--no-progress".into()],
             target: Vec::new(),
             target_pid: None,
+            shares_target: false,
             output: Some(directory.path().join("report.json")),
             directory,
         }
+    }
+
+    /// One of its other commands (`doctor`), which record nothing.
+    #[must_use]
+    pub fn command(words: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        Self { options: Vec::new(), ..Self::new() }.options(words).without_report()
+    }
+
+    /// Another copy of the binary.
+    #[must_use]
+    pub fn binary(mut self, binary: PathBuf) -> Self {
+        self.binary = Some(binary);
+        self
     }
 
     /// Attaches to a running process.
@@ -113,10 +130,11 @@ impl Tracer {
         self
     }
 
-    /// A directory that lives as long as the recording: the tracer's working directory.
+    /// Says that another tracer is on the same target: its breakpoints stay when this one ends.
     #[must_use]
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
+    pub fn beside_another(mut self) -> Self {
+        self.shares_target = true;
+        self
     }
 
     /// Starts it, and waits until the window is open.
@@ -137,7 +155,7 @@ impl Tracer {
     #[track_caller]
     pub fn spawn(self) -> Recording {
         let mut words = self.wrapper.clone();
-        words.push(tracer_binary().into());
+        words.push(self.binary.clone().unwrap_or_else(tracer_binary).into());
         words.extend(self.options.iter().cloned());
         if let Some(file) = &self.output {
             words.extend(["-o".into(), file.into()]);
@@ -209,11 +227,12 @@ impl Recording {
         if let Some(holdings) = &self.holdings {
             holdings.assert_released();
         }
-        if let Some(target) = self.tracer.target_pid {
+        if let (Some(target), false) = (self.tracer.target_pid, self.tracer.shares_target) {
             leftovers::assert_text_is_pristine(target);
         }
         let json = self.tracer.output.as_ref().and_then(|file| fs::read_to_string(file).ok());
-        Finished { status, stdout, stderr, json }
+        let directory = std::mem::replace(&mut self.tracer.directory, TempDir::new().expect("as before"));
+        Finished { status, stdout, stderr, json, directory }
     }
 }
 
@@ -236,9 +255,19 @@ pub struct Finished {
     pub stderr: Vec<String>,
     /// The text of the JSON report, when there is one.
     pub json: Option<String>,
+    directory: TempDir,
 }
 
 impl Finished {
+    /// A file that it wrote into its working directory.
+    #[track_caller]
+    #[must_use]
+    pub fn file(&self, name: &str) -> String {
+        let path = self.directory.path().join(name);
+        fs::read_to_string(path)
+            .unwrap_or_else(|error| panic!("the tracer writes {name}: {error}\n{self:#?}"))
+    }
+
     /// The report of a recording that succeeded.
     #[track_caller]
     #[must_use]
