@@ -170,7 +170,7 @@ fn compiler(source: &Path) -> Command {
     let c_family = ["-O2", "-g", "-fno-omit-frame-pointer", "-Wall", "-Werror", "-pthread"];
     match source.extension().and_then(|extension| extension.to_str()) {
         Some("c") => by_language("gcc", &c_family),
-        Some("cpp") => by_language("g++", &c_family),
+        Some("cc" | "cpp") => by_language("g++", &c_family),
         Some("S") => by_language("gcc", &["-nostdlib", "-static"]),
         Some("rs") => {
             by_language("rustc", &["--edition=2024", "-Copt-level=2", "-g", "-Cforce-frame-pointers=yes"])
@@ -179,12 +179,19 @@ fn compiler(source: &Path) -> Command {
     }
 }
 
-/// Tells builds apart: the source, the header that all share, and the command line. 64 bits make it very unlikely
-/// (2^-50 for a hundred builds) that two of them collide.
+/// Tells builds apart: the source, what it may include, and the command line. 64 bits make it very unlikely (2^-50 for a
+/// hundred builds) that two of them collide.
 fn key(source: &Path, command: &Command) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for file in [source, &programs_dir().join("protocol.h"), &programs_dir().join("protocol.rs")] {
-        fs::read(file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).hash(&mut hasher);
+    let beside =
+        fs::read_dir(source.parent().expect("sources are in a directory")).expect("it can be listed");
+    let beside = beside.flatten().map(|entry| entry.path());
+    let mut files: Vec<_> =
+        beside.filter(|path| path.extension().is_some_and(|ending| ending == "h")).collect();
+    files.sort();
+    files.extend([source.into(), programs_dir().join("protocol.rs")]);
+    for file in files {
+        fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).hash(&mut hasher);
     }
     command.get_program().hash(&mut hasher);
     command.get_args().for_each(|argument| argument.hash(&mut hasher));

@@ -300,3 +300,104 @@ fn is_of(stack: &Stack, leak: &Leak) -> bool {
         && leak.api.split('|').any(|api| api == stack.api)
         && stack.called_by(&leak.function)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A report of one function that leaks two blocks of 50 bytes and frees a third.
+    fn report() -> Value {
+        let amounts = json!({
+            "outstanding_bytes": 100, "outstanding_objects": 2, "allocated_bytes": 150, "allocated_objects": 3,
+            "freed_bytes": 50, "freed_objects": 1, "weight_bytes": 100
+        });
+        let mut stack = amounts.clone();
+        let frames = json!([
+            {"ip": "0x1", "function": "alloc::Vec<T>::with", "inlined": true},
+            {"ip": "0x1", "function": "pool::leak(unsigned long)"},
+            {"ip": "0x2", "function": "main"}
+        ]);
+        for (field, value) in [
+            ("kind", json!("native")),
+            ("api", json!("malloc")),
+            ("complete", json!(true)),
+            ("frames", frames),
+        ] {
+            stack[field] = value;
+        }
+        json!({
+            "schema": "tracer.report/1", "tracer_version": "0", "target": {"pid": 1, "comm": "x"},
+            "window": {"started_at": "2026-01-01T00:00:00Z", "duration_ns": 1, "end": "interrupted"},
+            "events": {"allocations": 3, "frees": 1, "unmatched_frees": 0, "failed_allocations": 0, "lost": {"full": 0}},
+            "totals": amounts, "stacks": [stack]
+        })
+    }
+
+    fn expect(function: &str, bytes: u64) -> Expect {
+        serde_json::from_value(json!({
+            "leaks": [{"function": function, "api": "calloc|malloc", "kind": "native", "bytes": bytes, "objects": 2}],
+            "freed": {"bytes": 50, "objects": 1}, "failed": 0, "unmatched_frees": 0
+        }))
+        .expect("it is what a program says")
+    }
+
+    /// Checks a report in which one value is another.
+    fn check(path: &str, value: Value) {
+        let mut report = report();
+        *report.pointer_mut(path).expect("the report has this value") = value;
+        Report::parse(&report.to_string()).check(&expect("leak", 100));
+    }
+
+    #[test]
+    fn what_was_announced_is_found() {
+        Report::parse(&report().to_string()).check(&expect("leak", 100));
+        Report::parse(&report().to_string()).check(&expect("pool::leak", 100));
+    }
+
+    #[test]
+    #[should_panic(expected = "leak")]
+    fn a_callers_caller_is_not_the_caller() {
+        Report::parse(&report().to_string()).check(&expect("main", 100));
+    }
+
+    #[test]
+    #[should_panic(expected = "leak")]
+    fn a_byte_less_is_noticed() {
+        Report::parse(&report().to_string()).check(&expect("leak", 99));
+    }
+
+    #[test]
+    #[should_panic(expected = "not valid")]
+    fn an_invalid_report_is_noticed() {
+        check("/stacks/0/frames/0/ip", json!("1"));
+    }
+
+    #[test]
+    #[should_panic(expected = "events were lost")]
+    fn loss_is_noticed() {
+        check("/events/lost/full", json!(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "bytes of native malloc")]
+    fn a_stack_that_does_not_add_up_is_noticed() {
+        check("/stacks/0/freed_bytes", json!(49));
+    }
+
+    #[test]
+    #[should_panic(expected = "outstanding objects")]
+    fn totals_that_are_not_the_sum_of_the_stacks_are_noticed() {
+        let mut report = report();
+        report["totals"]["outstanding_objects"] = json!(1);
+        report["totals"]["freed_objects"] = json!(2);
+        Report::parse(&report.to_string()).assert_sums();
+    }
+
+    #[test]
+    #[should_panic(expected = "frees of blocks from before")]
+    fn an_unmatched_free_is_noticed() {
+        check("/events/unmatched_frees", json!(1));
+    }
+}
