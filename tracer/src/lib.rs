@@ -3,4 +3,18 @@
 //! The modules are the stages of the pipeline, in the order in which the data passes them; a stage knows only the
 //! stages before it and the [`model`].
 
+pub mod target;
+
+pub mod plan;
+
+pub mod attach;
+
+pub mod drain;
+
+pub mod symbolize;
+
+pub mod analyze;
+
+pub mod report;
+
 pub mod model;

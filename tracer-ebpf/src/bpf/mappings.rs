@@ -1,0 +1,86 @@
+//! The mapping family: system calls that change mappings, streamed to user space.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use tracer_ebpf::{
+    counter::Counter,
+    event::{EventKind, MappingCall, MappingEvent, NO_STACK},
+    process::ProcessState,
+    stack::mapping_api,
+};
+
+use super::{
+    arch::{self, UserRegisters},
+    calls::open_process,
+    capture,
+    count::count,
+    maps::{EVENTS, PROCESS_INDEX},
+    threads,
+};
+
+/// The current process, if its window is open.
+#[inline(always)]
+pub fn current_process() -> Option<(u16, &'static ProcessState)> {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: entries are written before the window opens and stay.
+    let index = *unsafe { PROCESS_INDEX.get(tgid) }?;
+    Some((index as u16, open_process(index)?))
+}
+
+/// Entry of a system call.
+#[inline(always)]
+pub fn enter() -> Option<()> {
+    let regs = UserRegisters::at_system_call();
+    let call = arch::mapping_call(regs.system_call())?;
+    // The others release nothing, or nothing that is known before they return.
+    if !matches!(call, MappingCall::Munmap | MappingCall::Mremap) {
+        return None;
+    }
+    let (index, _) = current_process()?;
+    send(index, call, regs, At::Entry)
+}
+
+/// Exit of a system call.
+#[inline(always)]
+pub fn exit() -> Option<()> {
+    let regs = UserRegisters::at_system_call();
+    let call = arch::mapping_call(regs.system_call())?;
+    let (index, process) = current_process()?;
+    let in_allocator = threads::current().is_some_and(|record| record.encloses(regs, process));
+    send(index, call, regs, At::Exit { in_allocator })
+}
+
+enum At {
+    Entry,
+    Exit { in_allocator: bool },
+}
+
+#[inline(always)]
+fn send(process: u16, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
+    let (at_exit, in_allocator) = match at {
+        At::Entry => (false, false),
+        At::Exit { in_allocator } => (true, in_allocator),
+    };
+    let result = if at_exit { regs.result() as i64 } else { 0 };
+    let gives_memory = at_exit && result > 0 && call as u8 != MappingCall::Munmap as u8;
+    let stack = if gives_memory { capture::stack(regs, process, mapping_api(call)) } else { NO_STACK };
+    let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
+        count(Counter::MappingEventDropped);
+        return None;
+    };
+    entry.write(MappingEvent {
+        event: EventKind::Mapping as u8,
+        call: call as u8,
+        at_exit: at_exit.into(),
+        in_allocator: in_allocator.into(),
+        process,
+        padding: 0,
+        tid: bpf_get_current_pid_tgid() as u32,
+        stack,
+        // SAFETY: the helper only reads the clock.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        args: regs.system_call_arguments(),
+        result,
+    });
+    entry.submit(0);
+    Some(())
+}

@@ -1,0 +1,32 @@
+//! What both sides know of a traced process.
+
+use crate::atomic::Word;
+
+/// How many processes one recording can trace.
+pub const MAX_PROCESSES: u32 = 1024;
+
+/// The state of a traced process.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct ProcessState {
+    /// A [`Gate`].
+    pub gate: Word,
+    /// The address of the kernel's return trampoline in this process; 0 until a return was seen.
+    pub trampoline: Word,
+    /// Monotonic time at which its window opened.
+    pub opened_ns: Word,
+    /// Zero.
+    pub padding: u64,
+}
+
+/// Whether a process' events are accounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Gate {
+    /// Its window has not opened, or is over.
+    Closed = 0,
+    /// Its window is open.
+    Open = 1,
+    /// It replaced its program: what its probes see now is another program.
+    Exec = 2,
+}

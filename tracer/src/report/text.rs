@@ -1,0 +1,537 @@
+//! The summary on the terminal: what is outstanding, by stack, largest first; then what a reader must know to trust
+//! it, and where the reports are.
+
+use std::fmt::{self, Write as _};
+use std::io;
+
+use super::destination::{Destination, Place};
+use super::human::{Change, Count, Span, counted, fit_name, moment, per_minute, printable, share, shorten};
+use super::view::{View, api_name, frame_label, process_name, stop_name, sum};
+use super::{Format, Options, Report, Weight};
+use crate::model::{Bytes, End, Frame, Kind, Memory, Part, PartSize, Profile, StackReport, Stop, Verdict};
+
+/// The text summary.
+#[derive(Debug, Default)]
+pub struct Text<'a> {
+    /// The reports that were written, to say where they are.
+    pub written: &'a [&'a Destination],
+}
+
+impl Report for Text<'_> {
+    fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
+        let page = Page { profile, options, view: View::new(profile, options), paint: Paint(options.color) };
+        let sections = [
+            page.headline(),
+            page.memory(),
+            page.stacks(),
+            page.not_shown(),
+            page.losses(),
+            page.incomplete_stacks(),
+            page.files(self.written),
+        ];
+        let sections: Vec<String> = sections.into_iter().filter(|section| !section.is_empty()).collect();
+        writeln!(out, "{}", sections.join("\n\n"))
+    }
+}
+
+/// A summary being written; each method makes one section, empty when there is nothing to say.
+struct Page<'a> {
+    profile: &'a Profile,
+    options: &'a Options,
+    view: View<'a>,
+    paint: Paint,
+}
+
+impl Page<'_> {
+    /// What was outstanding, of whom and when.
+    fn headline(&self) -> String {
+        let profile = self.profile;
+        let mut lines = vec![if self.view.total == 0 { self.nothing() } else { self.amount() }];
+        if let Some(verdict) = &profile.verdict {
+            lines.push(self.paint.bold(&printable(&verdict.summary)));
+        }
+        let window = &profile.window;
+        lines.push(self.paint.dim(&format!(
+            "{} from {}; {}",
+            Span(window.duration_ns),
+            printable(&moment(&window.started_at)),
+            ending(window.end)
+        )));
+        lines.push(self.paint.dim(&self.activity()));
+        lines.extend(self.settings().map(|settings| self.paint.dim(&settings)));
+        lines.join("\n")
+    }
+
+    /// `node (1234)`, or all of them.
+    fn processes(&self) -> String {
+        match &self.profile.processes[..] {
+            [] | [_] => process_name(self.profile, None),
+            several => format!("{} processes", several.len()),
+        }
+    }
+
+    fn amount(&self) -> String {
+        let objects =
+            self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
+        let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
+        let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
+        let stacks = counted(self.view.stacks.len() as u64, "stack");
+        format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
+    }
+
+    fn nothing(&self) -> String {
+        let events = &self.profile.events;
+        let processes = self.paint.bold(&self.processes());
+        if events.allocations == 0
+            && events.frees == 0
+            && events.unmatched_frees == 0
+            && events.lost_total() == 0
+        {
+            return format!(
+                "{processes}: no allocator call in this window\n\
+                 The process did nothing that allocates. Record for longer (-d), or while it is under load."
+            );
+        }
+        format!("{processes}: nothing allocated in this window is still outstanding")
+    }
+
+    /// How much went by, so that a reader knows that tracing worked.
+    fn activity(&self) -> String {
+        let (events, totals) = (&self.profile.events, &self.profile.totals);
+        let mut text = format!(
+            "seen: {} of {}, {}",
+            counted(events.allocations, "allocation"),
+            Bytes(totals.allocated_bytes),
+            counted(events.frees, "free"),
+        );
+        if events.unmatched_frees > 0 {
+            _ = write!(text, ", and {} of older blocks", counted(events.unmatched_frees, "free"));
+        }
+        if events.failed_allocations > 0 {
+            _ = write!(text, "; {} failed", counted(events.failed_allocations, "call"));
+        }
+        text
+    }
+
+    /// The settings that make numbers mean something else than usual.
+    fn settings(&self) -> Option<String> {
+        let settings = &self.profile.settings;
+        let mut limits = Vec::new();
+        if settings.min_age_ns > 0 {
+            limits.push(format!("only blocks at least {} old", Span(settings.min_age_ns)));
+        }
+        limits.extend(settings.min_size.map(|size| format!("only requests of at least {size}")));
+        limits.extend(settings.max_size.map(|size| format!("only requests of at most {size}")));
+        if settings.sample_bytes > 0 {
+            limits.push(format!("estimates from one sample every {}", Bytes(settings.sample_bytes)));
+        }
+        (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")))
+    }
+
+    /// Where the resident memory went.
+    fn memory(&self) -> String {
+        let Some(Memory { rss_before_bytes: Some(before), rss_after_bytes: Some(after), parts }) =
+            &self.profile.memory
+        else {
+            return String::new();
+        };
+        let change = Change::between(*before, *after);
+        let seconds = self.profile.window.duration_ns as f64 / 1e9;
+        let mut text = format!(
+            "{} {} → {}, {change}",
+            self.paint.bold("Resident memory"),
+            Bytes(*before),
+            Bytes(*after)
+        );
+        if seconds >= 1.0 {
+            _ = write!(text, " ({})", per_minute(change.0 as f64 / seconds));
+        }
+        let mut parts: Vec<&PartSize> = parts.iter().collect();
+        parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
+        for part in parts {
+            let growth = growth(part);
+            let share = match u64::try_from(growth) {
+                Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
+                _ => String::new(),
+            };
+            _ = write!(
+                text,
+                "\n  {:<18} {:>12}  {share:>8}",
+                part_name(part.part),
+                Change(growth).to_string()
+            );
+            if let Some(note) = &part.note {
+                _ = write!(text, "  {}", self.paint.dim(&printable(note)));
+            }
+            text.truncate(text.trim_end().len());
+        }
+        text
+    }
+
+    fn stacks(&self) -> String {
+        let shown = self.view.stacks.iter().take(self.options.top);
+        let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
+        let rest = &self.view.stacks[blocks.len()..];
+        if !rest.is_empty() {
+            let weight = sum(rest, |stack| self.view.weight.of(stack));
+            let amount = match self.view.weight {
+                Weight::Bytes => Bytes(weight).to_string(),
+                Weight::Objects => counted(weight, "block"),
+            };
+            blocks.push(format!(
+                "{:>7}  {amount} from {} (--top shows more)",
+                share(weight, self.view.total),
+                counted(rest.len() as u64, "more stack")
+            ));
+        }
+        blocks.join("\n\n")
+    }
+
+    /// One stack: a line of figures, then its frames.
+    fn stack(&self, stack: &StackReport) -> String {
+        let weight = self.view.weight.of(stack);
+        let share = format!("{:>7}", share(weight, self.view.total));
+        let is_large = weight >= self.view.total / 10;
+        let mut text = format!(
+            "{}  {} by {}",
+            if is_large { self.paint.strong(&share) } else { share },
+            self.paint.bold(&figures(stack)),
+            self.paint.bold(&api_name(stack))
+        );
+        if self.profile.processes.len() > 1 {
+            _ = write!(text, " in {}", process_name(self.profile, stack.pid));
+        }
+        if let Some(age) = stack.oldest_age_ns {
+            _ = write!(text, ", oldest {}", Span(age));
+        }
+        if let Some(verdict) = stack.verdict.and_then(verdict_name) {
+            _ = write!(text, ", {}", self.paint.strong(verdict));
+        }
+        if let Some(rate) = stack.growth_bytes_per_second {
+            _ = write!(text, " {}", per_minute(rate));
+        }
+        for line in self.frames(&stack.frames) {
+            _ = write!(text, "\n         {line}");
+        }
+        if let Some(name) = stop_name(stack) {
+            let why =
+                Stop::ALL.iter().find(|stop| stop.name() == name).map_or(&*name, |stop| stop.description());
+            _ = write!(text, "\n         {}", self.paint.dim(&format!("… callers missing: {why}")));
+        }
+        text
+    }
+
+    /// The frames, leaf first; a recursion is one line, and of many lines the first ones and the last two are shown.
+    fn frames(&self, frames: &[Frame]) -> Vec<String> {
+        const OUTER: usize = 2;
+        let runs: Vec<&[Frame]> = frames.chunk_by(same_place).collect();
+        let lines =
+            |runs: &[&[Frame]]| runs.iter().map(|run| self.frame(&run[0], run.len())).collect::<Vec<_>>();
+        let most = self.options.frames.max(OUTER + 2);
+        if runs.len() <= most {
+            return lines(&runs);
+        }
+        let (inner, rest) = runs.split_at(most - OUTER - 1);
+        let (left_out, outer) = rest.split_at(rest.len() - OUTER);
+        let left_out: usize = left_out.iter().map(|run| run.len()).sum();
+        let gap = self.paint.dim(&format!("… {} …", counted(left_out as u64, "more frame")));
+        [lines(inner), vec![gap], lines(outer)].concat()
+    }
+
+    /// `function (module, file:line)`; the name gives way when the line is too long.
+    fn frame(&self, frame: &Frame, times: usize) -> String {
+        const INDENT: usize = 9;
+        let mut place: Vec<String> = Vec::new();
+        // A name made of the module says it already.
+        place.extend(frame.function.as_ref().and(frame.module.as_deref()).map(|m| printable(m).into_owned()));
+        place.extend(frame.file.as_deref().map(|file| source(file, frame.line)));
+        place.extend(frame.inlined.then(|| "inlined".to_owned()));
+        let mut place = if place.is_empty() { String::new() } else { format!(" ({})", place.join(", ")) };
+        if times > 1 {
+            _ = write!(place, " × {}", Count(times as u64));
+        }
+        let room = self.options.width.saturating_sub(INDENT);
+        let place = shorten(&place, room / 2);
+        let name = frame_label(frame);
+        let name = fit_name(&name, room.saturating_sub(place.chars().count()));
+        format!("{name}{}", self.paint.dim(&place))
+    }
+
+    /// What there is beside it: kinds that nobody asked for, and address space with no memory behind it.
+    fn not_shown(&self) -> String {
+        let mut hidden: std::collections::BTreeMap<Kind, u64> = std::collections::BTreeMap::new();
+        let mut reserved = 0_u64;
+        for stack in &self.profile.stacks {
+            if !self.options.includes(stack.kind) {
+                let bytes = hidden.entry(stack.kind).or_default();
+                *bytes = bytes.saturating_add(stack.weight_bytes);
+            } else if stack.kind == Kind::Mapping {
+                reserved =
+                    reserved.saturating_add(stack.outstanding_bytes.saturating_sub(stack.weight_bytes));
+            }
+        }
+        let mut lines: Vec<String> = hidden
+            .into_iter()
+            .filter(|(_, bytes)| *bytes > 0)
+            .map(|(kind, bytes)| {
+                let (name, meaning) = kind_name(kind);
+                format!("not shown: {} of {meaning} (--include {name})", Bytes(bytes))
+            })
+            .collect();
+        if reserved > 0 {
+            lines.push(format!(
+                "not counted: {} that is mapped, but has no memory behind it",
+                Bytes(reserved)
+            ));
+        }
+        self.paint.dim(&lines.join("\n"))
+    }
+
+    /// What could not be accounted, and what to do about it.
+    fn losses(&self) -> String {
+        let events = &self.profile.events;
+        let lost = events.lost_total();
+        if lost == 0 {
+            return String::new();
+        }
+        let all = events.allocations.saturating_add(events.frees).saturating_add(events.unmatched_frees);
+        let mut text = format!(
+            "{} {} could not be accounted ({} of all); the figures above may be off by them.",
+            self.paint.warn("Lost:"),
+            counted(lost, "event"),
+            share(lost, all.max(lost))
+        );
+        for (cause, &number) in events.lost.iter().filter(|(_, number)| **number > 0) {
+            let meaning =
+                loss_meaning(cause).map_or_else(|| printable(cause).replace('_', " "), str::to_owned);
+            _ = write!(text, "\n{:>12}  {meaning}", Count(number));
+        }
+        text
+    }
+
+    /// Why callers are missing.
+    fn incomplete_stacks(&self) -> String {
+        let events = &self.profile.events;
+        let incomplete = events.incomplete_total();
+        if incomplete == 0 {
+            return String::new();
+        }
+        let mut text = format!(
+            "{} {} ({}) without all of their callers; what they hold is counted.",
+            self.paint.warn("Incomplete stacks:"),
+            counted(incomplete, "allocation"),
+            share(incomplete, events.allocations.max(incomplete))
+        );
+        for (cause, &number) in events.incomplete_stacks.iter().filter(|(_, number)| **number > 0) {
+            let stop = Stop::ALL.iter().find(|stop| stop.name() == cause);
+            let meaning =
+                stop.map_or_else(|| printable(cause).replace('_', " "), |stop| stop.description().into());
+            _ = write!(text, "\n{:>12}  {meaning}", Count(number));
+        }
+        text
+    }
+
+    fn files(&self, written: &[&Destination]) -> String {
+        let lines = written.iter().filter_map(|destination| match &destination.place {
+            Place::Path(path) => {
+                let path = path.display().to_string();
+                Some(format!("{:<14}{}", format_name(destination.format), self.paint.bold(&printable(&path))))
+            }
+            Place::Stdout => None,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// `43.9 MiB in 702 blocks`; of a mapping, how much of the mapped bytes is memory.
+fn figures(stack: &StackReport) -> String {
+    match stack.kind {
+        Kind::Native => {
+            format!("{} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
+        }
+        _ => format!(
+            "{} resident of {} in {}",
+            Bytes(stack.weight_bytes),
+            Bytes(stack.outstanding_bytes),
+            counted(stack.outstanding_objects, "mapping")
+        ),
+    }
+}
+
+/// The last two parts of the path, and the line: `src/session.cc:42`.
+fn source(file: &str, line: Option<u32>) -> String {
+    let file = printable(file);
+    let start = file.rmatch_indices('/').nth(1).map_or(0, |(slash, _)| slash + 1);
+    match line {
+        Some(line) => format!("{}:{line}", &file[start..]),
+        None => file[start..].to_owned(),
+    }
+}
+
+/// Whether two frames read the same: a recursion's do, though the addresses may differ.
+fn same_place(a: &Frame, b: &Frame) -> bool {
+    let place = |frame: &Frame| (frame.line, frame.inlined);
+    place(a) == place(b)
+        && a.function == b.function
+        && a.module == b.module
+        && a.file == b.file
+        && a.function.is_some()
+}
+
+fn growth(part: &PartSize) -> i64 {
+    part.after_bytes.saturating_sub(part.before_bytes)
+}
+
+const fn ending(end: End) -> &'static str {
+    match end {
+        End::Duration => "recorded for the time asked for",
+        End::Interrupted => "ended by Ctrl-C",
+        End::TargetExited => "ended when the process exited",
+        End::TargetExec => "ended when the process executed another program",
+    }
+}
+
+const fn part_name(part: Part) -> &'static str {
+    match part {
+        Part::Native => "native (malloc)",
+        Part::Mapping => "mappings",
+        Part::Managed => "managed heap",
+        Part::Allocator => "allocator retained",
+        Part::File => "files",
+        Part::Stack => "thread stacks",
+        Part::Unexplained => "unexplained",
+    }
+}
+
+/// How `--include` calls a kind, and what it means.
+const fn kind_name(kind: Kind) -> (&'static str, &'static str) {
+    match kind {
+        Kind::Native => ("native", "native memory"),
+        Kind::Mapping => ("mapping", "anonymous mappings"),
+        Kind::Allocator => ("allocator", "memory that the allocator took from the kernel for itself"),
+        Kind::Managed => ("managed", "the language runtime's own heap"),
+        Kind::File => ("file", "mapped files"),
+    }
+}
+
+/// `None` for the verdict that says nothing.
+const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Leaking => Some("leaking"),
+        Verdict::Growing => Some("growing"),
+        Verdict::Steady => Some("steady"),
+        Verdict::OneOff => Some("allocated once"),
+        Verdict::Unknown => None,
+    }
+}
+
+const fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::Svg => "Flame graph",
+        Format::Folded => "Folded stacks",
+        Format::Json => "JSON",
+    }
+}
+
+/// What a cause of loss means and what to do about it.
+fn loss_meaning(cause: &str) -> Option<&'static str> {
+    Some(match cause {
+        "live_table_full" => "the table of live blocks was full: raise --max-live, or use --sample",
+        "stack_table_full" => {
+            "there were more different stacks than the table holds: use --min-size or --sample"
+        }
+        "ring_buffer_full" => "the kernel had events faster than they were read: use --sample, or free a CPU",
+        _ => return None,
+    })
+}
+
+/// Colours, or none.
+#[derive(Clone, Copy)]
+struct Paint(bool);
+
+impl Paint {
+    fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    /// What the eye should find first.
+    fn strong(self, text: &str) -> String {
+        self.with("1;31", text)
+    }
+
+    fn warn(self, text: &str) -> String {
+        self.with("1;33", text)
+    }
+
+    fn with(self, code: impl fmt::Display, text: &str) -> String {
+        match self.0 && !text.is_empty() {
+            true => format!("\x1b[{code}m{text}\x1b[0m"),
+            false => text.to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::report::fixtures;
+
+    fn render(profile: &Profile, options: &Options) -> String {
+        let place = |name: &str| Place::Path(PathBuf::from(name));
+        let svg = Destination { format: Format::Svg, place: place("tracer-node-1234.svg") };
+        let json = Destination { format: Format::Json, place: place("out/leak.json") };
+        let mut out = Vec::new();
+        Text { written: &[&svg, &json] }.write(profile, options, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn golden() {
+        for (name, profile) in fixtures::all() {
+            insta::assert_snapshot!(format!("text_{name}"), render(&profile, &Options::default()));
+        }
+    }
+
+    #[test]
+    fn options_are_honoured() {
+        let options = Options {
+            include: [Kind::Managed].into(),
+            weight: Weight::Objects,
+            top: 2,
+            frames: 5,
+            width: 60,
+            color: true,
+            ..Options::default()
+        };
+        insta::assert_snapshot!("text_with_options", render(&fixtures::node(), &options));
+    }
+
+    #[test]
+    fn lines_fit_and_hold_no_control_characters() {
+        for (name, profile) in fixtures::all() {
+            for width in [0, 40, 80, 200] {
+                let text = render(&profile, &Options { width, ..Options::default() });
+                assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{name}");
+                let frames = text.lines().filter(|line| line.starts_with("         "));
+                assert!(
+                    frames.clone().all(|line| line.chars().count() <= width.max(80)),
+                    "{name} {width}:\n{text}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn causes_without_a_loss_are_not_mentioned() {
+        let text = render(&fixtures::node(), &Options::default());
+        assert!(!text.contains("Lost") && !text.contains("Incomplete"), "{text}");
+        let text = render(&fixtures::lossy(), &Options::default());
+        assert!(text.contains("--max-live") && !text.contains("ring"), "{text}");
+    }
+}
