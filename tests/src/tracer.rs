@@ -218,6 +218,14 @@ impl Recording {
         self.wait()
     }
 
+    /// Kills the tracer, at whatever it is doing.
+    #[track_caller]
+    pub fn kill(mut self) -> Finished {
+        self.holdings = Some(Holdings::of(self.pid()));
+        self.signal(Signal::KILL);
+        self.wait()
+    }
+
     /// Waits until the tracer ends. Nothing of it may stay behind, in the target or in the kernel.
     #[track_caller]
     pub fn wait(mut self) -> Finished {

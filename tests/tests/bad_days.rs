@@ -283,8 +283,7 @@ fn a_tracer_killed_at_any_moment_harms_nobody() {
     for delay in [1, 5, 10, 20, 30, 50, 80, 120, 200, 400] {
         let recording = Tracer::new().pid(program.pid()).spawn();
         thread::sleep(Duration::from_millis(delay));
-        recording.signal(Signal::KILL);
-        let finished = recording.wait();
+        let finished = recording.kill();
         assert!(!finished.status.success());
         assert!(is_running(program.pid()), "the target goes on after {delay} ms");
     }
