@@ -18,3 +18,7 @@ pub mod analyze;
 pub mod report;
 
 pub mod model;
+
+mod readable;
+pub mod record;
+mod signals;

@@ -2,5 +2,6 @@
 //! memory that weigh them.
 
 pub mod mappings;
+pub mod outcome;
 pub mod residency;
 pub mod smaps;

@@ -2,16 +2,22 @@
 
 mod event;
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::maps::{MapData, RingBuf};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
 
 pub use self::event::{Event, NewStack};
+use crate::readable;
 
 /// The stream of events from the kernel.
 pub struct Drain {
-    ring: AsyncFd<RingBuf<MapData>>,
+    ring: RingBuf<MapData>,
+    /// Another descriptor of the same ring buffer.
+    readable: AsyncFd<OwnedFd>,
     malformed: u64,
 }
 
@@ -21,8 +27,8 @@ impl Drain {
     /// # Errors
     /// When the runtime cannot watch the ring buffer.
     pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
-        debug_assert!(ring.as_raw_fd() >= 0);
-        Ok(Self { ring: AsyncFd::register_with_interest(ring, Interest::READABLE)?, malformed: 0 })
+        let readable = readable::watch(ring.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { ring, readable, malformed: 0 })
     }
 
     /// Waits until there are events.
@@ -30,13 +36,13 @@ impl Drain {
     /// # Errors
     /// When the ring buffer cannot be watched any more.
     pub async fn ready(&mut self) -> io::Result<()> {
-        self.ring.readable_mut().await?.clear_ready();
+        self.readable.readable().await?.clear_ready();
         Ok(())
     }
 
     /// Hands over every event that there is now.
     pub fn take(&mut self, mut each: impl FnMut(Event)) {
-        while let Some(bytes) = self.ring.get_mut().next() {
+        while let Some(bytes) = self.ring.next() {
             match Event::decode(&bytes) {
                 Ok(event) => each(event),
                 Err(error) => {

@@ -21,9 +21,12 @@ mod mappings;
 mod object_file;
 mod perf_map;
 mod process;
+mod worker;
 
 #[cfg(test)]
 mod tests;
+
+pub use self::worker::{NamedStacks, Worker};
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,0 +1,148 @@
+//! One recording, from opening the targets to the profile: the stages in their order.
+//!
+//! Probes go in, the window opens, events are drained until something ends it, the window closes, probes come out, and what
+//! the kernel counted is read at rest.
+
+mod process;
+mod session;
+
+use std::{
+    future::{pending, poll_fn},
+    io,
+    os::fd::OwnedFd,
+    task::Poll,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::unix::AsyncFd,
+    select,
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use self::session::Session;
+use crate::{
+    model::{Bytes, End, Pid, Profile},
+    readable,
+    report::status::StatusLine,
+    signals,
+};
+
+/// What to record.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The processes.
+    pub targets: Vec<Pid>,
+    /// How long; until Ctrl-C or the end of the targets if not given.
+    pub duration: Option<Duration>,
+    /// Only blocks at least this old at the end count as outstanding.
+    pub min_age: Duration,
+    /// Only requests of at least this many bytes are tracked.
+    pub min_size: Option<Bytes>,
+    /// Only requests of at most this many bytes are tracked.
+    pub max_size: Option<Bytes>,
+    /// Room in the live table; sized for the targets if not given.
+    pub max_live: Option<u64>,
+    /// Time between snapshots of the timeline.
+    pub interval: Duration,
+}
+
+/// Records until the time is over, the targets end, or Ctrl-C; then gives what was found.
+///
+/// # Errors
+/// One line that says what is in the way and what to do: a process that cannot be traced, a missing capability, a kernel
+/// that is too old.
+pub async fn record(config: &Config, status: &StatusLine) -> Result<Profile> {
+    let mut interrupts = Interrupts::new()?;
+    let mut session = Session::attach(config)?;
+    let mut exits = Exits::watch(session.exit_descriptors()?)?;
+    session.open_window()?;
+    status.suspend(|| eprintln!("{}", session.announcement()));
+
+    let end = watch(config, &mut session, status, &mut interrupts, &mut exits).await?;
+    signals::let_interrupt_kill();
+    session.close_window(end);
+    status.suspend(|| log::info!("taking the probes out"));
+    session.finish()
+}
+
+/// Takes events and snapshots until something ends the window.
+async fn watch(
+    config: &Config,
+    session: &mut Session,
+    status: &StatusLine,
+    interrupts: &mut Interrupts,
+    exits: &mut Exits,
+) -> Result<End> {
+    let started = Instant::now();
+    let deadline = config.duration.map(|duration| started + duration);
+    let mut snapshots = interval_at(started + config.interval, config.interval);
+    snapshots.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut looks = interval_at(started + LOOK, LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        select! {
+            biased;
+            () = interrupts.next() => return Ok(End::Interrupted),
+            () = at(deadline) => return Ok(End::Duration),
+            () = exits.all() => return Ok(End::TargetExited),
+            ready = session.events_ready() => ready?,
+            _ = snapshots.tick() => session.snapshot(),
+            _ = looks.tick() => status.update(&session.status()),
+        }
+        session.take_events();
+        if session.target_has_executed() {
+            return Ok(End::TargetExec);
+        }
+    }
+}
+
+/// Time between looks at the ring buffer and the status line, whatever happens.
+const LOOK: Duration = Duration::from_millis(200);
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// What a user or a service manager says to end the recording.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// The exits of the targets.
+struct Exits(Vec<AsyncFd<OwnedFd>>);
+
+impl Exits {
+    fn watch(pidfds: Vec<OwnedFd>) -> io::Result<Self> {
+        Ok(Self(pidfds.into_iter().map(readable::watch).collect::<io::Result<_>>()?))
+    }
+
+    /// Ready when every target has exited.
+    async fn all(&mut self) {
+        poll_fn(|context| {
+            self.0.retain(|pidfd| pidfd.poll_read_ready(context).is_pending());
+            if self.0.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}

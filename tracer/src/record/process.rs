@@ -1,0 +1,137 @@
+//! One traced process: its identity, the files it has mapped, and the probes in them.
+
+use std::{collections::HashSet, io::Read as _};
+
+use anyhow::{Context as _, Result, bail};
+use tracer_ebpf::probe::Cookie;
+
+use crate::{
+    analyze::mappings::{AddressRange, Backing, InitialMappings},
+    attach::{Capture, Programs, Site},
+    model::Pid,
+    plan::{ObjectPlan, Place, Planner},
+    target::{FileId, Mapping, Object, Target},
+};
+
+/// A process that is traced.
+pub struct TracedProcess {
+    /// Its place in the tables.
+    pub index: u16,
+    /// The process itself.
+    pub target: Target,
+    probed: HashSet<FileId>,
+    probes: usize,
+}
+
+impl TracedProcess {
+    /// Opens a process.
+    ///
+    /// # Errors
+    /// When it cannot be traced.
+    pub fn open(index: u16, pid: Pid) -> Result<Self> {
+        Ok(Self { index, target: Target::open(pid)?, probed: HashSet::new(), probes: 0 })
+    }
+
+    /// How many functions are probed.
+    pub fn probes(&self) -> usize {
+        self.probes
+    }
+
+    /// Probes the allocator functions of every mapped file that has not been looked at yet.
+    ///
+    /// # Errors
+    /// When the process is gone, or the kernel refuses a probe.
+    pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        let objects = self.target.objects_where(|id| !self.probed.contains(&id));
+        let objects = objects.with_context(|| format!("cannot read the mappings of {}", self.name()))?;
+        for unopened in &objects.unopened {
+            self.probed.insert(unopened.id);
+            log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
+        }
+        for object in objects.opened {
+            self.probed.insert(object.id);
+            self.attach_object(&object, capture, planner)?;
+        }
+        Ok(())
+    }
+
+    fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        let plan = match plan(object, planner) {
+            Ok(plan) => plan,
+            Err(error) => {
+                log::warn!(
+                    "{}: cannot look for allocators in {}: {error:#}",
+                    self.name(),
+                    object.path.display()
+                );
+                return Ok(());
+            }
+        };
+        let file = object.uprobe_path();
+        for probe in &plan.probes {
+            let programs = match probe.place {
+                Place::EntryAndReturn(_) => Programs::Allocate,
+                Place::Entry { .. } => Programs::Release,
+            };
+            let cookie = Cookie { process: self.index, api: probe.api.0, signature: probe.signature };
+            let site = probe.place.site();
+            log::debug!(
+                "{}: {} at {:#x} ({}, {})",
+                object.name(),
+                planner.catalog.get(probe.api).map_or("?", |api| api.display_name()),
+                site.svma(),
+                site.instruction,
+                site.cost
+            );
+            let attached = capture.attach_probe(
+                Site { file: &file, offset: site.file_offset, cookie, programs },
+                self.target.pid(),
+            );
+            if let Err(error) = attached {
+                if self.target.has_exited() {
+                    bail!("{} exited while it was being attached to", self.name());
+                }
+                return Err(error.context(format!(
+                    "cannot probe {} in {}",
+                    self.name(),
+                    object.path.display()
+                )));
+            }
+            self.probes += 1;
+        }
+        Ok(())
+    }
+
+    /// What it has mapped now.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn initial_mappings(&self) -> Result<InitialMappings> {
+        let mappings = self.target.mappings();
+        let mappings = mappings.with_context(|| format!("cannot read the mappings of {}", self.name()))?;
+        let heap_end =
+            mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.end).max();
+        let range = |mapping: &Mapping| AddressRange { start: mapping.start, end: mapping.end };
+        Ok(InitialMappings {
+            mappings: mappings.iter().map(|mapping| (range(mapping), backing(mapping))).collect(),
+            program_break: heap_end,
+        })
+    }
+
+    /// How messages call it.
+    pub fn name(&self) -> String {
+        format!("{} ({})", self.target.comm(), self.target.pid())
+    }
+}
+
+fn backing(mapping: &Mapping) -> Backing {
+    // `/dev/zero (deleted)` is how the kernel shows shared anonymous memory.
+    let is_file = mapping.path().is_some_and(|path| path.as_os_str() != "/dev/zero");
+    if is_file { Backing::File } else { Backing::Anonymous }
+}
+
+fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {
+    let mut bytes = Vec::new();
+    (&object.file).read_to_end(&mut bytes)?;
+    Ok(planner.plan(&bytes)?)
+}
