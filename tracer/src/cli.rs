@@ -51,8 +51,8 @@ pub struct RecordConfig {
     pub top: usize,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
-    /// Live blocks to make room for.
-    pub max_live: u64,
+    /// Live blocks to make room for; sized for the targets when absent.
+    pub max_live: Option<u64>,
     /// Time between two points of the timeline.
     pub interval: Duration,
     /// How much is said on standard error.
@@ -76,8 +76,7 @@ impl Default for RecordConfig {
             include: BTreeSet::new(),
             top: 10,
             fail_on: None,
-            // 128 MiB of table.
-            max_live: 4_000_000,
+            max_live: None,
             interval: Duration::from_secs(1),
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
@@ -279,10 +278,10 @@ struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fail_on: Option<Bytes>,
 
-    /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE),
-        default_value_t = RecordConfig::default().max_live)]
-    max_live: u64,
+    /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
+    /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
+    max_live: Option<u64>,
 
     /// Time between two points of the timeline.
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
