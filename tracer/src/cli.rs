@@ -20,7 +20,7 @@ use crate::report::destination::Destination;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// `tracer --pid N`, `tracer -- COMMAND`
-    Record(RecordConfig),
+    Record(Box<RecordConfig>),
     /// `tracer doctor`
     Doctor {
         /// When to use colour.
@@ -167,7 +167,7 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
     match cli.command {
         Some(Sub::Doctor) => Ok(Action::Doctor { color: cli.color }),
         Some(Sub::Plan { pid }) => Ok(Action::Plan(PlanConfig { pid, color: cli.color })),
-        None => Ok(Action::Record(cli.record.validate(cli.color)?)),
+        None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
 }
 

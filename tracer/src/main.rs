@@ -1,7 +1,7 @@
 //! The command line tool: one place that decides what is printed where, and the exit status.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     process::ExitCode,
 };
 
@@ -105,7 +105,11 @@ fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
 }
 
 /// The options for text that goes to `out`.
-fn on_terminal<T: io::IsTerminal + std::os::fd::AsFd>(options: Options, color: ColorChoice, out: &T) -> Options {
+fn on_terminal<T: io::IsTerminal + std::os::fd::AsFd>(
+    options: Options,
+    color: ColorChoice,
+    out: &T,
+) -> Options {
     let width = if out.is_terminal() {
         rustix::termios::tcgetwinsize(out).map_or(options.width, |size| usize::from(size.ws_col).max(40))
     } else {
@@ -119,7 +123,9 @@ fn is_colored(color: ColorChoice, out: &impl io::IsTerminal) -> bool {
         ColorChoice::Always => true,
         ColorChoice::Never => false,
         // https://no-color.org
-        ColorChoice::Auto => out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        ColorChoice::Auto => {
+            out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        }
     }
 }
 
@@ -155,4 +161,3 @@ fn show_plan(config: &PlanConfig) -> Result<Exit> {
     print!("{}", record::plan_of(&target)?);
     Ok(Exit::Done)
 }
-
