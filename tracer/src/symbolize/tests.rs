@@ -523,7 +523,7 @@ int main(int count, char **paths) {
     let mut symbolizer = program.symbolizer();
     assert_eq!(program.label(&mut symbolizer, "main"), "main");
     program.go_on();
-    symbolizer.read = MappingsRead::At(Instant::now() - REREAD_INTERVAL);
+    symbolizer.read = MappingsRead::At(Instant::now(), Duration::ZERO);
     assert_eq!(program.label(&mut symbolizer, "function"), "function");
 }
 
