@@ -48,9 +48,8 @@ const CACHED_FRAMES: usize = 32 << 10;
 const REMEMBERED_REGIONS: usize = 4096;
 
 /// An address that is nowhere mapped may belong to a library loaded just now, but broken stacks are full of such
-/// addresses: the mappings are read again for their sake at most this often. Reading them takes up to some
-/// milliseconds.
-const REREAD_INTERVAL: Duration = Duration::from_millis(100);
+/// addresses: reading the mappings again for their sake takes at most one part in this many of the time.
+const REREAD_SHARE: u32 = 20;
 
 /// Names the code of one traced process. See the [module's documentation](self).
 ///
@@ -69,7 +68,8 @@ pub struct Symbolizer {
 enum MappingsRead {
     /// Not since they changed.
     No,
-    At(Instant),
+    /// Then, and it took that long.
+    At(Instant, Duration),
 }
 
 /// Code that the target has, or had, mapped: what other stages and reports want to know of it.
@@ -142,28 +142,30 @@ impl Symbolizer {
     }
 
     fn look_up(&mut self, address: Address, perf_map_is_current: &mut bool) -> Rc<[Frame]> {
-        let unknown = Frame { ip: address, ..Frame::default() };
+        let mut frame = Frame { ip: address, ..Frame::default() };
         // A return address can be the first one after its function, or even its mapping: look at the call.
-        let Some(call) = address.0.checked_sub(1) else { return Rc::new([unknown]) };
-        let (Some(region), Some(process)) = (self.space.find(call), &self.process) else {
-            return Rc::new([unknown]);
+        let (Some(call), Some(process)) = (address.0.checked_sub(1), &self.process) else {
+            return Rc::new([frame]);
         };
-        let module = &region.module;
-        let base = module.frame(unknown, region, call);
-        let functions = module.functions(region, call, process);
-        if !functions.is_empty() {
-            let frames: Rc<[Frame]> = functions.into_iter().map(|function| name(&base, function)).collect();
-            self.frames.insert(address, &frames);
-            return frames;
+        if let Some(region) = self.space.find(call) {
+            frame = region.module.frame(frame, region, call);
+            let functions = region.module.functions(region, call, process);
+            if !functions.is_empty() {
+                let frames: Rc<[Frame]> =
+                    functions.into_iter().map(|function| name(&frame, function)).collect();
+                self.frames.insert(address, &frames);
+                return frames;
+            }
         }
+        // From here on nothing is kept: the runtime can put other code there without mapping anything.
         if !std::mem::replace(perf_map_is_current, true) {
             self.perf_map.update(process);
         }
-        // Not cached: the runtime can put other code there without mapping anything.
-        Rc::new([match self.perf_map.find(call) {
-            Some(name) => Frame { function: Some(name.to_owned()), language: Some("jit".to_owned()), ..base },
-            None => base,
-        }])
+        if let Some(name) = self.perf_map.find(call) {
+            frame.function = Some(name.to_owned());
+            frame.language = Some("jit".to_owned());
+        }
+        Rc::new([frame])
     }
 
     /// Makes the mappings current, if they have changed or do not cover `addresses`.
@@ -171,15 +173,16 @@ impl Symbolizer {
         let Some(process) = &self.process else { return };
         let covers = |address: &Address| self.space.find(address.0.saturating_sub(1)).is_some();
         match self.read {
-            MappingsRead::At(_) if addresses.iter().all(covers) => return,
-            MappingsRead::At(at) if at.elapsed() < REREAD_INTERVAL => return,
-            MappingsRead::At(_) | MappingsRead::No => {}
+            MappingsRead::At(..) if addresses.iter().all(covers) => return,
+            MappingsRead::At(at, took) if at.elapsed() < took * REREAD_SHARE => return,
+            MappingsRead::At(..) | MappingsRead::No => {}
         }
-        self.read = MappingsRead::At(Instant::now());
+        let start = Instant::now();
         match process.maps() {
             Ok(maps) => self.enter(mappings::parse(&maps)),
             Err(error) => log::debug!("cannot read the mappings: {error}"),
         }
+        self.read = MappingsRead::At(Instant::now(), start.elapsed());
     }
 
     fn enter(&mut self, mappings: impl Iterator<Item = Mapping>) {

@@ -23,7 +23,7 @@ const PAGE: u64 = 4096;
 
 /// An ELF file that stays open: what was mapped from it can be named after it was deleted and the target has exited.
 pub(super) struct ObjectFile {
-    /// In the target's mount namespace.
+    /// Below the target's root.
     path: PathBuf,
     headers: Headers,
     file: File,

@@ -409,9 +409,15 @@ fn rust_names_have_no_hash() {
         let program = Program::start(&mut Command::new(&path));
         let frames = program.frames(&mut program.symbolizer(), "generic");
         let frame = frames.last().unwrap();
-        let name =
-            if options.contains("v0") { "prog::shapes::generic::<u8>" } else { "prog::shapes::generic" };
-        assert_eq!((frame.label().as_str(), frame.language.as_deref()), (name, Some("rust")), "{options}");
+        // Which mangling is the default depends on the compiler; the older one does not tell the type.
+        let label = frame.label();
+        let untyped = label.strip_suffix("::<u8>").unwrap_or(&label);
+        assert_eq!(
+            (untyped, frame.language.as_deref()),
+            ("prog::shapes::generic", Some("rust")),
+            "{options}"
+        );
+        assert!(label != untyped || !options.contains("v0"), "{options}: {label}");
         assert_eq!(frame.line.is_some(), options.contains("-g"));
     }
 }
@@ -523,7 +529,7 @@ int main(int count, char **paths) {
     let mut symbolizer = program.symbolizer();
     assert_eq!(program.label(&mut symbolizer, "main"), "main");
     program.go_on();
-    symbolizer.read = MappingsRead::At(Instant::now() - REREAD_INTERVAL);
+    symbolizer.read = MappingsRead::At(Instant::now(), Duration::ZERO);
     assert_eq!(program.label(&mut symbolizer, "function"), "function");
 }
 
