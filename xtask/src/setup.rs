@@ -124,6 +124,11 @@ fn build_linker(workspace: &Path) -> Result<()> {
     let mut install = Command::new("cargo");
     install.args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"]);
     install.arg(format!("--features=llvm-{LLVM}"));
+    // Cargo advises to put its directory into PATH, unless it is there.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = bpf_toolchain::tools_dir(workspace).join("bin");
+    let path = std::env::join_paths(std::env::split_paths(&path).chain([own]));
+    install.envs(path.map(|path| ("PATH", path)));
     install.arg("--force").arg("--root").arg(bpf_toolchain::tools_dir(workspace)).env("LLVM_PREFIX", &llvm);
     command::run("building bpf-linker, once (about a minute)", &mut install)
         .context("bpf-linker cannot be built: is the network reachable?")
