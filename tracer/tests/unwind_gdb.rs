@@ -3,7 +3,7 @@
 //! gdb stops a program at a function, finds the callers in its own way, and records registers, stack bytes and mappings
 //! (`unwind_gdb/record.py`). The walk is then run over the recording.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -163,6 +163,8 @@ fn record(command: &[&str], stops: &Stops) -> Vec<Recorded> {
         .env("STACKS", stops.most.to_string())
         .env("PASS_SIGNALS", "SIGUSR1 SIGUSR2 SIGSEGV SIGPIPE SIGALRM SIGCHLD")
         .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .output()
         .expect("gdb runs");
     let lines =
@@ -286,23 +288,28 @@ fn compare_at_malloc(command: &[&str], stops: &Stops) {
             walk.stop,
         );
     }
-    eprintln!("{command:?}: {same} of {} the same; {ends:?}", recorded.len());
-    assert!(recorded.len() >= stops.most as usize / 2, "few stacks: {}", recorded.len());
-    assert!(same * 100 >= recorded.len() * 99);
+    let different: HashSet<_> = recorded.iter().map(|recorded| &recorded.frames).collect();
+    let deepest = recorded.iter().map(|recorded| recorded.frames.len()).max().unwrap_or(0);
+    let (stacks, different) = (recorded.len(), different.len());
+    eprintln!(
+        "{}: {same} of {stacks} the same ({different} different ones, up to {deepest} frames); {ends:?}",
+        command[0]
+    );
+    assert!(stacks >= stops.most as usize / 2 && different >= 10, "{different} different stacks of {stacks}");
+    assert!(same * 100 >= stacks * 99);
 }
 
 #[test]
 #[ignore = "takes a minute; run with --ignored"]
 fn stacks_of_python_at_malloc() {
-    let work = "import json, re, sqlite3\n\
-        db = sqlite3.connect(':memory:')\n\
-        while True:\n\
-        \x20   json.loads(json.dumps([{'a': [i, str(i)]} for i in range(50)]))\n\
-        \x20   sorted(map(str, range(100)), key=lambda s: re.sub('1', '2', s))\n\
-        \x20   db.execute('select max(value) from json_each(?) group by value % 7 order by 1', ['[1,2,3]']).fetchall()\n";
+    let work = "import json, re, sqlite3; db = sqlite3.connect(':memory:'); \
+        work = lambda: (json.loads(json.dumps([{'a': [i, str(i)]} for i in range(50)])), \
+        sorted(map(str, range(100)), key=lambda s: re.sub('1', '2', s)), \
+        db.execute('select max(value) from json_each(?) group by value % 7 order by 1', ['[1,2,3]']).fetchall()); \
+        all(work() for _ in iter(int, 1))";
     compare_at_malloc(
         &["/usr/bin/python3", "-c", work],
-        &Stops { at: "malloc", skip: 20_000, every: 97, most: 200 },
+        &Stops { at: "malloc", skip: 5000, every: 17, most: 200 },
     );
 }
 
@@ -312,5 +319,32 @@ fn stacks_of_node_at_malloc() {
     let work = "const zlib = require('zlib'), crypto = require('crypto');\
         function go(i) { Buffer.from(JSON.stringify({i, a: 'x'.repeat(i % 999)})); \
         crypto.createHash('sha256').update('' + i).digest(); zlib.deflateSync('' + i); setImmediate(go, i + 1) } go(0)";
-    compare_at_malloc(&["node", "-e", work], &Stops { at: "malloc", skip: 20_000, every: 197, most: 200 });
+    compare_at_malloc(&["node", "-e", work], &Stops { at: "malloc", skip: 20_000, every: 47, most: 200 });
+}
+
+/// Ended when dropped.
+struct Load(std::process::Child);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "takes a minute; run with --ignored"]
+fn stacks_of_redis_at_malloc() {
+    if !is_installed("redis-benchmark") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("redis.sock");
+    let socket = socket.to_str().expect("a plain path");
+    // Until the server listens, and again until it is gone.
+    let again = format!("while :; do redis-benchmark -s {socket} -q -n 100000 -d 100 || sleep 0.1; done");
+    let client = Command::new("sh").args(["-c", &again]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let _load = Load(client.expect("sh runs"));
+    let server = ["redis-server", "--port", "0", "--save", "", "--unixsocket", socket];
+    compare_at_malloc(&server, &Stops { at: "malloc", skip: 5000, every: 17, most: 200 });
 }

@@ -82,7 +82,7 @@ def main():
     every = int(os.environ.get("EVERY", "1"))
     with open(os.environ["RECORD_TO"], "w") as out:
         breakpoint.ignore_count = int(os.environ.get("SKIP", "0"))
-        gdb.execute("run > /dev/null")
+        gdb.execute("run")
         for _ in range(int(os.environ["STACKS"])):
             if not gdb.selected_inferior().pid:
                 break
