@@ -2,6 +2,7 @@
 //! memory that weigh them.
 
 pub mod growth;
+pub mod managed;
 pub mod mappings;
 pub mod outcome;
 #[cfg(test)]
