@@ -8,6 +8,8 @@ pub mod destination;
 pub mod folded;
 pub mod human;
 pub mod json;
+pub mod pprof;
+pub mod saved;
 pub mod status;
 pub mod svg;
 pub mod text;
@@ -109,11 +111,13 @@ pub enum Format {
     Folded,
     /// The whole profile (`tracer.report/1`).
     Json,
+    /// The whole profile for pprof's tools, and to be read back.
+    Pprof,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &'static [Format] = &[Format::Svg, Format::Folded, Format::Json];
+    pub const ALL: &'static [Format] = &[Format::Svg, Format::Folded, Format::Json, Format::Pprof];
 
     /// The ending of its files, with the dot.
     #[must_use]
@@ -122,6 +126,7 @@ impl Format {
             Format::Svg => ".svg",
             Format::Folded => ".folded",
             Format::Json => ".json",
+            Format::Pprof => ".pb.gz",
         }
     }
 
@@ -155,6 +160,7 @@ impl Format {
             Format::Svg => &svg::Svg,
             Format::Folded => &folded::Folded,
             Format::Json => &json::Json,
+            Format::Pprof => &pprof::Pprof,
         }
     }
 }
