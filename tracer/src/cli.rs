@@ -51,8 +51,8 @@ pub struct RecordConfig {
     pub top: usize,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
-    /// Live blocks to make room for.
-    pub max_live: u64,
+    /// Live blocks to make room for; fitted to the target when absent.
+    pub max_live: Option<u64>,
     /// Time between two points of the timeline.
     pub interval: Duration,
     /// How much is said on standard error.
@@ -76,8 +76,7 @@ impl Default for RecordConfig {
             include: BTreeSet::new(),
             top: 10,
             fail_on: None,
-            // 128 MiB of table.
-            max_live: 4_000_000,
+            max_live: None,
             interval: Duration::from_secs(1),
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
@@ -239,7 +238,7 @@ struct RecordArguments {
     launch: Vec<OsString>,
 
     /// Under sudo, start the command as root and not as the user who called sudo.
-    #[arg(long, requires = "launch")]
+    #[arg(long, requires = "launch", conflicts_with = "pids")]
     as_root: bool,
 
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
@@ -279,10 +278,10 @@ struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fail_on: Option<Bytes>,
 
-    /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE),
-        default_value_t = RecordConfig::default().max_live)]
-    max_live: u64,
+    /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost [default: fitted
+    /// to the target's memory].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
+    max_live: Option<u64>,
 
     /// Time between two points of the timeline.
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
@@ -485,7 +484,7 @@ mod tests {
             include: BTreeSet::from([Kind::File, Kind::Managed]),
             top: 3,
             fail_on: Some(Bytes(1536)),
-            max_live: 1000,
+            max_live: Some(1000),
             interval: Duration::from_secs(2),
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
@@ -523,7 +522,8 @@ mod tests {
             ("--pid 4194305", "end at 4194304"),
             ("--pid 1 --pid 1", "--pid 1 is given twice"),
             ("--pid 1 -- ls", "cannot be used with"),
-            ("--pid 1 --as-root", "COMMAND"),
+            ("--pid 1 --as-root", "cannot be used with"),
+            ("--as-root", "COMMAND"),
             ("--pid 1 doctor", "cannot be used with"),
             ("plan", "--pid"),
             ("plan --pid 0", "begin at 1"),
@@ -554,7 +554,7 @@ mod tests {
     fn defaults_stand_in_the_help() {
         let help = Cli::command().render_long_help().to_string();
         for expected in
-            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: 4000000]", "-- <COMMAND>"]
+            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: fitted", "-- <COMMAND>"]
         {
             assert!(help.contains(expected), "{expected}: {help}");
         }
