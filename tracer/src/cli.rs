@@ -524,7 +524,7 @@ mod tests {
             ("--pid 1 -- ls", "cannot be used with"),
             ("--pid 1 --as-root", "cannot be used with"),
             ("--as-root", "COMMAND"),
-            ("--pid 1 doctor", "cannot be used with"),
+            ("--pid 1 doctor", "doctor"),
             ("plan", "--pid"),
             ("plan --pid 0", "begin at 1"),
             ("--pid 1 -d 0s", "more than nothing"),

@@ -355,7 +355,7 @@ fn tracepoints() -> Check {
         Err(error) => Check::limited(
             NAME,
             error.to_string(),
-            "tracing looks at every system call instead; root or a mounted, readable tracefs avoids that",
+            "until then tracing looks at every system call, not only at those that change mappings",
         ),
     }
 }
