@@ -18,6 +18,7 @@ use crate::report::destination::Destination;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one, made once")]
 pub enum Action {
     /// `tracer --pid N`, `tracer -- COMMAND`
     Record(RecordConfig),
