@@ -238,7 +238,7 @@ struct RecordArguments {
     launch: Vec<OsString>,
 
     /// Under sudo, start the command as root and not as the user who called sudo.
-    #[arg(long, requires = "launch")]
+    #[arg(long, requires = "launch", conflicts_with = "pids")]
     as_root: bool,
 
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
@@ -484,7 +484,7 @@ mod tests {
             include: BTreeSet::from([Kind::File, Kind::Managed]),
             top: 3,
             fail_on: Some(Bytes(1536)),
-            max_live: 1000,
+            max_live: Some(1000),
             interval: Duration::from_secs(2),
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
@@ -522,8 +522,9 @@ mod tests {
             ("--pid 4194305", "end at 4194304"),
             ("--pid 1 --pid 1", "--pid 1 is given twice"),
             ("--pid 1 -- ls", "cannot be used with"),
-            ("--pid 1 --as-root", "COMMAND"),
-            ("--pid 1 doctor", "cannot be used with"),
+            ("--pid 1 --as-root", "cannot be used with"),
+            ("--as-root", "COMMAND"),
+            ("--pid 1 doctor", "doctor"),
             ("plan", "--pid"),
             ("plan --pid 0", "begin at 1"),
             ("--pid 1 -d 0s", "more than nothing"),
@@ -553,7 +554,7 @@ mod tests {
     fn defaults_stand_in_the_help() {
         let help = Cli::command().render_long_help().to_string();
         for expected in
-            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: 4000000]", "-- <COMMAND>"]
+            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: fitted", "-- <COMMAND>"]
         {
             assert!(help.contains(expected), "{expected}: {help}");
         }
