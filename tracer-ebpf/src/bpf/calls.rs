@@ -11,11 +11,12 @@ use tracer_ebpf::{
     probe::{Cookie, ResultPlace, Signature},
     process::{Gate, ProcessState},
     thread::InFlight,
+    unwind::{Frame, Via},
 };
 
 use super::{
     arch::{self, UserRegisters, WORD},
-    capture,
+    capture::{self, Maker},
     count::count,
     live,
     maps::{PROCESSES, TOTALS, size_is_tracked},
@@ -167,7 +168,9 @@ fn account(cookie: Cookie, process: &ProcessState, regs: UserRegisters, call: &I
         count(Counter::UnreadableResult);
         return;
     };
-    let stack = capture::stack(regs, cookie.process, cookie.api);
+    // The address in `ip` is the one that the allocator function returns to.
+    let frame = Frame { registers: regs.for_walk(), via: Via::Table };
+    let stack = capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame });
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
     let block = Block { size: call.size, born_ns, stack, padding: 0 };

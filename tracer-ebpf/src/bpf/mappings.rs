@@ -6,12 +6,13 @@ use tracer_ebpf::{
     event::{EventKind, MappingCall, MappingEvent, NO_STACK},
     process::ProcessState,
     stack::mapping_api,
+    unwind::Frame,
 };
 
 use super::{
     arch::{self, UserRegisters},
     calls::open_process,
-    capture,
+    capture::{self, Maker},
     count::count,
     maps::{EVENTS, PROCESS_INDEX},
     threads,
@@ -35,8 +36,8 @@ pub fn enter() -> Option<()> {
     if !matches!(call, MappingCall::Munmap | MappingCall::Mremap) {
         return None;
     }
-    let (index, _) = current_process()?;
-    send(index, call, regs, At::Entry)
+    let (index, process) = current_process()?;
+    send(index, process, call, regs, At::Entry)
 }
 
 /// Exit of a system call.
@@ -46,7 +47,7 @@ pub fn exit() -> Option<()> {
     let call = arch::mapping_call(regs.system_call())?;
     let (index, process) = current_process()?;
     let in_allocator = threads::current().is_some_and(|record| record.encloses(regs, process));
-    send(index, call, regs, At::Exit { in_allocator })
+    send(index, process, call, regs, At::Exit { in_allocator })
 }
 
 enum At {
@@ -55,14 +56,19 @@ enum At {
 }
 
 #[inline(always)]
-fn send(process: u16, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
+fn send(index: u16, process: &ProcessState, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
     let (at_exit, in_allocator) = match at {
         At::Entry => (false, false),
         At::Exit { in_allocator } => (true, in_allocator),
     };
     let result = if at_exit { regs.result() as i64 } else { 0 };
     let gives_memory = at_exit && result > 0 && call as u8 != MappingCall::Munmap as u8;
-    let stack = if gives_memory { capture::stack(regs, process, mapping_api(call)) } else { NO_STACK };
+    let stack = if gives_memory {
+        let frame = Frame::first(regs.for_walk());
+        capture::stack(Maker { index, process, api: mapping_api(call), frame })
+    } else {
+        NO_STACK
+    };
     let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
         count(Counter::MappingEventDropped);
         return None;
@@ -72,7 +78,7 @@ fn send(process: u16, call: MappingCall, regs: UserRegisters, at: At) -> Option<
         call: call as u8,
         at_exit: at_exit.into(),
         in_allocator: in_allocator.into(),
-        process,
+        process: index,
         padding: 0,
         tid: bpf_get_current_pid_tgid() as u32,
         stack,

@@ -7,6 +7,7 @@ mod shared;
 mod tables;
 pub mod tracefs;
 mod tracepoint;
+mod unwind_tables;
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -23,9 +24,12 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
 };
-use tracer_ebpf::{probe::Cookie, process::Gate};
+use tracer_ebpf::{probe::Cookie, process::Gate, unwind::Mapping};
 
-pub use self::tables::{SharedTables, Sizes};
+pub use self::{
+    tables::{SharedTables, Sizes},
+    unwind_tables::{UnwindSizes, UnwindTables},
+};
 use crate::model::{Address, Pid};
 
 /// What the programs are loaded with.
@@ -33,6 +37,8 @@ use crate::model::{Address, Pid};
 pub struct Settings {
     /// Sizes of the tables.
     pub sizes: Sizes,
+    /// Sizes of the arrays for unwind tables.
+    pub unwind: UnwindSizes,
     /// The smallest request that is tracked, in bytes.
     pub min_size: u64,
     /// The largest request that is tracked, in bytes.
@@ -43,6 +49,7 @@ pub struct Settings {
 pub struct Capture {
     ebpf: Ebpf,
     tables: SharedTables,
+    unwind: UnwindTables,
     probes: Vec<UProbeLink>,
     tracepoints: Vec<OwnedFd>,
 }
@@ -98,6 +105,8 @@ impl Capture {
             .map_max_entries("SPILL", sizes.spilled_blocks)
             .map_max_entries("STACKS", sizes.stack_sets)
             .map_max_entries("TOTALS", sizes.stacks())
+            .map_max_entries("UNWIND_PAGES", settings.unwind.page_chunks)
+            .map_max_entries("UNWIND_ROWS", settings.unwind.row_chunks)
             .override_global("LIVE_BUCKETS", &sizes.live_buckets, true)
             .override_global("STACK_SETS", &sizes.stack_sets, true)
             .override_global("HASH_SEED", &seed, true)
@@ -110,7 +119,8 @@ impl Capture {
             uprobe(&mut ebpf, name)?.load().context("the kernel does not take the BPF programs")?;
         }
         let tables = SharedTables::map(&ebpf, sizes)?;
-        Ok(Self { ebpf, tables, probes: Vec::new(), tracepoints: Vec::new() })
+        let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
+        Ok(Self { ebpf, tables, unwind, probes: Vec::new(), tracepoints: Vec::new() })
     }
 
     /// The tables that the programs fill.
@@ -126,6 +136,17 @@ impl Capture {
     pub fn take_events(&mut self) -> Result<RingBuf<MapData>> {
         let map = self.ebpf.take_map("EVENTS").context("the events have been taken already")?;
         Ok(RingBuf::try_from(map)?)
+    }
+
+    /// The unwind tables, to add to.
+    pub fn unwind_tables(&mut self) -> &mut UnwindTables {
+        &mut self.unwind
+    }
+
+    /// Makes these, sorted by address, the executable mappings of a process. `false` when there is no room for them.
+    pub fn set_code(&mut self, process: u16, code: &[Mapping]) -> bool {
+        let state = self.tables.processes().get(usize::from(process));
+        state.is_some_and(|state| self.unwind.set_code(process, state, code))
     }
 
     /// Makes a process known to the tracepoints under its index.

@@ -19,6 +19,7 @@ use tracer_ebpf::{
 
 use super::{
     Config,
+    code::CodeFiles,
     process::{TracedProcess, planner},
 };
 use crate::{
@@ -55,6 +56,7 @@ pub struct Session {
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
+    code: CodeFiles,
     stacks: BTreeMap<u32, NewStack>,
     mappings: MappingAccount,
     /// Resident bytes of live ranges at the last look, for when the process is gone.
@@ -87,7 +89,12 @@ impl Session {
         let open = |(index, &pid)| TracedProcess::open(index as u16, pid);
         let mut processes: Vec<_> = targets.iter().enumerate().map(open).collect::<Result<_>>()?;
         let max_live = config.max_live.unwrap_or_else(|| room_for(&processes));
+        let mut code = CodeFiles::new();
+        for process in &processes {
+            code.read(&process.target);
+        }
         let mut capture = Capture::load(&Settings {
+            unwind: code.sizes(),
             sizes: Sizes::with_room_for(max_live, MAX_STACKS),
             min_size: config.min_size.map_or(0, |size| size.0),
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
@@ -113,6 +120,9 @@ impl Session {
                 );
             }
         }
+        for process in &processes {
+            code.install(process.index, &process.target, &mut capture);
+        }
         capture.attach_system_calls()?;
         // After the probes: see the mapping account.
         for process in &processes {
@@ -128,6 +138,7 @@ impl Session {
             capture,
             drain,
             worker: Some(worker),
+            code,
             stacks: BTreeMap::new(),
             mappings,
             resident: HashMap::new(),
@@ -163,10 +174,15 @@ impl Session {
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, .. } = self;
+        let Self { processes, capture, planner, code, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
         let target = Target::open(launched.pid())?;
-        launched.run_to_entry(&target, |object| process.attach_new(&object, capture, planner))?;
+        launched.run_to_entry(&target, |object| {
+            process.attach_new(&object, capture, planner)?;
+            code.read_object(object);
+            code.install(process.index, &target, capture);
+            anyhow::Ok(())
+        })?;
         Ok(launched.release()?)
     }
 
@@ -220,6 +236,8 @@ impl Session {
     /// A library that was loaded during the window may bring an allocator.
     fn probe_new_code(&mut self) {
         for process in &mut self.processes {
+            self.code.read(&process.target);
+            self.code.install(process.index, &process.target, &mut self.capture);
             if let Err(error) = process.attach(&mut self.capture, &self.planner) {
                 log::warn!("cannot probe newly loaded code: {error:#}");
             }
