@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bpf_toolchain::{BINARY, Compiler, OBJECT_VARIABLE, Source};
+use bpf_toolchain::{BINARY, OBJECT_VARIABLE, Source, Toolchain};
 
 fn main() -> ExitCode {
     let Err(why) = embed_object() else { return ExitCode::SUCCESS };
@@ -31,7 +31,7 @@ fn embed_object() -> Result<()> {
 
     let out_dir = variable("OUT_DIR")?;
     let object = match bpf_toolchain::find(workspace)? {
-        Source::Build { compiler, linker } => build(&compiler, &linker, workspace)?,
+        Source::Build(toolchain) => build(&toolchain, workspace)?,
         Source::Object(object) => {
             println!("cargo::rerun-if-changed={}", object.display());
             object
@@ -44,17 +44,13 @@ fn embed_object() -> Result<()> {
 }
 
 /// Builds the object and returns its path.
-fn build(compiler: &Compiler, linker: &Path, workspace: &Path) -> Result<PathBuf> {
+fn build(toolchain: &Toolchain, workspace: &Path) -> Result<PathBuf> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
-    let mut cargo = bpf_toolchain::cargo("build", compiler, linker, &arch, workspace);
+    let mut cargo = toolchain.cargo("build", &arch, workspace);
     cargo.args(["--quiet", "--locked"]);
     let output = cargo.output().with_context(|| format!("cannot run {}", cargo.get_program().display()))?;
     let diagnostics = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "building the BPF programs with {compiler} and {} failed:\n{diagnostics}",
-        linker.display()
-    );
+    ensure!(output.status.success(), "building the BPF programs with {toolchain} failed:\n{diagnostics}");
     for line in diagnostics.lines() {
         println!("cargo::warning={line}");
     }

@@ -11,7 +11,8 @@ pub const MAX_PROCESSES: u32 = 1024;
 pub struct ProcessState {
     /// A [`Gate`].
     pub gate: Word,
-    /// The address of the kernel's return trampoline in this process; 0 until a return was seen.
+    /// The address of the kernel's return trampoline in this process, which user space finds among its mappings (`[uprobes]`) once
+    /// the kernel has made it; 0 until then.
     pub trampoline: Word,
     /// Monotonic time at which its window opened.
     pub opened_ns: Word,

@@ -18,10 +18,9 @@ use crate::report::destination::Destination;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "there is one, made once")]
 pub enum Action {
     /// `tracer --pid N`, `tracer -- COMMAND`
-    Record(RecordConfig),
+    Record(Box<RecordConfig>),
     /// `tracer doctor`
     Doctor {
         /// When to use colour.
@@ -52,7 +51,7 @@ pub struct RecordConfig {
     pub top: usize,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
-    /// Live blocks to make room for; fitted to the target when absent.
+    /// Live blocks to make room for; sized for the targets when absent.
     pub max_live: Option<u64>,
     /// Time between two points of the timeline.
     pub interval: Duration,
@@ -168,7 +167,7 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
     match cli.command {
         Some(Sub::Doctor) => Ok(Action::Doctor { color: cli.color }),
         Some(Sub::Plan { pid }) => Ok(Action::Plan(PlanConfig { pid, color: cli.color })),
-        None => Ok(Action::Record(cli.record.validate(cli.color)?)),
+        None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
 }
 
@@ -279,8 +278,8 @@ struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fail_on: Option<Bytes>,
 
-    /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost [default: fitted
-    /// to the target's memory].
+    /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
+    /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
     max_live: Option<u64>,
 
@@ -444,7 +443,7 @@ mod tests {
 
     fn record(arguments: &str) -> RecordConfig {
         match parse(arguments) {
-            Ok(Action::Record(config)) => config,
+            Ok(Action::Record(config)) => *config,
             other => panic!("{arguments}: {other:?}"),
         }
     }
@@ -555,7 +554,7 @@ mod tests {
     fn defaults_stand_in_the_help() {
         let help = Cli::command().render_long_help().to_string();
         for expected in
-            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: fitted", "-- <COMMAND>"]
+            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: one for every", "-- <COMMAND>"]
         {
             assert!(help.contains(expected), "{expected}: {help}");
         }

@@ -1,11 +1,15 @@
 //! Finds native memory leaks in a running, unmodified process.
 //!
 //! The modules are the stages of the pipeline, in the order in which the data passes them; a stage knows only the
-//! stages before it and the [`model`].
+//! stages before it and the [`model`]. [`record`] sends a recording through them.
+
+pub mod model;
 
 pub mod target;
 
 pub mod plan;
+
+pub mod unwind;
 
 pub mod attach;
 
@@ -17,12 +21,9 @@ pub mod analyze;
 
 pub mod report;
 
-pub mod model;
+pub mod cli;
+pub mod doctor;
+pub mod record;
 
 mod readable;
-pub mod record;
 mod signals;
-
-pub mod cli;
-
-pub mod doctor;

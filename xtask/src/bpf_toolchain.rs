@@ -11,8 +11,10 @@
 
 use std::{
     env, fmt, fs,
+    io::Write as _,
+    iter,
     path::{Path, PathBuf},
-    process::Command,
+    process::{self, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -23,26 +25,28 @@ pub const OBJECT_VARIABLE: &str = "TRACER_BPF_OBJECT";
 pub const TARGET: &str = "bpfel-unknown-none";
 /// The binary of package `tracer-ebpf` that holds the BPF programs.
 pub const BINARY: &str = "tracer-bpf";
-/// The LLVM that set-up builds `bpf-linker` with. It reads bitcode of its own and of older releases, never of newer ones.
-pub const LLVM: u32 = 22;
-/// The oldest compiler that builds the BPF programs: 1.95, as `rust-version` says for the rest.
-const OLDEST_RUST_MINOR: u32 = 95;
+/// The oldest Rust 1.x that builds the BPF programs, as `rust-version` says.
+const OLDEST_RUST: u32 = 95;
 
 /// Where the BPF object comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// It is built here.
-    Build {
-        /// What compiles it.
-        compiler: Compiler,
-        /// The path of `bpf-linker`.
-        linker: PathBuf,
-    },
+    Build(Toolchain),
     /// It was built elsewhere.
     Object(PathBuf),
 }
 
-/// A compiler with `core` for the BPF target.
+/// A compiler and a linker that understand each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Toolchain {
+    /// What compiles the BPF programs.
+    pub compiler: Compiler,
+    /// The path of `bpf-linker`.
+    pub linker: PathBuf,
+}
+
+/// A compiler that has `core` for the BPF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compiler {
     /// A rustup nightly with `rust-src`; `core` is built with the programs.
@@ -52,30 +56,27 @@ pub enum Compiler {
     },
     /// A compiler that ships `core` for the target.
     Prebuilt {
-        /// The path of `rustc`.
-        rustc: PathBuf,
+        /// The directory that it is installed in, `/usr` mostly.
+        sysroot: PathBuf,
     },
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Build { compiler, linker } => write!(f, "{compiler}, {}", linker.display()),
-            Self::Object(object) => write!(f, "{}", object.display()),
+            Self::Build(toolchain) => write!(f, "{toolchain}"),
+            Self::Object(object) => write!(f, "{} ({OBJECT_VARIABLE})", object.display()),
         }
     }
 }
 
-impl fmt::Display for Compiler {
+impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nightly { sysroot } => write!(f, "{} with rust-src", sysroot.display()),
-            Self::Prebuilt { rustc } => write!(f, "{} with core for {TARGET}", rustc.display()),
-        }
+        write!(f, "{} and {}", self.compiler.rustc().display(), self.linker.display())
     }
 }
 
-/// The directory under the workspace where set-up puts tools that the system does not have.
+/// The directory where set-up puts tools that the system does not have.
 #[must_use]
 pub fn tools_dir(workspace: &Path) -> PathBuf {
     workspace.join("target/tools")
@@ -86,56 +87,67 @@ pub fn tools_dir(workspace: &Path) -> PathBuf {
 /// # Errors
 /// One sentence that says what is missing and how to get it.
 pub fn find(workspace: &Path) -> Result<Source> {
-    let missing = match (find_compiler(workspace), find_linker(workspace)) {
-        (Ok(compiler), Some(linker)) => return Ok(Source::Build { compiler, linker }),
-        (Err(why), _) => format!("{why:#}"),
-        (Ok(_), None) => "`bpf-linker` is neither in PATH nor in target/tools/bin".to_owned(),
+    let missing = match find_toolchain(workspace) {
+        Ok(toolchain) => return Ok(Source::Build(toolchain)),
+        Err(missing) => missing,
     };
     let Some(object) = env::var_os(OBJECT_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from) else {
         bail!(
-            "the BPF programs cannot be built here: {missing}; run `cargo xtask setup`, or set {OBJECT_VARIABLE} \
+            "the BPF programs cannot be built here: {missing:#}; run `cargo xtask setup`, or set {OBJECT_VARIABLE} \
              to an object built elsewhere"
         );
     };
     let object = fs::canonicalize(&object).with_context(|| {
         format!(
-            "{OBJECT_VARIABLE} names {}, and the programs cannot be built here: {missing}",
+            "{OBJECT_VARIABLE} names {}, and the programs cannot be built here: {missing:#}",
             object.display()
         )
     })?;
     Ok(Source::Object(object))
 }
 
-/// Finds a compiler that has `core` for the BPF target.
+/// Finds the first compiler and linker that fit together.
+///
+/// # Errors
+/// What is missing.
+pub fn find_toolchain(workspace: &Path) -> Result<Toolchain> {
+    let compilers = find_compilers(workspace)?;
+    let linkers: Vec<PathBuf> = find_linkers(workspace).collect();
+    ensure!(!linkers.is_empty(), "`bpf-linker` is neither in target/tools/bin nor in PATH");
+    let mut misfits = Vec::new();
+    for compiler in compilers {
+        for linker in &linkers {
+            let toolchain = Toolchain { compiler: compiler.clone(), linker: linker.clone() };
+            match toolchain.check(workspace) {
+                Ok(()) => return Ok(toolchain),
+                Err(why) => misfits.push(format!("{why:#}")),
+            }
+        }
+    }
+    bail!("no compiler and bpf-linker fit together: {}", misfits.join("; "))
+}
+
+/// Finds the compilers that have `core` for the BPF target, the preferred one first.
 ///
 /// # Errors
 /// Why no compiler of this machine will do.
-pub fn find_compiler(workspace: &Path) -> Result<Compiler> {
-    let mut refused = Vec::new();
+pub fn find_compilers(workspace: &Path) -> Result<Vec<Compiler>> {
     let nightlies = nightly_sysroots().into_iter().map(|sysroot| Compiler::Nightly { sysroot });
-    let prebuilt = prebuilt_rustcs(workspace).into_iter().map(|rustc| Compiler::Prebuilt { rustc });
+    let prebuilt = prebuilt_sysroots(workspace).into_iter().map(|sysroot| Compiler::Prebuilt { sysroot });
+    let mut found = Vec::new();
+    let mut refused = Vec::new();
     for compiler in nightlies.chain(prebuilt) {
-        match compiler.check() {
-            Ok(()) => return Ok(compiler),
-            Err(why) => refused.push(format!("{why:#}")),
+        match compiler.check_version() {
+            Ok(()) => found.push(compiler),
+            Err(why) => refused.push(format!(" ({why:#})")),
         }
     }
-    let refused = if refused.is_empty() { String::new() } else { format!(" ({})", refused.join("; ")) };
-    bail!("there is neither a rustup nightly with rust-src nor a rustc with core for {TARGET}{refused}")
-}
-
-/// Finds `bpf-linker`: the one that set-up built, since its LLVM is known to fit, else the one in `PATH`.
-#[must_use]
-pub fn find_linker(workspace: &Path) -> Option<PathBuf> {
-    let own = tools_dir(workspace).join("bin");
-    search_dirs(own).map(|dir| dir.join("bpf-linker")).find(|path| path.is_file())
-}
-
-/// `first`, then the directories of `PATH`.
-fn search_dirs(first: PathBuf) -> impl Iterator<Item = PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let dirs: Vec<_> = env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
-    std::iter::once(first).chain(dirs)
+    ensure!(
+        !found.is_empty(),
+        "there is neither a rustup nightly with rust-src nor a rustc with core for {TARGET}{}",
+        refused.concat()
+    );
+    Ok(found)
 }
 
 /// The rustup nightlies that have `rust-src`: plain `nightly` first, then dated ones, newest first.
@@ -152,86 +164,169 @@ fn nightly_sysroots() -> Vec<PathBuf> {
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("nightly")))
         .filter(|path| path.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file())
         .collect();
-    // "nightly-2026-…" sorts before "nightly-x86_64-…".
+    // By name "nightly-x86_64-…" comes after every "nightly-2026-…".
     sysroots.sort();
     sysroots.reverse();
     sysroots
 }
 
-/// The compilers that have a prebuilt `core` for the BPF target in their sysroot.
-fn prebuilt_rustcs(workspace: &Path) -> Vec<PathBuf> {
-    // Besides PATH, where a rustup proxy hides the system's compiler: the system's, and what set-up unpacked.
-    let unpacked = tools_dir(workspace).join("usr/bin");
-    let mut rustcs: Vec<PathBuf> = std::iter::once(PathBuf::from("/usr/bin"))
-        .chain(search_dirs(unpacked))
-        .filter_map(|dir| fs::canonicalize(dir.join("rustc")).ok())
-        .filter(|rustc| has_prebuilt_core(rustc))
-        .collect();
-    rustcs.dedup();
-    rustcs
+/// The sysroots that have a prebuilt `core` for the BPF target: those of the compilers in `PATH`, the system's (which
+/// rustup's hides), and what set-up unpacked.
+fn prebuilt_sysroots(workspace: &Path) -> Vec<PathBuf> {
+    let mut sysroots: Vec<PathBuf> = Vec::new();
+    let others = [PathBuf::from("/usr/bin"), tools_dir(workspace).join("usr/bin")];
+    for dir in path_dirs().chain(others) {
+        let Ok(rustc) = fs::canonicalize(dir.join("rustc")) else { continue };
+        let Some(sysroot) = rustc.parent().and_then(Path::parent) else { continue };
+        let core = sysroot.join("lib/rustlib").join(TARGET).join("lib");
+        if core.is_dir() && !sysroots.iter().any(|known| known == sysroot) {
+            sysroots.push(sysroot.to_owned());
+        }
+    }
+    sysroots
 }
 
-/// Whether the sysroot that `rustc` lies in (`SYSROOT/bin/rustc`) has a library directory for the target.
-fn has_prebuilt_core(rustc: &Path) -> bool {
-    let sysroot = rustc.parent().and_then(Path::parent);
-    sysroot.is_some_and(|sysroot| sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir())
+/// Finds each `bpf-linker`: first the one that set-up built.
+fn find_linkers(workspace: &Path) -> impl Iterator<Item = PathBuf> {
+    let own = tools_dir(workspace).join("bin");
+    iter::once(own).chain(path_dirs()).map(|dir| dir.join("bpf-linker")).filter(|path| path.is_file())
+}
+
+/// The directories of `PATH`.
+fn path_dirs() -> impl Iterator<Item = PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<_> = env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
+    dirs.into_iter()
 }
 
 impl Compiler {
-    /// The path of `rustc`.
-    #[must_use]
-    pub fn rustc(&self) -> PathBuf {
+    /// The directory that the compiler is installed in.
+    fn sysroot(&self) -> &Path {
         match self {
-            Self::Nightly { sysroot } => sysroot.join("bin/rustc"),
-            Self::Prebuilt { rustc } => rustc.clone(),
+            Self::Nightly { sysroot } | Self::Prebuilt { sysroot } => sysroot,
         }
     }
 
-    /// Refuses a compiler that is too old for the sources, or whose bitcode is too new for the linker.
-    fn check(&self) -> Result<()> {
+    /// The path of `rustc`.
+    #[must_use]
+    pub fn rustc(&self) -> PathBuf {
+        self.sysroot().join("bin/rustc")
+    }
+
+    /// Whether `core` has to be built with the programs.
+    fn builds_core(&self) -> bool {
+        matches!(self, Self::Nightly { .. })
+    }
+
+    /// Lets `command` run this compiler.
+    fn prepare(&self, command: &mut Command) {
+        // The BPF target is not stable.
+        command.env("RUSTC_BOOTSTRAP", "1");
+        // Debian keeps the compiler's libraries with the system's, where a compiler that set-up unpacked misses them.
+        let libraries = self.sysroot().join(format!("lib/{}-linux-gnu", env::consts::ARCH));
+        if !self.builds_core() && self.sysroot() != Path::new("/usr") && libraries.is_dir() {
+            let others = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+            let paths = env::join_paths(iter::once(libraries).chain(env::split_paths(&others)));
+            command.envs(paths.map(|paths| ("LD_LIBRARY_PATH", paths)));
+        }
+    }
+
+    /// Refuses a compiler that is too old for the sources.
+    fn check_version(&self) -> Result<()> {
         let rustc = self.rustc();
-        let version = Version::of(&rustc)?;
-        ensure!(
-            version.minor >= OLDEST_RUST_MINOR,
-            "{} is Rust 1.{}, older than 1.{OLDEST_RUST_MINOR}",
-            rustc.display(),
-            version.minor
-        );
-        ensure!(
-            version.llvm <= LLVM,
-            "{} writes bitcode of LLVM {}, newer than the {LLVM} that bpf-linker is built with",
-            rustc.display(),
-            version.llvm
-        );
+        let mut command = Command::new(&rustc);
+        self.prepare(command.arg("--version"));
+        let output = command.output().with_context(|| format!("cannot run {}", rustc.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let minor = minor_version(&text)
+            .with_context(|| format!("{} does not state its version", rustc.display()))?;
+        ensure!(minor >= OLDEST_RUST, "{} is Rust 1.{minor}, older than 1.{OLDEST_RUST}", rustc.display());
         Ok(())
     }
 }
 
-/// What `rustc -vV` says.
-struct Version {
-    minor: u32,
-    llvm: u32,
+/// The 96 of `rustc 1.96.0-nightly (…)`.
+fn minor_version(text: &str) -> Option<u32> {
+    let version = text.strip_prefix("rustc 1.")?;
+    version.split_once('.')?.0.parse().ok()
 }
 
-impl Version {
-    fn of(rustc: &Path) -> Result<Self> {
-        let output = Command::new(rustc)
-            .arg("-vV")
-            .env_remove("RUSTUP_TOOLCHAIN")
-            .output()
-            .with_context(|| format!("cannot run {}", rustc.display()))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        Self::parse(&text).with_context(|| format!("{} -vV does not state its versions", rustc.display()))
+impl Toolchain {
+    /// Compiles and links an empty crate, without even `core`: the linker reads the bitcode of its own LLVM and of older
+    /// ones, and nothing else tells which LLVM it was built with. Takes 0.1 s.
+    fn check(&self, workspace: &Path) -> Result<()> {
+        let rustc = self.compiler.rustc();
+        let object = target_dir(workspace).join(format!("empty-{}.o", process::id()));
+        fs::create_dir_all(target_dir(workspace)).context("cannot write to the target directory")?;
+        let mut command = Command::new(&rustc);
+        self.compiler.prepare(&mut command);
+        command.args(["--target", TARGET, "--crate-type", "cdylib", "--crate-name", "empty", "-"]);
+        command.arg(linker_flag(&self.linker)).arg("-o").arg(&object);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot run {}", rustc.display()))?;
+        // A compiler that does not read its input says why on its standard error.
+        let _ = child.stdin.take().map(|mut stdin| stdin.write_all(b"#![feature(no_core)] #![no_core]"));
+        let output = child.wait_with_output()?;
+        let _ = fs::remove_file(&object);
+        let diagnostics = String::from_utf8_lossy(&output.stderr);
+        // Only what the linker says counts: a later compiler may want more than nothing in an empty crate.
+        ensure!(
+            output.status.success() || !diagnostics.contains("linking with"),
+            "{} cannot link what {} compiles",
+            self.linker.display(),
+            rustc.display()
+        );
+        Ok(())
     }
 
-    /// Reads the lines `release: 1.96.0-nightly` and `LLVM version: 22.1.8`.
-    fn parse(text: &str) -> Option<Self> {
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        let (_major, rest) = field("release")?.split_once('.')?;
-        let (minor, _patch) = rest.split_once('.')?;
-        let (llvm, _minor) = field("LLVM version")?.split_once('.')?;
-        Some(Self { minor: minor.parse().ok()?, llvm: llvm.parse().ok()? })
+    /// A `cargo SUBCOMMAND` on the BPF programs, for a host of the given architecture.
+    #[must_use]
+    pub fn cargo(&self, subcommand: &str, arch: &str, workspace: &Path) -> Command {
+        let cargo = match &self.compiler {
+            Compiler::Nightly { sysroot } => sysroot.join("bin/cargo"),
+            Compiler::Prebuilt { .. } => env::var_os("CARGO").unwrap_or_else(|| "cargo".into()).into(),
+        };
+        let mut command = Command::new(cargo);
+        command.current_dir(workspace);
+        command.arg(subcommand).args(["--package", "tracer-ebpf", "--bin", BINARY, "--features", "bpf"]);
+        command.args(["--profile", "bpf", "--target", TARGET]).arg("--target-dir").arg(target_dir(workspace));
+        if self.compiler.builds_core() {
+            command.args(["-Z", "build-std=core"]);
+        }
+        // What the calling cargo set for the host's build (or clippy for its own) must not reach this one.
+        for (name, _) in env::vars_os() {
+            let name = name.to_string_lossy();
+            let of_the_host =
+                ["CARGO_CFG_", "CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_TARGET_", "RUSTC", "CLIPPY_"];
+            if of_the_host.iter().any(|prefix| name.starts_with(prefix)) {
+                command.env_remove(&*name);
+            }
+        }
+        command.env_remove("RUSTFLAGS").env_remove("RUSTUP_TOOLCHAIN");
+        command.env("CARGO_ENCODED_RUSTFLAGS", self.rustflags(arch));
+        command.env("RUSTC", self.compiler.rustc());
+        self.compiler.prepare(&mut command);
+        command
     }
+
+    /// The flags of the BPF build, separated as cargo wants them.
+    ///
+    /// `bpf_target_arch` tells aya-ebpf the layout of the host's registers. Without BTF the verifier refuses the callbacks
+    /// of `bpf_loop` ("missing btf func_info"), and BTF is made from full debug information.
+    fn rustflags(&self, arch: &str) -> String {
+        let flags = [
+            format!("--cfg=bpf_target_arch=\"{arch}\""),
+            "-Cdebuginfo=2".to_owned(),
+            "-Clink-arg=--btf".to_owned(),
+            linker_flag(&self.linker),
+        ];
+        flags.join("\u{1f}")
+    }
+}
+
+/// Tells `rustc` to link with `linker`.
+fn linker_flag(linker: &Path) -> String {
+    format!("-Clinker={}", linker.display())
 }
 
 /// Where the BPF programs are built. Not the target directory of the cargo that runs the build script, since that one
@@ -240,54 +335,7 @@ fn target_dir(workspace: &Path) -> PathBuf {
     workspace.join("target/bpf")
 }
 
-/// A `cargo SUBCOMMAND` on the BPF programs, for a host of the given architecture.
-#[must_use]
-pub fn cargo(subcommand: &str, compiler: &Compiler, linker: &Path, arch: &str, workspace: &Path) -> Command {
-    let (cargo, build_std) = match compiler {
-        Compiler::Nightly { sysroot } => (sysroot.join("bin/cargo"), true),
-        Compiler::Prebuilt { .. } => (env::var_os("CARGO").unwrap_or_else(|| "cargo".into()).into(), false),
-    };
-    let mut command = Command::new(cargo);
-    command.current_dir(workspace);
-    command.arg(subcommand).args(["--package", "tracer-ebpf", "--bin", BINARY, "--features", "bpf"]);
-    command.args(["--profile", "bpf", "--target", TARGET]).arg("--target-dir").arg(target_dir(workspace));
-    if build_std {
-        command.args(["-Z", "build-std=core"]);
-    }
-    // What the calling cargo set for the host's build (or clippy for its own) must not reach this one.
-    for (name, _) in env::vars_os() {
-        let name = name.to_string_lossy();
-        let of_the_host =
-            ["CARGO_CFG_", "CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_TARGET_", "RUSTC", "CLIPPY_"];
-        if of_the_host.iter().any(|prefix| name.starts_with(prefix)) {
-            command.env_remove(&*name);
-        }
-    }
-    command.env_remove("RUSTFLAGS").env_remove("RUSTUP_TOOLCHAIN");
-    command.env("CARGO_ENCODED_RUSTFLAGS", rustflags(linker, arch));
-    command.env("RUSTC", compiler.rustc());
-    if !build_std {
-        // The BPF target and aya-ebpf's features are unstable.
-        command.env("RUSTC_BOOTSTRAP", "1");
-    }
-    command
-}
-
-/// The flags of the BPF build, separated as cargo wants them.
-///
-/// `bpf_target_arch` tells aya-ebpf the layout of the host's registers. Without BTF the verifier refuses the callbacks of
-/// `bpf_loop` ("missing btf func_info"), and BTF is made from full debug information.
-fn rustflags(linker: &Path, arch: &str) -> String {
-    let flags = [
-        format!("--cfg=bpf_target_arch=\"{arch}\""),
-        "-Cdebuginfo=2".to_owned(),
-        "-Clink-arg=--btf".to_owned(),
-        format!("-Clinker={}", linker.display()),
-    ];
-    flags.join("\u{1f}")
-}
-
-/// Where [`cargo`]'s `build` leaves the object.
+/// Where [`Toolchain::cargo`]'s `build` leaves the object.
 #[must_use]
 pub fn built_object(workspace: &Path) -> PathBuf {
     target_dir(workspace).join(TARGET).join("bpf").join(BINARY)
@@ -299,10 +347,11 @@ mod tests {
 
     #[test]
     fn versions_are_read_from_rustc() {
-        let text = "rustc 1.97.0-nightly (e50aa6fba 2026-05-19)\nbinary: rustc\nrelease: 1.97.0-nightly\n\
-                    LLVM version: 22.1.4\n";
-        let version = Version::parse(text).unwrap();
-        assert_eq!((version.minor, version.llvm), (97, 22));
-        assert!(Version::parse("rustc 1.97.0").is_none());
+        assert_eq!(minor_version("rustc 1.97.0-nightly (e50aa6fba 2026-05-19)\n"), Some(97));
+        assert_eq!(
+            minor_version("rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)\n"),
+            Some(96)
+        );
+        assert_eq!(minor_version("clang version 14.0.6\n"), None);
     }
 }

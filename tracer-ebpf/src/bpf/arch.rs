@@ -54,15 +54,28 @@ impl UserRegisters {
     /// An argument of a function at its entry.
     #[inline(always)]
     pub fn argument(self, arg: Arg) -> u64 {
+        // All six are read, and then one is chosen: the verifier allows no context pointer with a computed offset, which is what the
+        // compiler makes of a choice among plain reads.
         // SAFETY: as in the accessors above.
-        let regs = unsafe { &*self.0 };
+        let read = |register: *const u64| unsafe { register.read_volatile() };
+        // SAFETY: the registers are there, as in the accessors above; no reference is made.
+        let [rdi, rsi, rdx, rcx, r8, r9] = unsafe {
+            [
+                read(&raw const (*self.0).rdi),
+                read(&raw const (*self.0).rsi),
+                read(&raw const (*self.0).rdx),
+                read(&raw const (*self.0).rcx),
+                read(&raw const (*self.0).r8),
+                read(&raw const (*self.0).r9),
+            ]
+        };
         match arg.number() {
-            0 => regs.rdi,
-            1 => regs.rsi,
-            2 => regs.rdx,
-            3 => regs.rcx,
-            4 => regs.r8,
-            _ => regs.r9,
+            0 => rdi,
+            1 => rsi,
+            2 => rdx,
+            3 => rcx,
+            4 => r8,
+            _ => r9,
         }
     }
 

@@ -100,7 +100,6 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
         return None;
     }
     let process = PROCESSES.get(cookie.process.into())?;
-    learn_trampoline(process, call.sp);
     match new_block(&call, cookie.signature.result, regs) {
         NewBlock::At(address) => {
             settle_old(&call);
@@ -118,16 +117,6 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
     }
     record.release();
     Some(())
-}
-
-/// The trampoline's address was popped a moment ago and still stands below the stack pointer.
-#[inline(always)]
-fn learn_trampoline(process: &ProcessState, sp: u64) {
-    if process.trampoline.load() == 0
-        && let Some(trampoline) = arch::read_word(sp)
-    {
-        process.trampoline.store(trampoline);
-    }
 }
 
 enum NewBlock {

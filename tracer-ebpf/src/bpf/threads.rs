@@ -83,7 +83,7 @@ impl Record {
         }
         let Some(word) = arch::read_word(call.sp) else { return false };
         match process.trampoline.load() {
-            // No call has returned yet, so the trampoline's address is not known.
+            // User space has not found it yet.
             0 => word != call.return_address,
             trampoline => word == trampoline,
         }

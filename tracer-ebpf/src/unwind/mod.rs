@@ -5,10 +5,13 @@
 //! (`bpf_loop`, or a plain loop) owns the loops and their bounds.
 //!
 //! One frame is walked in four moves:
-//! 1. [`Frame::lookup_address`] → the mapping that holds it: [`Search`] over [`Mapping`]s;
+//! 1. [`Frame::lookup_address`] → the mapping that holds it: [`Search`] over [`Mapping`]s; where there is none, the walk
+//!    ends with [`Frame::not_code`];
 //! 2. mapping → place in its file's table: [`TableHeader::locate`];
 //! 3. place → row → rule: [`Search`] over one page of rows, or [`cache`];
 //! 4. rule → the caller's registers: [`step`].
+//!
+//! The first frame of a walk that begins at the entry of a function needs no look-up: its rule is [`Rule::ENTRY`].
 
 pub mod cache;
 mod rule;

@@ -104,6 +104,9 @@ impl Rule {
     /// The first function of a thread: its return address is undefined.
     pub const BASE: Self = Self::plain(kind::BASE);
 
+    /// The rule at the first instruction of any function, with or without a table: `cfa = sp + 8`, `bp` unchanged.
+    pub const ENTRY: Self = Self(8 | kind::SP << CFA_SHIFT);
+
     const fn plain(kind: u64) -> Self {
         Self(kind << CFA_SHIFT)
     }
@@ -314,6 +317,7 @@ mod tests {
             assert_eq!(rule.parts(), None, "{rule}");
             assert_eq!(rule.is_supported(), supported, "{rule}");
         }
+        assert_eq!(Rule::ENTRY.parts(), Some((Cfa::Sp(8), SavedBp::Same)));
         assert_eq!(Rule::NO_TABLE.to_bits(), 0, "an empty map entry says that there is no table");
     }
 }

@@ -63,8 +63,8 @@ impl Frame {
         }
     }
 
-    /// Why the walk ends when its `ip` is in no executable mapping. If it was a frame pointer that led here, then that
-    /// register was none.
+    /// Why the walk ends when its `ip` is in no executable mapping; the frame is then no frame, and is dropped. If it
+    /// was a frame pointer that led here, then that register was none.
     #[must_use]
     #[inline(always)]
     pub const fn not_code(&self) -> Stop {

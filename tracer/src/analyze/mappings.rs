@@ -444,7 +444,7 @@ impl MappingAccount {
         }
         let range = result_range(event, mmap_length(event)?)?;
         let object = self.new_object(event, MappingCall::Mmap, backing);
-        self.map(object, range, &[range]);
+        self.map(object, &[(range, Owner::Object(object))]);
         Some(())
     }
 
@@ -508,7 +508,7 @@ impl MappingAccount {
         let result = result_range(event, request.new_length)?;
         let backing = source.first().map_or(Backing::Anonymous, |(_, owner)| owner.backing());
         let object = self.new_object(event, MappingCall::Mremap, backing);
-        self.map(object, result, &request.counted(&source, result)?);
+        self.map(object, &request.owners(&source, result, object)?);
         Some(())
     }
 
@@ -526,7 +526,7 @@ impl MappingAccount {
                 .map(|(start, end)| AddressRange { start: Address(start), end: Address(end) });
             space.release(shrunk, &mut self.ledger);
             let object = self.new_object(event, MappingCall::Brk, Backing::Anonymous);
-            self.map(object, grown, &[grown]);
+            self.map(object, &[(grown, Owner::Object(object))]);
         }
         Some(())
     }
@@ -541,20 +541,24 @@ impl MappingAccount {
         self.ledger.new_object(holder, event.time_ns)
     }
 
-    /// Enters that `range` was mapped over whatever was there, and that its `counted` parts are the object's. The rest
-    /// is memory from before the window that was moved there.
-    fn map(&mut self, object: Object, range: AddressRange, counted: &[AddressRange]) {
+    /// Enters who owns what a call mapped, over whatever was there: the object, or what was moved there from before
+    /// the window.
+    fn map(&mut self, object: Object, parts: &[(AddressRange, Owner)]) {
         let space = self.spaces.entry(object.holder.process).or_default();
-        space.release(range, &mut self.ledger);
+        for &(part, _) in parts {
+            space.release(part, &mut self.ledger);
+        }
         if space.extents.len() >= MAX_EXTENTS {
             self.losses.table_full += 1;
             return;
         }
-        space.extents.put(range, Owner::BeforeWindow(Owner::Object(object).backing()));
-        for &part in counted {
-            space.extents.put(part, Owner::Object(object));
+        let mut bytes = 0;
+        for &(part, owner) in parts {
+            space.extents.put(part, owner);
+            if owner == Owner::Object(object) {
+                bytes += part.bytes();
+            }
         }
-        let bytes = counted.iter().map(|part| part.bytes()).sum();
         if bytes > 0 {
             self.ledger.allocate(object, bytes);
         }
@@ -596,23 +600,28 @@ impl Remap {
         if self.keeps_old || self.old_length == 0 { None } else { self.old() }
     }
 
-    /// The parts of the result that belong to the call: the images of what the window knows, and the growth.
-    fn counted(&self, source: &[(AddressRange, Owner)], result: AddressRange) -> Option<Vec<AddressRange>> {
+    /// Whose the parts of the result are: an image of what the window knows, and the growth, are the new object's; an
+    /// image of what was there before the window stays so. Where nothing was mapped nothing arrives and nothing is
+    /// released: from Linux 6.17 the kernel moves ranges with gaps.
+    fn owners(
+        &self,
+        source: &[(AddressRange, Owner)],
+        result: AddressRange,
+        object: Object,
+    ) -> Option<Vec<(AddressRange, Owner)>> {
         let moved = self.old_length.min(self.new_length);
         let growth = AddressRange { start: Address(result.start.0.checked_add(moved)?), end: result.end };
-        let image = |part: AddressRange| {
+        let image = |&(part, owner): &(AddressRange, Owner)| {
             let offset = part.start.0.checked_sub(self.old_start)?;
-            AddressRange::sized(result.start.0.checked_add(offset)?, part.bytes())?.intersection(result)
+            let image = AddressRange::sized(result.start.0.checked_add(offset)?, part.bytes())?;
+            let owner = match owner {
+                Owner::BeforeWindow(_) => owner,
+                Owner::Object(_) => Owner::Object(object),
+            };
+            Some((image.intersection(result)?, owner))
         };
-        let known =
-            source.iter().filter(|(_, owner)| self.old_length > 0 && matches!(owner, Owner::Object(_)));
-        Some(
-            known
-                .filter_map(|&(part, _)| image(part))
-                .chain([growth])
-                .filter(|part| !part.is_empty())
-                .collect(),
-        )
+        let images = source.iter().filter(|_| self.old_length > 0).filter_map(image);
+        Some(images.chain([(growth, Owner::Object(object))]).filter(|(part, _)| !part.is_empty()).collect())
     }
 }
 

@@ -1,6 +1,6 @@
 //! From what was counted to the profile: every stack with its totals, what is outstanding, and what was lost.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tracer_ebpf::{
     event::NO_STACK,
@@ -21,7 +21,7 @@ pub struct KnownStack {
     /// Why the walk ended.
     pub stop: Stop,
     /// Its frames, leaf first.
-    pub frames: Vec<Frame>,
+    pub frames: Vec<Arc<Frame>>,
 }
 
 /// What the kernel counted for a stack of the malloc family.
@@ -205,7 +205,7 @@ struct HeldRanges {
 }
 
 /// The caller of `mmap` is frame 0, not `mmap` itself, in which the system call was made.
-fn drop_system_call_wrappers(frames: &mut Vec<Frame>) {
+fn drop_system_call_wrappers(frames: &mut Vec<Arc<Frame>>) {
     const WRAPPERS: [&str; 8] = ["mmap", "mmap64", "munmap", "mremap", "brk", "sbrk", "syscall", "brk_call"];
     let is_wrapper = |frame: &Frame| {
         frame.function.as_deref().is_some_and(|function| {
@@ -214,7 +214,7 @@ fn drop_system_call_wrappers(frames: &mut Vec<Frame>) {
             WRAPPERS.contains(&name)
         })
     };
-    let wrappers = frames.iter().take_while(|frame| is_wrapper(frame)).count();
+    let wrappers = frames.iter().take_while(|frame| is_wrapper(frame.as_ref())).count();
     // `sbrk` calls `brk`, both are wrappers; but a stack of nothing else is better than none.
     if wrappers < frames.len() {
         frames.drain(..wrappers);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     fn known(api: &str, functions: &[&str]) -> KnownStack {
-        let frames = functions.iter().zip(1..).map(|(function, ip)| frame(ip, function)).collect();
+        let frames = functions.iter().zip(1..).map(|(function, ip)| Arc::new(frame(ip, function))).collect();
         KnownStack { process: 0, api: api.to_owned(), stop: Stop::Base, frames }
     }
 

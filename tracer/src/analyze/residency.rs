@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use self::pagemap_scan::PageRegion;
 use super::mappings::{AddressRange, PAGE_BYTES};
 use super::smaps::{self, Vma};
-use crate::model::{Address, Bytes, Pid};
+use crate::model::{Bytes, Pid};
 
 /// Why the resident size is not known.
 #[derive(Debug, thiserror::Error)]
@@ -137,15 +137,18 @@ fn scan(pagemap: &File, ranges: &[AddressRange]) -> Result<Vec<Bytes>, Errno> {
     let mut resident = vec![Bytes(0); ranges.len()];
     let mut first = 0;
     for together in ranges.chunk_by(|range, next| range.end == next.start) {
-        let mut at = together[0].start;
+        let sizes = &mut resident[first..first + together.len()];
         let end = together[together.len() - 1].end;
-        while at < end {
-            let rest = AddressRange { start: at, end };
-            let (regions, walk_end) = pagemap_scan::scan(pagemap, rest, &mut buffer)?;
-            let sizes = &mut resident[first..first + together.len()];
-            add_regions(together, sizes, buffer[..regions].iter().map(PageRegion::range));
-            // Never back: a call that did not move would be repeated for ever.
-            at = walk_end.max(Address(at.0.saturating_add(PAGE_BYTES)));
+        let mut from = Some(together[0].start);
+        while let Some(start) = from.filter(|start| *start < end) {
+            let (regions, next) = match pagemap_scan::scan(pagemap, AddressRange { start, end }, &mut buffer)
+            {
+                // No address of user space, such as the `[vsyscall]` page.
+                Err(Errno::FAULT) => break,
+                outcome => outcome?,
+            };
+            add_regions(together, sizes, regions.iter().map(PageRegion::range));
+            from = next;
         }
         first += together.len();
     }

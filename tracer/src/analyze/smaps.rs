@@ -20,8 +20,6 @@ pub struct Vma {
     pub name: String,
     /// Bytes present in memory, page cache of a mapped file included.
     pub rss: Bytes,
-    /// Bytes of `rss` that belong to no file: anonymous pages, and pages of a private file mapping that were written to.
-    pub anonymous: Bytes,
 }
 
 /// Reads the text of `/proc/PID/smaps`. A line that makes no sense is passed over.
@@ -38,8 +36,6 @@ pub fn parse(mut text: impl BufRead) -> io::Result<Vec<Vma>> {
         }
         if let Some(bytes) = field(&line, b"Rss:") {
             vmas.last_mut().into_iter().for_each(|vma| vma.rss = bytes);
-        } else if let Some(bytes) = field(&line, b"Anonymous:") {
-            vmas.last_mut().into_iter().for_each(|vma| vma.anonymous = bytes);
         } else if line.first().is_some_and(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase()) {
             vmas.extend(header(&String::from_utf8_lossy(&line)));
         }
@@ -77,7 +73,6 @@ fn header(line: &str) -> Option<Vma> {
         executable: permissions.contains('x'),
         name: name.to_owned(),
         rss: Bytes(0),
-        anonymous: Bytes(0),
     })
 }
 
@@ -91,11 +86,9 @@ mod tests {
 00400000-00401000 r-xp 00000000 08:01 12                         /opt/my app/bin (deleted)
 Size:                  4 kB
 Rss:                   4 kB
-Anonymous:             0 kB
 VmFlags: rd ex mr mw me
 7f0000000000-7f0000002000 rw-p 00000000 00:00 0                  [anon:v8]
 Rss:                   8 kB
-Anonymous:             8 kB
 7f0000004000-7f0000005000 rw-s 00000000 00:01 7                  /dev/zero (deleted)
 Rss:                   0 kB
 7f0000006000-7f0000007000 rw-p 00000000 00:00 0\x20
@@ -103,8 +96,8 @@ Rss:                   0 kB
         let vmas = parse(text.as_bytes()).unwrap();
         let names: Vec<_> = vmas.iter().map(|vma| vma.name.as_str()).collect();
         assert_eq!(names, ["/opt/my app/bin (deleted)", "[anon:v8]", "/dev/zero (deleted)", ""]);
-        let sizes: Vec<_> = vmas.iter().map(|vma| (vma.rss.0, vma.anonymous.0)).collect();
-        assert_eq!(sizes, [(4096, 0), (8192, 8192), (0, 0), (0, 0)]);
+        let sizes: Vec<_> = vmas.iter().map(|vma| vma.rss.0).collect();
+        assert_eq!(sizes, [4096, 8192, 0, 0]);
         use Backing::{Anonymous, File};
         let backings: Vec<_> = vmas.iter().map(|vma| vma.backing).collect();
         assert_eq!(backings, [File, Anonymous, Anonymous, Anonymous]);

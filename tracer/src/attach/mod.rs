@@ -26,7 +26,7 @@ use aya::{
 use tracer_ebpf::{probe::Cookie, process::Gate};
 
 pub use self::tables::{SharedTables, Sizes};
-use crate::model::Pid;
+use crate::model::{Address, Pid};
 
 /// What the programs are loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -213,6 +213,19 @@ impl Capture {
             state.opened_ns.store(now_ns);
             state.gate.store(Gate::Open as u64);
         }
+    }
+
+    /// Tells the programs where a process returns to from probed functions.
+    pub fn set_trampoline(&self, process: u16, trampoline: Address) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            state.trampoline.store(trampoline.0);
+        }
+    }
+
+    /// Whether [`Capture::set_trampoline`] was called for the process.
+    #[must_use]
+    pub fn knows_trampoline(&self, process: u16) -> bool {
+        self.tables.processes().get(usize::from(process)).is_some_and(|state| state.trampoline.load() != 0)
     }
 
     /// Closes every window that is open: calls that begin from now on do not count.

@@ -2,6 +2,7 @@
 //! `None` and absent from it, never guessed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -275,11 +276,12 @@ pub struct StackReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<String>,
     /// Leaf first; frame 0 is the caller of the allocator function. Inlined frames precede the function they are in.
-    pub frames: Vec<Frame>,
+    /// Stacks have most of their frames in common, and a frame takes some 300 bytes: they share them.
+    pub frames: Vec<Arc<Frame>>,
 }
 
 /// One frame of a stack. All but `ip` may be unknown.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Frame {
     /// The return address (the address after the call).
     pub ip: Address,

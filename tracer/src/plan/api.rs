@@ -1,11 +1,12 @@
 //! The allocator functions that tracer knows, as data.
 //!
 //! A row is a symbol name, what a call does, and where its arguments are. To teach tracer a new allocator, add its
-//! prefix to [`PREFIXES`] when it offers the C interface under other names, or rows to [`OWN`] when it has functions of
+//! prefix to `PREFIXES` when it offers the C interface under other names, or rows to `OWN` when it has functions of
 //! its own. Nothing else in the program knows an allocator function by name.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::str::FromStr;
 
 use tracer_ebpf::probe::{Arg, ResultPlace, Signature};
 
@@ -21,8 +22,9 @@ pub struct Api {
     /// What a call does.
     pub role: Role,
     /// Whether a failing call leaves by a C++ exception instead of returning. While a return probe is pending, the
-    /// return address on the stack is the kernel's trampoline, which no unwinder can pass: the exception would end
-    /// the target instead of reaching its handler.
+    /// return address on the stack is the kernel's trampoline, which no unwinder can pass: the exception ends the
+    /// target instead of reaching its handler (seen with tcmalloc's and jemalloc's `operator new` on Linux 6.18: a
+    /// caught `bad_alloc` becomes `std::terminate`). The `nothrow` forms catch within the function and are safe.
     pub throws: bool,
 }
 
@@ -31,7 +33,7 @@ impl Api {
     /// to `malloc` and `free`; those that an allocator brings with it do the work themselves.
     #[must_use]
     pub fn is_operator(&self) -> bool {
-        self.name.starts_with("_Z")
+        matches!(self.name.get(..4), Some("_Znw" | "_Zna" | "_Zdl" | "_Zda"))
     }
 
     /// What people call it: `operator new[]` for `_Znam`, otherwise the name itself.
@@ -63,6 +65,25 @@ impl Role {
         match self {
             Self::Allocate(signature) | Self::Release(signature) => signature,
         }
+    }
+
+    /// The same function with other arguments in front of its own; none when one of them leaves the registers, or when
+    /// the place of the result is one of them.
+    fn shifted(self, by: u8) -> Option<Self> {
+        let shift = |arg: Option<Arg>| match arg.map(|arg| arg.number().checked_add(by)) {
+            None => Some(None),
+            Some(Some(number)) if number < Arg::COUNT => Some(Some(Arg::new(number))),
+            Some(_) => None,
+        };
+        let Signature { size, count, old, result } = self.signature();
+        if by > 0 && result == ResultPlace::PointedAtByArg0 {
+            return None;
+        }
+        let signature = Signature { size: shift(size)?, count: shift(count)?, old: shift(old)?, result };
+        Some(match self {
+            Self::Allocate(_) => Self::Allocate(signature),
+            Self::Release(_) => Self::Release(signature),
+        })
     }
 }
 
@@ -131,7 +152,7 @@ const PREFIXES: &[&str] = &[
     "__libc_",   // glibc's and musl's own names; most share an address with the plain one
 ];
 
-/// jemalloc's extended interface, found under its prefixes too. `xallocx` is missing on purpose: see [`UNSUPPORTED`].
+/// jemalloc's extended interface, found under its prefixes too. `xallocx` is missing on purpose: see `UNSUPPORTED`.
 const JEMALLOC: &[(&str, Role)] =
     &[("mallocx", sized(0)), ("rallocx", resize(0, 1)), ("dallocx", release(0)), ("sdallocx", release(0))];
 const JEMALLOC_PREFIXES: &[&str] = &["", "je_", "_rjem_"];
@@ -268,6 +289,64 @@ pub(super) const UNSUPPORTED: &[(&str, &str)] = &[
     ("mi_heap_destroy", "releases every block of a heap at once"),
 ];
 
+/// The prefix that an allocator's functions have in their symbols (`--symbol-prefix`): `my_` for `my_malloc`, `my_free`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SymbolPrefix(String);
+
+/// Why a text is no symbol prefix or no function of an allocator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiSyntaxError {
+    /// A symbol is empty, too long, or has characters that symbols do not have.
+    #[error("{0:?} is not a symbol name: letters, digits, `_`, `$` and `.`, at most 200")]
+    Symbol(String),
+    /// There is no `=` between role and function.
+    #[error("{0:?} is not of the form `malloc=my_alloc`")]
+    Form(String),
+    /// The role is not a function of the C interface.
+    #[error(
+        "nothing behaves like {0:?}; known are malloc, calloc, realloc, aligned_alloc, posix_memalign, free, ..."
+    )]
+    Role(String),
+    /// The arguments, shifted, are not in registers any more.
+    #[error("{0:?} has no argument that far back: the first six can be read")]
+    Argument(String),
+}
+
+impl FromStr for SymbolPrefix {
+    type Err = ApiSyntaxError;
+
+    fn from_str(text: &str) -> Result<Self, ApiSyntaxError> {
+        Ok(Self(symbol(text)?.to_owned()))
+    }
+}
+
+impl FromStr for Api {
+    type Err = ApiSyntaxError;
+
+    /// Reads `LIKE=SYMBOL` or `LIKE+N=SYMBOL`: the function with this symbol takes its arguments and returns as the
+    /// function `LIKE` of the C interface does, with `N` other arguments in front (a pool, an arena):
+    /// `malloc+1=pool_alloc`, `free+1=pool_free`.
+    fn from_str(text: &str) -> Result<Self, ApiSyntaxError> {
+        let (like, name) = text.split_once('=').ok_or_else(|| ApiSyntaxError::Form(text.to_owned()))?;
+        let (like, shift) = match like.split_once('+') {
+            Some((like, shift)) => {
+                (like, shift.parse().map_err(|_| ApiSyntaxError::Argument(text.to_owned()))?)
+            }
+            None => (like, 0),
+        };
+        let known = C.iter().find(|(name, _)| *name == like);
+        let (_, role) = known.ok_or_else(|| ApiSyntaxError::Role(like.to_owned()))?;
+        let role = role.shifted(shift).ok_or_else(|| ApiSyntaxError::Argument(text.to_owned()))?;
+        Ok(Self { name: symbol(name)?.to_owned().into(), role, throws: false })
+    }
+}
+
+fn symbol(text: &str) -> Result<&str, ApiSyntaxError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_$.".contains(&byte);
+    let valid = (1..=200).contains(&text.len()) && text.bytes().all(allowed);
+    valid.then_some(text).ok_or_else(|| ApiSyntaxError::Symbol(text.to_owned()))
+}
+
 /// The known allocator functions: a table and an index over its names.
 #[derive(Clone, Debug)]
 pub struct Catalog {
@@ -331,6 +410,13 @@ impl Catalog {
         self.by_name.get(str::from_utf8(symbol).ok()?).copied()
     }
 
+    /// Adds the C interface and jemalloc's extension of it under a further prefix.
+    pub fn add_prefix(&mut self, prefix: &SymbolPrefix) {
+        for &(name, role) in C.iter().chain(JEMALLOC) {
+            self.add(Api { name: format!("{}{name}", prefix.0).into(), role, throws: false });
+        }
+    }
+
     /// Length of the longest name, in bytes.
     pub(super) fn longest_name(&self) -> usize {
         self.longest_name
@@ -375,5 +461,35 @@ mod tests {
         assert!(rank("aligned_alloc") < rank("memalign"));
         assert!(rank("free") < rank("cfree"));
         assert!(rank("free") < rank("_ZdlPv") && rank("_ZdlPv") < rank("tc_delete"));
+    }
+
+    #[test]
+    fn a_prefix_and_single_functions_can_be_added() {
+        let mut catalog = Catalog::default();
+        catalog.add_prefix(&"my_".parse().unwrap());
+        let role = |catalog: &Catalog, name: &str| {
+            catalog.find(name.as_bytes()).and_then(|id| catalog.get(id)).map(|api| api.role)
+        };
+        assert_eq!(role(&catalog, "my_calloc"), role(&catalog, "calloc"));
+
+        let like = |text: &str| text.parse::<Api>().map(|api| (api.name.into_owned(), api.role));
+        assert_eq!(like("realloc=grow"), Ok(("grow".to_owned(), resize(0, 1))));
+        assert_eq!(like("calloc+2=arena.zalloc"), Ok(("arena.zalloc".to_owned(), counted(2, 3))));
+        assert_eq!(like("free+1=pool_free"), Ok(("pool_free".to_owned(), release(1))));
+    }
+
+    #[test]
+    fn what_is_no_function_is_refused() {
+        use ApiSyntaxError::*;
+        let refused = |text: &str| text.parse::<Api>().unwrap_err();
+        assert!(matches!(refused("malloc"), Form(_)));
+        assert!(matches!(refused("malloc="), Symbol(_)));
+        assert!(matches!(refused("malloc=a b"), Symbol(_)));
+        assert!(matches!(refused("alloc=f"), Role(_)));
+        assert!(matches!(refused("calloc+5=f"), Argument(_)));
+        assert!(matches!(refused("malloc+255=f"), Argument(_)));
+        assert!(matches!(refused("malloc+x=f"), Argument(_)));
+        assert!(matches!(refused("posix_memalign+1=f"), Argument(_)));
+        assert!(matches!("".parse::<SymbolPrefix>(), Err(Symbol(_))));
     }
 }

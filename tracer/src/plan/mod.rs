@@ -19,6 +19,7 @@
 //! - [`api`]: the table of allocator functions.
 //! - `object`: what is read of the file: executable segments and symbols.
 //! - `forward`: which functions only call another one that is probed.
+//! - `table`: a plan as text.
 //! - [`placement`]: what is known about the place of a probe; `arch` finds it by disassembly.
 
 pub mod api;
@@ -26,18 +27,21 @@ mod arch;
 mod forward;
 mod object;
 pub mod placement;
+mod table;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use tracer_ebpf::probe::Signature;
 
-pub use api::{Api, ApiId, Catalog, Role};
-pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site, Spot};
+pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
+pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
+pub use table::PlanTable;
 
 use arch::x86_64::{Candidate, Function, Need, long_branches};
 use forward::forwards;
 use object::{Named, Object, Symbols};
+use placement::Spot;
 
 /// Why a file has no plan.
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +163,15 @@ impl Planner {
             }
         }
         forbid_entered_windows(&object, &mut drafts);
-        let probes = drafts.into_iter().filter_map(|draft| self.settle(&object, draft)).collect();
+        let mut probes = Vec::new();
+        for draft in drafts {
+            match settle(&object, draft) {
+                Ok(probe) => probes.push(probe),
+                Err((api, why)) => {
+                    skipped.push(Skipped { name: self.symbol(api).to_owned(), why: why.to_owned() })
+                }
+            }
+        }
         Ok(ObjectPlan { probes, skipped })
     }
 
@@ -168,6 +180,10 @@ impl Planner {
         let apis = symbols.functions.values().flat_map(|named| &named.apis);
         apis.filter_map(|&id| self.catalog.get(id))
             .any(|api| !api.is_operator() && matches!(api.role, Role::Allocate(_)))
+    }
+
+    fn symbol(&self, api: ApiId) -> &str {
+        self.catalog.get(api).map_or("?", |api| &api.name)
     }
 
     fn names(&self, named: &Named) -> Vec<String> {
@@ -207,33 +223,35 @@ impl Planner {
         let aliases = self.names(named).split_off(1);
         Ok(Draft { api, aliases, role: *role, function, entry, moved })
     }
+}
 
-    fn settle(&self, object: &Object<'_>, draft: Draft<'_>) -> Option<PlannedProbe> {
-        let (candidate, reason) = match draft.moved {
-            Ok(candidate) if candidate.offset == 0 => (candidate, Reason::Entry),
-            Ok(candidate) => (candidate, Reason::Moved),
-            Err(obstacle) => (draft.entry, Reason::Stayed(obstacle)),
-        };
-        let svma = draft.function.svma;
-        let spot = Spot {
-            site: Site {
-                function_svma: svma,
-                offset_in_function: candidate.offset,
-                file_offset: object.file_offset(svma.checked_add(candidate.offset.into())?)?,
-                instruction: candidate.instruction,
-                cost: candidate.cost,
-                reason,
-            },
-            signature: candidate.signature,
-            stack_displacement: candidate.stack_displacement,
-        };
-        let signature = spot.signature;
-        let place = match draft.role {
-            Role::Allocate(_) => Place::EntryAndReturn(spot.into_return_site()?),
-            Role::Release(_) => Place::Entry { stack_displacement: spot.stack_displacement, site: spot.site },
-        };
-        Some(PlannedProbe { api: draft.api, aliases: draft.aliases, signature, place })
-    }
+/// The probe of a draft against which nothing speaks any more. An error would be one of this planner, and is shown
+/// rather than a probe put in a wrong place.
+fn settle(object: &Object<'_>, draft: Draft<'_>) -> Result<PlannedProbe, (ApiId, &'static str)> {
+    let (candidate, reason) = match draft.moved {
+        Ok(candidate) if candidate.offset == 0 => (candidate, Reason::Entry),
+        Ok(candidate) => (candidate, Reason::Moved),
+        Err(obstacle) => (draft.entry, Reason::Stayed(obstacle)),
+    };
+    let svma = draft.function.svma;
+    let file_offset = svma.checked_add(candidate.offset.into()).and_then(|svma| object.file_offset(svma));
+    let site = Site {
+        function_svma: svma,
+        offset_in_function: candidate.offset,
+        file_offset: file_offset.ok_or((draft.api, "the place of its probe is not in the file"))?,
+        instruction: candidate.instruction,
+        cost: candidate.cost,
+        reason,
+    };
+    let Candidate { signature, stack_displacement, .. } = candidate;
+    let place = match draft.role {
+        Role::Allocate(_) => Spot { site, stack_displacement }
+            .into_return_site()
+            .map(Place::EntryAndReturn)
+            .ok_or((draft.api, "no return probe can be set at the place of its probe"))?,
+        Role::Release(_) => Place::Entry { site, stack_displacement },
+    };
+    Ok(PlannedProbe { api: draft.api, aliases: draft.aliases, signature, place })
 }
 
 /// What is known about a file as a whole.
@@ -280,6 +298,9 @@ fn forbid_entered_windows(object: &Object<'_>, drafts: &mut [Draft<'_>]) {
     }
     // Sorted, and apart now that no window reaches into the next function.
     let windows: Vec<_> = drafts.iter().filter_map(Draft::window).collect();
+    if windows.is_empty() {
+        return;
+    }
     let mut entered = object.symbol_addresses(|svma| {
         let at = windows.partition_point(|window| *window.end() < svma);
         windows.get(at).is_some_and(|window| window.contains(&svma))
@@ -294,3 +315,6 @@ fn forbid_entered_windows(object: &Object<'_>, drafts: &mut [Draft<'_>]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

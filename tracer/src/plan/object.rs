@@ -160,7 +160,9 @@ impl Symbols {
     }
 
     fn visit(&mut self, symbol: &elf::Sym64<LittleEndian>, names: &[u8], catalog: &Catalog) {
-        if symbol.st_shndx(LittleEndian) == elf::SHN_UNDEF {
+        let kind = symbol.st_type();
+        let is_function = kind == elf::STT_FUNC || kind == elf::STT_GNU_IFUNC;
+        if !is_function || symbol.st_shndx(LittleEndian) == elf::SHN_UNDEF {
             return;
         }
         let Some(name) = name_at(names, symbol.st_name(LittleEndian), catalog.longest_name()) else { return };
@@ -170,18 +172,14 @@ impl Symbols {
             }
             return;
         };
-        match symbol.st_type() {
-            elf::STT_FUNC => {
-                let named = self.functions.entry(symbol.st_value(LittleEndian)).or_default();
-                named.apis.insert(api);
-                named.size = named.size.max(symbol.st_size(LittleEndian));
-            }
-            elf::STT_GNU_IFUNC => {
-                let why = "its symbol is of a function that chooses the real one at load time";
-                self.unusable.insert(String::from_utf8_lossy(name).into_owned(), why);
-            }
-            _ => {}
+        if kind == elf::STT_GNU_IFUNC {
+            let why = "its symbol is of a function that chooses the real one at load time";
+            self.unusable.insert(String::from_utf8_lossy(name).into_owned(), why);
+            return;
         }
+        let named = self.functions.entry(symbol.st_value(LittleEndian)).or_default();
+        named.apis.insert(api);
+        named.size = named.size.max(symbol.st_size(LittleEndian));
     }
 }
 

@@ -5,12 +5,12 @@
 //! nothing can tell the difference: every call passes it, nothing else does, the arguments are still in registers, and,
 //! for a return probe, the stack pointer still points at the return address, which the kernel is going to swap.
 //!
-//! That last rule has a type of its own: a return probe wants a [`ReturnSite`], and only a [`Spot`] in front of which
-//! the stack pointer did not move becomes one.
+//! That last rule has a type of its own: a return probe wants a [`ReturnSite`], and the only way to one is through a
+//! `Spot` in front of which the stack pointer did not move.
 
 use std::fmt;
 
-use tracer_ebpf::probe::{Arg, Signature};
+use tracer_ebpf::probe::Arg;
 
 /// What one hit of a probe costs, by what the kernel does with the instruction under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,21 +70,17 @@ impl ReturnSite {
     }
 }
 
-/// A site, and what the function did to its stack and its arguments on the way there.
+/// A site, and what the function did to its stack on the way there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spot {
-    /// The instruction.
-    pub site: Site,
-    /// Where the arguments are *here*: a function may have moved one to another argument register already.
-    pub signature: Signature,
+pub(super) struct Spot {
+    pub(super) site: Site,
     /// Bytes between the stack pointer here and the function's return address.
-    pub stack_displacement: u32,
+    pub(super) stack_displacement: u32,
 }
 
 impl Spot {
     /// The site, when a return probe may be set there.
-    #[must_use]
-    pub fn into_return_site(self) -> Option<ReturnSite> {
+    pub(super) fn into_return_site(self) -> Option<ReturnSite> {
         (self.stack_displacement == 0).then_some(ReturnSite(self.site))
     }
 }

@@ -10,6 +10,7 @@ use std::{
     future::{pending, poll_fn},
     io,
     os::fd::OwnedFd,
+    process::ExitStatus,
     task::Poll,
     time::Duration,
 };
@@ -22,19 +23,22 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
+pub use self::process::plan_of;
 use self::session::Session;
 use crate::{
-    model::{Bytes, End, Pid, Profile},
+    cli::Subject,
+    model::{Bytes, End, Profile},
     readable,
     report::status::StatusLine,
     signals,
+    target::launch::Launched,
 };
 
 /// What to record.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The processes.
-    pub targets: Vec<Pid>,
+    /// What to trace.
+    pub subject: Subject,
     /// How long; until Ctrl-C or the end of the targets if not given.
     pub duration: Option<Duration>,
     /// Only blocks at least this old at the end count as outstanding.
@@ -49,23 +53,56 @@ pub struct Config {
     pub interval: Duration,
 }
 
-/// Records until the time is over, the targets end, or Ctrl-C; then gives what was found.
+/// What came of a recording.
+#[derive(Debug)]
+pub struct Recorded {
+    /// What was found out.
+    pub profile: Profile,
+    /// How the launched command ended.
+    pub command: Option<ExitStatus>,
+}
+
+/// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command that goes on is
+/// waited for.
 ///
 /// # Errors
 /// One line that says what is in the way and what to do: a process that cannot be traced, a missing capability, a kernel
 /// that is too old.
-pub async fn record(config: &Config, status: &StatusLine) -> Result<Profile> {
+pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
     let mut interrupts = Interrupts::new()?;
-    let mut session = Session::attach(config)?;
+    let mut launched = launch(&config.subject)?;
+    let targets = match (&launched, &config.subject) {
+        (Some(launched), _) => vec![launched.pid()],
+        (None, Subject::Processes(pids)) => pids.clone(),
+        (None, Subject::Command(_)) => Vec::new(),
+    };
+    let mut session = Session::attach(config, &targets)?;
     let mut exits = Exits::watch(session.exit_descriptors()?)?;
     session.open_window()?;
+    if let Some(launched) = &mut launched {
+        session.start(launched)?;
+    }
     status.suspend(|| eprintln!("{}", session.announcement()));
 
     let end = watch(config, &mut session, status, &mut interrupts, &mut exits).await?;
     signals::let_interrupt_kill();
     session.close_window(end);
-    status.suspend(|| log::info!("taking the probes out"));
-    session.finish()
+    status.finish();
+    log::info!("taking the probes out");
+    let profile = session.finish()?;
+    if end == End::Interrupted
+        && let Some(launched) = &launched
+    {
+        // A terminal's Ctrl-C reached the command too; a supervisor's SIGTERM did not.
+        interrupts.pass_on(launched);
+    }
+    let command = launched.as_mut().map(Launched::wait).transpose()?;
+    Ok(Recorded { profile, command })
+}
+
+fn launch(subject: &Subject) -> Result<Option<Launched>> {
+    let Subject::Command(command) = subject else { return Ok(None) };
+    Ok(Some(Launched::spawn(&command.program, &command.arguments, command.as_root)?))
 }
 
 /// Takes events and snapshots until something ends the window.
@@ -113,18 +150,30 @@ async fn at(deadline: Option<Instant>) {
 struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
+    terminated: bool,
 }
 
 impl Interrupts {
     fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen to signals");
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            terminated: false,
+        })
     }
 
     async fn next(&mut self) {
         select! {
             _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.terminate.recv() => self.terminated = true,
+        }
+    }
+
+    /// Gives the command the signal that reached the tracer alone.
+    fn pass_on(&self, launched: &Launched) {
+        if self.terminated {
+            launched.signal(rustix::process::Signal::TERM);
         }
     }
 }

@@ -8,8 +8,8 @@ use tracer_ebpf::probe::Cookie;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
-    model::Pid,
-    plan::{ObjectPlan, Place, Planner},
+    model::{Address, Pid},
+    plan::{ObjectPlan, Place, PlanTable, Planner},
     target::{FileId, Mapping, Object, Target},
 };
 
@@ -53,6 +53,14 @@ impl TracedProcess {
             self.attach_object(&object, capture, planner)?;
         }
         Ok(())
+    }
+
+    /// As [`TracedProcess::attach`], for one file.
+    ///
+    /// # Errors
+    /// As [`TracedProcess::attach`].
+    pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        if self.probed.insert(object.id) { self.attach_object(object, capture, planner) } else { Ok(()) }
     }
 
     fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
@@ -118,6 +126,12 @@ impl TracedProcess {
         })
     }
 
+    /// Where the kernel put the trampoline to which probed functions return, once it has.
+    pub fn trampoline(&self) -> Option<Address> {
+        let mappings = self.target.mappings().ok()?;
+        mappings.iter().find(|mapping| mapping.name == "[uprobes]").map(|mapping| mapping.start)
+    }
+
     /// How messages call it.
     pub fn name(&self) -> String {
         format!("{} ({})", self.target.comm(), self.target.pid())
@@ -128,6 +142,38 @@ fn backing(mapping: &Mapping) -> Backing {
     // `/dev/zero (deleted)` is how the kernel shows shared anonymous memory.
     let is_file = mapping.path().is_some_and(|path| path.as_os_str() != "/dev/zero");
     if is_file { Backing::File } else { Backing::Anonymous }
+}
+
+/// Where the probes of a process would go, as a table for people.
+///
+/// # Errors
+/// When the process is gone, or one of its files is not what it should be.
+pub fn plan_of(target: &Target) -> Result<String> {
+    let planner = planner();
+    let mut text = String::new();
+    for object in target.objects()?.opened {
+        let plan = plan(&object, &planner).with_context(|| object.path.display().to_string())?;
+        if !plan.probes.is_empty() || !plan.skipped.is_empty() {
+            let separator = if text.is_empty() { "" } else { "\n" };
+            text += &format!("{separator}{}\n", object.path.display());
+            text += &PlanTable { plan: &plan, catalog: &planner.catalog }.to_string();
+        }
+    }
+    if text.is_empty() {
+        text = format!("{} ({}) has no allocator that tracer knows\n", target.comm(), target.pid());
+    }
+    Ok(text)
+}
+
+/// A planner that knows what the running kernel does with a probe.
+pub fn planner() -> Planner {
+    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }
+}
+
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
 fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {

@@ -17,7 +17,10 @@ use tracer_ebpf::{
     stack::mapping_call,
 };
 
-use super::{Config, process::TracedProcess};
+use super::{
+    Config,
+    process::{TracedProcess, planner},
+};
 use crate::{
     analyze::{
         mappings::{AddressRange, LiveRange, MappingAccount},
@@ -31,7 +34,8 @@ use crate::{
     },
     plan::{ApiId, Planner},
     report::status::Status,
-    symbolize::Worker,
+    symbolize::{NamedStacks, Worker},
+    target::{Target, launch::Launched},
 };
 
 /// Room for distinct stacks. 72 bytes each.
@@ -76,22 +80,19 @@ struct OpenWindow {
 
 impl Session {
     /// Opens the targets, loads the programs and puts every probe in.
-    pub fn attach(config: &Config) -> Result<Self> {
-        if config.targets.len() > MAX_PROCESSES as usize {
-            bail!(
-                "{} processes are too many: {MAX_PROCESSES} at most can be traced at once",
-                config.targets.len()
-            );
+    pub fn attach(config: &Config, targets: &[Pid]) -> Result<Self> {
+        if targets.len() > MAX_PROCESSES as usize {
+            bail!("{} processes are too many: {MAX_PROCESSES} at most can be traced at once", targets.len());
         }
         let open = |(index, &pid)| TracedProcess::open(index as u16, pid);
-        let mut processes: Vec<_> = config.targets.iter().enumerate().map(open).collect::<Result<_>>()?;
+        let mut processes: Vec<_> = targets.iter().enumerate().map(open).collect::<Result<_>>()?;
         let max_live = config.max_live.unwrap_or_else(|| room_for(&processes));
         let mut capture = Capture::load(&Settings {
             sizes: Sizes::with_room_for(max_live, MAX_STACKS),
             min_size: config.min_size.map_or(0, |size| size.0),
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
         })?;
-        let planner = Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() };
+        let planner = planner();
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -149,6 +150,7 @@ impl Session {
         if let Some(gone) = self.processes.iter().find(|process| process.target.has_exited()) {
             bail!("{} exited while it was being attached to", gone.name());
         }
+        self.find_trampolines();
         self.window.rss_before = self.rss();
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();
@@ -159,10 +161,22 @@ impl Session {
         Ok(())
     }
 
+    /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
+    pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
+        let Self { processes, capture, planner, .. } = self;
+        let [process] = &mut processes[..] else { bail!("a command is traced alone") };
+        let target = Target::open(launched.pid())?;
+        launched.run_to_entry(&target, |object| process.attach_new(&object, capture, planner))?;
+        Ok(launched.release()?)
+    }
+
     /// The line that says that the window is open.
     pub fn announcement(&self) -> String {
         let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
         let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
+        for process in self.processes.iter().filter(|process| process.probes() == 0) {
+            log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
+        }
         let until = match self.config.duration {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
@@ -208,6 +222,15 @@ impl Session {
         for process in &mut self.processes {
             if let Err(error) = process.attach(&mut self.capture, &self.planner) {
                 log::warn!("cannot probe newly loaded code: {error:#}");
+            }
+        }
+    }
+
+    /// The kernel makes the trampoline when a probed function is first called.
+    fn find_trampolines(&self) {
+        for process in self.processes.iter().filter(|process| !self.capture.knows_trampoline(process.index)) {
+            if let Some(trampoline) = process.trampoline() {
+                self.capture.set_trampoline(process.index, trampoline);
             }
         }
     }
@@ -295,6 +318,7 @@ impl Session {
 
     /// What the recording looks like right now.
     pub fn status(&mut self) -> Status<'_> {
+        self.find_trampolines();
         let now = now_ns();
         let (bytes, objects) = self.native_outstanding();
         let events = self.events_so_far();
@@ -373,7 +397,7 @@ impl Session {
     }
 
     /// Everything that was counted; the tables are at rest.
-    fn counted(&self, mut named: HashMap<u32, Vec<crate::model::Frame>>) -> Counted {
+    fn counted(&self, mut named: NamedStacks) -> Counted {
         let tables = self.capture.tables();
         let min_age_ns = nanos(self.config.min_age);
         let window_ns = self.window.closed_ns.saturating_sub(self.window.opened_ns);
@@ -484,10 +508,4 @@ fn now_ns() -> u64 {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn kernel_is_at_least(major: u32, minor: u32) -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }

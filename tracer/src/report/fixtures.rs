@@ -1,6 +1,7 @@
 //! Profiles that the golden tests draw.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::model::*;
 
@@ -71,7 +72,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
             frees: totals.freed_objects,
             unmatched_frees: 311,
             failed_allocations: 0,
-            lost: causes(&[("live_table_full", 0), ("ring_buffer_full", 0)]),
+            lost: causes(&[("live_table_full", 0), ("missed_free", 0)]),
             incomplete_stacks: causes(&[]),
         },
         totals,
@@ -101,7 +102,7 @@ fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport 
         verdict: None,
         complete: true,
         stop: None,
-        frames,
+        frames: frames.into_iter().map(Arc::new).collect(),
     }
 }
 
@@ -305,7 +306,7 @@ pub fn lossy() -> Profile {
     profile.target = process(99, "leaky");
     profile.window.end = End::TargetExited;
     profile.events.allocations = 20_000;
-    profile.events.lost = causes(&[("live_table_full", 12_345), ("ring_buffer_full", 0), ("solar_flare", 1)]);
+    profile.events.lost = causes(&[("live_table_full", 12_345), ("missed_free", 0), ("solar_flare", 1)]);
     profile
 }
 

@@ -72,7 +72,7 @@ mod tests {
     fn stacks_that_differ_in_addresses_only_are_one() {
         let mut profile = fixtures::lossy();
         let mut twin = profile.stacks[0].clone();
-        twin.frames[0].ip.0 += 8;
+        std::sync::Arc::make_mut(&mut twin.frames[0]).ip.0 += 8;
         profile.stacks.push(twin);
         assert_eq!(render(&profile, &Options::default()), "main;leak;malloc 200000\n");
     }

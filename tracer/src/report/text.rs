@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io;
+use std::sync::Arc;
 
 use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, fit_name, moment, per_minute, printable, share, shorten};
@@ -222,11 +223,12 @@ impl Page<'_> {
     }
 
     /// The frames, leaf first; a recursion is one line, and of many lines the first ones and the last two are shown.
-    fn frames(&self, frames: &[Frame]) -> Vec<String> {
+    fn frames(&self, frames: &[Arc<Frame>]) -> Vec<String> {
         const OUTER: usize = 2;
-        let runs: Vec<&[Frame]> = frames.chunk_by(same_place).collect();
-        let lines =
-            |runs: &[&[Frame]]| runs.iter().map(|run| self.frame(&run[0], run.len())).collect::<Vec<_>>();
+        let runs: Vec<&[Arc<Frame>]> = frames.chunk_by(|a, b| same_place(a, b)).collect();
+        let lines = |runs: &[&[Arc<Frame>]]| {
+            runs.iter().map(|run| self.frame(&run[0], run.len())).collect::<Vec<_>>()
+        };
         let most = self.options.frames.max(OUTER + 2);
         if runs.len() <= most {
             return lines(&runs);
@@ -437,10 +439,11 @@ const fn format_name(format: Format) -> &'static str {
 fn loss_meaning(cause: &str) -> Option<&'static str> {
     Some(match cause {
         "live_table_full" => "the table of live blocks was full: raise --max-live, or use --sample",
-        "stack_table_full" => {
-            "there were more different stacks than the table holds: use --min-size or --sample"
-        }
-        "ring_buffer_full" => "the kernel had events faster than they were read: use --sample, or free a CPU",
+        "no_thread_record" => "too many threads were inside the allocator at once",
+        "never_returned" => "the call never returned: an exception, longjmp or the end of its thread",
+        "missed_free" => "an address was allocated again, but its release was not seen",
+        "unreadable_result" => "the address of the new block could not be read",
+        "mapping_event_dropped" => "mappings changed faster than the tracer could read: give it a free CPU",
         _ => return None,
     })
 }
@@ -532,6 +535,6 @@ mod tests {
         let text = render(&fixtures::node(), &Options::default());
         assert!(!text.contains("Lost") && !text.contains("Incomplete"), "{text}");
         let text = render(&fixtures::lossy(), &Options::default());
-        assert!(text.contains("--max-live") && !text.contains("ring"), "{text}");
+        assert!(text.contains("--max-live") && !text.contains("address"), "{text}");
     }
 }

@@ -5,7 +5,6 @@ use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use object::{Object, ReadCache};
-use rustix::fs::OFlags;
 
 use super::process::{self, Process};
 
@@ -24,7 +23,7 @@ pub(super) struct DebugLinks {
 /// The debug file of the object at `path`, verified to belong to it. The target's own root is looked into first.
 pub(super) fn find(path: &Path, links: &DebugLinks, process: &Process) -> Option<File> {
     candidates(path, links).into_iter().find_map(|candidate| {
-        let below_target = process.open_in_root(&candidate, OFlags::empty());
+        let below_target = process.open_in_root(&candidate);
         [below_target, process::open_on_host(&candidate)].into_iter().flatten().find(|file| {
             let fits = belongs(file, links).unwrap_or_else(|error| {
                 log::debug!("cannot read debug file {}: {error}", candidate.display());

@@ -14,7 +14,7 @@ pub(super) struct Mapping {
     pub(super) file_offset: u64,
     /// Absent for memory without a file.
     pub(super) file: Option<FileId>,
-    /// Path in the target's mount namespace, without ` (deleted)`; a name like `[vdso]`; or empty.
+    /// Path of the file, without ` (deleted)`; a name like `[vdso]`; or empty.
     pub(super) path: PathBuf,
 }
 
@@ -94,6 +94,14 @@ impl<M> Region<M> {
     pub(super) fn file_offset(&self, address: u64) -> u64 {
         self.file_offset.wrapping_add(address.wrapping_sub(self.mapped_at))
     }
+
+    /// Whether an address that is in both means the same byte of the same module.
+    fn agrees_with(&self, other: &Self) -> bool
+    where
+        M: PartialEq,
+    {
+        self.module == other.module && self.file_offset(0) == other.file_offset(0)
+    }
 }
 
 /// Which module's code is where. A new mapping hides older ones where they overlap; one that is gone is remembered
@@ -109,19 +117,22 @@ impl<M> Default for AddressSpace<M> {
     }
 }
 
-impl<M: Clone> AddressSpace<M> {
+impl<M: Clone + PartialEq> AddressSpace<M> {
     /// What is mapped at `address`.
     pub(super) fn find(&self, address: u64) -> Option<&Region<M>> {
         let (_, region) = self.regions.range(..=address).next_back()?;
         (address < region.end).then_some(region)
     }
 
-    /// Notes that `mapping` is there now, showing code of `module`.
-    pub(super) fn map(&mut self, mapping: &Mapping, module: M) {
+    /// Notes that `mapping` is there now, showing code of `module`. Says whether some of its addresses meant anything
+    /// else before.
+    pub(super) fn map(&mut self, mapping: &Mapping, module: M) -> bool {
         let Range { start, end } = mapping.range;
-        self.clear(start..end);
-        self.regions
-            .insert(start, Region { end, mapped_at: start, file_offset: mapping.file_offset, module });
+        let region = Region { end, mapped_at: start, file_offset: mapping.file_offset, module };
+        let replaced = self.clear(start..end);
+        let changed = replaced.iter().any(|old| !old.agrees_with(&region));
+        self.regions.insert(start, region);
+        changed
     }
 
     /// Number of regions.
@@ -134,20 +145,24 @@ impl<M: Clone> AddressSpace<M> {
         self.regions.iter().map(|(&start, region)| (start..region.end, region))
     }
 
-    fn clear(&mut self, hole: Range<u64>) {
+    /// Makes a hole, and returns the regions that were in it, whole or in part.
+    fn clear(&mut self, hole: Range<u64>) -> Vec<Region<M>> {
         let first = self.regions.range(..hole.start).next_back().map_or(hole.start, |(&start, _)| start);
         let overlapping: Vec<u64> = (self.regions.range(first..hole.end))
             .filter_map(|(&start, region)| (region.end > hole.start).then_some(start))
             .collect();
+        let mut removed = Vec::new();
         for start in overlapping {
             let Some(region) = self.regions.remove(&start) else { continue };
             if region.end > hole.end {
                 self.regions.insert(hole.end, region.clone());
             }
             if start < hole.start {
-                self.regions.insert(start, Region { end: hole.start, ..region });
+                self.regions.insert(start, Region { end: hole.start, ..region.clone() });
             }
+            removed.push(region);
         }
+        removed
     }
 }
 
@@ -183,13 +198,24 @@ mod tests {
     fn what_is_gone_is_remembered_until_something_else_is_there() {
         let mut space = AddressSpace::default();
         space.map(&mapping(0x1000..0x4000, 0x100), "old");
-        space.map(&mapping(0x2000..0x3000, 0), "new");
+        assert!(space.map(&mapping(0x2000..0x3000, 0), "new"));
         let at = |address| space.find(address).map(|region| (region.module, region.file_offset(address)));
         assert_eq!(at(0x1fff), Some(("old", 0x10ff)));
         assert_eq!(at(0x2000), Some(("new", 0)));
         assert_eq!(at(0x3000), Some(("old", 0x2100)));
         assert_eq!(at(0x4000), None);
         assert_eq!(at(0xfff), None);
+    }
+
+    #[test]
+    fn a_mapping_that_is_split_or_grows_changes_nothing() {
+        let mut space = AddressSpace::default();
+        assert!(!space.map(&mapping(0x1000..0x4000, 0x100), "library"));
+        assert!(!space.map(&mapping(0x1000..0x4000, 0x100), "library"));
+        assert!(!space.map(&mapping(0x2000..0x3000, 0x1100), "library"));
+        assert!(!space.map(&mapping(0x3000..0x6000, 0x2100), "library"));
+        assert!(space.map(&mapping(0x3000..0x6000, 0x1000), "library"), "another part of it");
+        assert!(space.map(&mapping(0x5000..0x8000, 0x3000), "another"));
     }
 
     proptest! {

@@ -17,6 +17,7 @@
 
 mod debug_file;
 mod demangle;
+mod exports;
 mod mappings;
 mod object_file;
 mod perf_map;
@@ -40,16 +41,15 @@ use self::perf_map::PerfMap;
 use self::process::Process;
 use crate::model::{Address, Frame, Pid};
 
-/// Addresses whose frames are kept, in each of two generations. A frame takes about 300 bytes.
-const CACHED_ADDRESSES: usize = 32 << 10;
+/// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names.
+const CACHED_FRAMES: usize = 32 << 10;
 
 /// Regions that are no longer mapped and still remembered, before all of them are forgotten.
 const REMEMBERED_REGIONS: usize = 4096;
 
 /// An address that is nowhere mapped may belong to a library loaded just now, but broken stacks are full of such
-/// addresses: the mappings are read again for their sake at most this often. Reading them takes up to some
-/// milliseconds.
-const REREAD_INTERVAL: Duration = Duration::from_millis(100);
+/// addresses: reading the mappings again for their sake takes at most one part in this many of the time.
+const REREAD_SHARE: u32 = 20;
 
 /// Names the code of one traced process. See the [module's documentation](self).
 ///
@@ -68,7 +68,8 @@ pub struct Symbolizer {
 enum MappingsRead {
     /// Not since they changed.
     No,
-    At(Instant),
+    /// Then, and it took that long.
+    At(Instant, Duration),
 }
 
 /// Code that the target has, or had, mapped: what other stages and reports want to know of it.
@@ -78,7 +79,7 @@ pub struct MappedModule<'a> {
     pub range: Range<Address>,
     /// Offset in the file of the first byte of `range`.
     pub file_offset: u64,
-    /// Its path in the target's mount namespace, or the mapping's name; empty for anonymous memory.
+    /// Its path below the target's root, or the mapping's name; empty for anonymous memory.
     pub path: &'a Path,
     /// Its build id, in hex.
     pub build_id: Option<&'a str>,
@@ -125,10 +126,9 @@ impl Symbolizer {
         frames
     }
 
-    /// The target has mapped or unmapped code: what was derived from the old mappings is not used any more.
+    /// The target has mapped or unmapped code: what was derived from mappings that are replaced is not used any more.
     pub fn mappings_changed(&mut self) {
         self.read = MappingsRead::No;
-        self.frames = FrameCache::default();
     }
 
     /// Every executable mapping, by address; those that are gone included, unless something else is there now.
@@ -142,28 +142,30 @@ impl Symbolizer {
     }
 
     fn look_up(&mut self, address: Address, perf_map_is_current: &mut bool) -> Rc<[Frame]> {
-        let unknown = Frame { ip: address, ..Frame::default() };
+        let mut frame = Frame { ip: address, ..Frame::default() };
         // A return address can be the first one after its function, or even its mapping: look at the call.
-        let Some(call) = address.0.checked_sub(1) else { return Rc::new([unknown]) };
-        let (Some(region), Some(process)) = (self.space.find(call), &self.process) else {
-            return Rc::new([unknown]);
+        let (Some(call), Some(process)) = (address.0.checked_sub(1), &self.process) else {
+            return Rc::new([frame]);
         };
-        let module = &region.module;
-        let base = module.frame(unknown, region, call);
-        let functions = module.functions(region, call, process);
-        if !functions.is_empty() {
-            let frames: Rc<[Frame]> = functions.into_iter().map(|function| name(&base, function)).collect();
-            self.frames.insert(address, &frames);
-            return frames;
+        if let Some(region) = self.space.find(call) {
+            frame = region.module.frame(frame, region, call);
+            let functions = region.module.functions(region, call, process);
+            if !functions.is_empty() {
+                let frames: Rc<[Frame]> =
+                    functions.into_iter().map(|function| name(&frame, function)).collect();
+                self.frames.insert(address, &frames);
+                return frames;
+            }
         }
+        // From here on nothing is kept: the runtime can put other code there without mapping anything.
         if !std::mem::replace(perf_map_is_current, true) {
             self.perf_map.update(process);
         }
-        // Not cached: the runtime can put other code there without mapping anything.
-        Rc::new([match self.perf_map.find(call) {
-            Some(name) => Frame { function: Some(name.to_owned()), language: Some("jit".to_owned()), ..base },
-            None => base,
-        }])
+        if let Some(name) = self.perf_map.find(call) {
+            frame.function = Some(name.to_owned());
+            frame.language = Some("jit".to_owned());
+        }
+        Rc::new([frame])
     }
 
     /// Makes the mappings current, if they have changed or do not cover `addresses`.
@@ -171,50 +173,80 @@ impl Symbolizer {
         let Some(process) = &self.process else { return };
         let covers = |address: &Address| self.space.find(address.0.saturating_sub(1)).is_some();
         match self.read {
-            MappingsRead::At(_) if addresses.iter().all(covers) => return,
-            MappingsRead::At(at) if at.elapsed() < REREAD_INTERVAL => return,
-            MappingsRead::At(_) | MappingsRead::No => {}
+            MappingsRead::At(..) if addresses.iter().all(covers) => return,
+            MappingsRead::At(at, took) if at.elapsed() < took * REREAD_SHARE => return,
+            MappingsRead::At(..) | MappingsRead::No => {}
         }
-        self.read = MappingsRead::At(Instant::now());
+        let start = Instant::now();
         match process.maps() {
             Ok(maps) => self.enter(mappings::parse(&maps)),
             Err(error) => log::debug!("cannot read the mappings: {error}"),
         }
+        self.read = MappingsRead::At(Instant::now(), start.elapsed());
     }
 
     fn enter(&mut self, mappings: impl Iterator<Item = Mapping>) {
-        let Some(process) = &self.process else { return };
-        let mut space = AddressSpace::default();
+        let mut present = AddressSpace::default();
+        let mut changed = false;
         for mapping in mappings {
-            let key = (mapping.file, mapping.path.clone());
-            let module = self.modules.entry(key).or_insert_with(|| Rc::new(Module::open(&mapping, process)));
-            space.map(&mapping, Rc::clone(module));
-            self.space.map(&mapping, Rc::clone(module));
+            let Some(module) = self.module(&mapping) else { return };
+            present.map(&mapping, Rc::clone(&module));
+            changed |= self.space.map(&mapping, module);
         }
-        if self.space.len() > space.len() + REMEMBERED_REGIONS {
-            self.space = space;
+        if self.space.len() > present.len() + REMEMBERED_REGIONS {
+            (self.space, changed) = (present, true);
+        }
+        if changed {
+            self.frames = FrameCache::default();
         }
         self.modules.retain(|_, module| Rc::strong_count(module) > 1);
+    }
+
+    /// The module that `mapping` shows, opened if need be. A file can be gone before it is opened, and come back.
+    fn module(&mut self, mapping: &Mapping) -> Option<Rc<Module>> {
+        let process = self.process.as_ref()?;
+        let key = (mapping.file, mapping.path.clone());
+        let known = self.modules.get(&key);
+        if let Some(module) = known.filter(|module| module.object.is_some() || !module.is_file) {
+            return Some(Rc::clone(module));
+        }
+        let module = Module::open(mapping, process);
+        match known {
+            Some(known) if module.object.is_none() => Some(Rc::clone(known)),
+            _ => {
+                let module = Rc::new(module);
+                self.modules.insert(key, Rc::clone(&module));
+                Some(module)
+            }
+        }
+    }
+}
+
+/// A module is one file, opened: equal to itself only.
+impl PartialEq for Module {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
     }
 }
 
 impl Module {
     fn open(mapping: &Mapping, process: &Process) -> Self {
+        let path = process.path_below_root(mapping);
         let file = match mapping.file {
             Some(id) => Some(process.open_mapped(mapping, id)),
             None if mapping.path == Path::new("[vdso]") => Some(process.copy_vdso(&mapping.range)),
             None => None,
         };
         let object = file.and_then(|file| {
-            let object = file.and_then(|file| ObjectFile::open(file, mapping.path.clone()));
+            let object = file.and_then(|file| ObjectFile::open(file, path.clone()));
             object.inspect_err(|error| log::debug!("no symbols for {}: {error}", mapping.path.display())).ok()
         });
         Self {
             name: mapping.module_name(),
-            path: mapping.path.clone(),
             build_id: object.as_ref().and_then(ObjectFile::build_id),
             is_file: mapping.file.is_some() || object.is_some(),
             object,
+            path,
         }
     }
 
@@ -255,6 +287,8 @@ fn name(base: &Frame, function: Function) -> Frame {
 struct FrameCache {
     new: HashMap<Address, Rc<[Frame]>>,
     old: HashMap<Address, Rc<[Frame]>>,
+    /// How many frames `new` holds.
+    frames: usize,
 }
 
 impl FrameCache {
@@ -268,9 +302,11 @@ impl FrameCache {
     }
 
     fn insert(&mut self, address: Address, frames: &Rc<[Frame]>) {
-        if self.new.len() >= CACHED_ADDRESSES {
+        if self.frames + frames.len() > CACHED_FRAMES {
             self.old = std::mem::take(&mut self.new);
+            self.frames = 0;
         }
+        self.frames += frames.len();
         self.new.insert(address, Rc::clone(frames));
     }
 }

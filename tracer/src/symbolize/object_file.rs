@@ -6,14 +6,16 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 
 use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized};
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 use object::{Object as _, ObjectSection, ObjectSegment, ReadCache, SectionFlags, SegmentFlags, elf};
 
 use super::debug_file::{self, DebugLinks};
 use super::demangle::{Name, demangle};
+use super::exports::Exports;
 use super::process::Process;
 
 /// Mappings begin and end on pages, segments of a file need not.
@@ -21,11 +23,11 @@ const PAGE: u64 = 4096;
 
 /// An ELF file that stays open: what was mapped from it can be named after it was deleted and the target has exited.
 pub(super) struct ObjectFile {
-    /// In the target's mount namespace.
+    /// Below the target's root.
     path: PathBuf,
     headers: Headers,
     file: File,
-    symbols: OnceCell<Vec<Symbols>>,
+    names: OnceCell<Names>,
 }
 
 /// A function, or one that was inlined into the function of the next one.
@@ -41,7 +43,7 @@ impl ObjectFile {
     /// Reads the headers of `file`, found at `path`; fails when it is not ELF.
     pub(super) fn open(file: File, path: PathBuf) -> io::Result<Self> {
         let headers = Headers::read(&file)?;
-        Ok(Self { path, headers, file, symbols: OnceCell::new() })
+        Ok(Self { path, headers, file, names: OnceCell::new() })
     }
 
     /// The build id in hex.
@@ -57,19 +59,48 @@ impl ObjectFile {
 
     /// The functions at `svma`, the innermost inlined one first; none when nothing is known of that address.
     pub(super) fn functions(&self, svma: u64, process: &Process) -> Vec<Function> {
-        let sources = self.symbols.get_or_init(|| self.open_symbols(process));
-        sources.iter().find_map(|source| source.functions(svma, &self.headers.code)).unwrap_or_default()
+        let names = self.names.get_or_init(|| self.open_names(process));
+        let table = names.sources.iter().find_map(|source| source.table_symbol(svma, &self.headers.code));
+        let described = names.sources.iter().find_map(|source| source.debug_symbol(svma, &self.headers.code));
+        let start =
+            [&described, &table].into_iter().flatten().map(|symbol| symbol.addr).find(|&addr| addr != 0);
+        let exported = start.and_then(|start| names.exports.get(start, &self.file));
+        let Some(symbol) = described.as_ref().or(table.as_ref()) else { return Vec::new() };
+        functions(
+            symbol,
+            best_name(&symbol.name, table.as_ref().map(|table| &*table.name), exported.as_deref()),
+        )
     }
 
-    /// The sources of names, best first.
-    fn open_symbols(&self, process: &Process) -> Vec<Symbols> {
-        let debug_file = (!self.headers.has_debug_info)
-            .then(|| debug_file::find(&self.path, &self.headers.links, process));
-        let separate = debug_file.flatten().and_then(|file| Symbols::open(&file, true));
-        let embedded = self.headers.has_debug_info.then(|| Symbols::open(&self.file, true)).flatten();
-        let tables = Symbols::open(&self.file, false);
-        [separate, embedded, tables].into_iter().flatten().collect()
+    fn open_names(&self, process: &Process) -> Names {
+        let has_debug_info = self.headers.has_debug_info;
+        let debug_file =
+            if has_debug_info { None } else { debug_file::find(&self.path, &self.headers.links, process) };
+        let debug_file = debug_file.and_then(|file| Symbols::open(&file, true));
+        let own = Symbols::open(&self.file, has_debug_info);
+        Names {
+            sources: [debug_file, own].into_iter().flatten().collect(),
+            exports: Exports::read(&self.file).unwrap_or_else(|error| {
+                log::debug!("cannot read the exports of {}: {error}", self.path.display());
+                Exports::default()
+            }),
+        }
     }
+}
+
+/// Where an object's names come from.
+struct Names {
+    /// Best first.
+    sources: Vec<Symbols>,
+    exports: Exports,
+}
+
+/// The name of a function, of those that it has. A mangled one says the most (GCC describes local C++ functions by
+/// their bare name); the exported one is what callers write (`puts`, where the C library's debug information has
+/// `__GI__IO_puts`).
+fn best_name<'a>(described: &'a str, table: Option<&'a str>, exported: Option<&'a str>) -> &'a str {
+    let mangled = |name: &&str| demangle(name).language.is_some();
+    [Some(described), table].into_iter().flatten().find(mangled).or(exported).unwrap_or(described)
 }
 
 /// What the headers of an ELF file say.
@@ -132,42 +163,55 @@ impl Headers {
 
 /// One ELF file with symbols, as blazesym reads it.
 struct Symbols {
-    symbolizer: blazesym::symbolize::Symbolizer,
-    source: Source<'static>,
+    symbolizer: Symbolizer,
+    tables: Source<'static>,
+    debug_info: Option<Source<'static>>,
 }
 
 impl Symbols {
     /// Opens the symbol tables of `file`, and with `debug_info` its DWARF too.
     fn open(file: &File, debug_info: bool) -> Option<Self> {
-        let mut elf = Elf::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        elf.debug_syms = debug_info;
-        let symbolizer = blazesym::symbolize::Symbolizer::builder()
+        let elf = Elf::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let tables = Elf { debug_syms: false, ..elf.clone() };
+        let symbolizer = Symbolizer::builder()
             // The descriptor's number can be reused once blazesym has mapped the file.
             .enable_auto_reload(false)
             // We need to know how a name was mangled, and bound what comes of it.
             .enable_demangling(false)
             .build();
-        let symbols = Self { symbolizer, source: elf.into() };
         // The first look-up maps the file and finds out whether it can be read at all.
-        match symbols.symbolizer.symbolize_single(&symbols.source, Input::VirtOffset(0)) {
-            Ok(_) => Some(symbols),
-            Err(error) => {
-                log::debug!("cannot use the symbols of {:?}: {error:#}", symbols.source);
-                None
-            }
-        }
+        let opens = |source: &Source<'_>| look_up(&symbolizer, source, 0).is_some();
+        let (tables, debug_info) = (Source::from(tables), debug_info.then(|| Source::from(elf)));
+        let debug_info = debug_info.filter(&opens);
+        (opens(&tables) || debug_info.is_some()).then_some(Self { symbolizer, tables, debug_info })
     }
 
-    fn functions(&self, svma: u64, code: &[Range<u64>]) -> Option<Vec<Function>> {
-        match self.symbolizer.symbolize_single(&self.source, Input::VirtOffset(svma)) {
-            Ok(Symbolized::Sym(symbol)) if covers(&symbol, svma, code) => Some(functions(&symbol)),
-            Ok(_) => None,
-            Err(error) => {
-                log::debug!("no symbol for {svma:#x} of {:?}: {error:#}", self.source);
-                None
-            }
-        }
+    /// What the symbol tables say of the code at `svma`.
+    fn table_symbol(&self, svma: u64, code: &[Range<u64>]) -> Option<Sym<'_>> {
+        self.symbol(&self.tables, svma, code)
     }
+
+    /// What the debug information says of the code at `svma`.
+    fn debug_symbol(&self, svma: u64, code: &[Range<u64>]) -> Option<Sym<'_>> {
+        self.symbol(self.debug_info.as_ref()?, svma, code)
+    }
+
+    fn symbol(&self, source: &Source<'_>, svma: u64, code: &[Range<u64>]) -> Option<Sym<'_>> {
+        let symbol = look_up(&self.symbolizer, source, svma)?.into_sym();
+        symbol.filter(|symbol| covers(symbol, svma, code))
+    }
+}
+
+/// Asks blazesym; none when it cannot read the file. It can panic on a corrupt one (0.2.7: a line table's index of a
+/// file), and the target decides what its files hold.
+fn look_up<'a>(symbolizer: &'a Symbolizer, source: &Source<'_>, svma: u64) -> Option<Symbolized<'a>> {
+    let ask = || symbolizer.symbolize_single(source, Input::VirtOffset(svma));
+    match panic::catch_unwind(AssertUnwindSafe(ask)) {
+        Ok(Ok(answer)) => return Some(answer),
+        Ok(Err(error)) => log::debug!("cannot look up {svma:#x} in {source:?}: {error:#}"),
+        Err(_) => log::debug!("cannot look up {svma:#x} in {source:?}: it is corrupt"),
+    }
+    None
 }
 
 /// Whether `symbol` really is about the code at `svma`. blazesym respects the sizes of symbols; one of `.symtab`
@@ -180,11 +224,13 @@ fn covers(symbol: &Sym<'_>, svma: u64, code: &[Range<u64>]) -> bool {
         && (bounded || code.iter().any(|section| section.contains(&symbol.addr) && section.contains(&svma)))
 }
 
-/// blazesym names the function first, then what was inlined into it, from the outside in.
-fn functions(symbol: &Sym<'_>) -> Vec<Function> {
-    let inlined = symbol.inlined.iter().rev();
+/// The functions at a symbol whose own name is `name`. blazesym has the function first, then what was inlined into
+/// it, from the outside in.
+fn functions(symbol: &Sym<'_>, name: &str) -> Vec<Function> {
+    // One without a name (it is in a supplementary file that is missing) would tell nothing.
+    let inlined = symbol.inlined.iter().rev().filter(|function| !function.name.is_empty());
     let inlined = inlined.map(|function| Function::new(&function.name, function.code_info.as_ref(), true));
-    inlined.chain([Function::new(&symbol.name, symbol.code_info.as_deref(), false)]).collect()
+    inlined.chain([Function::new(name, symbol.code_info.as_deref(), false)]).collect()
 }
 
 impl Function {
@@ -204,4 +250,23 @@ pub(super) fn to_hex(bytes: &[u8]) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_that_says_most_is_taken() {
+        assert_eq!(best_name("__GI__IO_puts", Some("__GI__IO_puts"), Some("puts")), "puts");
+        assert_eq!(best_name("push", Some("_ZN1S4pushEv"), None), "_ZN1S4pushEv");
+        assert_eq!(best_name("_ZN1S4pushEv", Some("alias"), Some("c_alias")), "_ZN1S4pushEv");
+        assert_eq!(best_name("local", Some("local.cold"), None), "local");
+    }
+
+    #[test]
+    fn a_segment_is_mapped_in_whole_pages() {
+        let segment = Segment { file: 0x1234..0x2001, svma: 0x40_1234 };
+        assert_eq!(segment.pages(), 0x1000..0x3000);
+    }
 }

@@ -3,21 +3,24 @@
 //! A descriptor of `/proc/PID` refers to that process and no other: once it is gone, opening through it fails with
 //! `ESRCH`, even when the pid has been given to somebody else.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use super::mappings::{FileId, Mapping};
 use crate::model::Pid;
 
-/// Reading never waits (a FIFO can take the place of any file), and nothing is inherited by children.
-const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
+/// Finds a file without opening it yet.
+const LOCATE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC).union(OFlags::DIRECTORY);
 
 /// `st_mtime` and the time a process started come from clocks that differ by less than this.
@@ -31,6 +34,9 @@ pub(super) struct Process {
     directory: OwnedFd,
     /// Its root directory, which stays reachable when it has exited: debug and perf map files are found below it.
     root: Option<OwnedFd>,
+    /// Where that is for the tracer, by which `maps` shows the paths of a target that has only changed its root;
+    /// those of another mount namespace it shows as the target sees them.
+    root_path: PathBuf,
     /// Its pid in its own pid namespace, by which it names its perf map.
     namespace_pid: u32,
     /// Its effective user.
@@ -45,7 +51,10 @@ impl Process {
         let root = rustix::fs::openat(&directory, "root", DIRECTORY, Mode::empty())
             .inspect_err(|error| log::debug!("cannot open the root directory of {pid}: {error}"))
             .ok();
-        let mut process = Self { user: 0, root, namespace_pid: pid.0, started: None, directory };
+        let root_path = rustix::fs::readlinkat(&directory, "root", Vec::new());
+        let root_path =
+            root_path.map_or_else(|_| "/".into(), |path| OsString::from_vec(path.into_bytes()).into());
+        let mut process = Self { user: 0, root, root_path, namespace_pid: pid.0, started: None, directory };
         process.user = rustix::fs::fstat(&process.directory)?.st_uid;
         let status = process.read("status")?;
         process.namespace_pid = namespace_pid(&status).unwrap_or(pid.0);
@@ -60,13 +69,23 @@ impl Process {
         Ok(text)
     }
 
+    /// The path of `mapping`'s file below the target's root.
+    pub(super) fn path_below_root(&self, mapping: &Mapping) -> PathBuf {
+        match mapping.path.strip_prefix(&self.root_path) {
+            Ok(path) if mapping.file.is_some() => Path::new("/").join(path),
+            _ => mapping.path.clone(),
+        }
+    }
+
     /// The file behind a mapping: exactly it through `map_files`, whatever happened to its path since; without the
     /// privilege for that (`CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`) by its path below the target's root, provided
     /// that the file found there is still the one that is mapped.
     pub(super) fn open_mapped(&self, mapping: &Mapping, id: FileId) -> io::Result<File> {
         let Range { start, end } = mapping.range;
-        self.open_below(&format!("map_files/{start:x}-{end:x}")).or_else(|error| {
-            let file = self.open_in_root(&mapping.path, OFlags::empty()).map_err(|_| error)?;
+        let link = format!("map_files/{start:x}-{end:x}");
+        let mapped = rustix::fs::openat(&self.directory, link, LOCATE, Mode::empty());
+        mapped.map_err(io::Error::from).and_then(read_regular).or_else(|error| {
+            let file = self.open_in_root(&self.path_below_root(mapping)).map_err(|_| error)?;
             // Devices are not compared: overlayfs and btrfs show another one in `maps` than in `stat`.
             if file.metadata()?.ino() == id.inode {
                 Ok(file)
@@ -77,10 +96,13 @@ impl Process {
     }
 
     /// A file as the target would find it at `path`: symbolic links cannot lead out of its root.
-    pub(super) fn open_in_root(&self, path: &Path, flags: OFlags) -> io::Result<File> {
+    pub(super) fn open_in_root(&self, path: &Path) -> io::Result<File> {
+        self.open_in_root_with(path, OFlags::empty())
+    }
+
+    fn open_in_root_with(&self, path: &Path, flags: OFlags) -> io::Result<File> {
         let root = self.root.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let file = rustix::fs::openat2(root, path, READ | flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
-        regular(File::from(file))
+        read_regular(rustix::fs::openat2(root, path, LOCATE | flags, Mode::empty(), ResolveFlags::IN_ROOT)?)
     }
 
     /// The perf map that the target's runtime writes, if it is this process's.
@@ -89,7 +111,7 @@ impl Process {
     /// demands, and must have been written since the target started (pids are small and reused in containers).
     pub(super) fn open_perf_map(&self) -> io::Result<File> {
         let path = format!("/tmp/perf-{}.map", self.namespace_pid);
-        let file = self.open_in_root(Path::new(&path), OFlags::NOFOLLOW)?;
+        let file = self.open_in_root_with(Path::new(&path), OFlags::NOFOLLOW)?;
         let metadata = file.metadata()?;
         if metadata.uid() != self.user && metadata.uid() != 0 {
             return Err(io::Error::other(format!("{path} belongs to another user")));
@@ -123,11 +145,16 @@ impl Process {
 
 /// Opens a file of the tracer's own root for reading.
 pub(super) fn open_on_host(path: &Path) -> io::Result<File> {
-    regular(File::from(rustix::fs::openat(CWD, path, READ, Mode::empty())?))
+    read_regular(rustix::fs::openat(CWD, path, LOCATE, Mode::empty())?)
 }
 
-fn regular(file: File) -> io::Result<File> {
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
+/// Opens for reading what has been located, if it is a regular file: opening a device can have effects, and a FIFO
+/// makes us wait.
+fn read_regular(located: OwnedFd) -> io::Result<File> {
+    if FileType::from_raw_mode(rustix::fs::fstat(&located)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("not a regular file"));
+    }
+    File::open(format!("/proc/self/fd/{}", located.as_raw_fd()))
 }
 
 /// The innermost pid of `/proc/PID/status`: how the process numbers itself.

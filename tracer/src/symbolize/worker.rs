@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     io,
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -15,7 +18,7 @@ use super::Symbolizer;
 use crate::model::{Address, Frame, Pid};
 
 /// Stacks by number, with the names of their frames.
-pub type NamedStacks = HashMap<u32, Vec<Frame>>;
+pub type NamedStacks = HashMap<u32, Vec<Arc<Frame>>>;
 
 enum Job {
     AddProcess(u16, Pid),
@@ -81,7 +84,7 @@ fn name_stacks(queue: &Receiver<Job>) -> NamedStacks {
                     Some(symbolizer) => symbolizer.symbolize(&frames),
                     None => frames.iter().map(|&ip| Frame { ip, ..Frame::default() }).collect(),
                 };
-                named.insert(number, frames);
+                named.insert(number, frames.into_iter().map(Arc::new).collect());
             }
             Job::MappingsChanged(process) => {
                 if let Some(symbolizer) = symbolizers.get_mut(&process) {

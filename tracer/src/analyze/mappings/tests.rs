@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::super::python_child::Target;
 use super::*;
 
 const ANONYMOUS: u64 = 0x22;
@@ -802,6 +803,68 @@ proptest! {
                 prop_assert_eq!(totals.outstanding_objects() == 0, totals.outstanding_bytes() == 0);
             }
         }
+    }
+}
+
+/// A system call on pages of an arena that only the test uses.
+fn real_call() -> impl Strategy<Value = (MappingCall, [u64; 6])> {
+    const ARENA: u64 = 1 << 24; // the page at 64 GiB, where the kernel puts nothing by itself
+    let page = || (0..48_u64).prop_map(|page| bytes(ARENA + page));
+    let length = || prop_oneof![8 => (1..12_u64).prop_map(bytes), 1 => 0..9000_u64];
+    let kind = prop::sample::select(vec![ANONYMOUS, ANONYMOUS, 0x21]);
+    let fixed = prop::sample::select(vec![FIXED, FIXED, 0x10_0000]);
+    let move_flags = prop::sample::select(vec![0, MAYMOVE, MAYMOVE | MREMAP_FIXED, MAYMOVE | DONTUNMAP, 7]);
+    let old_length = prop_oneof![6 => length(), 1 => Just(0)];
+    prop_oneof![
+        3 => (page(), length(), kind, fixed)
+            .prop_map(|(at, length, kind, fixed)| (MappingCall::Mmap, [at, length, 3, kind | fixed, u64::MAX, 0])),
+        2 => (page(), length()).prop_map(|(at, length)| (MappingCall::Munmap, [at, length, 0, 0, 0, 0])),
+        3 => (page(), old_length, length(), move_flags, page(), any::<bool>()).prop_map(
+            |(at, old, new, flags, to, same)| {
+                (MappingCall::Mremap, [at, old, if same { old } else { new }, flags, to, 0])
+            }
+        ),
+    ]
+}
+
+fn page_set(ranges: impl Iterator<Item = AddressRange>) -> BTreeSet<u64> {
+    ranges.flat_map(|range| range.start.0 / PAGE_BYTES..range.end.0 / PAGE_BYTES).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    /// After each call of a real process the account has what its kernel says is mapped.
+    #[test]
+    fn agrees_with_the_kernel(calls in prop::collection::vec(real_call(), 60)) {
+        let arena = AddressRange::sized(1 << 36, bytes(64)).unwrap();
+        let mut target = Target::start();
+        let mut account = MappingAccount::new();
+        account.add_process(0, InitialMappings::default());
+        for (index, (call, args)) in calls.into_iter().enumerate() {
+            let number = match call {
+                MappingCall::Mmap => 9,
+                MappingCall::Munmap => 11,
+                MappingCall::Mremap => 25,
+                MappingCall::Brk => 12,
+            };
+            let [a, b, c, d, e, f] = args;
+            let result = target.run(&format!("answer = syscall({number}, {a}, {b}, {c}, {d}, {e}, {f})"));
+            if matches!(call, MappingCall::Munmap | MappingCall::Mremap) {
+                account.apply(&entry(call, args));
+            }
+            account.apply(&exit(call, args, result, index as u32));
+
+            let maps = procfs::process::Process::new(target.pid().0 as i32).unwrap().maps().unwrap();
+            let mapped = InitialMappings::from_maps(&maps, None).mappings.into_iter().map(|(range, _)| range);
+            let mapped: Vec<_> = mapped.filter_map(|range| range.intersection(arena)).collect();
+            let known = account.spaces[&0].extents.within(arena).into_iter().map(|(range, _)| range);
+            prop_assert_eq!(
+                page_set(known), page_set(mapped.into_iter()),
+                "{:?} {:#x?} = {:#x}", call, args, result
+            );
+        }
+        prop_assert_eq!(account.losses(), Losses::default());
     }
 }
 

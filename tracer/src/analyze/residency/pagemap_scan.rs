@@ -59,8 +59,8 @@ const _: () = assert!(size_of::<ScanArg<'_>>() == 96);
 // `page_region`s to. `flags` is 0, so no page of the target is changed. On any other descriptor than a pagemap the
 // opcode means nothing and is refused.
 unsafe impl Ioctl for ScanArg<'_> {
-    /// Regions written to the buffer, and the address that the walk got to.
-    type Output = (usize, u64);
+    /// How many regions were written to the buffer.
+    type Output = usize;
 
     const IS_MUTATING: bool = true;
 
@@ -72,18 +72,13 @@ unsafe impl Ioctl for ScanArg<'_> {
         (&raw mut *self).cast()
     }
 
-    unsafe fn output_from_ptr(
-        regions: IoctlOutput,
-        argument: *mut c_void,
-    ) -> rustix::io::Result<Self::Output> {
-        // SAFETY: the trait's caller hands in the pointer that `as_ptr` returned, to a `ScanArg` that is still alive.
-        let walk_end = unsafe { (*argument.cast::<ScanArg<'_>>()).walk_end };
-        Ok((usize::try_from(regions).map_err(|_| Errno::INVAL)?, walk_end))
+    unsafe fn output_from_ptr(regions: IoctlOutput, _argument: *mut c_void) -> rustix::io::Result<usize> {
+        usize::try_from(regions).map_err(|_| Errno::INVAL)
     }
 }
 
-/// Finds the resident pages of `range` in the process whose `/proc/PID/pagemap` is given, as many regions as the buffer
-/// has room for: how many there are, and the address to go on from (the range's end when it is done).
+/// Finds the resident pages of `range` in the process whose `/proc/PID/pagemap` is given. Returns the regions, and where
+/// to go on when the buffer could not hold them all.
 ///
 /// # Errors
 /// `ENOTTY` where the kernel has no such call; `ESRCH` when the process has no memory any more.
@@ -91,7 +86,7 @@ pub(super) fn scan(
     pagemap: impl AsFd,
     range: AddressRange,
     buffer: &mut [PageRegion],
-) -> Result<(usize, Address), Errno> {
+) -> Result<(&[PageRegion], Option<Address>), Errno> {
     let argument = ScanArg {
         size: size_of::<ScanArg<'_>>() as u64,
         flags: 0,
@@ -108,6 +103,11 @@ pub(super) fn scan(
         buffer: PhantomData,
     };
     // SAFETY: `ScanArg` is the argument of this call, see its `Ioctl` implementation.
-    let (regions, walk_end) = unsafe { ioctl(pagemap, argument) }?;
-    Ok((regions.min(buffer.len()), Address(walk_end)))
+    let count = unsafe { ioctl(pagemap, argument) }?;
+    let regions = &buffer[..count.min(buffer.len())];
+    // Not `walk_end`: after a complete walk of more than 512 regions it is where the kernel last flushed its own buffer
+    // (seen on 6.18; `do_pagemap_scan` in fs/proc/task_mmu.c), and going on from there would count pages twice.
+    // A walk that ended early has filled the buffer.
+    let full = regions.len() == buffer.len();
+    Ok((regions, regions.last().filter(|_| full).map(|region| Address(region.end))))
 }

@@ -379,3 +379,7 @@ fn is_jump_by_table(instruction: &Instruction) -> bool {
     instruction.flow_control() == FlowControl::IndirectBranch
         && (instruction.op0_kind() == OpKind::Register || instruction.memory_index() != Register::None)
 }
+
+#[cfg(test)]
+#[path = "x86_64_tests.rs"]
+mod tests;

@@ -1,0 +1,344 @@
+//! Whether what a stack holds grows, how fast, and whether that is a leak: pure functions of a series of sizes.
+//!
+//! # Methods
+//! - The *rate* is the Theil–Sen slope, the median of the slopes between all pairs of points: up to 29 % of them can be
+//!   arbitrarily wrong without moving it far (Sen 1968, <https://doi.org/10.1080/01621459.1968.10480934>).
+//! - *Whether* it grows is the Mann–Kendall trend test, one-sided at 1 %: do later points exceed earlier ones more often
+//!   than chance would have it (Kendall 1975)?
+//! - *What is never given back* is the low-water mark: the smallest size in each quarter of the time. Turnover and
+//!   batches that are freed every few seconds move the sizes, but leave the low water where it was; a leak raises it.
+
+use std::time::Duration;
+
+use crate::model::{Bytes, Verdict};
+
+/// A size at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Monotonic clock, nanoseconds.
+    pub t_ns: u64,
+    /// Outstanding bytes.
+    pub bytes: Bytes,
+}
+
+/// The history of a size in bounded memory: evenly spaced points, fewer and fewer the longer it gets.
+#[derive(Clone, Debug)]
+pub struct Timeline {
+    points: Vec<Point>,
+    latest: Option<Point>,
+    /// Every how-many-th point is kept; doubles whenever the timeline is full.
+    stride: u64,
+    seen: u64,
+}
+
+impl Timeline {
+    /// The most points that a timeline keeps, besides the latest: 1 KiB. At one a second, a day is a point each 45
+    /// minutes.
+    pub const CAPACITY: usize = 64;
+
+    /// A timeline without points.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { points: Vec::new(), latest: None, stride: 1, seen: 0 }
+    }
+
+    /// Adds a point, which is later than all before it.
+    pub fn push(&mut self, point: Point) {
+        if self.seen.is_multiple_of(self.stride) {
+            if self.points.len() == Self::CAPACITY {
+                let mut index = 0;
+                self.points.retain(|_| {
+                    index += 1;
+                    index % 2 == 1
+                });
+                self.stride *= 2;
+            }
+            // CAPACITY is even, so this is a multiple of the doubled stride, too.
+            self.points.push(point);
+        }
+        self.latest = Some(point);
+        self.seen += 1;
+    }
+
+    /// The points, oldest first; the last one is the latest that was added.
+    pub fn points(&self) -> impl Iterator<Item = Point> + '_ {
+        let kept = self.points.iter().copied();
+        kept.chain(self.latest.filter(|latest| self.points.last() != Some(latest)))
+    }
+}
+
+impl Default for Timeline {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Growth in bytes a second: the Theil–Sen slope. `None` for fewer than two points in time.
+#[must_use]
+pub fn rate(points: &[Point]) -> Option<f64> {
+    let mut slopes: Vec<f64> = pairs(points)
+        .filter(|(early, late)| late.t_ns > early.t_ns)
+        .map(|(early, late)| {
+            let seconds = Duration::from_nanos(late.t_ns - early.t_ns).as_secs_f64();
+            (late.bytes.0 as f64 - early.bytes.0 as f64) / seconds
+        })
+        .collect();
+    median(&mut slopes)
+}
+
+fn pairs(points: &[Point]) -> impl Iterator<Item = (Point, Point)> + '_ {
+    let after = |index: usize| points[index + 1..].iter();
+    points.iter().enumerate().flat_map(move |(index, &early)| after(index).map(move |&late| (early, late)))
+}
+
+fn median(values: &mut [f64]) -> Option<f64> {
+    if values.is_empty() {
+        return None;
+    }
+    let (middle, is_odd) = (values.len() / 2, !values.len().is_multiple_of(2));
+    let (below, &mut upper, _) = values.select_nth_unstable_by(middle, f64::total_cmp);
+    if is_odd {
+        return Some(upper);
+    }
+    let lower = below.iter().copied().max_by(f64::total_cmp)?;
+    Some(f64::midpoint(lower, upper))
+}
+
+/// Whether the sizes rise by more than chance: Mann–Kendall, one-sided, 1 %.
+fn rises(points: &[Point]) -> bool {
+    /// The standard normal distribution's 99 % quantile.
+    const QUANTILE: f64 = 2.326;
+
+    let score: i64 = pairs(points).map(|(early, late)| late.bytes.cmp(&early.bytes) as i64).sum();
+    // The variance of the score where there is no trend, less what ties take from it.
+    let term = |count: usize| (count * count.saturating_sub(1) * (2 * count + 5)) as f64 / 18.0;
+    let mut sizes: Vec<Bytes> = points.iter().map(|point| point.bytes).collect();
+    sizes.sort_unstable();
+    let ties: f64 = sizes.chunk_by(|a, b| a == b).map(|tie| term(tie.len())).sum();
+    let variance = term(points.len()) - ties;
+    variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE
+}
+
+/// What is known about a stack besides its history.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turnover {
+    /// Objects that it allocated in the window.
+    pub allocated_objects: u64,
+    /// Those of them that were freed.
+    pub freed_objects: u64,
+    /// Age of the oldest block that is still there.
+    pub oldest_age: Option<Duration>,
+}
+
+/// A verdict and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The reason, as the end of a sentence.
+    pub reason: &'static str,
+}
+
+/// The shortest history that is judged, from the first allocation on.
+pub const SHORTEST: Duration = Duration::from_secs(10);
+
+/// The fewest points that are judged: three in each quarter.
+pub const FEWEST: usize = 12;
+
+/// Judges the history of what a stack holds. What comes before the first allocation is no part of it.
+///
+/// | verdict | when |
+/// |---|---|
+/// | `steady` | nothing is left; or it does not rise any more, and at least half of what was allocated was freed |
+/// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST`] points |
+/// | `leaking` | it rises; its low water rises in every quarter, and in the last one at least a quarter as much as on average; and a block from the first half is still there |
+/// | `growing` | its second half rises, but not all of that holds |
+/// | `one_off` | it does not rise any more, and less than half was freed |
+#[must_use]
+pub fn judge(history: &[Point], turnover: Turnover) -> Judgement {
+    let judgement = |verdict, reason| Judgement { verdict, reason };
+    let start = history.iter().position(|point| point.bytes > Bytes(0)).unwrap_or(history.len());
+    let history = &history[start..];
+    let (Some(first), Some(last)) = (history.first(), history.last()) else {
+        return judgement(Verdict::Steady, "it holds nothing");
+    };
+    if last.bytes == Bytes(0) {
+        return judgement(Verdict::Steady, "everything it allocated was freed");
+    }
+    let span = Duration::from_nanos(last.t_ns.saturating_sub(first.t_ns));
+    if span < SHORTEST || history.len() < FEWEST {
+        return judgement(Verdict::Unknown, "it was not watched long enough");
+    }
+    let (_, second_half) = history.split_at(history.len() / 2);
+    let keeps_early_blocks = turnover.oldest_age.is_some_and(|age| age >= span / 2);
+    if rises(history) && low_water_rises(history) && keeps_early_blocks {
+        judgement(Verdict::Leaking, "it grows steadily, and its old blocks are never freed")
+    } else if rises(second_half) {
+        let reason = if keeps_early_blocks {
+            "it grows, but not steadily"
+        } else {
+            "it grows, but its old blocks are freed"
+        };
+        judgement(Verdict::Growing, reason)
+    } else if turnover.freed_objects >= turnover.allocated_objects.div_ceil(2) {
+        judgement(Verdict::Steady, "it frees as much as it allocates")
+    } else {
+        judgement(Verdict::OneOff, "it stopped growing and keeps what it has")
+    }
+}
+
+/// Whether the smallest size of each quarter exceeds that of the quarter before, without slowing down in the end.
+fn low_water_rises(history: &[Point]) -> bool {
+    let quarter = |n: usize| &history[n * history.len() / 4..(n + 1) * history.len() / 4];
+    let low = |n| quarter(n).iter().map(|point| point.bytes.0).min().unwrap_or(0);
+    let lows = [low(0), low(1), low(2), low(3)];
+    let last_rise = lows[3].saturating_sub(lows[2]);
+    let average_rise = lows[3].saturating_sub(lows[0]) / 3;
+    lows.is_sorted_by(|a, b| a < b) && last_rise >= average_rise / 4
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// One point a second.
+    fn series(sizes: impl IntoIterator<Item = u64>) -> Vec<Point> {
+        let point = |(second, bytes)| Point { t_ns: second * SECOND, bytes: Bytes(bytes) };
+        (0..).zip(sizes).map(point).collect()
+    }
+
+    /// Noise between 0 and `amplitude` that is the same in every run.
+    fn noise(second: u64, amplitude: u64) -> u64 {
+        second.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0xd129_0acb)
+            >> 32
+            & 0xffff % amplitude.max(1)
+    }
+
+    fn verdict(sizes: impl IntoIterator<Item = u64>, freed_of_100: u64, oldest_seconds: u64) -> Verdict {
+        let turnover = Turnover {
+            allocated_objects: 100,
+            freed_objects: freed_of_100,
+            oldest_age: Some(Duration::from_secs(oldest_seconds)),
+        };
+        judge(&series(sizes), turnover).verdict
+    }
+
+    #[test]
+    fn a_steady_leak_is_leaking() {
+        assert_eq!(verdict((0..60).map(|t| t * 1000), 0, 59), Verdict::Leaking);
+    }
+
+    #[test]
+    fn a_slow_leak_under_heavy_turnover_is_leaking() {
+        assert_eq!(
+            verdict((0..120).map(|t| 1_000_000 + noise(t, 40_000) + t * 2_000), 99, 115),
+            Verdict::Leaking
+        );
+    }
+
+    #[test]
+    fn a_leak_that_begins_in_the_middle_is_leaking() {
+        assert_eq!(verdict((0..60_u64).map(|t| t.saturating_sub(30) * 1000), 0, 28), Verdict::Leaking);
+    }
+
+    #[test]
+    fn a_leak_beside_a_sawtooth_is_leaking() {
+        assert_eq!(verdict((0..60).map(|t| t % 5 * 100_000 + t * 10_000), 90, 58), Verdict::Leaking);
+    }
+
+    #[test]
+    fn growth_of_young_blocks_is_only_growing() {
+        assert_eq!(verdict((0..60).map(|t| t * 1000), 50, 4), Verdict::Growing);
+    }
+
+    #[test]
+    fn growth_that_slows_down_is_only_growing() {
+        let filling = |t: u64| (1e6 * (1.0 - (-(t as f64) / 8.0).exp())) as u64;
+        assert_eq!(verdict((0..60).map(filling), 0, 59), Verdict::Growing);
+    }
+
+    #[test]
+    fn growth_that_began_at_the_end_is_only_growing() {
+        let late = |t: u64| 5000 + t.saturating_sub(45) * 1000;
+        assert_eq!(verdict((0..60).map(late), 0, 59), Verdict::Growing);
+    }
+
+    #[test]
+    fn turnover_is_steady() {
+        assert_eq!(verdict((0..60).map(|t| 100_000 + noise(t, 20_000)), 98, 59), Verdict::Steady);
+        assert_eq!(verdict((0..60).map(|t| t % 7 * 100_000), 90, 3), Verdict::Steady);
+    }
+
+    #[test]
+    fn what_fills_and_stops_is_one_off() {
+        assert_eq!(verdict([5000; 60], 0, 59), Verdict::OneOff);
+        assert_eq!(verdict((0..60).map(|t: u64| t.min(20) * 1000), 0, 59), Verdict::OneOff);
+    }
+
+    #[test]
+    fn short_histories_are_unknown() {
+        assert_eq!(verdict((1..10).map(|t| t * 1000), 0, 9), Verdict::Unknown);
+        let early = (0..60_u64).map(|t| t.saturating_sub(55) * 1000);
+        assert_eq!(verdict(early, 0, 4), Verdict::Unknown);
+        assert_eq!(verdict([1, 2], 0, 1), Verdict::Unknown);
+    }
+
+    #[test]
+    fn nothing_left_is_steady_however_short() {
+        assert_eq!(verdict([], 0, 0), Verdict::Steady);
+        assert_eq!(verdict([0, 5, 0], 100, 0), Verdict::Steady);
+    }
+
+    #[test]
+    fn the_rate_ignores_outliers() {
+        let sizes = (0..40).map(|t| if t % 5 == 3 { 9_000_000 } else { 1000 * t });
+        let found = rate(&series(sizes)).unwrap();
+        assert!((found - 1000.0).abs() < 150.0, "{found}");
+    }
+
+    #[test]
+    fn there_is_no_rate_without_time() {
+        let point = Point { t_ns: 5, bytes: Bytes(1) };
+        assert_eq!(rate(&[]), None);
+        assert_eq!(rate(&[point]), None);
+        assert_eq!(rate(&[point, Point { bytes: Bytes(2), ..point }]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_rate_of_a_line_is_its_slope(slope in 0..1_000_000_u64, base in 0..1_000_000_u64, count in 2..70_u64) {
+            let found = rate(&series((0..count).map(|t| base + slope * t))).unwrap();
+            prop_assert!((found - slope as f64).abs() < 1e-6 * (1.0 + slope as f64));
+        }
+
+        #[test]
+        fn a_timeline_is_bounded_and_even(count in 1..5000_u64) {
+            let mut timeline = Timeline::new();
+            for t_ns in 0..count {
+                timeline.push(Point { t_ns, bytes: Bytes(t_ns * 7) });
+            }
+            let points: Vec<_> = timeline.points().collect();
+            prop_assert!(points.len() <= Timeline::CAPACITY + 1);
+            prop_assert!(points.len() as u64 >= count.min(Timeline::CAPACITY as u64 / 2));
+            prop_assert_eq!((points[0].t_ns, points[points.len() - 1].t_ns), (0, count - 1));
+            let gaps: Vec<_> = points.windows(2).map(|two| two[1].t_ns - two[0].t_ns).collect();
+            let even = &gaps[..gaps.len().saturating_sub(1)];
+            prop_assert!(even.windows(2).all(|two| two[0] == two[1]), "{:?}", gaps);
+        }
+
+        #[test]
+        fn any_history_is_judged(
+            points in prop::collection::vec((any::<u64>(), any::<u64>()), 0..70),
+            allocated_objects in any::<u64>(), freed_objects in any::<u64>(), age in any::<u64>(),
+        ) {
+            let points: Vec<_> = points.iter().map(|&(t_ns, bytes)| Point { t_ns, bytes: Bytes(bytes) }).collect();
+            let oldest_age = Some(Duration::from_nanos(age));
+            let _ = judge(&points, Turnover { allocated_objects, freed_objects, oldest_age });
+            prop_assert!(rate(&points).is_none_or(f64::is_finite));
+        }
+    }
+}
