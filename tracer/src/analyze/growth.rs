@@ -213,9 +213,9 @@ mod tests {
 
     /// Noise between 0 and `amplitude` that is the same in every run.
     fn noise(second: u64, amplitude: u64) -> u64 {
-        second.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0xd129_0acb)
-            >> 32
-            & 0xffff % amplitude.max(1)
+        let mixed =
+            (second + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0xd129_0acb);
+        (mixed >> 32) % amplitude
     }
 
     fn verdict(sizes: impl IntoIterator<Item = u64>, freed_of_100: u64, oldest_seconds: u64) -> Verdict {

@@ -6,5 +6,6 @@ pub mod managed;
 pub mod mappings;
 #[cfg(test)]
 mod python_child;
+pub mod reconcile;
 pub mod residency;
 pub mod smaps;
