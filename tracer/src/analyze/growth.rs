@@ -3,11 +3,11 @@
 //! # Methods
 //! - The *rate* is the Theil–Sen slope, the median of the slopes between all pairs of points: up to 29 % of them can be
 //!   arbitrarily wrong without moving it far (Sen 1968, <https://doi.org/10.1080/01621459.1968.10480934>).
-//! - *Whether* it grows is the Mann–Kendall trend test, one-sided at 1 %: do later points exceed earlier ones more often
-//!   than chance would have it (Kendall 1975)?
+//! - *Whether* it grows is the Mann–Kendall trend test, one-sided at 1 %: do later points exceed earlier ones more
+//!   often than chance would have it (Kendall 1975)?
 //! - *What is never given back* is told by the birth of what is left: of a leak every quarter of the history has left
-//!   about as much, whatever was allocated and freed besides. Turnover leaves only what is young, a cache that fills and
-//!   stops only what is old. Noise in the sizes, which hides a slow leak from the trend, plays no part in this.
+//!   about as much, whatever was allocated and freed besides. Turnover leaves only what is young, a cache that fills
+//!   and stops only what is old. Noise in the sizes, which hides a slow leak from the trend, plays no part in this.
 
 use std::time::Duration;
 
@@ -408,7 +408,8 @@ mod tests {
         fn any_history_is_judged(
             points in prop::collection::vec((any::<u64>(), any::<u64>()), 0..70),
             allocated_objects in any::<u64>(), freed_objects in any::<u64>(),
-            born in prop::collection::vec((any::<u64>(), any::<u64>()), 0..9), start in any::<u64>(), end in any::<u64>(),
+            born in prop::collection::vec((any::<u64>(), any::<u64>()), 0..9),
+            start in any::<u64>(), end in any::<u64>(),
         ) {
             let points: Vec<_> = points.iter().map(|&(t_ns, bytes)| Point { t_ns, bytes: Bytes(bytes) }).collect();
             let mut births = Births::new(start, end);

@@ -1,7 +1,7 @@
 //! Splits the resident memory of a process into parts that add up to it.
 //!
-//! What the window saw being mapped is known by its account. The rest of each mapping is told by its name, its place and
-//! its neighbours. The allocators' memory is then divided by what the live table knows to be in it:
+//! What the window saw being mapped is known by its account. The rest of each mapping is told by its name, its place
+//! and its neighbours. The allocators' memory is then divided by what the live table knows to be in it:
 //!
 //! - `native` is what the program holds of it, as far as the window saw: requested bytes of live blocks;
 //! - `allocator` is everything else there: blocks from before the window, freed memory that was kept, and the
@@ -49,7 +49,8 @@ pub struct Evidence<'a> {
 const PARTS: [Part; 7] =
     [Part::Native, Part::Mapping, Part::Managed, Part::Allocator, Part::File, Part::Stack, Part::Unexplained];
 
-/// The size of each part, those of size 0 included. The sum is the resident set size; every part but `Unexplained` is at least 0.
+/// The size of each part, those of size 0 included. The sum is the resident set size; every part but `Unexplained` is
+/// at least 0.
 pub type Split = BTreeMap<Part, i64>;
 
 /// Splits the resident memory.
@@ -106,8 +107,8 @@ const fn part_of(kind: Kind) -> Part {
     }
 }
 
-/// Takes the resident bytes of a range off the mappings that it lies in, as far as they have them: the sizes were read at
-/// slightly different times. Returns how much that was.
+/// Takes the resident bytes of a range off the mappings that it lies in, as far as they have them: the sizes were
+/// read at slightly different times. Returns how much that was.
 fn deduct(vmas: &[Vma], rest: &mut [u64], tracked: &Tracked) -> u64 {
     let first = vmas.partition_point(|vma| vma.range.end <= tracked.range.start);
     let mut left = tracked.resident.0;
@@ -120,16 +121,18 @@ fn deduct(vmas: &[Vma], rest: &mut [u64], tracked: &Tracked) -> u64 {
     tracked.resident.0 - left
 }
 
-/// How the names of mappings begin that tell whose they are. glibc gives them with the tunable
-/// `glibc.mem.decorate_maps`, jemalloc and scudo always.
+/// How the names of mappings begin that tell whose they are. glibc gives such names with the tunable
+/// `glibc.mem.decorate_maps`, jemalloc when it was built with `--enable-pageid`.
 const NAMES: &[(&str, Part)] = &[
     ("[heap]", Part::Allocator),
     ("[stack", Part::Stack),
     ("[anon: glibc: malloc", Part::Allocator),
+    ("[anon: glibc: loader malloc", Part::Allocator),
     ("[anon: glibc: pthread", Part::Stack),
     ("[anon:jemalloc", Part::Allocator),
     ("[anon:scudo:", Part::Allocator),
-    ("[anon:tcmalloc", Part::Allocator),
+    ("[anon:tcmalloc_", Part::Allocator),
+    ("[anon:partition_alloc", Part::Allocator),
     ("[vdso]", Part::File),
     ("[vvar", Part::File),
     ("[vsyscall]", Part::File),
@@ -299,7 +302,12 @@ mod tests {
             }).collect();
             let runtimes = Runtimes::of(&vmas);
             let split = split(&Evidence {
-                vmas: &vmas, rss: Bytes(rss), runtimes: &runtimes, tracked: &tracked, stack_pointers: &[], native: Bytes(native),
+                vmas: &vmas,
+                rss: Bytes(rss),
+                runtimes: &runtimes,
+                tracked: &tracked,
+                stack_pointers: &[],
+                native: Bytes(native),
             });
             prop_assert_eq!(split.values().sum::<i64>(), rss as i64);
             prop_assert!(split.iter().all(|(&part, &bytes)| part == Part::Unexplained || bytes >= 0));

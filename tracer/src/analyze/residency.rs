@@ -1,13 +1,13 @@
 //! How much of a process is in memory: as a whole, and range by range.
 //!
-//! *Resident* is what is present in memory: not swapped out, not the shared zero page of memory that was only read, huge
-//! pages with their whole size. Pages that several processes share count in full for each, as in RSS. (Pages of
+//! *Resident* is what is present in memory: not swapped out, not the shared zero page of memory that was only read,
+//! huge pages with their whole size. Pages that several processes share count in full for each, as in RSS. (Pages of
 //! `MAP_HUGETLB` are present too, though the kernel leaves them out of RSS.)
 //!
 //! From Linux 6.7 the kernel lists present pages itself (`PAGEMAP_SCAN`), which passes over what was never touched
-//! without a look: 1 TiB of reserved addresses costs one system call, 1 GiB of touched small pages 2 to 4 ms. Before, `/proc/PID/smaps` gives the resident size
-//! of whole mappings, and the page map (8 bytes a page) is read only where a range is part of a mapping that has
-//! resident pages at all.
+//! without a look: 1 TiB of reserved addresses costs one system call, 1 GiB of touched small pages 2 to 4 ms. Before,
+//! `/proc/PID/smaps` gives the resident size of whole mappings, and the page map (8 bytes a page) is read only where
+//! a range is part of a mapping that has resident pages at all.
 
 mod pagemap_scan;
 #[cfg(test)]
