@@ -9,3 +9,4 @@ mod python_child;
 pub mod reconcile;
 pub mod residency;
 pub mod smaps;
+pub mod threads;
