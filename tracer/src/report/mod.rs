@@ -14,6 +14,7 @@ pub mod status;
 pub mod svg;
 pub mod text;
 
+mod tree;
 mod view;
 
 #[cfg(test)]
