@@ -104,7 +104,8 @@ impl Frame {
     #[must_use]
     pub fn is(&self, name: &str) -> bool {
         let Some(function) = &self.function else { return false };
-        let bare = function.split('(').next().unwrap_or_default();
+        let bare = function.strip_prefix("(anonymous namespace)::").unwrap_or(function);
+        let bare = bare.split('(').next().unwrap_or_default();
         bare == name || bare.strip_suffix(name).is_some_and(|scope| scope.ends_with("::"))
     }
 
