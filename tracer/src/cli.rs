@@ -94,6 +94,14 @@ pub enum Subject {
     Command(CommandLine),
 }
 
+impl Subject {
+    /// Whether it is a command to start.
+    #[must_use]
+    pub const fn is_command(&self) -> bool {
+        matches!(self, Self::Command(_))
+    }
+}
+
 /// A command to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {

@@ -3,10 +3,14 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     io::Read as _,
+    ops::Range,
     os::unix::fs::FileExt as _,
 };
 
-use tracer_ebpf::unwind::Mapping as Code;
+use tracer_ebpf::{
+    event::{MappingCall, MappingEvent},
+    unwind::Mapping as Code,
+};
 
 use crate::{
     attach::{Capture, UnwindSizes, UnwindTables},
@@ -19,6 +23,8 @@ pub struct CodeFiles {
     cache: Option<Cache>,
     files: HashMap<FileId, CodeFile>,
     vdso: Option<CodeFile>,
+    /// Where each process had code when it was last looked at.
+    installed: HashMap<u16, Vec<Range<u64>>>,
 }
 
 struct CodeFile {
@@ -41,7 +47,7 @@ impl CodeFiles {
     pub fn new() -> Self {
         let open = || Cache::open(&Cache::default_directory()?, CacheLimits::default());
         let cache = open().inspect_err(|error| log::info!("unwind tables are not cached: {error}")).ok();
-        Self { cache, files: HashMap::new(), vdso: None }
+        Self { cache, files: HashMap::new(), vdso: None, installed: HashMap::new() }
     }
 
     /// Reads the tables of what the process has mapped. It is no error when it is gone: there is nothing to walk then.
@@ -100,9 +106,22 @@ impl CodeFiles {
         let executable =
             mappings.iter().filter(|mapping| mapping.permissions.execute && mapping.name != "[vsyscall]");
         let code: Vec<Code> = executable.map(|mapping| self.code(mapping, capture.unwind_tables())).collect();
+        self.installed.insert(process, code.iter().map(|mapping| mapping.start..mapping.end).collect());
         if !capture.set_code(process, &code) {
             log::warn!("{} has more executable mappings than there is room for", target.comm());
         }
+    }
+
+    /// Whether an event unmaps or moves something that was code.
+    pub fn is_released_by(&self, event: &MappingEvent) -> bool {
+        let [start, length, ..] = event.args;
+        let releases =
+            matches!(MappingCall::try_from(event.call), Ok(MappingCall::Munmap | MappingCall::Mremap));
+        let end = start.saturating_add(length);
+        let overlaps = |code: &Range<u64>| code.start < end && start < code.end;
+        releases
+            && event.at_exit == 1
+            && self.installed.get(&event.process).is_some_and(|code| code.iter().any(overlaps))
     }
 
     fn code(&mut self, mapping: &Mapping, tables: &mut UnwindTables) -> Code {
