@@ -191,7 +191,7 @@ fn functions(recorded: &Recorded) -> Vec<&str> {
 }
 
 /// The cases of `stacks.c`, in order: functions that must appear, in this order, and how the stack ends.
-const CASES: [(&[&str], Stop); 10] = [
+const CASES: [(&[&str], Stop); 11] = [
     (&["here", "compare", "sorted", "main", "_start"], Stop::Base),
     (&["here", "recursive", "recursive", "recursive", "recursive", "main", "_start"], Stop::Base),
     (&["here", "recursive", "recursive"], Stop::TooDeep),
@@ -200,6 +200,8 @@ const CASES: [(&[&str], Stop); 10] = [
     (&["here", "many_arguments", "main", "_start"], Stop::Base),
     (&["here", "handler", "<signal handler called>", "raised", "main", "_start"], Stop::Base),
     (&["here", "repair", "<signal handler called>", "faulted", "main", "_start"], Stop::Base),
+    // Who resumed a coroutine is on another stack; glibc's code below it says nothing of use.
+    (&["here", "coroutine"], Stop::FramePointerLost),
     (&["here", "threaded"], Stop::Base),
     (&["here", "leaves", "last_call", "main", "_start"], Stop::Base),
 ];
@@ -226,9 +228,12 @@ fn compare_program(options: &[&str]) {
     let mut tables = Tables::default();
     for (recorded, (expected, stop)) in recorded.iter().zip(CASES) {
         let walk = walk(recorded, &mut tables);
-        let frames = recorded.frames.len().min(MAX_FRAMES);
+        // gdb takes words above a coroutine's base for return addresses.
+        let code = tables.code(&recorded.maps);
+        let frames = recorded.frames.iter().take_while(|&&frame| code.mapping(frame).is_some());
+        let frames: Vec<_> = frames.copied().take(MAX_FRAMES).collect();
         let told = format!("{options:?} {expected:?}: {:x?}", functions(recorded));
-        assert_eq!(addresses(&walk), recorded.frames[..frames], "{told}");
+        assert_eq!(addresses(&walk), frames, "{told}");
         assert_eq!(walk.stop, stop, "{told}");
         assert!(appear_in_order(expected, &functions(recorded)), "{told}");
     }
