@@ -87,15 +87,19 @@ impl<'a> Tree<'a> {
     /// a name (a Rust type may hold one: `[u8; 8]`), `semicolon` stands for it.
     pub fn folded(&self, weight: Weight, semicolon: &str) -> impl Iterator<Item = String> {
         let names: Vec<String> = self.names.texts().map(|text| text.replace(';', semicolon)).collect();
-        let ends = self.nodes.iter().enumerate().filter(move |(_, node)| node.own(weight) > 0);
-        ends.map(move |(i, node)| {
-            let path: Vec<&str> = self.path(i).iter().map(|&name| names[name as usize].as_str()).collect();
-            format!("{} {}", path.join(";"), node.own(weight))
+        self.ends(weight).map(move |(node, weight)| {
+            let path: Vec<&str> = self.path(node).iter().map(|&name| names[name as usize].as_str()).collect();
+            format!("{} {weight}", path.join(";"))
         })
     }
 
+    /// The nodes where stacks end, and what these weigh, in the order in which they came.
+    pub fn ends(&self, weight: Weight) -> impl Iterator<Item = (usize, u64)> {
+        self.nodes.iter().map(move |node| node.own(weight)).enumerate().filter(|(_, own)| *own > 0)
+    }
+
     /// The names on the way from the root to a node.
-    fn path(&self, mut node: usize) -> Vec<u32> {
+    pub fn path(&self, mut node: usize) -> Vec<u32> {
         let mut path = Vec::new();
         while node != 0 {
             path.push(self.nodes[node].name);
