@@ -170,7 +170,8 @@ fn account(cookie: Cookie, process: &ProcessState, regs: UserRegisters, call: &I
     };
     // The address in `ip` is the one that the allocator function returns to.
     let frame = Frame { registers: regs.for_walk(), via: Via::Table };
-    let stack = capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame });
+    let stack =
+        capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame, returns_to: 0 });
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
     let block = Block { size: call.size, born_ns, stack, padding: 0 };
