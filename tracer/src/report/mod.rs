@@ -5,6 +5,7 @@
 //! shown while recording.
 
 pub mod destination;
+pub mod diff;
 pub mod folded;
 pub mod heapprofile;
 pub mod human;
@@ -16,6 +17,7 @@ pub mod status;
 pub mod svg;
 pub mod text;
 
+mod stack_lines;
 mod tree;
 mod view;
 
@@ -92,6 +94,14 @@ impl Weight {
         match self {
             Weight::Bytes => stack.weight_bytes,
             Weight::Objects => stack.outstanding_objects,
+        }
+    }
+
+    /// One of the two figures.
+    const fn of_amount(self, amount: diff::Amount) -> u64 {
+        match self {
+            Weight::Bytes => amount.bytes,
+            Weight::Objects => amount.objects,
         }
     }
 }
