@@ -103,7 +103,7 @@ impl Destination {
             }
             Place::Path(path) => {
                 let mut sink = Sink::open(path)?;
-                let mut out = BufWriter::new(sink.file());
+                let mut out = BufWriter::with_capacity(1 << 18, sink.file());
                 let written = report(&mut out).and_then(|()| out.flush());
                 drop(out);
                 written.and_then(|()| sink.keep()).map_err(|source| system(path, source))

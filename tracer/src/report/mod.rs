@@ -6,6 +6,7 @@
 
 pub mod destination;
 pub mod diff;
+pub mod filter;
 pub mod folded;
 pub mod heapprofile;
 pub mod human;

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use std::hash::Hasher;
 use std::io;
 
-use inferno::flamegraph::{self, Direction, TextTruncateDirection, color};
+use inferno::flamegraph::color::{self, StrokeColor};
+use inferno::flamegraph::{self, Direction, TextTruncateDirection};
 
 use super::diff::{Diff, StackDiff};
 use super::human::{Span, counted, moment, printable};
@@ -71,6 +72,10 @@ impl Picture<'_> {
             FlameOrder::Flame => Direction::Straight,
             FlameOrder::Icicle => Direction::Inverted,
         };
+        if self.palette.is_none() {
+            // What neither grew nor shrank is as white as the page.
+            graph.stroke_color = StrokeColor::Color(color::Color { r: 200, g: 200, b: 200 });
+        }
         graph.palette_map = self.palette.as_mut();
         let mut svg = Vec::new();
         flamegraph::from_lines(&mut graph, lines.iter().map(String::as_str), &mut svg)?;
