@@ -117,7 +117,7 @@ impl<'a> Diff<'a> {
                 Some(self.folded(options.weight, ":").iter().try_for_each(|line| writeln!(out, "{line}")))
             }
             Format::Json => Some(self.write_json(out)),
-            Format::Pprof | Format::Speedscope | Format::HeapProfile => None,
+            Format::Pprof | Format::Speedscope | Format::HeapProfile | Format::Html => None,
         }
     }
 

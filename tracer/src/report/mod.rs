@@ -9,6 +9,7 @@ pub mod diff;
 pub mod filter;
 pub mod folded;
 pub mod heapprofile;
+pub mod html;
 pub mod human;
 pub mod json;
 pub mod pprof;
@@ -131,12 +132,21 @@ pub enum Format {
     Speedscope,
     /// For Chrome DevTools.
     HeapProfile,
+    /// A page for a browser.
+    Html,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &'static [Format] =
-        &[Format::Svg, Format::Folded, Format::Json, Format::Pprof, Format::Speedscope, Format::HeapProfile];
+    pub const ALL: &'static [Format] = &[
+        Format::Svg,
+        Format::Folded,
+        Format::Json,
+        Format::Pprof,
+        Format::Speedscope,
+        Format::HeapProfile,
+        Format::Html,
+    ];
 
     /// The ending of its files, with the dot.
     #[must_use]
@@ -148,6 +158,7 @@ impl Format {
             Format::Pprof => ".pb.gz",
             Format::Speedscope => ".speedscope.json",
             Format::HeapProfile => ".heapprofile",
+            Format::Html => ".html",
         }
     }
 
@@ -184,6 +195,7 @@ impl Format {
             Format::Pprof => &pprof::Pprof,
             Format::Speedscope => &speedscope::Speedscope,
             Format::HeapProfile => &heapprofile::HeapProfile,
+            Format::Html => &html::Html,
         }
     }
 }

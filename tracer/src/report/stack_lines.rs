@@ -47,12 +47,8 @@ impl Page<'_> {
 
     /// `function (module, file:line)`; the name gives way when the line is too long.
     fn frame(&self, frame: &Frame, times: usize) -> String {
-        let mut place: Vec<String> = Vec::new();
-        // A name made of the module says it already.
-        place.extend(frame.function.as_ref().and(frame.module.as_deref()).map(|m| printable(m).into_owned()));
-        place.extend(frame.file.as_deref().map(|file| source(file, frame.line)));
-        place.extend(frame.inlined.then(|| "inlined".to_owned()));
-        let mut place = if place.is_empty() { String::new() } else { format!(" ({})", place.join(", ")) };
+        let place = place(frame);
+        let mut place = if place.is_empty() { place } else { format!(" ({place})") };
         if times > 1 {
             _ = write!(place, " × {}", Count(times as u64));
         }
@@ -62,6 +58,15 @@ impl Page<'_> {
         let name = fit_name(&name, room.saturating_sub(place.chars().count()));
         format!("{name}{}", self.paint.dim(&place))
     }
+}
+
+/// Where a frame is: `module, file:line`, and whether it is inlined. A name made of the module says that already.
+pub(super) fn place(frame: &Frame) -> String {
+    let module = frame.function.as_ref().and(frame.module.as_deref());
+    let module = module.map(|module| printable(module).into_owned());
+    let source = frame.file.as_deref().map(|file| source(file, frame.line));
+    let inlined = frame.inlined.then(|| "inlined".to_owned());
+    [module, source, inlined].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The last two parts of the path, and the line: `src/session.cc:42`.

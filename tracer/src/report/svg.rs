@@ -190,7 +190,10 @@ fn legend(hues: &HashMap<String, Hue>) -> String {
     );
     let mut x = 10;
     for hue in Hue::ALL {
-        let Some(name) = hue.name().filter(|_| hues.values().any(|used| used == hue)) else { continue };
+        if !hues.values().any(|used| used == hue) {
+            continue;
+        }
+        let name = hue.name();
         let color::Color { r, g, b } = hue.shade("");
         let text_x = x + 13;
         _ = write!(
@@ -205,7 +208,7 @@ fn legend(hues: &HashMap<String, Hue>) -> String {
 
 /// The families of colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hue {
+pub(super) enum Hue {
     /// Processes, and everything.
     Outside,
     /// The program and its libraries.
@@ -226,20 +229,20 @@ impl Hue {
     const ALL: &'static [Hue] =
         &[Hue::Native, Hue::Runtime, Hue::Jit, Hue::Kernel, Hue::Unknown, Hue::Outside, Hue::Api];
 
-    /// How the legend calls it; it does not call what speaks for itself.
-    const fn name(self) -> Option<&'static str> {
+    /// How a legend calls it.
+    pub const fn name(self) -> &'static str {
         match self {
-            Hue::Outside => None,
-            Hue::Native => Some("native"),
-            Hue::Runtime => Some("libc"),
-            Hue::Jit => Some("JIT"),
-            Hue::Kernel => Some("kernel"),
-            Hue::Unknown => Some("unknown"),
-            Hue::Api => Some("allocator"),
+            Hue::Outside => "process",
+            Hue::Native => "native",
+            Hue::Runtime => "libc",
+            Hue::Jit => "JIT",
+            Hue::Kernel => "kernel",
+            Hue::Unknown => "unknown",
+            Hue::Api => "allocator",
         }
     }
 
-    fn of(role: Role<'_>) -> Self {
+    pub fn of(role: Role<'_>) -> Self {
         match role {
             Role::Process(_) => Hue::Outside,
             Role::Stop(_) => Hue::Unknown,

@@ -9,7 +9,7 @@ use super::human::{Change, Count, Span, counted, moment, per_minute, printable, 
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, api_name, process_name, sum};
 use super::{Format, Options, Report, Weight};
-use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, StackReport, Stop, Verdict};
+use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
 
 /// The text summary.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub struct Text<'a> {
 
 impl Report for Text<'_> {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
-        let page = Page { profile, options, view: View::new(profile, options), paint: Paint::new(options) };
+        let page = Page::new(profile, options);
         let sections = [
             page.headline(),
             page.memory(),
@@ -35,6 +35,30 @@ impl Report for Text<'_> {
     }
 }
 
+/// What the summary says beside figures, for other reports: without colour.
+pub(super) struct Facts {
+    /// What was outstanding, of whom.
+    pub headline: String,
+    /// When, and how much went by.
+    pub facts: Vec<String>,
+    /// What to know before trusting the figures.
+    pub trust: Vec<String>,
+}
+
+impl Facts {
+    pub fn new(profile: &Profile, options: &Options) -> Self {
+        let options = Options { color: false, ..options.clone() };
+        let page = Page::new(profile, &options);
+        let facts = [Some(page.when()), Some(page.activity()), page.settings()];
+        let trust = [page.losses(), page.incomplete_stacks(), page.not_shown(), in_force(&profile.settings)];
+        Self {
+            headline: page.outstanding().lines().next().unwrap_or_default().to_owned(),
+            facts: facts.into_iter().flatten().collect(),
+            trust: trust.into_iter().filter(|text| !text.is_empty()).collect(),
+        }
+    }
+}
+
 /// A summary being written; each method makes one section, empty when there is nothing to say.
 struct Page<'a> {
     profile: &'a Profile,
@@ -43,24 +67,32 @@ struct Page<'a> {
     paint: Paint,
 }
 
-impl Page<'_> {
+impl<'a> Page<'a> {
+    fn new(profile: &'a Profile, options: &'a Options) -> Self {
+        Self { profile, options, view: View::new(profile, options), paint: Paint::new(options) }
+    }
+
     /// What was outstanding, of whom and when.
     fn headline(&self) -> String {
         let profile = self.profile;
-        let mut lines = vec![if self.view.total == 0 { self.nothing() } else { self.amount() }];
+        let mut lines = vec![self.outstanding()];
         if let Some(verdict) = &profile.verdict {
             lines.push(self.paint.bold(&printable(&verdict.summary)));
         }
-        let window = &profile.window;
-        lines.push(self.paint.dim(&format!(
-            "{} from {}; {}",
-            Span(window.duration_ns),
-            printable(&moment(&window.started_at)),
-            ending(window.end)
-        )));
+        lines.push(self.paint.dim(&self.when()));
         lines.push(self.paint.dim(&self.activity()));
         lines.extend(self.settings().map(|settings| self.paint.dim(&settings)));
         lines.join("\n")
+    }
+
+    fn outstanding(&self) -> String {
+        if self.view.total == 0 { self.nothing() } else { self.amount() }
+    }
+
+    fn when(&self) -> String {
+        let window = &self.profile.window;
+        let start = moment(&window.started_at);
+        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window.end))
     }
 
     /// `node (1234)`, or all of them.
@@ -303,6 +335,22 @@ impl Page<'_> {
     }
 }
 
+/// Every setting of the recording.
+fn in_force(settings: &Settings) -> String {
+    let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
+    let sample = match settings.sample_bytes {
+        0 => "every allocation tracked".to_owned(),
+        bytes => format!("one sample every {}", Bytes(bytes)),
+    };
+    format!(
+        "settings: {sample}; minimal age {}; minimal size {}; maximal size {}; room for {}",
+        Span(settings.min_age_ns),
+        size(settings.min_size),
+        size(settings.max_size),
+        counted(settings.max_live, "live block")
+    )
+}
+
 /// `43.9 MiB in 702 blocks`; of a mapping, how much of the mapped bytes is memory.
 fn figures(stack: &StackReport) -> String {
     match stack.kind {
@@ -373,6 +421,7 @@ const fn format_name(format: Format) -> &'static str {
         Format::Pprof => "pprof",
         Format::Speedscope => "speedscope",
         Format::HeapProfile => "DevTools",
+        Format::Html => "HTML",
     }
 }
 
