@@ -94,6 +94,14 @@ pub enum Subject {
     Command(CommandLine),
 }
 
+impl Subject {
+    /// Whether it is a command to start.
+    #[must_use]
+    pub const fn is_command(&self) -> bool {
+        matches!(self, Self::Command(_))
+    }
+}
+
 /// A command to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {
@@ -443,7 +451,7 @@ mod tests {
 
     fn record(arguments: &str) -> RecordConfig {
         match parse(arguments) {
-            Ok(Action::Record(config)) => config,
+            Ok(Action::Record(config)) => *config,
             other => panic!("{arguments}: {other:?}"),
         }
     }
@@ -554,7 +562,7 @@ mod tests {
     fn defaults_stand_in_the_help() {
         let help = Cli::command().render_long_help().to_string();
         for expected in
-            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: fitted", "-- <COMMAND>"]
+            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: one for every", "-- <COMMAND>"]
         {
             assert!(help.contains(expected), "{expected}: {help}");
         }

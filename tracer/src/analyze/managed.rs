@@ -133,8 +133,8 @@ const NO_HEAP: &[&str] = &["pthread_create", "__pthread_create", "allocate_stack
 /// Objects between the caller and the system call.
 const SYSTEM_MODULES: &[&str] = &["libc.so", "libc-", "ld-linux", "ld-musl", "libpthread", "[vdso]"];
 
-/// The runtime whose heap a call mapped: the stack is leaf first, and may begin in the C library's wrapper of the system
-/// call. `length` is how much was mapped, in bytes.
+/// The runtime whose heap a call mapped: the stack is leaf first, and may begin in the C library's wrapper of the
+/// system call. `length` is how much was mapped, in bytes.
 #[must_use]
 pub fn of_call(frames: &[Frame], length: u64) -> Option<Runtime> {
     let is_system = |frame: &Frame| begins_with(frame.module.as_deref(), SYSTEM_MODULES);
@@ -162,14 +162,15 @@ fn begins_with(text: Option<&str>, beginnings: &[&str]) -> bool {
 
 /// How the name of a mapping (`prctl(PR_SET_VMA)`) begins, and whose it is.
 const NAME_RULES: &[(&str, Runtime)] = &[
-    ("[anon:v8", Runtime::V8),
+    // `[anon:v8-sandbox]` holds WebAssembly memory and array buffers, too.
+    ("[anon:v8]", Runtime::V8),
     // runtime/set_vma_name_linux.go, from Go 1.25.
     ("[anon: Go:", Runtime::Go),
-    // gc.c and the JITs, from Ruby 3.5. An IO::Buffer is the program's.
-    ("[anon:Ruby:Default GC", Runtime::Ruby),
+    // gc/default/default.c and the JITs. Thread stacks and IO::Buffer have such names, too.
+    ("[anon:Ruby:GC:", Runtime::Ruby),
     ("[anon:Ruby:rb_yjit", Runtime::Ruby),
     ("[anon:Ruby:rb_zjit", Runtime::Ruby),
-    // pycore_mmap.h, from Python 3.15 in development mode.
+    // pycore_mmap.h, in development mode.
     ("[anon:cpython:", Runtime::CPython),
     // CoreCLR's ExecutableAllocator maps code twice, writable and executable.
     ("/memfd:doublemapper", Runtime::DotNet),
@@ -232,8 +233,8 @@ impl Runtimes {
         Self(found)
     }
 
-    /// The runtime whose heap (or compiled code) a mapping is, by its name and its place. What this cannot tell, such as
-    /// CPython's arenas of release builds, lies among the other anonymous mappings.
+    /// The runtime whose heap (or compiled code) a mapping is, by its name and its place. What this cannot tell, such
+    /// as CPython's arenas of release builds, lies among the other anonymous mappings.
     #[must_use]
     pub fn of_vma(&self, vma: &Vma) -> Option<Runtime> {
         if let Some((_, runtime)) = NAME_RULES.iter().find(|(name, _)| vma.name.starts_with(name)) {
@@ -358,8 +359,12 @@ mod tests {
     fn mappings_are_known_by_name() {
         let none = Runtimes::default();
         assert_eq!(none.of_vma(&vma(0, "[anon:v8]", false)), Some(Runtime::V8));
+        assert_eq!(none.of_vma(&vma(0, "[anon:v8-sandbox]", false)), None);
         assert_eq!(none.of_vma(&vma(0, "[anon: Go: heap]", false)), Some(Runtime::Go));
-        assert_eq!(none.of_vma(&vma(0, "[anon:Ruby:Default GC heap]", false)), Some(Runtime::Ruby));
+        assert_eq!(
+            none.of_vma(&vma(0, "[anon:Ruby:GC:default:heap_page_body_allocate]", false)),
+            Some(Runtime::Ruby)
+        );
         assert_eq!(none.of_vma(&vma(0, "[anon:Ruby:io_buffer_map_memory]", false)), None);
         assert_eq!(none.of_vma(&vma(0, "/memfd:doublemapper (deleted)", true)), Some(Runtime::DotNet));
         assert_eq!(none.of_vma(&vma(0, "[heap]", false)), None);
@@ -415,8 +420,8 @@ mod tests {
     #[test]
     #[ignore = "needs node"]
     fn the_heap_of_node_is_what_node_says() {
-        // It says so once its collector has come to rest: two equal sizes, half a second apart. `heapTotal` would be what
-        // is mapped, and a semi-space that was never used is not resident.
+        // It says so once its collector has come to rest: two equal sizes, half a second apart. `heapTotal` would be
+        // what is mapped, and a semi-space that was never used is not resident.
         let program = "let a = []; for (let i = 0; i < 2e6; i++) a.push({ i }); \
              let b = Buffer.alloc(100 << 20, 1), last = 0; \
              setInterval(() => { const size = require('v8').getHeapStatistics().total_physical_size; a[b[0]]; \
@@ -433,8 +438,9 @@ mod tests {
         let source = directory.path().join("Heap.java");
         let program = "public class Heap { public static void main(String[] a) throws Exception { \
              var kept = new java.util.ArrayList<byte[]>(); \
-             for (int i = 0; i < 200; i++) { kept.add(new byte[1 << 19]); java.util.Arrays.fill(kept.get(i), (byte) 1); } \
-             var direct = java.nio.ByteBuffer.allocateDirect(100 << 20); for (int i = 0; i < 100 << 20; i += 4096) direct.put(i, (byte) 1); \
+             for (int i = 0; i < 200; i++) kept.add(new byte[1 << 19]); \
+             var direct = java.nio.ByteBuffer.allocateDirect(100 << 20); \
+             for (int i = 0; i < 100 << 20; i += 4096) direct.put(i, (byte) 1); \
              System.out.println(Runtime.getRuntime().totalMemory()); Thread.sleep(60000); } }";
         std::fs::write(&source, program).unwrap();
         let mut command = std::process::Command::new("java");

@@ -7,5 +7,7 @@ pub mod mappings;
 pub mod outcome;
 #[cfg(test)]
 mod python_child;
+pub mod reconcile;
 pub mod residency;
 pub mod smaps;
+pub mod threads;

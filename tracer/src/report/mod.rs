@@ -6,14 +6,17 @@
 
 pub mod destination;
 pub mod folded;
+pub mod heapprofile;
 pub mod human;
 pub mod json;
 pub mod pprof;
 pub mod saved;
+pub mod speedscope;
 pub mod status;
 pub mod svg;
 pub mod text;
 
+mod tree;
 mod view;
 
 #[cfg(test)]
@@ -113,11 +116,16 @@ pub enum Format {
     Json,
     /// The whole profile for pprof's tools, and to be read back.
     Pprof,
+    /// For speedscope.
+    Speedscope,
+    /// For Chrome DevTools.
+    HeapProfile,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &'static [Format] = &[Format::Svg, Format::Folded, Format::Json, Format::Pprof];
+    pub const ALL: &'static [Format] =
+        &[Format::Svg, Format::Folded, Format::Json, Format::Pprof, Format::Speedscope, Format::HeapProfile];
 
     /// The ending of its files, with the dot.
     #[must_use]
@@ -127,6 +135,8 @@ impl Format {
             Format::Folded => ".folded",
             Format::Json => ".json",
             Format::Pprof => ".pb.gz",
+            Format::Speedscope => ".speedscope.json",
+            Format::HeapProfile => ".heapprofile",
         }
     }
 
@@ -161,6 +171,8 @@ impl Format {
             Format::Folded => &folded::Folded,
             Format::Json => &json::Json,
             Format::Pprof => &pprof::Pprof,
+            Format::Speedscope => &speedscope::Speedscope,
+            Format::HeapProfile => &heapprofile::HeapProfile,
         }
     }
 }

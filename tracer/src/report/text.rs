@@ -433,6 +433,8 @@ const fn format_name(format: Format) -> &'static str {
         Format::Folded => "Folded stacks",
         Format::Json => "JSON",
         Format::Pprof => "pprof",
+        Format::Speedscope => "speedscope",
+        Format::HeapProfile => "DevTools",
     }
 }
 
