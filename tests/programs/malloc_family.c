@@ -12,12 +12,15 @@
 
 static void (*cfree_of_old)(void *);
 
+// NULL, which the compiler must not know: it makes a malloc of a realloc of NULL.
+static void *volatile nothing;
+
 CALLER void leak_malloc(void) { TIMES(7) KEEP(malloc(1001)); }
 CALLER void leak_nothing_much(void) { TIMES(3) KEEP(malloc(0)); }
 CALLER void leak_large(void) { TIMES(2) KEEP(malloc(300000)); }  // each by an mmap of the allocator's own
 CALLER void leak_calloc(void) { TIMES(5) KEEP(calloc(3, 100)); }
-CALLER void leak_realloc(void) { TIMES(4) KEEP(realloc(NULL, 250)); }
-CALLER void leak_reallocarray(void) { TIMES(3) KEEP(reallocarray(NULL, 6, 111)); }
+CALLER void leak_realloc(void) { TIMES(4) KEEP(realloc(nothing, 250)); }
+CALLER void leak_reallocarray(void) { TIMES(3) KEEP(reallocarray(nothing, 6, 111)); }
 CALLER void leak_memalign(void) { TIMES(3) KEEP(memalign(256, 700)); }
 CALLER void leak_aligned_alloc(void) { TIMES(3) KEEP(aligned_alloc(128, 1280)); }
 CALLER void leak_valloc(void) { TIMES(2) KEEP(valloc(5000)); }

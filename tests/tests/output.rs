@@ -153,7 +153,7 @@ fn doctor_says_what_the_kernel_offers() {
     assert!(finished.status.success(), "{finished:#?}");
     let lines = finished.stdout.join("\n").to_lowercase();
     for part in
-        ["btf", "jit", "uprobe", "ring buffer", "tracepoint", "capabilit", "perf_event_paranoid", "lockdown"]
+        ["btf", "jit", "uprobe", "ring buffer", "tracepoint", "cap_bpf", "perf_event_paranoid", "lockdown"]
     {
         assert!(lines.contains(part), "doctor speaks of {part:?}:\n{lines}");
     }

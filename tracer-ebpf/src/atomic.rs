@@ -76,6 +76,12 @@ mod arch {
     pub struct Word(AtomicU64);
 
     impl Word {
+        /// A word that holds this.
+        #[must_use]
+        pub const fn new(value: u64) -> Self {
+            Self(AtomicU64::new(value))
+        }
+
         /// What the word holds.
         #[inline(always)]
         pub fn load(&self) -> u64 {

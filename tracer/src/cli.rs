@@ -94,6 +94,14 @@ pub enum Subject {
     Command(CommandLine),
 }
 
+impl Subject {
+    /// Whether it is a command to start.
+    #[must_use]
+    pub const fn is_command(&self) -> bool {
+        matches!(self, Self::Command(_))
+    }
+}
+
 /// A command to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {
@@ -238,7 +246,7 @@ struct RecordArguments {
     launch: Vec<OsString>,
 
     /// Under sudo, start the command as root and not as the user who called sudo.
-    #[arg(long, requires = "launch")]
+    #[arg(long, requires = "launch", conflicts_with = "pids")]
     as_root: bool,
 
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
@@ -443,7 +451,7 @@ mod tests {
 
     fn record(arguments: &str) -> RecordConfig {
         match parse(arguments) {
-            Ok(Action::Record(config)) => config,
+            Ok(Action::Record(config)) => *config,
             other => panic!("{arguments}: {other:?}"),
         }
     }
@@ -484,7 +492,7 @@ mod tests {
             include: BTreeSet::from([Kind::File, Kind::Managed]),
             top: 3,
             fail_on: Some(Bytes(1536)),
-            max_live: 1000,
+            max_live: Some(1000),
             interval: Duration::from_secs(2),
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
@@ -522,8 +530,9 @@ mod tests {
             ("--pid 4194305", "end at 4194304"),
             ("--pid 1 --pid 1", "--pid 1 is given twice"),
             ("--pid 1 -- ls", "cannot be used with"),
-            ("--pid 1 --as-root", "COMMAND"),
-            ("--pid 1 doctor", "cannot be used with"),
+            ("--pid 1 --as-root", "cannot be used with"),
+            ("--as-root", "COMMAND"),
+            ("--pid 1 doctor", "doctor"),
             ("plan", "--pid"),
             ("plan --pid 0", "begin at 1"),
             ("--pid 1 -d 0s", "more than nothing"),
@@ -553,7 +562,7 @@ mod tests {
     fn defaults_stand_in_the_help() {
         let help = Cli::command().render_long_help().to_string();
         for expected in
-            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: 4000000]", "-- <COMMAND>"]
+            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: one for every", "-- <COMMAND>"]
         {
             assert!(help.contains(expected), "{expected}: {help}");
         }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::pt_regs,
     helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs},
 };
-use tracer_ebpf::{event::MappingCall, probe::Arg};
+use tracer_ebpf::{event::MappingCall, probe::Arg, unwind::Registers};
 
 /// The size of a return address on the stack.
 pub const WORD: u64 = 8;
@@ -50,6 +50,12 @@ impl UserRegisters {
         system_call = orig_rax);
     register!(/// Argument 0 of a function or system call.
         arg0 = rdi);
+
+    /// The registers that a walk begins with.
+    #[inline(always)]
+    pub fn for_walk(self) -> Registers {
+        Registers { ip: self.ip(), sp: self.sp(), bp: self.bp() }
+    }
 
     /// An argument of a function at its entry.
     #[inline(always)]
@@ -100,19 +106,12 @@ pub fn mapping_call(number: u64) -> Option<MappingCall> {
     }
 }
 
-/// Reads `N` words of the current thread's memory.
-#[inline(always)]
-pub fn read_words<const N: usize>(address: u64) -> Option<[u64; N]> {
-    let mut words = [0_u64; N];
-    // SAFETY: the destination is `N` words long; the helper refuses any source that is no readable user memory.
-    let status = unsafe {
-        bpf_probe_read_user(words.as_mut_ptr().cast(), (N * size_of::<u64>()) as u32, address as *const _)
-    };
-    if status == 0 { Some(words) } else { None }
-}
-
 /// Reads one word of the current thread's memory.
 #[inline(always)]
 pub fn read_word(address: u64) -> Option<u64> {
-    read_words::<1>(address).map(|[word]| word)
+    let mut word = 0_u64;
+    // SAFETY: the destination is one word long; the helper refuses any source that is no readable user memory.
+    let status =
+        unsafe { bpf_probe_read_user((&raw mut word).cast(), size_of::<u64>() as u32, address as *const _) };
+    if status == 0 { Some(word) } else { None }
 }

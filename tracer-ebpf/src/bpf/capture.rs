@@ -1,19 +1,19 @@
 //! From registers to the number of a stack: walks it, looks its hash up, and hands its frames to user space once.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_loop};
-use core::ffi::c_void;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     event::EventKind,
+    process::ProcessState,
     slots::WAYS,
     stack::{Capture, MAX_FRAMES, NO_ROOM, StackHash, StackHeader, stack_number},
-    stop::Stop,
     thread::CAPTURE_SETS,
+    unwind::Frame,
 };
 
 use super::{
-    arch::{self, UserRegisters},
     count::cpu,
     maps::{CAPTURE_OWNERS, CAPTURES, EVENTS, STACKS, TOTALS, hash_seed, stack_sets},
+    unwind::walk,
 };
 
 /// A capture that belongs to this run of the program.
@@ -43,18 +43,35 @@ impl Claimed {
     }
 }
 
-/// The number of the stack that has these registers. [`NO_ROOM`] when it could not be kept.
+/// Who makes a stack, and where it begins.
+#[derive(Clone, Copy)]
+pub struct Maker<'a> {
+    /// The process' place in the tables.
+    pub index: u16,
+    /// Its state.
+    pub process: &'a ProcessState,
+    /// The function that was called.
+    pub api: u16,
+    /// The innermost frame.
+    pub frame: Frame,
+    /// The return address of the allocator call that the thread is in; 0 when it is in none.
+    pub returns_to: u64,
+}
+
+/// The number of a stack. [`NO_ROOM`] when it could not be kept.
 #[inline(always)]
-pub fn stack(regs: UserRegisters, process: u16, api: u16) -> u32 {
+pub fn stack(maker: Maker<'_>) -> u32 {
     let Some(claimed) = Claimed::claim() else { return NO_ROOM };
-    let number = claimed.capture().and_then(|capture| number(regs, process, api, capture)).unwrap_or(NO_ROOM);
+    let number = claimed.capture().and_then(|capture| number(maker, capture)).unwrap_or(NO_ROOM);
     claimed.release();
     number
 }
 
 #[inline(always)]
-fn number(regs: UserRegisters, process: u16, api: u16, capture: *mut Capture) -> Option<u32> {
-    let walk = walk(regs, process, api, capture);
+fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
+    let Maker { index, process, api, frame, returns_to } = maker;
+    let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
+    let walk = walk(frame, process, returns_to, hash, capture);
     let hash = walk.hash.finish();
     let set = (hash >> 16) as u32 & (stack_sets() - 1);
     let way = STACKS.get(set)?.find_or_claim(hash)?;
@@ -64,7 +81,7 @@ fn number(regs: UserRegisters, process: u16, api: u16, capture: *mut Capture) ->
         let header = StackHeader {
             event: EventKind::Stack as u8,
             stop: walk.stop,
-            process,
+            process: index,
             api,
             depth: walk.depth as u16,
             stack: number,
@@ -87,74 +104,4 @@ fn deliver(capture: *const Capture, depth: u32) -> bool {
     // SAFETY: the header and the first `depth` frames are within `capture`.
     let bytes = unsafe { core::slice::from_raw_parts(capture.cast::<u8>(), length) };
     EVENTS.output::<[u8]>(bytes, 0).is_ok()
-}
-
-/// A walk up the stack.
-struct Walk {
-    ip: u64,
-    sp: u64,
-    bp: u64,
-    hash: StackHash,
-    capture: *mut Capture,
-    depth: u32,
-    stop: u8,
-}
-
-#[inline(always)]
-fn walk(regs: UserRegisters, process: u16, api: u16, capture: *mut Capture) -> Walk {
-    let mut walk = Walk {
-        ip: regs.ip(),
-        sp: regs.sp(),
-        bp: regs.bp(),
-        hash: StackHash::new(hash_seed()).mix(u64::from(process) << 16 | u64::from(api)),
-        capture,
-        depth: 0,
-        stop: Stop::TooDeep as u8,
-    };
-    // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
-    unsafe {
-        bpf_loop(MAX_FRAMES as u32, walk_frame as *mut c_void, (&raw mut walk).cast(), 0);
-    }
-    walk.hash = walk.hash.mix(u64::from(walk.stop));
-    walk
-}
-
-/// Records one frame and moves to its caller; 1 ends the walk.
-extern "C" fn walk_frame(index: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: `bpf_loop` passes the pointer it was given.
-    let walk = unsafe { &mut *walk };
-    let index = index as usize;
-    if index >= MAX_FRAMES {
-        return 1;
-    }
-    // SAFETY: the index is within the frames of a capture that this run has claimed.
-    unsafe { (&raw mut (*walk.capture).frames).cast::<u64>().add(index).write(walk.ip) };
-    walk.hash = walk.hash.mix(walk.ip);
-    walk.depth = index as u32 + 1;
-    match step_frame_pointer(walk) {
-        Ok(()) => 0,
-        Err(stop) => {
-            walk.stop = stop as u8;
-            1
-        }
-    }
-}
-
-/// `(ip, sp, bp) = (*(bp + 8), bp + 16, *bp)`
-#[inline(always)]
-fn step_frame_pointer(walk: &mut Walk) -> Result<(), Stop> {
-    if walk.bp == 0 {
-        return Err(Stop::Base);
-    }
-    if walk.bp < walk.sp {
-        return Err(Stop::FramePointerLost);
-    }
-    let Some([bp, ip]) = arch::read_words::<2>(walk.bp) else { return Err(Stop::FramePointerLost) };
-    if ip == 0 {
-        return Err(Stop::Base);
-    }
-    walk.sp = walk.bp.wrapping_add(16);
-    walk.bp = bp;
-    walk.ip = ip;
-    Ok(())
 }

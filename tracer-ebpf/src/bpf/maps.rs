@@ -6,12 +6,14 @@ use aya_ebpf::{
     maps::{Array, HashMap, ProgramArray, RingBuf},
 };
 use tracer_ebpf::{
+    atomic::Word,
     counter::{STRIPES, Stripe},
     live::{Block, LiveBucket},
     process::{MAX_PROCESSES, ProcessState},
     slots::{SlotSet, WAYS},
     stack::{Capture, StackTotals},
     thread::{CAPTURE_SETS, InFlight, RECORD_SETS},
+    unwind::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES},
 };
 
 /// `BPF_F_MMAPABLE`: user space maps the array and reads it as memory.
@@ -62,6 +64,30 @@ pub static TOTALS: Array<StackTotals> = Array::with_max_entries(1, MMAPABLE);
 /// Counters of everything else.
 #[map]
 pub static COUNTERS: Array<Stripe> = Array::with_max_entries(STRIPES, MMAPABLE);
+
+/// Executable mappings of the traced processes: a [`Mapping`](tracer_ebpf::unwind::Mapping) each, as words.
+#[map]
+pub static UNWIND_MAPPINGS: Array<[Word; 4]> = Array::with_max_entries(MAX_CODE_MAPPINGS, MMAPABLE);
+
+/// Headers of the unwind tables: a [`TableHeader`](tracer_ebpf::unwind::TableHeader) each, as words.
+#[map]
+pub static UNWIND_TABLES: Array<[Word; 3]> = Array::with_max_entries(MAX_TABLES, MMAPABLE);
+
+/// The page indexes of all unwind tables. User space sets the number of chunks.
+#[map]
+pub static UNWIND_PAGES: Array<Chunk> = Array::with_max_entries(1, MMAPABLE);
+
+/// The rows of all unwind tables. User space sets the number of chunks.
+#[map]
+pub static UNWIND_ROWS: Array<Chunk> = Array::with_max_entries(1, MMAPABLE);
+
+/// The rules of all unwind tables.
+#[map]
+pub static UNWIND_RULES: Array<Word> = Array::with_max_entries(MAX_RULES, MMAPABLE);
+
+/// Rules of code that was looked up before.
+#[map]
+pub static UNWIND_CACHE: Array<Word> = Array::with_max_entries(1 << CACHE_BITS, MMAPABLE);
 
 /// Events for user space.
 #[map]

@@ -10,3 +10,4 @@ pub mod mappings;
 mod maps;
 pub mod private_stack;
 mod threads;
+mod unwind;

@@ -14,10 +14,12 @@
 //! The first frame of a walk that begins at the entry of a function needs no look-up: its rule is [`Rule::ENTRY`].
 
 pub mod cache;
+mod chunk;
 mod rule;
 mod step;
 mod table;
 
+pub use chunk::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES};
 pub use rule::{Cfa, Rule, SavedBp};
 pub use step::{Frame, Memory, Registers, Via, step, step_frame_pointer};
 pub use table::{

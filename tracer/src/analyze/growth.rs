@@ -3,10 +3,11 @@
 //! # Methods
 //! - The *rate* is the Theil–Sen slope, the median of the slopes between all pairs of points: up to 29 % of them can be
 //!   arbitrarily wrong without moving it far (Sen 1968, <https://doi.org/10.1080/01621459.1968.10480934>).
-//! - *Whether* it grows is the Mann–Kendall trend test, one-sided at 1 %: do later points exceed earlier ones more often
-//!   than chance would have it (Kendall 1975)?
-//! - *What is never given back* is the low-water mark: the smallest size in each quarter of the time. Turnover and
-//!   batches that are freed every few seconds move the sizes, but leave the low water where it was; a leak raises it.
+//! - *Whether* it grows is the Mann–Kendall trend test, one-sided at 1 %: do later points exceed earlier ones more
+//!   often than chance would have it (Kendall 1975)?
+//! - *What is never given back* is told by the birth of what is left: of a leak every quarter of the history has left
+//!   about as much, whatever was allocated and freed besides. Turnover leaves only what is young, a cache that fills
+//!   and stops only what is old. Noise in the sizes, which hides a slow leak from the trend, plays no part in this.
 
 use std::time::Duration;
 
@@ -119,15 +120,54 @@ fn rises(points: &[Point]) -> bool {
     variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE
 }
 
+/// When what is left was allocated: outstanding bytes by time of birth, in equal parts of a span.
+#[derive(Clone, Copy, Debug)]
+pub struct Births {
+    start_ns: u64,
+    end_ns: u64,
+    bytes: [u64; Self::PARTS],
+}
+
+impl Births {
+    const PARTS: usize = 32;
+
+    /// Of nothing, over the window from `start_ns` to `end_ns` (monotonic clock).
+    #[must_use]
+    pub const fn new(start_ns: u64, end_ns: u64) -> Self {
+        Self { start_ns, end_ns, bytes: [0; Self::PARTS] }
+    }
+
+    /// Adds a block that is still there.
+    pub fn add(&mut self, born_ns: u64, bytes: Bytes) {
+        let part = &mut self.bytes[self.part_at(born_ns)];
+        *part = part.saturating_add(bytes.0);
+    }
+
+    fn part_at(&self, t_ns: u64) -> usize {
+        let length = u128::from(self.end_ns.saturating_sub(self.start_ns).max(1));
+        let part = u128::from(t_ns.saturating_sub(self.start_ns)) * Self::PARTS as u128 / length;
+        usize::try_from(part).unwrap_or(usize::MAX).min(Self::PARTS - 1)
+    }
+
+    /// The time from `from_ns` on in quarters: the mean of what is left of each one's parts.
+    fn quarters_since(&self, from_ns: u64) -> [f64; 4] {
+        let parts = &self.bytes[self.part_at(from_ns)..];
+        [0, 1, 2, 3].map(|quarter| {
+            let quarter = &parts[quarter * parts.len() / 4..(quarter + 1) * parts.len() / 4];
+            quarter.iter().map(|&bytes| bytes as f64).sum::<f64>() / quarter.len().max(1) as f64
+        })
+    }
+}
+
 /// What is known about a stack besides its history.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Turnover {
     /// Objects that it allocated in the window.
     pub allocated_objects: u64,
     /// Those of them that were freed.
     pub freed_objects: u64,
-    /// Age of the oldest block that is still there.
-    pub oldest_age: Option<Duration>,
+    /// When those were allocated that are left.
+    pub births: Births,
 }
 
 /// A verdict and why.
@@ -142,20 +182,23 @@ pub struct Judgement {
 /// The shortest history that is judged, from the first allocation on.
 pub const SHORTEST: Duration = Duration::from_secs(10);
 
-/// The fewest points that are judged: three in each quarter.
-pub const FEWEST: usize = 12;
+/// The fewest points that are judged.
+pub const FEWEST_POINTS: usize = 12;
+
+/// The fewest blocks left that are called a leak.
+pub const FEWEST_BLOCKS: u64 = 8;
 
 /// Judges the history of what a stack holds. What comes before the first allocation is no part of it.
 ///
 /// | verdict | when |
 /// |---|---|
 /// | `steady` | nothing is left; or it does not rise any more, and at least half of what was allocated was freed |
-/// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST`] points |
-/// | `leaking` | it rises; its low water rises in every quarter, and in the last one at least a quarter as much as on average; and a block from the first half is still there |
-/// | `growing` | its second half rises, but not all of that holds |
+/// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST_POINTS`] points |
+/// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, and every quarter of the history left about as much of them |
+/// | `growing` | its second half rises, but that does not hold |
 /// | `one_off` | it does not rise any more, and less than half was freed |
 #[must_use]
-pub fn judge(history: &[Point], turnover: Turnover) -> Judgement {
+pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     let judgement = |verdict, reason| Judgement { verdict, reason };
     let start = history.iter().position(|point| point.bytes > Bytes(0)).unwrap_or(history.len());
     let history = &history[start..];
@@ -166,20 +209,18 @@ pub fn judge(history: &[Point], turnover: Turnover) -> Judgement {
         return judgement(Verdict::Steady, "everything it allocated was freed");
     }
     let span = Duration::from_nanos(last.t_ns.saturating_sub(first.t_ns));
-    if span < SHORTEST || history.len() < FEWEST {
+    if span < SHORTEST || history.len() < FEWEST_POINTS {
         return judgement(Verdict::Unknown, "it was not watched long enough");
     }
     let (_, second_half) = history.split_at(history.len() / 2);
-    let keeps_early_blocks = turnover.oldest_age.is_some_and(|age| age >= span / 2);
-    if rises(history) && low_water_rises(history) && keeps_early_blocks {
+    let left = turnover.allocated_objects.saturating_sub(turnover.freed_objects);
+    if left >= FEWEST_BLOCKS && accumulates(turnover.births.quarters_since(first.t_ns)) {
         judgement(Verdict::Leaking, "it grows steadily, and its old blocks are never freed")
     } else if rises(second_half) {
-        let reason = if keeps_early_blocks {
-            "it grows, but not steadily"
-        } else {
-            "it grows, but its old blocks are freed"
-        };
-        judgement(Verdict::Growing, reason)
+        judgement(
+            Verdict::Growing,
+            "it grows, but too little of what is left is old, or it does not grow steadily",
+        )
     } else if turnover.freed_objects >= turnover.allocated_objects.div_ceil(2) {
         judgement(Verdict::Steady, "it frees as much as it allocates")
     } else {
@@ -187,14 +228,14 @@ pub fn judge(history: &[Point], turnover: Turnover) -> Judgement {
     }
 }
 
-/// Whether the smallest size of each quarter exceeds that of the quarter before, without slowing down in the end.
-fn low_water_rises(history: &[Point]) -> bool {
-    let quarter = |n: usize| &history[n * history.len() / 4..(n + 1) * history.len() / 4];
-    let low = |n| quarter(n).iter().map(|point| point.bytes.0).min().unwrap_or(0);
-    let lows = [low(0), low(1), low(2), low(3)];
-    let last_rise = lows[3].saturating_sub(lows[2]);
-    let average_rise = lows[3].saturating_sub(lows[0]) / 3;
-    lows.is_sorted_by(|a, b| a < b) && last_rise >= average_rise / 4
+/// Whether every quarter of the history left about as much. The old ones may have left a third less than the third one:
+/// where a block lives as long as the history on average, the first quarter keeps 61 % of what the third one does. The
+/// late ones may have left half as much as the average: growth that slows down faster is coming to its end. (The last
+/// quarter holds young blocks on their way besides.)
+fn accumulates(quarters: [f64; 4]) -> bool {
+    let [first, second, third, last] = quarters;
+    let average = (first + second + third) / 3.0;
+    first.min(second) >= third * 2.0 / 3.0 && third.min(last) >= average / 2.0 && average > 0.0
 }
 
 #[cfg(test)]
@@ -213,84 +254,117 @@ mod tests {
 
     /// Noise between 0 and `amplitude` that is the same in every run.
     fn noise(second: u64, amplitude: u64) -> u64 {
-        second.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0xd129_0acb)
-            >> 32
-            & 0xffff % amplitude.max(1)
+        let mixed =
+            (second + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0xd129_0acb);
+        (mixed >> 32) % amplitude
     }
 
-    fn verdict(sizes: impl IntoIterator<Item = u64>, freed_of_100: u64, oldest_seconds: u64) -> Verdict {
-        let turnover = Turnover {
-            allocated_objects: 100,
-            freed_objects: freed_of_100,
-            oldest_age: Some(Duration::from_secs(oldest_seconds)),
-        };
-        judge(&series(sizes), turnover).verdict
+    /// The judgement after `seconds` in which the blocks given by (second of birth, lifetime, bytes) came and went.
+    fn verdict(seconds: u64, blocks: impl IntoIterator<Item = (u64, u64, u64)>) -> Verdict {
+        let mut sizes = vec![0; seconds as usize + 1];
+        let mut births = Births::new(0, seconds * SECOND);
+        let (mut allocated_objects, mut freed_objects) = (0, 0);
+        for (born, lifetime, bytes) in blocks {
+            allocated_objects += 1;
+            let died = born.saturating_add(lifetime);
+            (born..died.min(seconds + 1)).for_each(|second| sizes[second as usize] += bytes);
+            if died > seconds {
+                births.add(born * SECOND, Bytes(bytes));
+            } else {
+                freed_objects += 1;
+            }
+        }
+        judge(&series(sizes), &Turnover { allocated_objects, freed_objects, births }).verdict
+    }
+
+    const FOREVER: u64 = u64::MAX;
+
+    /// Many blocks a second that live for some seconds.
+    fn traffic(seconds: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        (0..seconds * 50).map(|n| (n / 50, 1 + noise(n, 4), 1000 + noise(n, 3000)))
+    }
+
+    fn leak(from: u64, to: u64, bytes: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        (from..to).map(move |second| (second, FOREVER, bytes))
     }
 
     #[test]
     fn a_steady_leak_is_leaking() {
-        assert_eq!(verdict((0..60).map(|t| t * 1000), 0, 59), Verdict::Leaking);
+        assert_eq!(verdict(60, leak(0, 60, 1000)), Verdict::Leaking);
     }
 
     #[test]
     fn a_slow_leak_under_heavy_turnover_is_leaking() {
-        assert_eq!(
-            verdict((0..120).map(|t| 1_000_000 + noise(t, 40_000) + t * 2_000), 99, 115),
-            Verdict::Leaking
-        );
+        // 50 blocks a second come and go, one in 50 seconds stays.
+        let slow = (0..12).map(|n| (n * 50, FOREVER, 100));
+        assert_eq!(verdict(600, traffic(600).chain(slow)), Verdict::Leaking);
+        assert_eq!(verdict(600, traffic(600)), Verdict::Steady);
     }
 
     #[test]
     fn a_leak_that_begins_in_the_middle_is_leaking() {
-        assert_eq!(verdict((0..60_u64).map(|t| t.saturating_sub(30) * 1000), 0, 28), Verdict::Leaking);
+        assert_eq!(verdict(60, leak(31, 60, 1000)), Verdict::Leaking);
     }
 
     #[test]
     fn a_leak_beside_a_sawtooth_is_leaking() {
-        assert_eq!(verdict((0..60).map(|t| t % 5 * 100_000 + t * 10_000), 90, 58), Verdict::Leaking);
+        let batches = || (0..60).map(|t| (t, 5 - t % 5, 100_000));
+        assert_eq!(verdict(60, batches().chain(leak(0, 60, 10))), Verdict::Leaking);
+        assert_eq!(verdict(60, batches()), Verdict::Steady);
     }
 
     #[test]
     fn growth_of_young_blocks_is_only_growing() {
-        assert_eq!(verdict((0..60).map(|t| t * 1000), 50, 4), Verdict::Growing);
+        // More and more of them, each gone after five seconds.
+        assert_eq!(verdict(60, (0..60).map(|t| (t, 5, t * 1000))), Verdict::Growing);
     }
 
     #[test]
     fn growth_that_slows_down_is_only_growing() {
-        let filling = |t: u64| (1e6 * (1.0 - (-(t as f64) / 8.0).exp())) as u64;
-        assert_eq!(verdict((0..60).map(filling), 0, 59), Verdict::Growing);
+        let filling = |t: u64| (t, FOREVER, (1e6 * (-(t as f64) / 8.0).exp()) as u64);
+        assert_eq!(verdict(60, (0..60).map(filling)), Verdict::Growing);
     }
 
     #[test]
     fn growth_that_began_at_the_end_is_only_growing() {
-        let late = |t: u64| 5000 + t.saturating_sub(45) * 1000;
-        assert_eq!(verdict((0..60).map(late), 0, 59), Verdict::Growing);
+        assert_eq!(verdict(60, leak(0, 1, 5000).chain(leak(40, 60, 1000))), Verdict::Growing);
     }
 
     #[test]
-    fn turnover_is_steady() {
-        assert_eq!(verdict((0..60).map(|t| 100_000 + noise(t, 20_000)), 98, 59), Verdict::Steady);
-        assert_eq!(verdict((0..60).map(|t| t % 7 * 100_000), 90, 3), Verdict::Steady);
+    fn what_shrinks_is_not_growing() {
+        assert_eq!(verdict(60, (0..100).map(|n| (n / 50, 20 + n / 3, 1000))), Verdict::Steady);
+    }
+
+    #[test]
+    fn a_few_blocks_are_no_leak() {
+        let few = |count: u64| (0..count).map(move |n| (n * 60 / count, FOREVER, 1000));
+        assert_ne!(verdict(60, few(FEWEST_BLOCKS - 1)), Verdict::Leaking);
+        assert_eq!(verdict(60, few(FEWEST_BLOCKS)), Verdict::Leaking);
     }
 
     #[test]
     fn what_fills_and_stops_is_one_off() {
-        assert_eq!(verdict([5000; 60], 0, 59), Verdict::OneOff);
-        assert_eq!(verdict((0..60).map(|t: u64| t.min(20) * 1000), 0, 59), Verdict::OneOff);
+        assert_eq!(verdict(60, leak(0, 1, 5000)), Verdict::OneOff);
+        assert_eq!(verdict(60, leak(0, 20, 1000)), Verdict::OneOff);
+    }
+
+    #[test]
+    fn a_queue_that_wanders_is_no_leak() {
+        // First in, first out, of a length that does a random walk.
+        let blocks = (0..2000).map(|n| (n * 120 / 2000, 5 + noise(n / 100, 20), 1000));
+        assert_ne!(verdict(120, blocks), Verdict::Leaking);
     }
 
     #[test]
     fn short_histories_are_unknown() {
-        assert_eq!(verdict((1..10).map(|t| t * 1000), 0, 9), Verdict::Unknown);
-        let early = (0..60_u64).map(|t| t.saturating_sub(55) * 1000);
-        assert_eq!(verdict(early, 0, 4), Verdict::Unknown);
-        assert_eq!(verdict([1, 2], 0, 1), Verdict::Unknown);
+        assert_eq!(verdict(9, leak(0, 9, 1000)), Verdict::Unknown);
+        assert_eq!(verdict(60, leak(55, 60, 1000)), Verdict::Unknown);
     }
 
     #[test]
     fn nothing_left_is_steady_however_short() {
-        assert_eq!(verdict([], 0, 0), Verdict::Steady);
-        assert_eq!(verdict([0, 5, 0], 100, 0), Verdict::Steady);
+        assert_eq!(verdict(3, []), Verdict::Steady);
+        assert_eq!(verdict(3, [(0, 2, 1000)]), Verdict::Steady);
     }
 
     #[test]
@@ -333,11 +407,14 @@ mod tests {
         #[test]
         fn any_history_is_judged(
             points in prop::collection::vec((any::<u64>(), any::<u64>()), 0..70),
-            allocated_objects in any::<u64>(), freed_objects in any::<u64>(), age in any::<u64>(),
+            allocated_objects in any::<u64>(), freed_objects in any::<u64>(),
+            born in prop::collection::vec((any::<u64>(), any::<u64>()), 0..9),
+            start in any::<u64>(), end in any::<u64>(),
         ) {
             let points: Vec<_> = points.iter().map(|&(t_ns, bytes)| Point { t_ns, bytes: Bytes(bytes) }).collect();
-            let oldest_age = Some(Duration::from_nanos(age));
-            let _ = judge(&points, Turnover { allocated_objects, freed_objects, oldest_age });
+            let mut births = Births::new(start, end);
+            born.iter().for_each(|&(born_ns, bytes)| births.add(born_ns, Bytes(bytes)));
+            let _ = judge(&points, &Turnover { allocated_objects, freed_objects, births });
             prop_assert!(rate(&points).is_none_or(f64::is_finite));
         }
     }

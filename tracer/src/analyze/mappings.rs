@@ -3,9 +3,9 @@
 //!
 //! # What is counted
 //! - *Bytes* are mapped bytes, rounded up to pages as the kernel does, whether they are resident or not.
-//! - An *object* is what one call mapped. It stays one object while any of its bytes is mapped: a partial `munmap` frees
-//!   bytes, and one in the middle leaves two ranges of the same object; releasing its last byte frees the object. Hence
-//!   `allocated - freed == outstanding`, in bytes and in objects, at every moment.
+//! - An *object* is what one call mapped. It stays one object while any of its bytes is mapped: a partial `munmap`
+//!   frees bytes, and one in the middle leaves two ranges of the same object; releasing its last byte frees the
+//!   object. Hence `allocated - freed == outstanding`, in bytes and in objects, at every moment.
 //! - A range is known by *who mapped it last*: mapping over it releases what was there.
 //! - Memory from before the window is known but belongs to no stack, so it never counts as allocated, freed or
 //!   outstanding.

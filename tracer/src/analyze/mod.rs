@@ -2,9 +2,12 @@
 //! memory that weigh them.
 
 pub mod growth;
+pub mod managed;
 pub mod mappings;
 pub mod outcome;
 #[cfg(test)]
 mod python_child;
+pub mod reconcile;
 pub mod residency;
 pub mod smaps;
+pub mod threads;

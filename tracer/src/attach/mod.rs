@@ -7,6 +7,7 @@ mod shared;
 mod tables;
 pub mod tracefs;
 mod tracepoint;
+mod unwind_tables;
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -23,9 +24,13 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
 };
-use tracer_ebpf::{probe::Cookie, process::Gate};
+use aya_log::EbpfLogger;
+use tracer_ebpf::{probe::Cookie, process::Gate, unwind::Mapping};
 
-pub use self::tables::{SharedTables, Sizes};
+pub use self::{
+    tables::{SharedTables, Sizes},
+    unwind_tables::{UnwindSizes, UnwindTables},
+};
 use crate::model::{Address, Pid};
 
 /// What the programs are loaded with.
@@ -33,6 +38,8 @@ use crate::model::{Address, Pid};
 pub struct Settings {
     /// Sizes of the tables.
     pub sizes: Sizes,
+    /// Sizes of the arrays for unwind tables.
+    pub unwind: UnwindSizes,
     /// The smallest request that is tracked, in bytes.
     pub min_size: u64,
     /// The largest request that is tracked, in bytes.
@@ -42,7 +49,9 @@ pub struct Settings {
 /// The programs in the kernel, and what they are attached to.
 pub struct Capture {
     ebpf: Ebpf,
+    messages: Option<EbpfLogger<&'static dyn log::Log>>,
     tables: SharedTables,
+    unwind: UnwindTables,
     probes: Vec<UProbeLink>,
     tracepoints: Vec<OwnedFd>,
 }
@@ -92,31 +101,47 @@ impl Capture {
     pub fn load(settings: &Settings) -> Result<Self> {
         let sizes = settings.sizes;
         let seed = u64::from_ne_bytes(random_bytes()?);
+        // The programs are loaded without the messages that nobody would see.
+        let log_level = log::max_level() as u8;
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("LIVE", sizes.live_buckets)
             .map_max_entries("SPILL", sizes.spilled_blocks)
             .map_max_entries("STACKS", sizes.stack_sets)
             .map_max_entries("TOTALS", sizes.stacks())
+            .map_max_entries("UNWIND_PAGES", settings.unwind.page_chunks)
+            .map_max_entries("UNWIND_ROWS", settings.unwind.row_chunks)
             .override_global("LIVE_BUCKETS", &sizes.live_buckets, true)
             .override_global("STACK_SETS", &sizes.stack_sets, true)
             .override_global("HASH_SEED", &seed, true)
             .override_global("MIN_SIZE", &settings.min_size, true)
-            .override_global("MAX_SIZE", &settings.max_size, true);
+            .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, false);
         let mut ebpf = loader
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf")))
             .context("the kernel does not take the BPF maps")?;
         for name in UPROBES {
             uprobe(&mut ebpf, name)?.load().context("the kernel does not take the BPF programs")?;
         }
+        let messages = EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
+            .ok();
         let tables = SharedTables::map(&ebpf, sizes)?;
-        Ok(Self { ebpf, tables, probes: Vec::new(), tracepoints: Vec::new() })
+        let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
+        Ok(Self { ebpf, messages, tables, unwind, probes: Vec::new(), tracepoints: Vec::new() })
     }
 
     /// The tables that the programs fill.
     #[must_use]
     pub fn tables(&self) -> &SharedTables {
         &self.tables
+    }
+
+    /// Passes on what the programs have to say to people.
+    pub fn log_messages(&mut self) {
+        if let Some(messages) = &mut self.messages {
+            messages.flush();
+        }
     }
 
     /// The stream of events; can be taken once.
@@ -126,6 +151,17 @@ impl Capture {
     pub fn take_events(&mut self) -> Result<RingBuf<MapData>> {
         let map = self.ebpf.take_map("EVENTS").context("the events have been taken already")?;
         Ok(RingBuf::try_from(map)?)
+    }
+
+    /// The unwind tables, to add to.
+    pub fn unwind_tables(&mut self) -> &mut UnwindTables {
+        &mut self.unwind
+    }
+
+    /// Makes these, sorted by address, the executable mappings of a process. `false` when there is no room for them.
+    pub fn set_code(&mut self, process: u16, code: &[Mapping]) -> bool {
+        let state = self.tables.processes().get(usize::from(process));
+        state.is_some_and(|state| self.unwind.set_code(process, state, code))
     }
 
     /// Makes a process known to the tracepoints under its index.

@@ -4,7 +4,8 @@ use std::{io, marker::PhantomData, os::fd::AsFd, ptr::NonNull};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use tracer_ebpf::{
-    counter::Stripe, live::LiveBucket, process::ProcessState, slots::SlotSet, stack::StackTotals,
+    atomic::Word, counter::Stripe, live::LiveBucket, process::ProcessState, slots::SlotSet,
+    stack::StackTotals, unwind::Chunk,
 };
 
 /// Types that may be changed by others at any time: made of [`Word`](tracer_ebpf::atomic::Word)s alone, so any bytes are a value.
@@ -25,6 +26,12 @@ unsafe impl Shared for StackTotals {}
 unsafe impl Shared for Stripe {}
 // SAFETY: as above.
 unsafe impl Shared for super::tables::RecordWords {}
+// SAFETY: as above.
+unsafe impl Shared for Chunk {}
+// SAFETY: it is the word that the others are made of.
+unsafe impl Shared for Word {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Shared for [Word; N] {}
 
 /// An array of a BPF map that was made with `BPF_F_MMAPABLE`.
 #[derive(Debug)]

@@ -119,7 +119,11 @@ fn map_data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
     }
 }
 
-fn array<T: super::shared::Shared>(ebpf: &Ebpf, name: &str, length: u32) -> Result<SharedArray<T>> {
+pub(super) fn array<T: super::shared::Shared>(
+    ebpf: &Ebpf,
+    name: &str,
+    length: u32,
+) -> Result<SharedArray<T>> {
     SharedArray::map(map_data(ebpf, name)?.fd(), length as usize)
         .with_context(|| format!("cannot map the BPF array {name}"))
 }

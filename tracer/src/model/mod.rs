@@ -4,6 +4,7 @@
 //! and every other report is a view of it.
 
 mod profile;
+mod shared;
 mod units;
 
 pub use profile::{

@@ -38,6 +38,7 @@ pub struct Profile {
     #[serde(default)]
     pub timeline: Vec<TimelinePoint>,
     /// Stacks by descending weight, every kind included.
+    #[serde(deserialize_with = "super::shared::stacks")]
     pub stacks: Vec<StackReport>,
     /// What it all means; absent when nothing was analysed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,13 +125,13 @@ impl Events {
     /// Events lost by any cause.
     #[must_use]
     pub fn lost_total(&self) -> u64 {
-        self.lost.values().sum()
+        self.lost.values().fold(0, |sum, &number| sum.saturating_add(number))
     }
 
     /// Allocations with an incomplete stack, by any cause.
     #[must_use]
     pub fn incomplete_total(&self) -> u64 {
-        self.incomplete_stacks.values().sum()
+        self.incomplete_stacks.values().fold(0, |sum, &number| sum.saturating_add(number))
     }
 }
 
@@ -277,6 +278,7 @@ pub struct StackReport {
     pub stop: Option<String>,
     /// Leaf first; frame 0 is the caller of the allocator function. Inlined frames precede the function they are in.
     /// Stacks have most of their frames in common, and a frame takes some 300 bytes: they share them.
+    #[serde(deserialize_with = "super::shared::frames")]
     pub frames: Vec<Arc<Frame>>,
 }
 

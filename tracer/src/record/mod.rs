@@ -3,6 +3,7 @@
 //! Probes go in, the window opens, events are drained until something ends it, the window closes, probes come out, and what
 //! the kernel counted is read at rest.
 
+mod code;
 mod process;
 mod session;
 
@@ -127,7 +128,10 @@ async fn watch(
             () = exits.all() => return Ok(End::TargetExited),
             ready = session.events_ready() => ready?,
             _ = snapshots.tick() => session.snapshot(),
-            _ = looks.tick() => status.update(&session.status()),
+            _ = looks.tick() => {
+                session.follow_stale_code();
+                status.update(&session.status());
+            }
         }
         session.take_events();
         if session.target_has_executed() {

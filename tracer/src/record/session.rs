@@ -1,7 +1,7 @@
 //! A recording under way.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     os::fd::{AsFd as _, OwnedFd},
     time::{Duration, SystemTime},
@@ -15,10 +15,12 @@ use tracer_ebpf::{
     live::STACK_BITS,
     process::{Gate, MAX_PROCESSES},
     stack::mapping_call,
+    stop::Stop,
 };
 
 use super::{
     Config,
+    code::CodeFiles,
     process::{TracedProcess, planner},
 };
 use crate::{
@@ -55,11 +57,12 @@ pub struct Session {
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
+    code: CodeFiles,
     stacks: BTreeMap<u32, NewStack>,
     mappings: MappingAccount,
     /// Resident bytes of live ranges at the last look, for when the process is gone.
     resident: HashMap<(u16, AddressRange), Option<Bytes>>,
-    new_code: bool,
+    stale_code: BTreeSet<u16>,
     mapping_events: u64,
     window: OpenWindow,
     timeline: Vec<TimelinePoint>,
@@ -87,7 +90,12 @@ impl Session {
         let open = |(index, &pid)| TracedProcess::open(index as u16, pid);
         let mut processes: Vec<_> = targets.iter().enumerate().map(open).collect::<Result<_>>()?;
         let max_live = config.max_live.unwrap_or_else(|| room_for(&processes));
+        let mut code = CodeFiles::new();
+        for process in &processes {
+            code.read(&process.target);
+        }
         let mut capture = Capture::load(&Settings {
+            unwind: code.sizes(),
             sizes: Sizes::with_room_for(max_live, MAX_STACKS),
             min_size: config.min_size.map_or(0, |size| size.0),
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
@@ -99,19 +107,16 @@ impl Session {
             worker.add_process(process.index, process.target.pid());
             capture.add_process(process.index, process.target.pid())?;
             process.attach(&mut capture, &planner)?;
-            if process.probes() == 0 {
-                log::warn!(
-                    "{} has no allocator that tracer knows: only its mappings are traced",
-                    process.name()
-                );
-            }
-            if process.target.is_stopped().unwrap_or(false) {
+            if !config.subject.is_command() && process.target.is_stopped().unwrap_or(false) {
                 log::warn!(
                     "{} is stopped; it allocates nothing until it goes on (kill -CONT {})",
                     process.name(),
                     process.target.pid()
                 );
             }
+        }
+        for process in &processes {
+            code.install(process.index, &process.target, &mut capture);
         }
         capture.attach_system_calls()?;
         // After the probes: see the mapping account.
@@ -128,10 +133,11 @@ impl Session {
             capture,
             drain,
             worker: Some(worker),
+            code,
             stacks: BTreeMap::new(),
             mappings,
             resident: HashMap::new(),
-            new_code: false,
+            stale_code: BTreeSet::new(),
             mapping_events: 0,
             window: OpenWindow::default(),
             timeline: Vec::new(),
@@ -163,10 +169,15 @@ impl Session {
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, .. } = self;
+        let Self { processes, capture, planner, code, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
         let target = Target::open(launched.pid())?;
-        launched.run_to_entry(&target, |object| process.attach_new(&object, capture, planner))?;
+        launched.run_to_entry(&target, |object| {
+            process.attach_new(&object, capture, planner)?;
+            code.read_object(object);
+            code.install(process.index, &target, capture);
+            anyhow::Ok(())
+        })?;
         Ok(launched.release()?)
     }
 
@@ -191,19 +202,25 @@ impl Session {
 
     /// Takes what the kernel has to say.
     pub fn take_events(&mut self) {
-        let Self { drain, stacks, worker, mappings, new_code, mapping_events, .. } = self;
+        self.capture.log_messages();
+        let Self { drain, stacks, worker, mappings, code, stale_code, mapping_events, .. } = self;
+        let mut changed_code = BTreeSet::new();
         drain.take(|event| match event {
             Event::Stack(stack) => {
                 if let Some(worker) = worker {
                     worker.name(stack.number, stack.process, stack.frames.clone());
+                }
+                // A walk that came to code which nobody knows of: it may have been compiled, or become executable, just now.
+                if matches!(stack.stop, Stop::NotCode | Stop::FramePointerLost | Stop::TableNotReady) {
+                    stale_code.insert(stack.process);
                 }
                 stacks.insert(stack.number, stack);
             }
             Event::Mapping(event) => {
                 *mapping_events += 1;
                 mappings.apply(&event);
-                if changes_code(&event) {
-                    *new_code = true;
+                if maps_code(&event) || code.is_released_by(&event) {
+                    changed_code.insert(event.process);
                     if let Some(worker) = worker {
                         worker.mappings_changed(event.process);
                     }
@@ -212,17 +229,30 @@ impl Session {
             // The gate says so too.
             Event::Exec(_) => {}
         });
-        if std::mem::take(&mut self.new_code) {
-            self.probe_new_code();
+        for process in changed_code {
+            self.follow_code(process);
         }
     }
 
-    /// A library that was loaded during the window may bring an allocator.
-    fn probe_new_code(&mut self) {
-        for process in &mut self.processes {
-            if let Err(error) = process.attach(&mut self.capture, &self.planner) {
-                log::warn!("cannot probe newly loaded code: {error:#}");
-            }
+    /// Brings unwind tables, lists of code and probes up to what the process has mapped now: a library that was loaded during the
+    /// window may bring an allocator.
+    fn follow_code(&mut self, index: u16) {
+        self.stale_code.remove(&index);
+        let Some(process) = self.processes.iter_mut().find(|process| process.index == index) else { return };
+        self.code.read(&process.target);
+        self.code.install(index, &process.target, &mut self.capture);
+        if let Err(error) = process.attach(&mut self.capture, &self.planner)
+            && !process.target.has_exited()
+        {
+            log::warn!("cannot probe newly loaded code: {error:#}");
+        }
+    }
+
+    /// Looks again where walks came to unknown code. Not at once: reading mappings takes up to milliseconds, and broken stacks
+    /// may come in numbers.
+    pub fn follow_stale_code(&mut self) {
+        while let Some(&process) = self.stale_code.first() {
+            self.follow_code(process);
         }
     }
 
@@ -491,8 +521,8 @@ fn room_for(processes: &[TracedProcess]) -> u64 {
     (resident / 128).clamp(1 << 20, 1 << 24)
 }
 
-/// Whether an event maps or unmaps code that comes from a file.
-fn changes_code(event: &MappingEvent) -> bool {
+/// Whether an event maps code.
+fn maps_code(event: &MappingEvent) -> bool {
     const PROT_EXEC: u64 = 4;
     let [_, _, protection, ..] = event.args;
     event.at_exit == 1

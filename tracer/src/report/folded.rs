@@ -1,9 +1,10 @@
 //! Folded stacks: `outermost;..;innermost;api weight`, one line each, as every flame graph tool reads them.
+//! The heaviest come first.
 
-use std::collections::BTreeMap;
 use std::io;
 
-use super::view::{View, labels};
+use super::tree::Tree;
+use super::view::View;
 use super::{Options, Report};
 use crate::model::Profile;
 
@@ -12,29 +13,12 @@ pub struct Folded;
 
 impl Report for Folded {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
-        for (stack, weight) in fold(profile, &View::new(profile, options), ':') {
-            writeln!(out, "{stack} {weight}")?;
+        let view = View::new(profile, options);
+        for line in Tree::new(profile, &view).folded(view.weight, ":") {
+            writeln!(out, "{line}")?;
         }
         Ok(())
     }
-}
-
-/// The folded stacks and their weights, in the order of their text; stacks that read the same are one. The separator
-/// cannot stand in a name (a Rust type may hold one: `[u8; 8]`), `semicolon` stands for it.
-pub(super) fn fold(profile: &Profile, view: &View<'_>, semicolon: char) -> BTreeMap<String, u64> {
-    let mut folded: BTreeMap<String, u64> = BTreeMap::new();
-    for stack in &view.stacks {
-        let mut line = String::new();
-        for label in labels(profile, stack) {
-            if !line.is_empty() {
-                line.push(';');
-            }
-            line.extend(label.text.chars().map(|c| if c == ';' { semicolon } else { c }));
-        }
-        let weight = folded.entry(line).or_default();
-        *weight = weight.saturating_add(view.weight.of(stack));
-    }
-    folded
 }
 
 #[cfg(test)]

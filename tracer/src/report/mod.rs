@@ -6,12 +6,17 @@
 
 pub mod destination;
 pub mod folded;
+pub mod heapprofile;
 pub mod human;
 pub mod json;
+pub mod pprof;
+pub mod saved;
+pub mod speedscope;
 pub mod status;
 pub mod svg;
 pub mod text;
 
+mod tree;
 mod view;
 
 #[cfg(test)]
@@ -109,11 +114,18 @@ pub enum Format {
     Folded,
     /// The whole profile (`tracer.report/1`).
     Json,
+    /// The whole profile for pprof's tools, and to be read back.
+    Pprof,
+    /// For speedscope.
+    Speedscope,
+    /// For Chrome DevTools.
+    HeapProfile,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &'static [Format] = &[Format::Svg, Format::Folded, Format::Json];
+    pub const ALL: &'static [Format] =
+        &[Format::Svg, Format::Folded, Format::Json, Format::Pprof, Format::Speedscope, Format::HeapProfile];
 
     /// The ending of its files, with the dot.
     #[must_use]
@@ -122,6 +134,9 @@ impl Format {
             Format::Svg => ".svg",
             Format::Folded => ".folded",
             Format::Json => ".json",
+            Format::Pprof => ".pb.gz",
+            Format::Speedscope => ".speedscope.json",
+            Format::HeapProfile => ".heapprofile",
         }
     }
 
@@ -155,6 +170,9 @@ impl Format {
             Format::Svg => &svg::Svg,
             Format::Folded => &folded::Folded,
             Format::Json => &json::Json,
+            Format::Pprof => &pprof::Pprof,
+            Format::Speedscope => &speedscope::Speedscope,
+            Format::HeapProfile => &heapprofile::HeapProfile,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The flame graph: inferno draws it; colours, human units and the page for an empty profile are ours.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::hash::Hasher;
@@ -7,9 +8,9 @@ use std::io;
 
 use inferno::flamegraph::{self, Direction, TextTruncateDirection, color};
 
-use super::folded::fold;
 use super::human::{Span, counted, moment, printable};
-use super::view::{Role, View, labels, process_name};
+use super::tree::Tree;
+use super::view::{Role, View, process_name};
 use super::{FlameOrder, Options, Report, Weight};
 use crate::model::{Bytes, Frame, Profile};
 
@@ -23,10 +24,10 @@ impl Report for Svg {
         if view.total == 0 {
             return out.write_all(empty(&title, &subtitle).as_bytes());
         }
-        let folded = fold(profile, &view, SEMICOLON);
-        let lines: Vec<String> =
-            folded.into_iter().map(|(stack, weight)| format!("{stack} {weight}")).collect();
-        let hues = hues(profile, &view);
+        let mut tree = Tree::new(profile, &view);
+        tree.prune(view.weight, view.total / NARROWEST);
+        let lines: Vec<String> = tree.folded(view.weight, SEMICOLON).collect();
+        let hues = hues(&tree);
         let mut palette = palette(&hues);
 
         let mut graph = flamegraph::Options::default();
@@ -51,7 +52,11 @@ impl Report for Svg {
 
 /// Stands for `;` on the way through inferno, which reads it as the end of a name. It is private to us (U+E000 to U+F8FF
 /// mean nothing in Unicode), and [`finish`] puts the semicolon back.
-const SEMICOLON: char = '\u{e000}';
+const SEMICOLON: &str = "\u{e000}";
+
+/// How many of the narrowest boxes are as wide as the picture. inferno leaves out narrower ones; to give them to it takes
+/// seconds for a large profile.
+const NARROWEST: u64 = 10_000;
 
 const fn unit(weight: Weight) -> &'static str {
     match weight {
@@ -128,16 +133,9 @@ fn with_human_units(title: &str, weight: Weight) -> String {
 }
 
 /// The colour family of every name. A name that stands for several things has that of the heaviest.
-fn hues(profile: &Profile, view: &View<'_>) -> HashMap<String, Hue> {
-    let mut hues = HashMap::new();
-    for stack in &view.stacks {
-        for label in labels(profile, stack) {
-            if !hues.contains_key(&*label.text) {
-                hues.insert(label.text.into_owned(), Hue::of(label.role));
-            }
-        }
-    }
-    hues
+fn hues(tree: &Tree<'_>) -> HashMap<String, Hue> {
+    let hues = tree.names.roles.iter().map(|&role| Hue::of(role));
+    tree.names.texts().map(Cow::into_owned).zip(hues).collect()
 }
 
 fn palette(hues: &HashMap<String, Hue>) -> color::PaletteMap {
@@ -145,7 +143,7 @@ fn palette(hues: &HashMap<String, Hue>) -> color::PaletteMap {
     // inferno asks for the box of everything by an empty name.
     palette.insert("", Hue::Outside.shade(""));
     for (name, hue) in hues {
-        palette.insert(name.replace(';', SEMICOLON.encode_utf8(&mut [0; 4])), hue.shade(name));
+        palette.insert(name.replace(';', SEMICOLON), hue.shade(name));
     }
     palette
 }
@@ -208,9 +206,9 @@ impl Hue {
 
     fn of(role: Role<'_>) -> Self {
         match role {
-            Role::Process => Hue::Outside,
-            Role::Stop => Hue::Unknown,
-            Role::Api => Hue::Api,
+            Role::Process(_) => Hue::Outside,
+            Role::Stop(_) => Hue::Unknown,
+            Role::Api(_) => Hue::Api,
             Role::Frame(frame) => Self::of_frame(frame),
         }
     }
@@ -356,7 +354,7 @@ mod tests {
         assert_eq!(svg.matches("<script").count(), 1, "only inferno's own");
         assert!(svg.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
         assert!(svg.contains("[u8; 8]"));
-        assert!(!svg.contains(['\u{1b}', '\0', SEMICOLON]));
+        assert!(!svg.contains(['\u{1b}', '\0']) && !svg.contains(SEMICOLON));
     }
 
     #[test]

@@ -432,6 +432,9 @@ const fn format_name(format: Format) -> &'static str {
         Format::Svg => "Flame graph",
         Format::Folded => "Folded stacks",
         Format::Json => "JSON",
+        Format::Pprof => "pprof",
+        Format::Speedscope => "speedscope",
+        Format::HeapProfile => "DevTools",
     }
 }
 

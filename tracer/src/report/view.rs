@@ -1,6 +1,8 @@
 //! What all pictures share: which stacks are drawn, how heavy they are, and what their frames are called.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::human::printable;
 use super::{Options, Weight};
@@ -41,36 +43,87 @@ pub(super) fn sum(stacks: &[&StackReport], figure: impl Fn(&StackReport) -> u64)
     stacks.iter().fold(0, |sum, stack| sum.saturating_add(figure(stack)))
 }
 
-/// A box of a flame graph: what it says and what it stands for.
-pub(super) struct Label<'a> {
-    pub text: Cow<'a, str>,
-    pub role: Role<'a>,
-}
-
-/// What a box stands for.
+/// What a box of a flame graph stands for.
 #[derive(Clone, Copy)]
 pub(super) enum Role<'a> {
     /// A whole process.
-    Process,
+    Process(Option<Pid>),
     /// The reason why callers are missing.
-    Stop,
+    Stop(&'a StackReport),
     /// A function.
-    Frame(&'a Frame),
+    Frame(&'a Arc<Frame>),
     /// The allocator function that was called.
-    Api,
+    Api(&'a StackReport),
+}
+
+impl<'a> Role<'a> {
+    /// What the box says.
+    pub fn text(self, profile: &Profile) -> Cow<'a, str> {
+        match self {
+            Role::Process(pid) => process_name(profile, pid).into(),
+            Role::Stop(stack) => format!("[{}]", stop_name(stack).unwrap_or_default()).into(),
+            Role::Frame(frame) => frame_label(frame),
+            Role::Api(stack) => api_name(stack),
+        }
+    }
 }
 
 /// The boxes of a stack, outermost first: the process when there are several, why callers are missing if any are,
 /// the frames, the api.
-pub(super) fn labels<'a>(profile: &'a Profile, stack: &'a StackReport) -> impl Iterator<Item = Label<'a>> {
-    let several = profile.processes.len() > 1;
-    let process =
-        several.then(|| Label { text: process_name(profile, stack.pid).into(), role: Role::Process });
-    let stop = stop_name(stack).map(|name| Label { text: format!("[{name}]").into(), role: Role::Stop });
-    let frames =
-        stack.frames.iter().rev().map(|frame| Label { text: frame_label(frame), role: Role::Frame(frame) });
-    let api = Label { text: api_name(stack), role: Role::Api };
-    process.into_iter().chain(stop).chain(frames).chain([api])
+pub(super) fn boxes<'a>(
+    profile: &Profile,
+    stack: &'a StackReport,
+) -> impl Iterator<Item = Role<'a>> + use<'a> {
+    let process = (profile.processes.len() > 1).then_some(Role::Process(stack.pid));
+    let stop = (!stack.complete).then_some(Role::Stop(stack));
+    let frames = stack.frames.iter().rev().map(Role::Frame);
+    process.into_iter().chain(stop).chain(frames).chain([Role::Api(stack)])
+}
+
+/// The names of boxes, numbered. Boxes that say the same have one number.
+pub(super) struct Names<'a> {
+    profile: &'a Profile,
+    by_text: HashMap<Cow<'a, str>, u32>,
+    /// Stacks share their frames: the name of one is made once.
+    by_frame: HashMap<*const Frame, u32>,
+    /// What they stand for; of several things, the first.
+    pub roles: Vec<Role<'a>>,
+}
+
+impl<'a> Names<'a> {
+    pub fn new(profile: &'a Profile) -> Self {
+        Self { profile, by_text: HashMap::new(), by_frame: HashMap::new(), roles: Vec::new() }
+    }
+
+    pub fn number(&mut self, role: Role<'a>) -> u32 {
+        let Role::Frame(frame) = role else { return self.number_of_text(role) };
+        match self.by_frame.get(&Arc::as_ptr(frame)) {
+            Some(&number) => number,
+            None => {
+                let number = self.number_of_text(role);
+                self.by_frame.insert(Arc::as_ptr(frame), number);
+                number
+            }
+        }
+    }
+
+    fn number_of_text(&mut self, role: Role<'a>) -> u32 {
+        let roles = &mut self.roles;
+        *self.by_text.entry(role.text(self.profile)).or_insert_with(|| {
+            roles.push(role);
+            number(roles.len() - 1)
+        })
+    }
+
+    /// The texts by their numbers.
+    pub fn texts(&self) -> impl Iterator<Item = Cow<'a, str>> {
+        self.roles.iter().map(|role| role.text(self.profile))
+    }
+}
+
+/// Numbers of names and nodes: a profile with more of them does not fit in memory.
+pub(super) fn number(index: usize) -> u32 {
+    u32::try_from(index).expect("fewer than 4 billion")
 }
 
 /// `comm (pid)` of the process that a stack belongs to.

@@ -256,3 +256,99 @@ where
     }
     Some(operations)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    /// What a section says, as it comes.
+    #[derive(Default)]
+    struct Said {
+        functions: Vec<Range<u64>>,
+        rows: Vec<(u64, Rule)>,
+        broken: u32,
+    }
+
+    impl Sink for Said {
+        fn function(&mut self, code: Range<u64>) -> bool {
+            self.functions.push(code);
+            true
+        }
+
+        fn row(&mut self, start: u64, rule: Rule) {
+            self.rows.push((start, rule));
+        }
+
+        fn broken(&mut self) {
+            self.broken += 1;
+        }
+    }
+
+    /// One CIE (`cfa = sp + 8`, return address at `cfa - 8`, then these instructions) and one FDE for 0x1000..0x1010.
+    fn read_frames(cie_instructions: &[u8], fde_instructions: &[u8]) -> Said {
+        let mut cie =
+            vec![0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0 /* absolute */, 0x0c, 7, 8, 0x90, 1];
+        cie.extend(cie_instructions);
+        let mut data = (cie.len() as u32).to_le_bytes().to_vec();
+        data.extend(cie);
+        let mut fde = (data.len() as u32 + 4).to_le_bytes().to_vec();
+        fde.extend(0x1000_u64.to_le_bytes());
+        fde.extend(0x10_u64.to_le_bytes());
+        fde.push(0);
+        fde.extend(fde_instructions);
+        data.extend((fde.len() as u32).to_le_bytes());
+        data.extend(fde);
+        data.extend([0; 4]);
+        let mut said = Said::default();
+        let bases = BaseAddresses::default().set_eh_frame(0);
+        read(&Section { flavour: Flavour::EhFrame, data: Cow::Owned(data), bases }, &mut said);
+        said
+    }
+
+    fn sp(offset: i64) -> Rule {
+        Rule::new(Cfa::Sp(offset), SavedBp::Same).expect("fits")
+    }
+
+    #[test]
+    fn a_function_says_its_rows() {
+        // advance 1; cfa offset 16; rbp at cfa - 16; advance 3; cfa = rbp + 16
+        let said = read_frames(&[], &[0x41, 0x0e, 16, 0x86, 2, 0x43, 0x0d, 6]);
+        let rule = |cfa| Rule::new(cfa, SavedBp::AtCfa(-16)).expect("fits");
+        assert_eq!(said.functions, vec![Range { start: 0x1000, end: 0x1010 }]);
+        assert_eq!(said.rows, [(0x1000, sp(8)), (0x1001, rule(Cfa::Sp(16))), (0x1004, rule(Cfa::Bp(16)))]);
+        assert_eq!(said.broken, 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_unsupported_from_there_on() {
+        let said = read_frames(&[], &[0x41, 0x0e, 16, 0x42, 0x3f]);
+        assert_eq!(said.rows, [(0x1000, sp(8)), (0x1001, sp(16)), (0x1003, Rule::UNSUPPORTED)]);
+        assert_eq!(said.broken, 1);
+    }
+
+    #[test]
+    fn rules_that_a_walk_cannot_follow_are_unsupported() {
+        for (what, instructions) in [
+            ("cfa = r10", &[0x0c, 10, 0][..]),
+            ("cfa = a constant", &[0x0f, 2, 0x08, 64]),
+            ("the return address is in rdx", &[0x09, 16, 1]),
+            ("the return address is at cfa - 16", &[0x90, 2]),
+            ("rbp is in r9", &[0x09, 6, 9]),
+            ("sp is not the cfa", &[0x09, 7, 8]),
+            ("the frame is too large", &[0x0e, 0x80, 0x80, 0x80, 0x80, 0x10]),
+        ] {
+            assert_eq!(read_frames(&[], instructions).rows, [(0x1000, Rule::UNSUPPORTED)], "{what}");
+        }
+        assert_eq!(read_frames(&[], &[0x07, 16]).rows, [(0x1000, Rule::BASE)], "no return address");
+    }
+
+    #[test]
+    fn a_long_common_part_is_refused_unread() {
+        let fits = MAX_CIE as usize - 18;
+        assert_eq!(read_frames(&vec![0; fits], &[]).rows, [(0x1000, sp(8))]);
+        let refused = read_frames(&vec![0; fits + 1], &[]);
+        assert_eq!((refused.functions.len(), refused.broken), (0, 1));
+    }
+}

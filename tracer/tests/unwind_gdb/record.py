@@ -10,8 +10,8 @@ import os
 import gdb
 
 MOST_FRAMES = 127
-# A frame's words lie at its stack pointer; the outermost one needs a little more.
-MARGIN = 4096
+# A frame's words lie at its stack pointer; where gdb loses the way, the walk may find more above.
+BELOW, ABOVE = 4096, 65536
 
 
 def mappings():
@@ -39,8 +39,8 @@ def stack_bytes(maps, pointers):
         start, end = (int(address, 16) for address in line.split()[0].split("-"))
         inside = [pointer for pointer in pointers if start <= pointer < end]
         if inside:
-            low = max(start, min(inside) - MARGIN)
-            high = min(end, max(inside) + MARGIN)
+            low = max(start, min(inside) - BELOW)
+            high = min(end, max(inside) + ABOVE)
             parts.append([low, gdb.selected_inferior().read_memory(low, high - low).tobytes().hex()])
     return parts
 
@@ -82,7 +82,7 @@ def main():
     every = int(os.environ.get("EVERY", "1"))
     with open(os.environ["RECORD_TO"], "w") as out:
         breakpoint.ignore_count = int(os.environ.get("SKIP", "0"))
-        gdb.execute("run > /dev/null")
+        gdb.execute("run")
         for _ in range(int(os.environ["STACKS"])):
             if not gdb.selected_inferior().pid:
                 break

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <ucontext.h>
 
 #define APART __attribute__((noinline, noclone))
 /* Keeps the call before it from becoming a jump. */
@@ -91,6 +92,24 @@ APART static void repair(int number, siginfo_t *info, void *context) {
     registers[REG_RIP] += code[0] == 0xc7 ? 6 : 2;
 }
 
+static char coroutine_stack[1 << 16];
+static ucontext_t resumer, resumed;
+
+APART static void coroutine(void) {
+    here();
+    STAY;
+}
+
+APART static void switched(void) {
+    getcontext(&resumed);
+    resumed.uc_stack.ss_sp = coroutine_stack;
+    resumed.uc_stack.ss_size = sizeof coroutine_stack;
+    resumed.uc_link = &resumer;
+    makecontext(&resumed, coroutine, 0);
+    swapcontext(&resumer, &resumed);
+    STAY;
+}
+
 APART static void *threaded(void *argument) {
     here();
     STAY;
@@ -121,6 +140,7 @@ int main(void) {
     struct sigaction action = {.sa_sigaction = repair, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     sigaction(SIGSEGV, &action, NULL);
     faulted(mapped_fault);
+    switched();
     pthread_t thread;
     pthread_create(&thread, NULL, threaded, NULL);
     pthread_join(thread, NULL);

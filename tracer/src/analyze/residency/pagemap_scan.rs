@@ -77,8 +77,8 @@ unsafe impl Ioctl for ScanArg<'_> {
     }
 }
 
-/// Finds the resident pages of `range` in the process whose `/proc/PID/pagemap` is given. Returns the regions, and where
-/// to go on when the buffer could not hold them all.
+/// Finds the resident pages of `range` in the process whose `/proc/PID/pagemap` is given. Returns the regions, and
+/// where to go on when the buffer could not hold them all.
 ///
 /// # Errors
 /// `ENOTTY` where the kernel has no such call; `ESRCH` when the process has no memory any more.

@@ -196,8 +196,8 @@ fn long_branches_are_found_wherever_they_are() {
     assert_eq!(targets(&[SVMA + 30..=SVMA + 36, SVMA + 38..=SVMA + 40]), [SVMA + 36]);
     assert_eq!(targets(&[SVMA + 36..=SVMA + 37]), [SVMA + 36, SVMA + 37]);
     assert_eq!(targets(&[SVMA..=SVMA]), [SVMA]);
-    assert_eq!(targets(&[SVMA + 1..=SVMA + 3]), []);
-    assert_eq!(targets(&[]), []);
+    assert_eq!(targets(&[SVMA + 1..=SVMA + 3]), [0_u64; 0]);
+    assert_eq!(targets(&[]), [0_u64; 0]);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! [`check`] looks, each check by itself; what it concludes is pure code over what it read, and [`render`] only writes it
 //! down.
 
+mod perf;
+
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -105,7 +107,7 @@ pub fn check() -> Vec<Check> {
         ),
         jit(read("/proc/sys/net/core/bpf_jit_enable")),
         btf(Path::new("/sys/kernel/btf/vmlinux").exists()),
-        uprobes(read("/sys/bus/event_source/devices/uprobe/type").ok().as_deref()),
+        uprobes(uprobe_event_type().map(perf::may_make_uprobes)),
         tracepoints(),
         perf_event_paranoid(read("/proc/sys/kernel/perf_event_paranoid").ok().as_deref()),
         ptrace_scope(read("/proc/sys/kernel/yama/ptrace_scope").ok().as_deref()),
@@ -165,7 +167,9 @@ const CAPABILITIES: [Capability; 5] = [
         set: CapabilitySet::DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
         or: CapabilitySet::DAC_OVERRIDE,
-        only_for: Some("programs and libraries that this user may not read cannot be probed"),
+        only_for: Some(
+            "files that this user may not read, and deleted ones of other users, cannot be probed",
+        ),
         remedy: "run as root (sudo) or grant it",
     },
 ];
@@ -177,7 +181,14 @@ fn effective_capabilities() -> CapabilitySet {
 /// The capabilities that tracing needs and this process does not have, by name. Full root is not needed.
 #[must_use]
 pub fn required_capabilities_missing() -> Vec<&'static str> {
-    required_missing(effective_capabilities())
+    let mut missing = required_missing(effective_capabilities());
+    let uprobes = uprobe_event_type().map(perf::may_make_uprobes);
+    let refused = matches!(uprobes, Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied);
+    // Where CAP_PERFMON is missing it may be all that is.
+    if refused && !missing.contains(&"CAP_PERFMON") {
+        missing.push("CAP_SYS_ADMIN");
+    }
+    missing
 }
 
 fn required_missing(effective: CapabilitySet) -> Vec<&'static str> {
@@ -311,10 +322,23 @@ fn btf(exists: bool) -> Check {
     }
 }
 
-fn uprobes(pmu: Option<&str>) -> Check {
+/// The type of uprobe events, as perf numbers it here.
+fn uprobe_event_type() -> Option<u32> {
+    read("/sys/bus/event_source/devices/uprobe/type").ok()?.parse().ok()
+}
+
+fn uprobes(may_make: Option<io::Result<()>>) -> Check {
     const NAME: &str = "uprobes";
-    match pmu {
-        Some(number) => Check::good(NAME, format!("perf event type {number}")),
+    match may_make {
+        Some(Ok(())) => Check::good(NAME, "can be made"),
+        Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => Check::missing(
+            NAME,
+            "this user may make none",
+            "run as root (sudo) or with CAP_SYS_ADMIN; CAP_PERFMON is enough on kernels without the fix of CVE-2025-38466",
+        ),
+        Some(Err(error)) => {
+            Check::missing(NAME, error.to_string(), "needs perf_event_open(2); a container can forbid it")
+        }
         None => Check::missing(
             NAME,
             "no uprobe events in perf",
@@ -331,7 +355,7 @@ fn tracepoints() -> Check {
         Err(error) => Check::limited(
             NAME,
             error.to_string(),
-            "tracing looks at every system call instead; root or a mounted, readable tracefs avoids that",
+            "until then tracing looks at every system call, not only at those that change mappings",
         ),
     }
 }
@@ -400,6 +424,8 @@ mod tests {
         assert_eq!(ptrace_scope(Some("3")).state, State::Limited);
         assert_eq!(jit(Ok("0".into())).state, State::Limited);
         assert_eq!(uprobes(None).state, State::Missing);
+        assert_eq!(uprobes(Some(Err(io::ErrorKind::PermissionDenied.into()))).state, State::Missing);
+        assert_eq!(uprobes(Some(Ok(()))).state, State::Good);
         assert_eq!(btf(false).state, State::Missing);
     }
 
