@@ -254,7 +254,7 @@ struct RecordArguments {
     duration: Option<Duration>,
 
     /// Write a report; the ending picks the format: .svg flame graph, .folded stacks, .json report. `-` is standard
-    /// output. May be repeated [default: tracer-<comm>-<pid>.svg].
+    /// output. May be repeated [default: tracer-COMM-PID.svg].
     #[arg(short, long = "output", value_name = "FILE")]
     outputs: Vec<PathBuf>,
 
