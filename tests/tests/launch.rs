@@ -35,5 +35,5 @@ fn its_exit_status_is_passed_on() {
 #[test]
 fn a_command_that_is_not_there() {
     let command: [OsString; 1] = ["/no/such/command".into()];
-    Tracer::new().launch(command).run().assert_failed(1, &["/no/such/command"]);
+    Tracer::new().launch(command).run().assert_failed(127, &["/no/such/command"]);
 }

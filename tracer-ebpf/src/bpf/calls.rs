@@ -11,6 +11,7 @@ use tracer_ebpf::{
     live::{Block, BlockKey},
     probe::{Cookie, ResultPlace, Signature},
     process::{Gate, ProcessState},
+    size::saturating_product,
     thread::InFlight,
     unwind::{Frame, Via},
 };
@@ -57,7 +58,7 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     };
     let Signature { size, count: elements, old, .. } = cookie.signature;
     let size = size.map_or(0, |arg| regs.argument(arg));
-    let size = elements.map_or(size, |arg| product(size, regs.argument(arg)));
+    let size = elements.map_or(size, |arg| saturating_product(size, regs.argument(arg)));
     let mut call = InFlight {
         sp: regs.sp(),
         return_address: arch::read_word(regs.sp()).unwrap_or(0),
@@ -79,12 +80,6 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     }
     record.set(call);
     Some(())
-}
-
-/// The product; the largest number when it is larger, which no allocator has to give.
-#[inline(always)]
-fn product(size: u64, elements: u64) -> u64 {
-    if elements != 0 && size > u64::MAX / elements { u64::MAX } else { size.wrapping_mul(elements) }
 }
 
 /// A call never returned. What it was to release is gone from the table, so it counts as released.

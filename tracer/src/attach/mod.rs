@@ -258,12 +258,6 @@ impl Capture {
         }
     }
 
-    /// Whether [`Capture::set_trampoline`] was called for the process.
-    #[must_use]
-    pub fn knows_trampoline(&self, process: u16) -> bool {
-        self.tables.processes().get(usize::from(process)).is_some_and(|state| state.trampoline.load() != 0)
-    }
-
     /// Closes every window that is open: calls that begin from now on do not count.
     pub fn close_windows(&self) {
         for state in self.tables.processes() {

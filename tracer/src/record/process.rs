@@ -126,10 +126,16 @@ impl TracedProcess {
         })
     }
 
-    /// Where the kernel put the trampoline to which probed functions return, once it has.
-    pub fn trampoline(&self) -> Option<Address> {
+    /// Where probed functions return to.
+    pub fn trampoline(&self) -> Option<Trampoline> {
         let mappings = self.target.mappings().ok()?;
-        mappings.iter().find(|mapping| mapping.name == "[uprobes]").map(|mapping| mapping.start)
+        let made = mappings.iter().find(|mapping| mapping.name == "[uprobes]");
+        let vacant =
+            !mappings.iter().any(|mapping| mapping.start <= TRAMPOLINE_WISH && TRAMPOLINE_WISH < mapping.end);
+        match made {
+            Some(mapping) => Some(Trampoline::Made(mapping.start)),
+            None => vacant.then_some(Trampoline::Expected(TRAMPOLINE_WISH)),
+        }
     }
 
     /// How messages call it.
@@ -137,6 +143,18 @@ impl TracedProcess {
         format!("{} ({})", self.target.comm(), self.target.pid())
     }
 }
+
+/// Where the kernel's return trampoline is in a process. The kernel makes it when a probed function is first called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trampoline {
+    /// It is there.
+    Made(Address),
+    /// It will be there, unless something else is mapped there first.
+    Expected(Address),
+}
+
+/// The last page of the address space, where the kernel puts the trampoline if it can (`xol_add_vma` in kernel/events/uprobes.c).
+const TRAMPOLINE_WISH: Address = Address(0x7fff_ffff_e000);
 
 fn backing(mapping: &Mapping) -> Backing {
     // `/dev/zero (deleted)` is how the kernel shows shared anonymous memory.

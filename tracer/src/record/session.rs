@@ -21,7 +21,7 @@ use tracer_ebpf::{
 use super::{
     Config,
     code::CodeFiles,
-    process::{TracedProcess, planner},
+    process::{TracedProcess, Trampoline, planner},
 };
 use crate::{
     analyze::{
@@ -63,6 +63,7 @@ pub struct Session {
     /// Resident bytes of live ranges at the last look, for when the process is gone.
     resident: HashMap<(u16, AddressRange), Option<Bytes>>,
     stale_code: BTreeSet<u16>,
+    trampolines_made: BTreeSet<u16>,
     mapping_events: u64,
     window: OpenWindow,
     timeline: Vec<TimelinePoint>,
@@ -138,6 +139,7 @@ impl Session {
             mappings,
             resident: HashMap::new(),
             stale_code: BTreeSet::new(),
+            trampolines_made: BTreeSet::new(),
             mapping_events: 0,
             window: OpenWindow::default(),
             timeline: Vec::new(),
@@ -256,11 +258,18 @@ impl Session {
         }
     }
 
-    /// The kernel makes the trampoline when a probed function is first called.
-    fn find_trampolines(&self) {
-        for process in self.processes.iter().filter(|process| !self.capture.knows_trampoline(process.index)) {
-            if let Some(trampoline) = process.trampoline() {
-                self.capture.set_trampoline(process.index, trampoline);
+    /// Tells the programs where probed functions return to, until it is certain.
+    fn find_trampolines(&mut self) {
+        for process in self.processes.iter().filter(|process| !self.trampolines_made.contains(&process.index))
+        {
+            let (address, made) = match process.trampoline() {
+                Some(Trampoline::Made(address)) => (address, true),
+                Some(Trampoline::Expected(address)) => (address, false),
+                None => continue,
+            };
+            self.capture.set_trampoline(process.index, address);
+            if made {
+                self.trampolines_made.insert(process.index);
             }
         }
     }
