@@ -6,11 +6,13 @@ use tracer_ebpf::{
     process::ProcessState,
     slots::WAYS,
     stack::{Capture, MAX_FRAMES, NO_ROOM, StackHash, StackHeader, stack_number},
+    stop::Stop,
     thread::CAPTURE_SETS,
     unwind::Frame,
 };
 
 use super::{
+    arch::WORD,
     count::cpu,
     maps::{CAPTURE_OWNERS, CAPTURES, EVENTS, STACKS, TOTALS, hash_seed, stack_sets},
     unwind::walk,
@@ -65,6 +67,17 @@ pub fn stack(maker: Maker<'_>) -> u32 {
     let number = claimed.capture().and_then(|capture| number(maker, capture)).unwrap_or(NO_ROOM);
     claimed.release();
     number
+}
+
+/// Whether a walk from this frame comes to the return address at `sp`; none when the walk does not get to the thread's base.
+#[inline(always)]
+pub fn passes(frame: Frame, process: &ProcessState, returns_to: u64, sp: u64) -> Option<bool> {
+    let claimed = Claimed::claim()?;
+    let walk = claimed.capture().map(|capture| walk(frame, process, returns_to, StackHash::new(0), capture));
+    claimed.release();
+    let walk = walk?;
+    let passed = walk.passed == sp.wrapping_add(WORD);
+    if passed || walk.stop == Stop::Base as u8 { Some(passed) } else { None }
 }
 
 #[inline(always)]

@@ -60,6 +60,8 @@ pub struct Walk {
     pub depth: u32,
     /// Why it ended: a [`Stop`].
     pub stop: u8,
+    /// The stack pointer of the frame that the allocator call under way returns to; 0 when the walk did not come to it.
+    pub passed: u64,
     frame: Frame,
     capture: *mut Capture,
     code: CodeList,
@@ -85,6 +87,7 @@ pub fn walk(
         hash,
         depth: 0,
         stop: Stop::TooDeep as u8,
+        passed: 0,
         frame,
         capture,
         code,
@@ -123,6 +126,7 @@ fn go_to_caller(index: u32, walk: &mut Walk) -> Result<(), u8> {
     // The outermost allocator call's return address is not on the stack while it runs.
     if walk.frame.registers.ip == walk.trampoline && walk.returns_to != 0 {
         walk.frame.registers.ip = walk.returns_to;
+        walk.passed = walk.frame.registers.sp;
     }
     let address = walk.frame.lookup_address();
     if !walk.mapping.contains(address) {

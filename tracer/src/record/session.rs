@@ -260,8 +260,10 @@ impl Session {
 
     /// Tells the programs where probed functions return to, until it is certain.
     fn find_trampolines(&mut self) {
-        for process in self.processes.iter().filter(|process| !self.trampolines_made.contains(&process.index))
-        {
+        for process in &self.processes {
+            if self.trampolines_made.contains(&process.index) {
+                continue;
+            }
             let (address, made) = match process.trampoline() {
                 Some(Trampoline::Made(address)) => (address, true),
                 Some(Trampoline::Expected(address)) => (address, false),
