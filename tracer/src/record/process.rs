@@ -9,7 +9,7 @@ use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Pid},
-    plan::{ObjectPlan, Place, PlanTable, Planner},
+    plan::{ObjectPlan, Place, PlanTable, PlannedProbe, Planner},
     target::{FileId, Mapping, Object, Target},
 };
 
@@ -75,39 +75,35 @@ impl TracedProcess {
                 return Ok(());
             }
         };
-        let file = object.uprobe_path();
-        for probe in &plan.probes {
-            let programs = match probe.place {
+        let sites: Vec<Site> = plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
+            if self.target.has_exited() {
+                bail!("{} exited while it was being attached to", self.name());
+            }
+            return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
+        }
+        self.probes += sites.len();
+        Ok(())
+    }
+
+    fn site(&self, object: &Object, planner: &Planner, probe: &PlannedProbe) -> Site {
+        let site = probe.place.site();
+        log::debug!(
+            "{}: {} at {:#x} ({}, {})",
+            object.name(),
+            planner.catalog.get(probe.api).map_or("?", |api| api.display_name()),
+            site.svma(),
+            site.instruction,
+            site.cost
+        );
+        Site {
+            offset: site.file_offset,
+            cookie: Cookie { process: self.index, api: probe.api.0, signature: probe.signature },
+            programs: match probe.place {
                 Place::EntryAndReturn(_) => Programs::Allocate,
                 Place::Entry { .. } => Programs::Release,
-            };
-            let cookie = Cookie { process: self.index, api: probe.api.0, signature: probe.signature };
-            let site = probe.place.site();
-            log::debug!(
-                "{}: {} at {:#x} ({}, {})",
-                object.name(),
-                planner.catalog.get(probe.api).map_or("?", |api| api.display_name()),
-                site.svma(),
-                site.instruction,
-                site.cost
-            );
-            let attached = capture.attach_probe(
-                Site { file: &file, offset: site.file_offset, cookie, programs },
-                self.target.pid(),
-            );
-            if let Err(error) = attached {
-                if self.target.has_exited() {
-                    bail!("{} exited while it was being attached to", self.name());
-                }
-                return Err(error.context(format!(
-                    "cannot probe {} in {}",
-                    self.name(),
-                    object.path.display()
-                )));
-            }
-            self.probes += 1;
+            },
         }
-        Ok(())
     }
 
     /// What it has mapped now.
