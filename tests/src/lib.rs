@@ -1,1 +1,43 @@
 //! Starts programs with known leaks, traces them and reads the reports.
+//!
+//! A test reads as the steps it takes:
+//!
+//! ```no_run
+//! use tracer_tests::{Program, trace};
+//!
+//! let mut program = Program::new("malloc_family.c").start();
+//! let report = trace(&mut program); // record while the program does its work
+//! report.check(&program.expect);    // what it said that it would leak, exactly
+//! ```
+//!
+//! Everything here panics with a sentence that says what was expected: a failed step is a failed test. Whatever a test
+//! started is ended when its value is dropped.
+
+pub mod bpf;
+mod leftovers;
+mod lines;
+mod process;
+mod program;
+mod report;
+mod tracer;
+
+pub use leftovers::{assert_text_is_pristine, modified_text};
+pub use lines::Lines;
+pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};
+pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir};
+pub use report::{Frame, Report, Stack};
+pub use tracer::{Finished, Recording, Tracer, tracer_binary};
+
+/// Records `program` while it does its work, and ends the recording as a user does, with Ctrl-C.
+#[track_caller]
+pub fn trace(program: &mut Running) -> Report {
+    trace_with(program, Tracer::new())
+}
+
+/// As [`trace`], with options of its own.
+#[track_caller]
+pub fn trace_with(program: &mut Running, tracer: Tracer) -> Report {
+    let recording = tracer.pid(program.pid()).start();
+    program.work();
+    recording.interrupt().report()
+}

@@ -1,1 +1,89 @@
-//! The BPF programs.
+//! The BPF programs: thin entry points; the logic is in the modules of `bpf`.
+//!
+//! Uprobes on the allocator functions account the malloc family in the kernel, in tables that user space maps. System-call
+//! tracepoints stream changes of mappings through the ring buffer. Nothing crosses to user space for an allocation but its stack,
+//! once.
+#![no_std]
+#![no_main]
+#![expect(
+    missing_docs,
+    reason = "aya's attributes make public functions of their own beside the documented ones"
+)]
+
+mod bpf;
+
+use aya_ebpf::{
+    macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
+};
+
+use crate::bpf::{calls, exec, mappings, private_stack};
+
+/// Entry of a function that gives a block (and may release one: `realloc`).
+#[uprobe]
+pub fn allocate(ctx: ProbeContext) -> u32 {
+    private_stack::forgo(&ctx);
+    calls::enter(&ctx);
+    0
+}
+
+/// Its return, at the same place.
+#[uretprobe]
+pub fn allocated(ctx: RetProbeContext) -> u32 {
+    private_stack::forgo(&ctx);
+    calls::leave(&ctx);
+    0
+}
+
+/// Entry of a function that only releases a block.
+#[uprobe]
+pub fn release(ctx: ProbeContext) -> u32 {
+    private_stack::forgo(&ctx);
+    calls::release(&ctx);
+    0
+}
+
+/// Entry of `munmap` and `mremap`: what they release is gone from here on.
+#[tracepoint]
+pub fn mapping_enter(_ctx: TracePointContext) -> u32 {
+    mappings::enter();
+    0
+}
+
+/// Exit of `mmap`, `munmap`, `mremap` and `brk`.
+#[tracepoint]
+pub fn mapping_exit(_ctx: TracePointContext) -> u32 {
+    mappings::exit();
+    0
+}
+
+/// As [`mapping_enter`], for machines where the tracepoints of single system calls are out of reach: sees every call.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn any_syscall_enter(_ctx: RawTracePointContext) -> i32 {
+    mappings::enter();
+    0
+}
+
+/// As [`mapping_exit`], for every system call.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn any_syscall_exit(_ctx: RawTracePointContext) -> i32 {
+    mappings::exit();
+    0
+}
+
+/// A process replaces its program.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
+    exec::executed();
+    0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -57,6 +57,8 @@ stops! {
     NotDelivered = 8, "not_delivered", "the frames could not be handed to user space";
     /// The code was mapped during the window, and its unwind table was not ready yet.
     TableNotReady = 9, "table_not_ready", "the code had just been loaded and its unwind information was not ready";
+    /// The table of stacks, or of walks under way, was full.
+    NoRoom = 10, "no_room", "the table of stacks is full";
 }
 
 impl Stop {

@@ -1,7 +1,29 @@
 //! Finds native memory leaks in a running, unmodified process.
 //!
 //! The modules are the stages of the pipeline, in the order in which the data passes them; a stage knows only the
-//! stages before it and the [`model`].
+//! stages before it and the [`model`]. [`record`] sends a recording through them.
 
 pub mod model;
+
+pub mod target;
+
+pub mod plan;
+
+pub mod unwind;
+
+pub mod attach;
+
+pub mod drain;
+
+pub mod symbolize;
+
+pub mod analyze;
+
 pub mod report;
+
+pub mod cli;
+pub mod doctor;
+pub mod record;
+
+mod readable;
+mod signals;

@@ -1,2 +1,163 @@
-//! The command line: `tracer --pid N`.
-fn main() {}
+//! The command line tool: one place that decides what is printed where, and the exit status.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ColorChoice;
+use log::LevelFilter;
+use tracer::{
+    cli::{self, Action, Exit, PlanConfig, RecordConfig, Verbosity},
+    doctor,
+    model::Profile,
+    record,
+    report::{
+        Format, Options, Report as _,
+        destination::{Destination, Place, write_all},
+        status::StatusLine,
+        text::Text,
+    },
+    target::{
+        Target,
+        launch::{LaunchError, exit_code},
+    },
+};
+
+fn main() -> ExitCode {
+    let done = match cli::parse() {
+        Action::Record(config) => record(&config),
+        Action::Doctor { color } => diagnose(color),
+        Action::Plan(config) => show_plan(&config),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("tracer: {error:#}");
+        match error.downcast_ref::<LaunchError>() {
+            Some(error) => Exit::Command(error.exit_code()),
+            None => Exit::Failed,
+        }
+    })
+    .into()
+}
+
+fn record(config: &RecordConfig) -> Result<Exit> {
+    start_log(config.verbosity);
+    let missing = doctor::required_capabilities_missing();
+    if !missing.is_empty() {
+        bail!("not permitted: {} missing; run it with sudo (`tracer doctor` says more)", missing.join(", "));
+    }
+    for destination in &config.outputs {
+        destination.check()?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = StatusLine::new(config.progress);
+    let recorded = runtime.block_on(record::record(&record_config(config), &status))?;
+    drop(status);
+
+    write_reports(config, &recorded.profile)?;
+    let limit = config.fail_on.is_some_and(|limit| recorded.profile.totals.weight_bytes >= limit.0);
+    Ok(match recorded.command {
+        _ if limit => Exit::LimitReached,
+        Some(status) if !status.success() => Exit::Command(exit_code(status)),
+        _ => Exit::Done,
+    })
+}
+
+fn record_config(config: &RecordConfig) -> record::Config {
+    record::Config {
+        subject: config.subject.clone(),
+        duration: config.duration,
+        min_age: config.min_age,
+        min_size: config.min_size,
+        max_size: config.max_size,
+        max_live: config.max_live,
+        interval: config.interval,
+    }
+}
+
+/// Writes every report, and the summary to standard output, or to standard error when a report goes there.
+fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
+    let default = Destination {
+        format: Format::Svg,
+        place: Place::Path(cli::default_output(&profile.target.comm, profile.target.pid)),
+    };
+    let destinations = if config.outputs.is_empty() { vec![default] } else { config.outputs.clone() };
+    let options = Options { include: config.include.clone(), top: config.top, ..Options::default() };
+    let (written, errors) = write_all(&destinations, profile, &options);
+
+    let summary = Text { written: &written };
+    if destinations.iter().any(|destination| destination.place == Place::Stdout) {
+        if config.verbosity > Verbosity::Quiet {
+            let options = on_terminal(options, config.color, &io::stderr());
+            summary.write(profile, &options, &mut io::stderr().lock()).context("cannot write the summary")?;
+        }
+    } else {
+        let options = on_terminal(options, config.color, &io::stdout());
+        summary.write(profile, &options, &mut io::stdout().lock()).context("cannot write the summary")?;
+    }
+    let mut errors = errors.into_iter();
+    let Some(first) = errors.next() else { return Ok(()) };
+    for error in errors {
+        eprintln!("tracer: {error}");
+    }
+    Err(first.into())
+}
+
+/// The options for text that goes to `out`.
+fn on_terminal<T: io::IsTerminal + std::os::fd::AsFd>(
+    options: Options,
+    color: ColorChoice,
+    out: &T,
+) -> Options {
+    let width = if out.is_terminal() {
+        rustix::termios::tcgetwinsize(out).map_or(options.width, |size| usize::from(size.ws_col).max(40))
+    } else {
+        options.width
+    };
+    Options { color: is_colored(color, out), width, ..options }
+}
+
+fn is_colored(color: ColorChoice, out: &impl io::IsTerminal) -> bool {
+    match color {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        // https://no-color.org
+        ColorChoice::Auto => {
+            out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        }
+    }
+}
+
+fn start_log(verbosity: Verbosity) {
+    let level = match verbosity {
+        Verbosity::Quiet => LevelFilter::Error,
+        Verbosity::Normal => LevelFilter::Warn,
+        Verbosity::Verbose => LevelFilter::Info,
+        Verbosity::Debug => LevelFilter::Debug,
+    };
+    env_logger::Builder::new()
+        .filter_level(LevelFilter::Error)
+        .filter_module("tracer", level)
+        .format(|out, record| {
+            let level = match record.level() {
+                log::Level::Warn => "warning: ",
+                log::Level::Error => "error: ",
+                _ => "",
+            };
+            writeln!(out, "tracer: {level}{}", record.args())
+        })
+        .init();
+}
+
+fn diagnose(color: ColorChoice) -> Result<Exit> {
+    let checks = doctor::check();
+    print!("{}", doctor::render(&checks, is_colored(color, &io::stdout())));
+    Ok(if doctor::can_trace(&checks) { Exit::Done } else { Exit::Failed })
+}
+
+fn show_plan(config: &PlanConfig) -> Result<Exit> {
+    let target = Target::open(config.pid)?;
+    print!("{}", record::plan_of(&target)?);
+    Ok(Exit::Done)
+}

@@ -1,2 +1,78 @@
-//! Sets up, runs, tests, checks and measures tracer.
-fn main() {}
+//! Sets up, runs, tests, checks and packs tracer: `cargo xtask COMMAND`.
+
+mod apt;
+#[expect(dead_code, reason = "where the object is built matters to the build script of `tracer` alone")]
+mod bpf_toolchain;
+mod command;
+mod demo;
+mod dist;
+mod lint;
+mod privilege;
+mod run;
+mod setup;
+mod test;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+/// Sets up, runs, tests, checks and packs tracer. Every command first gets what it needs and does not find.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Xtask {
+    /// Get what a build needs: a compiler and a linker for the BPF programs, and a C++ compiler.
+    Setup,
+    /// Build the tracer and trace a service that leaks, or run the tracer with arguments (as root, through sudo).
+    Run {
+        /// Arguments of the tracer, as `-- --pid 1234`.
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run every test, those on the real kernel as root.
+    Test,
+    /// Check format, lints, documentation, licences and scripts.
+    Lint,
+    /// Pack the release binary.
+    Dist,
+}
+
+fn main() -> ExitCode {
+    match Xtask::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("xtask: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Xtask {
+    fn run(self) -> Result<()> {
+        let workspace = &workspace()?;
+        setup::build_tools(workspace)?;
+        match self {
+            Self::Setup => demo::setup(workspace),
+            Self::Run { arguments } => {
+                run::build(workspace)?;
+                if arguments.is_empty() { demo::demo(workspace) } else { run::exec(workspace, &arguments) }
+            }
+            Self::Test => {
+                setup::programs_of_tests()?;
+                test::test(workspace)
+            }
+            Self::Lint => lint::lint(workspace),
+            Self::Dist => dist::dist(workspace),
+        }
+    }
+}
+
+/// The root of the workspace.
+fn workspace() -> Result<PathBuf> {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(package.parent().context("the package xtask lies in no workspace")?.to_owned())
+}

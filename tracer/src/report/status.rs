@@ -119,6 +119,11 @@ impl StatusLine {
         self.0.tick();
     }
 
+    /// Takes the line away, for good.
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+
     /// Runs what writes to the terminal, with the line out of its way.
     pub fn suspend<R>(&self, write: impl FnOnce() -> R) -> R {
         self.0.suspend(write)
@@ -127,7 +132,7 @@ impl StatusLine {
 
 impl Drop for StatusLine {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.finish();
     }
 }
 

@@ -1,0 +1,50 @@
+//! Every function of the malloc family, and what calls of it can do besides returning.
+
+use tracer_tests::{Program, compile, trace};
+
+#[test]
+fn every_function_of_the_family() {
+    let mut program = Program::new("malloc_family.c").start();
+    trace(&mut program).check(&program.expect);
+    program.assert_unharmed();
+}
+
+#[test]
+fn without_frame_pointers_the_caller_is_still_known() {
+    let mut program = Program::new("malloc_family.c").flag("-fomit-frame-pointer").start();
+    trace(&mut program).check(&program.expect);
+}
+
+/// The program with an allocator of its own whose functions call each other.
+fn nested() -> Program {
+    let allocator = compile("own_allocator.c", &["-shared".into(), "-fPIC".into(), "-fno-builtin".into()]);
+    Program::new("nested.c").flag(allocator.display().to_string())
+}
+
+#[test]
+fn the_outermost_call_counts_and_one_that_never_returned_blinds_nobody() {
+    let mut program = nested().start();
+    let report = trace(&mut program);
+    // Calls that never returned are said to be lost: what they got is not known.
+    report.assert_nothing_lost_but(&["never_returned"]);
+    report.check_account(&program.expect);
+    assert!((1..=51).contains(&report.events.lost["never_returned"]), "{:?}", report.events);
+    program.assert_unharmed();
+}
+
+#[test]
+fn a_call_that_never_returned_does_not_hide_one_deeper_in_the_stack() {
+    let mut program = nested().argument("deep").start();
+    trace(&mut program).check_account(&program.expect);
+}
+
+#[test]
+fn operator_new_leaking_and_throwing() {
+    let mut program = Program::new("cxx_new.cpp").start();
+    let report = trace(&mut program);
+    report.check_leaks(&program.expect);
+    report.assert_exact();
+    let failed = program.expect.failed.expect("the program knows");
+    assert_eq!(report.events.failed_allocations, failed);
+    program.assert_unharmed();
+}

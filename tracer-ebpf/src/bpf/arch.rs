@@ -1,0 +1,117 @@
+//! What is particular to x86_64: where registers and arguments are.
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs},
+};
+use tracer_ebpf::{event::MappingCall, probe::Arg, unwind::Registers};
+
+/// The size of a return address on the stack.
+pub const WORD: u64 = 8;
+
+/// The registers of a thread in user space.
+#[derive(Clone, Copy)]
+pub struct UserRegisters(*const pt_regs);
+
+macro_rules! register {
+    ($(#[$doc:meta])* $name:ident = $field:ident) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name(self) -> u64 {
+            // SAFETY: both constructors give a pointer to registers that the kernel keeps for as long as the program runs.
+            unsafe { (*self.0).$field }
+        }
+    };
+}
+
+impl UserRegisters {
+    /// The registers at a probe: its context.
+    #[inline(always)]
+    pub fn at_probe(regs: *const pt_regs) -> Self {
+        Self(regs)
+    }
+
+    /// The registers with which the current thread entered the kernel.
+    #[inline(always)]
+    pub fn at_system_call() -> Self {
+        // SAFETY: both helpers only read the current task, which is running this program.
+        Self(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs)
+    }
+
+    register!(/// Instruction pointer.
+        ip = rip);
+    register!(/// Stack pointer.
+        sp = rsp);
+    register!(/// Frame pointer, where the code keeps one.
+        bp = rbp);
+    register!(/// What a function or system call returned.
+        result = rax);
+    register!(/// The number of the system call that the thread is in.
+        system_call = orig_rax);
+    register!(/// Argument 0 of a function or system call.
+        arg0 = rdi);
+
+    /// The registers that a walk begins with.
+    #[inline(always)]
+    pub fn for_walk(self) -> Registers {
+        Registers { ip: self.ip(), sp: self.sp(), bp: self.bp() }
+    }
+
+    /// An argument of a function at its entry.
+    #[inline(always)]
+    pub fn argument(self, arg: Arg) -> u64 {
+        // All six are read, and then one is chosen: the verifier allows no context pointer with a computed offset, which is what the
+        // compiler makes of a choice among plain reads.
+        // SAFETY: as in the accessors above.
+        let read = |register: *const u64| unsafe { register.read_volatile() };
+        // SAFETY: the registers are there, as in the accessors above; no reference is made.
+        let [rdi, rsi, rdx, rcx, r8, r9] = unsafe {
+            [
+                read(&raw const (*self.0).rdi),
+                read(&raw const (*self.0).rsi),
+                read(&raw const (*self.0).rdx),
+                read(&raw const (*self.0).rcx),
+                read(&raw const (*self.0).r8),
+                read(&raw const (*self.0).r9),
+            ]
+        };
+        match arg.number() {
+            0 => rdi,
+            1 => rsi,
+            2 => rdx,
+            3 => rcx,
+            4 => r8,
+            _ => r9,
+        }
+    }
+
+    /// The arguments of the system call that the thread is in.
+    #[inline(always)]
+    pub fn system_call_arguments(self) -> [u64; 6] {
+        // SAFETY: as in the accessors above.
+        let regs = unsafe { &*self.0 };
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]
+    }
+}
+
+/// The system call with this number, if it is one that changes mappings.
+#[inline(always)]
+pub fn mapping_call(number: u64) -> Option<MappingCall> {
+    match number {
+        9 => Some(MappingCall::Mmap),
+        11 => Some(MappingCall::Munmap),
+        25 => Some(MappingCall::Mremap),
+        12 => Some(MappingCall::Brk),
+        _ => None,
+    }
+}
+
+/// Reads one word of the current thread's memory.
+#[inline(always)]
+pub fn read_word(address: u64) -> Option<u64> {
+    let mut word = 0_u64;
+    // SAFETY: the destination is one word long; the helper refuses any source that is no readable user memory.
+    let status =
+        unsafe { bpf_probe_read_user((&raw mut word).cast(), size_of::<u64>() as u32, address as *const _) };
+    if status == 0 { Some(word) } else { None }
+}

@@ -1,0 +1,207 @@
+//! The malloc family: entry and return of allocator functions.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
+    programs::{ProbeContext, RetProbeContext},
+};
+use aya_log_ebpf::debug;
+use tracer_ebpf::{
+    counter::Counter,
+    live::{Block, BlockKey},
+    probe::{Cookie, ResultPlace, Signature},
+    process::{Gate, ProcessState},
+    size::saturating_product,
+    thread::InFlight,
+    unwind::{Frame, Via},
+};
+
+use super::{
+    arch::{self, UserRegisters, WORD},
+    capture::{self, Maker},
+    count::count,
+    live,
+    maps::{PROCESSES, TOTALS, size_is_tracked},
+    threads,
+};
+
+#[inline(always)]
+fn cookie<C: EbpfContext>(ctx: &C) -> Cookie {
+    // SAFETY: the helper reads the cookie of the probe whose context this is.
+    Cookie::from_bits(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
+}
+
+/// The state of a process whose window is open.
+#[inline(always)]
+pub fn open_process(index: u32) -> Option<&'static ProcessState> {
+    let process = PROCESSES.get(index)?;
+    (process.gate.load() == Gate::Open as u64).then_some(process)
+}
+
+/// Entry of an allocating function: remembers the call, and releases what it releases.
+#[inline(always)]
+pub fn enter(ctx: &ProbeContext) -> Option<()> {
+    let cookie = cookie(ctx);
+    let process = open_process(cookie.process.into())?;
+    let regs = UserRegisters::at_probe(ctx.regs);
+
+    let mut record = match threads::current() {
+        Some(record) if record.encloses(regs, process) => {
+            count(Counter::Nested);
+            return None;
+        }
+        Some(stale) => {
+            abandon(ctx, stale.get());
+            stale
+        }
+        None => threads::claim()?,
+    };
+    let Signature { size, count: elements, old, .. } = cookie.signature;
+    let size = size.map_or(0, |arg| regs.argument(arg));
+    let size = elements.map_or(size, |arg| saturating_product(size, regs.argument(arg)));
+    let mut call = InFlight {
+        sp: regs.sp(),
+        return_address: arch::read_word(regs.sp()).unwrap_or(0),
+        cookie: cookie.to_bits(),
+        size,
+        arg0: regs.arg0(),
+        tracked: size_is_tracked(size).into(),
+        ..InFlight::default()
+    };
+    // Released now: another thread can get the address before this call returns.
+    if let Some(key) = old.and_then(|arg| BlockKey::new(cookie.process, regs.argument(arg))) {
+        match live::take(key) {
+            Some(block) => {
+                call.old_key = key.to_bits();
+                call.old = block;
+            }
+            None => call.old_unknown = 1,
+        }
+    }
+    record.set(call);
+    Some(())
+}
+
+/// A call never returned. What it was to release is gone from the table, so it counts as released.
+#[inline(always)]
+fn abandon(ctx: &ProbeContext, call: &InFlight) {
+    count(Counter::NeverReturned);
+    debug!(ctx, "api {} was called for {} bytes, and did not return", call.cookie >> 16 & 0xffff, call.size);
+    if call.old_key != 0 {
+        live::freed(&call.old);
+    }
+}
+
+/// Return of an allocating function: accounts the block.
+#[inline(always)]
+pub fn leave(ctx: &RetProbeContext) -> Option<()> {
+    let cookie = cookie(ctx);
+    let regs = UserRegisters::at_probe(ctx.regs);
+    let record = threads::current()?;
+    let call = *record.get();
+    // Calls inside the outermost one return here too.
+    if call.cookie != cookie.to_bits() || regs.sp() != call.sp.wrapping_add(WORD) {
+        return None;
+    }
+    let process = PROCESSES.get(cookie.process.into())?;
+    match new_block(&call, cookie.signature.result, regs) {
+        NewBlock::At(address) => {
+            settle_old(&call);
+            if call.tracked != 0 {
+                account(ctx, cookie, process, &call, address);
+            } else {
+                count(Counter::Filtered);
+            }
+        }
+        NewBlock::Failed => fail(ctx, &call),
+        NewBlock::Unreadable => {
+            settle_old(&call);
+            count(Counter::UnreadableResult);
+        }
+    }
+    record.release();
+    Some(())
+}
+
+enum NewBlock {
+    At(u64),
+    Failed,
+    Unreadable,
+}
+
+#[inline(always)]
+fn new_block(call: &InFlight, place: ResultPlace, regs: UserRegisters) -> NewBlock {
+    let result = regs.result();
+    match place {
+        ResultPlace::Register if result == 0 => NewBlock::Failed,
+        ResultPlace::Register => NewBlock::At(result),
+        ResultPlace::PointedAtByArg0 if result as u32 != 0 => NewBlock::Failed,
+        ResultPlace::PointedAtByArg0 => arch::read_word(call.arg0).map_or(NewBlock::Unreadable, NewBlock::At),
+    }
+}
+
+/// The call released the old block.
+#[inline(always)]
+fn settle_old(call: &InFlight) {
+    if call.old_key != 0 {
+        live::freed(&call.old);
+    } else if call.old_unknown != 0 {
+        count(Counter::UnmatchedFree);
+    }
+}
+
+/// The call gave no block. `realloc(p, 0)` has freed `p` then; any other failure leaves it as it was.
+#[inline(always)]
+fn fail(ctx: &RetProbeContext, call: &InFlight) {
+    let had_old = call.old_key != 0 || call.old_unknown != 0;
+    if had_old && call.size == 0 {
+        settle_old(call);
+        return;
+    }
+    count(Counter::Failed);
+    if let Some(key) = BlockKey::from_bits(call.old_key) {
+        live::insert(ctx, key, call.old);
+    }
+}
+
+/// Puts the new block in the table, under its stack.
+#[inline(always)]
+fn account(ctx: &RetProbeContext, cookie: Cookie, process: &ProcessState, call: &InFlight, address: u64) {
+    let regs = UserRegisters::at_probe(ctx.regs);
+    let Some(key) = BlockKey::new(cookie.process, address) else {
+        count(Counter::UnreadableResult);
+        return;
+    };
+    // The address in `ip` is the one that the allocator function returns to.
+    let frame = Frame { registers: regs.for_walk(), via: Via::Table };
+    let stack =
+        capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame, returns_to: 0 });
+    // SAFETY: the helper only reads the clock.
+    let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
+    let block = Block { size: call.size, born_ns, stack, padding: 0 };
+    if live::insert(ctx, key, block)
+        && let Some(totals) = TOTALS.get(stack)
+    {
+        totals.allocated(call.size);
+    }
+}
+
+/// Entry of a function that only releases a block.
+#[inline(always)]
+pub fn release(ctx: &ProbeContext) -> Option<()> {
+    let cookie = cookie(ctx);
+    let process = open_process(cookie.process.into())?;
+    let regs = UserRegisters::at_probe(ctx.regs);
+    let key = BlockKey::new(cookie.process, regs.argument(cookie.signature.old?))?;
+    if let Some(record) = threads::current()
+        && record.encloses(regs, process)
+    {
+        count(Counter::Nested);
+        return None;
+    }
+    match live::take(key) {
+        Some(block) => live::freed(&block),
+        None => count(Counter::UnmatchedFree),
+    }
+    Some(())
+}

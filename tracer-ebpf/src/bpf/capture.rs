@@ -1,0 +1,107 @@
+//! From registers to the number of a stack: walks it, looks its hash up, and hands its frames to user space once.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use tracer_ebpf::{
+    event::EventKind,
+    process::ProcessState,
+    slots::WAYS,
+    stack::{Capture, MAX_FRAMES, NO_ROOM, StackHash, StackHeader, stack_number},
+    thread::CAPTURE_SETS,
+    unwind::Frame,
+};
+
+use super::{
+    count::cpu,
+    maps::{CAPTURE_OWNERS, CAPTURES, EVENTS, STACKS, TOTALS, hash_seed, stack_sets},
+    unwind::walk,
+};
+
+/// A capture that belongs to this run of the program.
+struct Claimed {
+    set: u32,
+    way: u32,
+}
+
+impl Claimed {
+    #[inline(always)]
+    fn claim() -> Option<Self> {
+        let set = cpu() & (CAPTURE_SETS - 1);
+        let way = CAPTURE_OWNERS.get(set)?.claim(1)?;
+        Some(Self { set, way })
+    }
+
+    #[inline(always)]
+    fn capture(&self) -> Option<*mut Capture> {
+        CAPTURES.get_ptr_mut(stack_number(self.set, self.way & (WAYS as u32 - 1)))
+    }
+
+    #[inline(always)]
+    fn release(self) {
+        if let Some(owners) = CAPTURE_OWNERS.get(self.set) {
+            owners.release(self.way);
+        }
+    }
+}
+
+/// Who makes a stack, and where it begins.
+#[derive(Clone, Copy)]
+pub struct Maker<'a> {
+    /// The process' place in the tables.
+    pub index: u16,
+    /// Its state.
+    pub process: &'a ProcessState,
+    /// The function that was called.
+    pub api: u16,
+    /// The innermost frame.
+    pub frame: Frame,
+    /// The return address of the allocator call that the thread is in; 0 when it is in none.
+    pub returns_to: u64,
+}
+
+/// The number of a stack. [`NO_ROOM`] when it could not be kept.
+#[inline(always)]
+pub fn stack(maker: Maker<'_>) -> u32 {
+    let Some(claimed) = Claimed::claim() else { return NO_ROOM };
+    let number = claimed.capture().and_then(|capture| number(maker, capture)).unwrap_or(NO_ROOM);
+    claimed.release();
+    number
+}
+
+#[inline(always)]
+fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
+    let Maker { index, process, api, frame, returns_to } = maker;
+    let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
+    let walk = walk(frame, process, returns_to, hash, capture);
+    let hash = walk.hash.finish();
+    let set = (hash >> 16) as u32 & (stack_sets() - 1);
+    let way = STACKS.get(set)?.find_or_claim(hash)?;
+    let number = stack_number(set, way);
+    let totals = TOTALS.get(number)?;
+    if totals.delivered.load() == 0 {
+        let header = StackHeader {
+            event: EventKind::Stack as u8,
+            stop: walk.stop,
+            process: index,
+            api,
+            depth: walk.depth as u16,
+            stack: number,
+            tid: bpf_get_current_pid_tgid() as u32,
+        };
+        // SAFETY: `capture` points at an element of CAPTURES that this run has claimed.
+        unsafe { (*capture).header = header };
+        // A stack that does not get through is tried again when it next allocates.
+        if deliver(capture, walk.depth) {
+            totals.delivered.store(1);
+        }
+    }
+    Some(number)
+}
+
+#[inline(always)]
+fn deliver(capture: *const Capture, depth: u32) -> bool {
+    let depth = (depth as usize).min(MAX_FRAMES);
+    let length = size_of::<StackHeader>() + depth * size_of::<u64>();
+    // SAFETY: the header and the first `depth` frames are within `capture`.
+    let bytes = unsafe { core::slice::from_raw_parts(capture.cast::<u8>(), length) };
+    EVENTS.output::<[u8]>(bytes, 0).is_ok()
+}

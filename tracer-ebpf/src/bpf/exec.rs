@@ -1,0 +1,22 @@
+//! A traced process that replaces its program: its window is over before the new program's first instruction.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use tracer_ebpf::{event::EventKind, process::Gate, stack::StackHeader};
+
+use super::{mappings::current_process, maps::EVENTS};
+
+/// A process has executed a program. User space sees the gate at its next look, and at once by the ring buffer.
+#[inline(always)]
+pub fn executed() -> Option<()> {
+    let (index, process) = current_process()?;
+    process.gate.store(Gate::Exec as u64);
+    let event = StackHeader {
+        event: EventKind::Exec as u8,
+        process: index,
+        tid: bpf_get_current_pid_tgid() as u32,
+        ..StackHeader::default()
+    };
+    // Without room in the ring buffer the gate tells, a moment later.
+    let _ = EVENTS.output::<StackHeader>(event, 0);
+    Some(())
+}

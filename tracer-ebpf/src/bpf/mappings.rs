@@ -1,0 +1,102 @@
+//! The mapping family: system calls that change mappings, streamed to user space.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use tracer_ebpf::{
+    counter::Counter,
+    event::{EventKind, MappingCall, MappingEvent, NO_STACK},
+    process::ProcessState,
+    stack::mapping_api,
+    unwind::Frame,
+};
+
+use super::{
+    arch::{self, UserRegisters},
+    calls::open_process,
+    capture::{self, Maker},
+    count::count,
+    maps::{EVENTS, PROCESS_INDEX},
+    threads,
+};
+
+/// The current process, if its window is open.
+#[inline(always)]
+pub fn current_process() -> Option<(u16, &'static ProcessState)> {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: entries are written before the window opens and stay.
+    let index = *unsafe { PROCESS_INDEX.get(tgid) }?;
+    Some((index as u16, open_process(index)?))
+}
+
+/// Entry of a system call.
+#[inline(always)]
+pub fn enter() -> Option<()> {
+    let regs = UserRegisters::at_system_call();
+    let call = arch::mapping_call(regs.system_call())?;
+    // The others release nothing, or nothing that is known before they return.
+    if !matches!(call, MappingCall::Munmap | MappingCall::Mremap) {
+        return None;
+    }
+    let (index, process) = current_process()?;
+    send(index, process, call, regs, At::Entry)
+}
+
+/// Exit of a system call.
+#[inline(always)]
+pub fn exit() -> Option<()> {
+    let regs = UserRegisters::at_system_call();
+    let call = arch::mapping_call(regs.system_call())?;
+    let (index, process) = current_process()?;
+    let allocator_call = threads::current().filter(|record| record.encloses(regs, process));
+    let returns_to = allocator_call.map(|record| record.get().return_address);
+    send(index, process, call, regs, At::Exit { returns_to })
+}
+
+enum At {
+    Entry,
+    /// The return address of the allocator call that the system call was made in.
+    Exit {
+        returns_to: Option<u64>,
+    },
+}
+
+#[inline(always)]
+fn send(index: u16, process: &ProcessState, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
+    let (at_exit, returns_to) = match at {
+        At::Entry => (false, None),
+        At::Exit { returns_to } => (true, returns_to),
+    };
+    let result = if at_exit { regs.result() as i64 } else { 0 };
+    let gives_memory = at_exit && result > 0 && call as u8 != MappingCall::Munmap as u8;
+    let stack = if gives_memory {
+        let frame = Frame::first(regs.for_walk());
+        capture::stack(Maker {
+            index,
+            process,
+            api: mapping_api(call),
+            frame,
+            returns_to: returns_to.unwrap_or(0),
+        })
+    } else {
+        NO_STACK
+    };
+    let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
+        count(Counter::MappingEventDropped);
+        return None;
+    };
+    entry.write(MappingEvent {
+        event: EventKind::Mapping as u8,
+        call: call as u8,
+        at_exit: at_exit.into(),
+        in_allocator: returns_to.is_some().into(),
+        process: index,
+        padding: 0,
+        tid: bpf_get_current_pid_tgid() as u32,
+        stack,
+        // SAFETY: the helper only reads the clock.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        args: regs.system_call_arguments(),
+        result,
+    });
+    entry.submit(0);
+    Some(())
+}

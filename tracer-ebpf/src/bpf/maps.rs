@@ -1,0 +1,138 @@
+//! Every map, and the settings that user space fixes when it loads the programs.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{Array, HashMap, ProgramArray, RingBuf},
+};
+use tracer_ebpf::{
+    atomic::Word,
+    counter::{STRIPES, Stripe},
+    live::{Block, LiveBucket},
+    process::{MAX_PROCESSES, ProcessState},
+    slots::{SlotSet, WAYS},
+    stack::{Capture, StackTotals},
+    thread::{CAPTURE_SETS, InFlight, RECORD_SETS},
+    unwind::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES},
+};
+
+/// `BPF_F_MMAPABLE`: user space maps the array and reads it as memory.
+const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`: memory is taken as entries come.
+const NO_PREALLOC: u32 = 1;
+
+/// State of the traced processes, by their index.
+#[map]
+pub static PROCESSES: Array<ProcessState> = Array::with_max_entries(MAX_PROCESSES, MMAPABLE);
+
+/// Index of the process with a given tgid, for what is not filtered by the kernel.
+#[map]
+pub static PROCESS_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, 0);
+
+/// Who has which record of [`RECORDS`], by thread.
+#[map]
+pub static RECORD_OWNERS: Array<SlotSet> = Array::with_max_entries(RECORD_SETS, MMAPABLE);
+
+/// Allocator calls that have not returned.
+#[map]
+pub static RECORDS: Array<InFlight> = Array::with_max_entries(RECORD_SETS * WAYS as u32, MMAPABLE);
+
+/// Who has which capture of [`CAPTURES`].
+#[map]
+pub static CAPTURE_OWNERS: Array<SlotSet> = Array::with_max_entries(CAPTURE_SETS, 0);
+
+/// Stacks that are being walked.
+#[map]
+pub static CAPTURES: Array<Capture> = Array::with_max_entries(CAPTURE_SETS * WAYS as u32, 0);
+
+/// The live table. User space sets the number of buckets, a power of two.
+#[map]
+pub static LIVE: Array<LiveBucket> = Array::with_max_entries(1, MMAPABLE);
+
+/// Blocks that have no place in [`LIVE`].
+#[map]
+pub static SPILL: HashMap<u64, Block> = HashMap::with_max_entries(1, NO_PREALLOC);
+
+/// Hashes of the known stacks. User space sets the number of sets, a power of two.
+#[map]
+pub static STACKS: Array<SlotSet> = Array::with_max_entries(1, MMAPABLE);
+
+/// Totals by stack number; eight for each set of [`STACKS`].
+#[map]
+pub static TOTALS: Array<StackTotals> = Array::with_max_entries(1, MMAPABLE);
+
+/// Counters of everything else.
+#[map]
+pub static COUNTERS: Array<Stripe> = Array::with_max_entries(STRIPES, MMAPABLE);
+
+/// Executable mappings of the traced processes: a [`Mapping`](tracer_ebpf::unwind::Mapping) each, as words.
+#[map]
+pub static UNWIND_MAPPINGS: Array<[Word; 4]> = Array::with_max_entries(MAX_CODE_MAPPINGS, MMAPABLE);
+
+/// Headers of the unwind tables: a [`TableHeader`](tracer_ebpf::unwind::TableHeader) each, as words.
+#[map]
+pub static UNWIND_TABLES: Array<[Word; 3]> = Array::with_max_entries(MAX_TABLES, MMAPABLE);
+
+/// The page indexes of all unwind tables. User space sets the number of chunks.
+#[map]
+pub static UNWIND_PAGES: Array<Chunk> = Array::with_max_entries(1, MMAPABLE);
+
+/// The rows of all unwind tables. User space sets the number of chunks.
+#[map]
+pub static UNWIND_ROWS: Array<Chunk> = Array::with_max_entries(1, MMAPABLE);
+
+/// The rules of all unwind tables.
+#[map]
+pub static UNWIND_RULES: Array<Word> = Array::with_max_entries(MAX_RULES, MMAPABLE);
+
+/// Rules of code that was looked up before.
+#[map]
+pub static UNWIND_CACHE: Array<Word> = Array::with_max_entries(1 << CACHE_BITS, MMAPABLE);
+
+/// Events for user space.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Always empty; see [`private_stack`](crate::bpf::private_stack).
+#[map]
+pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Number of buckets of [`LIVE`].
+#[unsafe(no_mangle)]
+static LIVE_BUCKETS: Global<u32> = Global::new(1);
+/// Number of sets of [`STACKS`].
+#[unsafe(no_mangle)]
+static STACK_SETS: Global<u32> = Global::new(1);
+/// Random start of every stack's hash.
+#[unsafe(no_mangle)]
+static HASH_SEED: Global<u64> = Global::new(0);
+/// The smallest request that is tracked.
+#[unsafe(no_mangle)]
+static MIN_SIZE: Global<u64> = Global::new(0);
+/// The largest request that is tracked.
+#[unsafe(no_mangle)]
+static MAX_SIZE: Global<u64> = Global::new(u64::MAX);
+
+/// Number of buckets of [`LIVE`].
+#[inline(always)]
+pub fn live_buckets() -> u32 {
+    LIVE_BUCKETS.load()
+}
+
+/// Number of sets of [`STACKS`].
+#[inline(always)]
+pub fn stack_sets() -> u32 {
+    STACK_SETS.load()
+}
+
+/// Random start of every stack's hash.
+#[inline(always)]
+pub fn hash_seed() -> u64 {
+    HASH_SEED.load()
+}
+
+/// Whether a request of this size is tracked.
+#[inline(always)]
+pub fn size_is_tracked(size: u64) -> bool {
+    size >= MIN_SIZE.load() && size <= MAX_SIZE.load()
+}

@@ -1,0 +1,249 @@
+//! The walk up a stack: the moves of [`tracer_ebpf::unwind`], driven by `bpf_loop` over the tables in the maps.
+//!
+//! The parts of the walk are global functions: the verifier checks each once, by itself, where it would follow every path through all
+//! of them for every frame, and give up after a million instructions. Their arguments and results are plain numbers, or a
+//! pointer to memory of a known size, for that.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
+use tracer_ebpf::{
+    process::{CodeList, ProcessState},
+    stack::{Capture, MAX_FRAMES, StackHash},
+    stop::Stop,
+    unwind::{
+        CACHE_BITS, Chunk, Frame, MAX_PAGE_PROBES, Mapping, Memory, Row, RowSearch, Rule, Search,
+        TableHeader, Tables, cache::Key, step,
+    },
+};
+
+use super::{
+    arch,
+    maps::{UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS, UNWIND_RULES, UNWIND_TABLES},
+};
+
+/// The memory of the current thread.
+struct UserMemory;
+
+impl Memory for UserMemory {
+    #[inline(always)]
+    fn read(&self, address: u64) -> Option<u64> {
+        arch::read_word(address)
+    }
+}
+
+/// The arrays that user space fills.
+struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn page(&self, index: u32) -> Option<u32> {
+        UNWIND_PAGES.get(Chunk::number(index)).map(|chunk| chunk.get(index))
+    }
+
+    #[inline(always)]
+    fn row(&self, index: u32) -> Option<Row> {
+        UNWIND_ROWS.get(Chunk::number(index)).map(|chunk| Row::from_bits(chunk.get(index)))
+    }
+
+    #[inline(always)]
+    fn rule(&self, number: u16) -> Option<Rule> {
+        UNWIND_RULES.get(number.into()).map(|bits| Rule::from_bits(bits.load()))
+    }
+}
+
+/// A walk up the stack.
+pub struct Walk {
+    /// Hash of the frames so far.
+    pub hash: StackHash,
+    /// How many frames there are.
+    pub depth: u32,
+    /// Why it ended: a [`Stop`].
+    pub stop: u8,
+    frame: Frame,
+    capture: *mut Capture,
+    code: CodeList,
+    /// The address of the kernel's return trampoline, and the return address that it stands for.
+    trampoline: u64,
+    returns_to: u64,
+    /// The mapping that the last frame was in: the next one is often in the same.
+    mapping: Mapping,
+}
+
+/// Walks from a frame to the thread's base, and writes return addresses to `capture`, which this run has claimed.
+#[inline(always)]
+pub fn walk(
+    frame: Frame,
+    process: &ProcessState,
+    returns_to: u64,
+    hash: StackHash,
+    capture: *mut Capture,
+) -> Walk {
+    let code = CodeList::from_bits(process.code.load());
+    let trampoline = process.trampoline.load();
+    let mut walk = Walk {
+        hash,
+        depth: 0,
+        stop: Stop::TooDeep as u8,
+        frame,
+        capture,
+        code,
+        trampoline,
+        returns_to,
+        mapping: Mapping::default(),
+    };
+    // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
+    unsafe {
+        bpf_loop(MAX_FRAMES as u32, walk_frame as *mut c_void, (&raw mut walk).cast(), 0);
+    }
+    // User space wrote the other of its two lists, and then this one again, while this walk was reading it.
+    if CodeList::from_bits(process.code.load()).was_overwritten_since(code) {
+        walk.stop = Stop::TableNotReady as u8;
+    }
+    walk.hash = walk.hash.mix(u64::from(walk.stop));
+    walk
+}
+
+/// Records one frame and moves to its caller; 1 ends the walk.
+extern "C" fn walk_frame(index: u32, walk: *mut Walk) -> i64 {
+    // SAFETY: `bpf_loop` passes the pointer it was given.
+    let walk = unsafe { &mut *walk };
+    match go_to_caller(index, walk) {
+        Ok(()) => 0,
+        Err(stop) => {
+            walk.stop = stop;
+            1
+        }
+    }
+}
+
+/// Records the frame and makes its caller the frame; a number of a [`Stop`] when the walk ends here.
+#[inline(always)]
+fn go_to_caller(index: u32, walk: &mut Walk) -> Result<(), u8> {
+    // The outermost allocator call's return address is not on the stack while it runs.
+    if walk.frame.registers.ip == walk.trampoline && walk.returns_to != 0 {
+        walk.frame.registers.ip = walk.returns_to;
+    }
+    let address = walk.frame.lookup_address();
+    if !walk.mapping.contains(address) {
+        let found = find_mapping(walk.code.first, walk.code.count, address);
+        walk.mapping = mapping(found).unwrap_or_default();
+        if !walk.mapping.contains(address) {
+            return Err(walk.frame.not_code() as u8);
+        }
+    }
+    let index = index as usize;
+    if index >= MAX_FRAMES {
+        return Err(Stop::TooDeep as u8);
+    }
+    let ip = walk.frame.registers.ip;
+    // SAFETY: the index is within the frames of a capture that this run has claimed.
+    unsafe { (&raw mut (*walk.capture).frames).cast::<u64>().add(index).write(ip) };
+    walk.hash = walk.hash.mix(ip);
+    walk.depth = index as u32 + 1;
+    if walk.mapping.table == Mapping::NOT_READY {
+        return Err(Stop::TableNotReady as u8);
+    }
+    let rule = find_rule(walk.mapping.table, walk.mapping.svma(address));
+    match step_up(rule, &raw mut walk.frame) {
+        STEPPED => Ok(()),
+        stop => Err(stop as u8),
+    }
+}
+
+/// In place of the number of a [`Stop`]: the walk goes on.
+const STEPPED: u32 = u32::MAX;
+
+/// Replaces a frame, whose code has the rule with these bits, by its caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_up(rule: u64, frame: *mut Frame) -> u32 {
+    if frame.is_null() {
+        return Stop::NoTable as u32;
+    }
+    // SAFETY: the only caller passes a frame; the verifier sees to its size.
+    let frame = unsafe { &mut *frame };
+    match step(Rule::from_bits(rule), *frame, &UserMemory) {
+        Ok(caller) => {
+            *frame = caller;
+            STEPPED
+        }
+        Err(stop) => stop as u32,
+    }
+}
+
+/// The rule, as bits, of a table for an address of its file.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_rule(table: u32, svma: u64) -> u64 {
+    rule_in(table, svma).unwrap_or(Rule::UNSUPPORTED).to_bits()
+}
+
+#[inline(always)]
+fn rule_in(number: u32, svma: u64) -> Option<Rule> {
+    if number == Mapping::NO_TABLE {
+        return Some(Rule::NO_TABLE);
+    }
+    let words = UNWIND_TABLES.get(number)?;
+    let table = TableHeader::from_words([words[0].load(), words[1].load(), words[2].load()]);
+    let Some(place) = table.locate(svma) else { return Some(Rule::NO_TABLE) };
+    let key = Key::new(number, place.offset)?;
+    let slot = UNWIND_CACHE.get(key.slot(CACHE_BITS))?;
+    if let Some(rule) = key.rule(slot.load()) {
+        return Maps.rule(rule);
+    }
+    let mut search = RowSearch::begin(&table, place, &Maps)?;
+    // SAFETY: the callback has the signature that the helper asks for, and `search` outlives the call.
+    unsafe {
+        bpf_loop(MAX_PAGE_PROBES, search_row as *mut c_void, (&raw mut search).cast(), 0);
+    }
+    let rule = search.rule(&Maps);
+    slot.store(key.word(rule));
+    Maps.rule(rule)
+}
+
+/// One probe of a search for a row. A loop of its own, since the verifier would walk every path of a plain one.
+extern "C" fn search_row(_index: u32, search: *mut RowSearch) -> i64 {
+    // SAFETY: `bpf_loop` passes the pointer it was given.
+    let search = unsafe { &mut *search };
+    i64::from(!search.advance(&Maps))
+}
+
+struct MappingSearch {
+    search: Search,
+    address: u64,
+}
+
+/// In place of an index: none.
+const NOWHERE: u32 = u32::MAX;
+
+/// The index of the mapping that holds an address or, if none does, of one that does not.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_mapping(first: u32, count: u32, address: u64) -> u32 {
+    let mut search = MappingSearch { search: Search::new(first, first.wrapping_add(count)), address };
+    // SAFETY: the callback has the signature that the helper asks for, and `search` outlives the call.
+    unsafe {
+        bpf_loop(CodeList::MAX_PROBES, search_mapping as *mut c_void, (&raw mut search).cast(), 0);
+    }
+    match search.search.last() {
+        Some(last) if last >= first => last,
+        _ => NOWHERE,
+    }
+}
+
+#[inline(always)]
+fn mapping(index: u32) -> Option<Mapping> {
+    let words = UNWIND_MAPPINGS.get(index)?;
+    Some(Mapping::from_words([words[0].load(), words[1].load(), words[2].load(), words[3].load()]))
+}
+
+/// One probe of a search for a mapping.
+extern "C" fn search_mapping(_index: u32, search: *mut MappingSearch) -> i64 {
+    // SAFETY: `bpf_loop` passes the pointer it was given.
+    let search = unsafe { &mut *search };
+    let Some(probe) = search.search.probe() else { return 1 };
+    let Some(words) = UNWIND_MAPPINGS.get(probe) else { return 1 };
+    search.search.narrow(probe, words[0].load() > search.address);
+    0
+}

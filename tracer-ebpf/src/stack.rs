@@ -1,0 +1,158 @@
+//! The table of stacks: each distinct stack has a number, and its totals stand in an array under that number.
+//!
+//! A stack is identified by a 64-bit hash of its frames, the function called and the process. Its number is the place of that
+//! hash in an array of [`SlotSet`](crate::slots::SlotSet)s. With the most stacks the table can hold, 2^20, the chance that any two
+//! share a hash is 2^40 / 2^65, one in 30 million recordings; the hash starts from a random seed, so a target cannot
+//! bring collisions about.
+
+use crate::{atomic::Word, live::STACK_BITS};
+
+/// Frames a stack can have; deeper stacks are cut at the outer end.
+pub const MAX_FRAMES: usize = 128;
+
+/// The number that takes the allocations whose stack found no room in the table.
+pub const NO_ROOM: u32 = 0;
+
+/// The most stacks that a table can have.
+pub const MAX_STACKS: u32 = 1 << STACK_BITS;
+
+/// What a stack allocated and freed in the window.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct StackTotals {
+    /// Requested bytes.
+    pub allocated_bytes: Word,
+    /// Calls.
+    pub allocated_objects: Word,
+    /// Requested bytes of blocks that have been freed.
+    pub freed_bytes: Word,
+    /// Blocks that have been freed.
+    pub freed_objects: Word,
+    /// Not 0 once the stack's frames are in the ring buffer.
+    pub delivered: Word,
+}
+
+impl StackTotals {
+    /// Counts an allocation.
+    #[inline(always)]
+    pub fn allocated(&self, bytes: u64) {
+        self.allocated_bytes.add(bytes);
+        self.allocated_objects.add(1);
+    }
+
+    /// Counts the release of a block.
+    #[inline(always)]
+    pub fn freed(&self, bytes: u64) {
+        self.freed_bytes.add(bytes);
+        self.freed_objects.add(1);
+    }
+}
+
+/// What precedes the frames in a ring-buffer event of kind [`EventKind::Stack`](crate::event::EventKind::Stack).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct StackHeader {
+    /// [`EventKind::Stack`](crate::event::EventKind::Stack).
+    pub event: u8,
+    /// A [`Stop`](crate::stop::Stop).
+    pub stop: u8,
+    /// Index of the traced process.
+    pub process: u16,
+    /// The function that was called: an index in user space's table of allocator functions, or [`mapping_api`].
+    pub api: u16,
+    /// How many frames follow.
+    pub depth: u16,
+    /// The stack's number.
+    pub stack: u32,
+    /// The thread that made it first.
+    pub tid: u32,
+}
+
+const _: () = assert!(size_of::<StackHeader>() == 16);
+
+/// The number of an api that is a system call which changes mappings.
+#[must_use]
+#[inline(always)]
+pub const fn mapping_api(call: crate::event::MappingCall) -> u16 {
+    0xff00 | call as u16
+}
+
+/// The system call of an api number, if it is one.
+#[must_use]
+pub fn mapping_call(api: u16) -> Option<crate::event::MappingCall> {
+    if api >> 8 != 0xff {
+        return None;
+    }
+    crate::event::MappingCall::try_from(api as u8).ok()
+}
+
+/// A stack on its way to user space: header and frames are one run of bytes.
+#[repr(C)]
+pub struct Capture {
+    /// Header of the event.
+    pub header: StackHeader,
+    /// Return addresses, leaf first.
+    pub frames: [u64; MAX_FRAMES],
+}
+
+/// A hash that takes one word at a time.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct StackHash(u64);
+
+impl StackHash {
+    /// A hash that starts from a seed.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Takes in a word: multiply and fold, as wyhash's inner step does with 64-bit halves (BPF has no wide multiplication).
+    #[must_use]
+    #[inline(always)]
+    pub const fn mix(self, word: u64) -> Self {
+        let mixed = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        Self(mixed ^ (mixed >> 29))
+    }
+
+    /// The hash; never 0, which marks a free slot.
+    #[must_use]
+    #[inline(always)]
+    pub const fn finish(self) -> u64 {
+        self.0 | 1 << 63
+    }
+}
+
+/// The number of the stack in slot `way` of set `set`.
+#[must_use]
+#[inline(always)]
+pub const fn stack_number(set: u32, way: u32) -> u32 {
+    set * crate::slots::WAYS as u32 + way
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::event::MappingCall;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn similar_stacks_hash_apart() {
+        let hashes: BTreeSet<u64> = (0..64_u64)
+            .flat_map(|a| (0..64_u64).map(move |b| (a, b)))
+            .map(|(a, b)| StackHash::new(1).mix(0x5555_0000 + a).mix(0x5555_0000 + b).finish())
+            .collect();
+        assert_eq!(hashes.len(), 64 * 64);
+        assert_ne!(StackHash::new(0).mix(1).mix(2).finish(), StackHash::new(0).mix(2).mix(1).finish());
+    }
+
+    #[test]
+    fn apis_of_system_calls_round_trip() {
+        assert_eq!(mapping_call(mapping_api(MappingCall::Mremap)), Some(MappingCall::Mremap));
+        assert_eq!(mapping_call(3), None);
+        assert_eq!(mapping_call(0xff77), None);
+    }
+}

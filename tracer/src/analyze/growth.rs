@@ -1,0 +1,421 @@
+//! Whether what a stack holds grows, how fast, and whether that is a leak: pure functions of a series of sizes.
+//!
+//! # Methods
+//! - The *rate* is the Theil–Sen slope, the median of the slopes between all pairs of points: up to 29 % of them can be
+//!   arbitrarily wrong without moving it far (Sen 1968, <https://doi.org/10.1080/01621459.1968.10480934>).
+//! - *Whether* it grows is the Mann–Kendall trend test, one-sided at 1 %: do later points exceed earlier ones more
+//!   often than chance would have it (Kendall 1975)?
+//! - *What is never given back* is told by the birth of what is left: of a leak every quarter of the history has left
+//!   about as much, whatever was allocated and freed besides. Turnover leaves only what is young, a cache that fills
+//!   and stops only what is old. Noise in the sizes, which hides a slow leak from the trend, plays no part in this.
+
+use std::time::Duration;
+
+use crate::model::{Bytes, Verdict};
+
+/// A size at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Monotonic clock, nanoseconds.
+    pub t_ns: u64,
+    /// Outstanding bytes.
+    pub bytes: Bytes,
+}
+
+/// The history of a size in bounded memory: evenly spaced points, fewer and fewer the longer it gets.
+#[derive(Clone, Debug)]
+pub struct Timeline {
+    points: Vec<Point>,
+    latest: Option<Point>,
+    /// Every how-many-th point is kept; doubles whenever the timeline is full.
+    stride: u64,
+    seen: u64,
+}
+
+impl Timeline {
+    /// The most points that a timeline keeps, besides the latest: 1 KiB. At one a second, a day is a point each 45
+    /// minutes.
+    pub const CAPACITY: usize = 64;
+
+    /// A timeline without points.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { points: Vec::new(), latest: None, stride: 1, seen: 0 }
+    }
+
+    /// Adds a point, which is later than all before it.
+    pub fn push(&mut self, point: Point) {
+        if self.seen.is_multiple_of(self.stride) {
+            if self.points.len() == Self::CAPACITY {
+                let mut index = 0;
+                self.points.retain(|_| {
+                    index += 1;
+                    index % 2 == 1
+                });
+                self.stride *= 2;
+            }
+            // CAPACITY is even, so this is a multiple of the doubled stride, too.
+            self.points.push(point);
+        }
+        self.latest = Some(point);
+        self.seen += 1;
+    }
+
+    /// The points, oldest first; the last one is the latest that was added.
+    pub fn points(&self) -> impl Iterator<Item = Point> + '_ {
+        let kept = self.points.iter().copied();
+        kept.chain(self.latest.filter(|latest| self.points.last() != Some(latest)))
+    }
+}
+
+impl Default for Timeline {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Growth in bytes a second: the Theil–Sen slope. `None` for fewer than two points in time.
+#[must_use]
+pub fn rate(points: &[Point]) -> Option<f64> {
+    let mut slopes: Vec<f64> = pairs(points)
+        .filter(|(early, late)| late.t_ns > early.t_ns)
+        .map(|(early, late)| {
+            let seconds = Duration::from_nanos(late.t_ns - early.t_ns).as_secs_f64();
+            (late.bytes.0 as f64 - early.bytes.0 as f64) / seconds
+        })
+        .collect();
+    median(&mut slopes)
+}
+
+fn pairs(points: &[Point]) -> impl Iterator<Item = (Point, Point)> + '_ {
+    let after = |index: usize| points[index + 1..].iter();
+    points.iter().enumerate().flat_map(move |(index, &early)| after(index).map(move |&late| (early, late)))
+}
+
+fn median(values: &mut [f64]) -> Option<f64> {
+    if values.is_empty() {
+        return None;
+    }
+    let (middle, is_odd) = (values.len() / 2, !values.len().is_multiple_of(2));
+    let (below, &mut upper, _) = values.select_nth_unstable_by(middle, f64::total_cmp);
+    if is_odd {
+        return Some(upper);
+    }
+    let lower = below.iter().copied().max_by(f64::total_cmp)?;
+    Some(f64::midpoint(lower, upper))
+}
+
+/// Whether the sizes rise by more than chance: Mann–Kendall, one-sided, 1 %.
+fn rises(points: &[Point]) -> bool {
+    /// The standard normal distribution's 99 % quantile.
+    const QUANTILE: f64 = 2.326;
+
+    let score: i64 = pairs(points).map(|(early, late)| late.bytes.cmp(&early.bytes) as i64).sum();
+    // The variance of the score where there is no trend, less what ties take from it.
+    let term = |count: usize| (count * count.saturating_sub(1) * (2 * count + 5)) as f64 / 18.0;
+    let mut sizes: Vec<Bytes> = points.iter().map(|point| point.bytes).collect();
+    sizes.sort_unstable();
+    let ties: f64 = sizes.chunk_by(|a, b| a == b).map(|tie| term(tie.len())).sum();
+    let variance = term(points.len()) - ties;
+    variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE
+}
+
+/// When what is left was allocated: outstanding bytes by time of birth, in equal parts of a span.
+#[derive(Clone, Copy, Debug)]
+pub struct Births {
+    start_ns: u64,
+    end_ns: u64,
+    bytes: [u64; Self::PARTS],
+}
+
+impl Births {
+    const PARTS: usize = 32;
+
+    /// Of nothing, over the window from `start_ns` to `end_ns` (monotonic clock).
+    #[must_use]
+    pub const fn new(start_ns: u64, end_ns: u64) -> Self {
+        Self { start_ns, end_ns, bytes: [0; Self::PARTS] }
+    }
+
+    /// Adds a block that is still there.
+    pub fn add(&mut self, born_ns: u64, bytes: Bytes) {
+        let part = &mut self.bytes[self.part_at(born_ns)];
+        *part = part.saturating_add(bytes.0);
+    }
+
+    fn part_at(&self, t_ns: u64) -> usize {
+        let length = u128::from(self.end_ns.saturating_sub(self.start_ns).max(1));
+        let part = u128::from(t_ns.saturating_sub(self.start_ns)) * Self::PARTS as u128 / length;
+        usize::try_from(part).unwrap_or(usize::MAX).min(Self::PARTS - 1)
+    }
+
+    /// The time from `from_ns` on in quarters: the mean of what is left of each one's parts.
+    fn quarters_since(&self, from_ns: u64) -> [f64; 4] {
+        let parts = &self.bytes[self.part_at(from_ns)..];
+        [0, 1, 2, 3].map(|quarter| {
+            let quarter = &parts[quarter * parts.len() / 4..(quarter + 1) * parts.len() / 4];
+            quarter.iter().map(|&bytes| bytes as f64).sum::<f64>() / quarter.len().max(1) as f64
+        })
+    }
+}
+
+/// What is known about a stack besides its history.
+#[derive(Clone, Copy, Debug)]
+pub struct Turnover {
+    /// Objects that it allocated in the window.
+    pub allocated_objects: u64,
+    /// Those of them that were freed.
+    pub freed_objects: u64,
+    /// When those were allocated that are left.
+    pub births: Births,
+}
+
+/// A verdict and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The reason, as the end of a sentence.
+    pub reason: &'static str,
+}
+
+/// The shortest history that is judged, from the first allocation on.
+pub const SHORTEST: Duration = Duration::from_secs(10);
+
+/// The fewest points that are judged.
+pub const FEWEST_POINTS: usize = 12;
+
+/// The fewest blocks left that are called a leak.
+pub const FEWEST_BLOCKS: u64 = 8;
+
+/// Judges the history of what a stack holds. What comes before the first allocation is no part of it.
+///
+/// | verdict | when |
+/// |---|---|
+/// | `steady` | nothing is left; or it does not rise any more, and at least half of what was allocated was freed |
+/// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST_POINTS`] points |
+/// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, and every quarter of the history left about as much of them |
+/// | `growing` | its second half rises, but that does not hold |
+/// | `one_off` | it does not rise any more, and less than half was freed |
+#[must_use]
+pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
+    let judgement = |verdict, reason| Judgement { verdict, reason };
+    let start = history.iter().position(|point| point.bytes > Bytes(0)).unwrap_or(history.len());
+    let history = &history[start..];
+    let (Some(first), Some(last)) = (history.first(), history.last()) else {
+        return judgement(Verdict::Steady, "it holds nothing");
+    };
+    if last.bytes == Bytes(0) {
+        return judgement(Verdict::Steady, "everything it allocated was freed");
+    }
+    let span = Duration::from_nanos(last.t_ns.saturating_sub(first.t_ns));
+    if span < SHORTEST || history.len() < FEWEST_POINTS {
+        return judgement(Verdict::Unknown, "it was not watched long enough");
+    }
+    let (_, second_half) = history.split_at(history.len() / 2);
+    let left = turnover.allocated_objects.saturating_sub(turnover.freed_objects);
+    if left >= FEWEST_BLOCKS && accumulates(turnover.births.quarters_since(first.t_ns)) {
+        judgement(Verdict::Leaking, "it grows steadily, and its old blocks are never freed")
+    } else if rises(second_half) {
+        judgement(
+            Verdict::Growing,
+            "it grows, but too little of what is left is old, or it does not grow steadily",
+        )
+    } else if turnover.freed_objects >= turnover.allocated_objects.div_ceil(2) {
+        judgement(Verdict::Steady, "it frees as much as it allocates")
+    } else {
+        judgement(Verdict::OneOff, "it stopped growing and keeps what it has")
+    }
+}
+
+/// Whether every quarter of the history left about as much. The old ones may have left a third less than the third one:
+/// where a block lives as long as the history on average, the first quarter keeps 61 % of what the third one does. The
+/// late ones may have left half as much as the average: growth that slows down faster is coming to its end. (The last
+/// quarter holds young blocks on their way besides.)
+fn accumulates(quarters: [f64; 4]) -> bool {
+    let [first, second, third, last] = quarters;
+    let average = (first + second + third) / 3.0;
+    first.min(second) >= third * 2.0 / 3.0 && third.min(last) >= average / 2.0 && average > 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// One point a second.
+    fn series(sizes: impl IntoIterator<Item = u64>) -> Vec<Point> {
+        let point = |(second, bytes)| Point { t_ns: second * SECOND, bytes: Bytes(bytes) };
+        (0..).zip(sizes).map(point).collect()
+    }
+
+    /// Noise between 0 and `amplitude` that is the same in every run.
+    fn noise(second: u64, amplitude: u64) -> u64 {
+        let mixed =
+            (second + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0xd129_0acb);
+        (mixed >> 32) % amplitude
+    }
+
+    /// The judgement after `seconds` in which the blocks given by (second of birth, lifetime, bytes) came and went.
+    fn verdict(seconds: u64, blocks: impl IntoIterator<Item = (u64, u64, u64)>) -> Verdict {
+        let mut sizes = vec![0; seconds as usize + 1];
+        let mut births = Births::new(0, seconds * SECOND);
+        let (mut allocated_objects, mut freed_objects) = (0, 0);
+        for (born, lifetime, bytes) in blocks {
+            allocated_objects += 1;
+            let died = born.saturating_add(lifetime);
+            (born..died.min(seconds + 1)).for_each(|second| sizes[second as usize] += bytes);
+            if died > seconds {
+                births.add(born * SECOND, Bytes(bytes));
+            } else {
+                freed_objects += 1;
+            }
+        }
+        judge(&series(sizes), &Turnover { allocated_objects, freed_objects, births }).verdict
+    }
+
+    const FOREVER: u64 = u64::MAX;
+
+    /// Many blocks a second that live for some seconds.
+    fn traffic(seconds: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        (0..seconds * 50).map(|n| (n / 50, 1 + noise(n, 4), 1000 + noise(n, 3000)))
+    }
+
+    fn leak(from: u64, to: u64, bytes: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        (from..to).map(move |second| (second, FOREVER, bytes))
+    }
+
+    #[test]
+    fn a_steady_leak_is_leaking() {
+        assert_eq!(verdict(60, leak(0, 60, 1000)), Verdict::Leaking);
+    }
+
+    #[test]
+    fn a_slow_leak_under_heavy_turnover_is_leaking() {
+        // 50 blocks a second come and go, one in 50 seconds stays.
+        let slow = (0..12).map(|n| (n * 50, FOREVER, 100));
+        assert_eq!(verdict(600, traffic(600).chain(slow)), Verdict::Leaking);
+        assert_eq!(verdict(600, traffic(600)), Verdict::Steady);
+    }
+
+    #[test]
+    fn a_leak_that_begins_in_the_middle_is_leaking() {
+        assert_eq!(verdict(60, leak(31, 60, 1000)), Verdict::Leaking);
+    }
+
+    #[test]
+    fn a_leak_beside_a_sawtooth_is_leaking() {
+        let batches = || (0..60).map(|t| (t, 5 - t % 5, 100_000));
+        assert_eq!(verdict(60, batches().chain(leak(0, 60, 10))), Verdict::Leaking);
+        assert_eq!(verdict(60, batches()), Verdict::Steady);
+    }
+
+    #[test]
+    fn growth_of_young_blocks_is_only_growing() {
+        // More and more of them, each gone after five seconds.
+        assert_eq!(verdict(60, (0..60).map(|t| (t, 5, t * 1000))), Verdict::Growing);
+    }
+
+    #[test]
+    fn growth_that_slows_down_is_only_growing() {
+        let filling = |t: u64| (t, FOREVER, (1e6 * (-(t as f64) / 8.0).exp()) as u64);
+        assert_eq!(verdict(60, (0..60).map(filling)), Verdict::Growing);
+    }
+
+    #[test]
+    fn growth_that_began_at_the_end_is_only_growing() {
+        assert_eq!(verdict(60, leak(0, 1, 5000).chain(leak(40, 60, 1000))), Verdict::Growing);
+    }
+
+    #[test]
+    fn what_shrinks_is_not_growing() {
+        assert_eq!(verdict(60, (0..100).map(|n| (n / 50, 20 + n / 3, 1000))), Verdict::Steady);
+    }
+
+    #[test]
+    fn a_few_blocks_are_no_leak() {
+        let few = |count: u64| (0..count).map(move |n| (n * 60 / count, FOREVER, 1000));
+        assert_ne!(verdict(60, few(FEWEST_BLOCKS - 1)), Verdict::Leaking);
+        assert_eq!(verdict(60, few(FEWEST_BLOCKS)), Verdict::Leaking);
+    }
+
+    #[test]
+    fn what_fills_and_stops_is_one_off() {
+        assert_eq!(verdict(60, leak(0, 1, 5000)), Verdict::OneOff);
+        assert_eq!(verdict(60, leak(0, 20, 1000)), Verdict::OneOff);
+    }
+
+    #[test]
+    fn a_queue_that_wanders_is_no_leak() {
+        // First in, first out, of a length that does a random walk.
+        let blocks = (0..2000).map(|n| (n * 120 / 2000, 5 + noise(n / 100, 20), 1000));
+        assert_ne!(verdict(120, blocks), Verdict::Leaking);
+    }
+
+    #[test]
+    fn short_histories_are_unknown() {
+        assert_eq!(verdict(9, leak(0, 9, 1000)), Verdict::Unknown);
+        assert_eq!(verdict(60, leak(55, 60, 1000)), Verdict::Unknown);
+    }
+
+    #[test]
+    fn nothing_left_is_steady_however_short() {
+        assert_eq!(verdict(3, []), Verdict::Steady);
+        assert_eq!(verdict(3, [(0, 2, 1000)]), Verdict::Steady);
+    }
+
+    #[test]
+    fn the_rate_ignores_outliers() {
+        let sizes = (0..40).map(|t| if t % 5 == 3 { 9_000_000 } else { 1000 * t });
+        let found = rate(&series(sizes)).unwrap();
+        assert!((found - 1000.0).abs() < 150.0, "{found}");
+    }
+
+    #[test]
+    fn there_is_no_rate_without_time() {
+        let point = Point { t_ns: 5, bytes: Bytes(1) };
+        assert_eq!(rate(&[]), None);
+        assert_eq!(rate(&[point]), None);
+        assert_eq!(rate(&[point, Point { bytes: Bytes(2), ..point }]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_rate_of_a_line_is_its_slope(slope in 0..1_000_000_u64, base in 0..1_000_000_u64, count in 2..70_u64) {
+            let found = rate(&series((0..count).map(|t| base + slope * t))).unwrap();
+            prop_assert!((found - slope as f64).abs() < 1e-6 * (1.0 + slope as f64));
+        }
+
+        #[test]
+        fn a_timeline_is_bounded_and_even(count in 1..5000_u64) {
+            let mut timeline = Timeline::new();
+            for t_ns in 0..count {
+                timeline.push(Point { t_ns, bytes: Bytes(t_ns * 7) });
+            }
+            let points: Vec<_> = timeline.points().collect();
+            prop_assert!(points.len() <= Timeline::CAPACITY + 1);
+            prop_assert!(points.len() as u64 >= count.min(Timeline::CAPACITY as u64 / 2));
+            prop_assert_eq!((points[0].t_ns, points[points.len() - 1].t_ns), (0, count - 1));
+            let gaps: Vec<_> = points.windows(2).map(|two| two[1].t_ns - two[0].t_ns).collect();
+            let even = &gaps[..gaps.len().saturating_sub(1)];
+            prop_assert!(even.windows(2).all(|two| two[0] == two[1]), "{:?}", gaps);
+        }
+
+        #[test]
+        fn any_history_is_judged(
+            points in prop::collection::vec((any::<u64>(), any::<u64>()), 0..70),
+            allocated_objects in any::<u64>(), freed_objects in any::<u64>(),
+            born in prop::collection::vec((any::<u64>(), any::<u64>()), 0..9),
+            start in any::<u64>(), end in any::<u64>(),
+        ) {
+            let points: Vec<_> = points.iter().map(|&(t_ns, bytes)| Point { t_ns, bytes: Bytes(bytes) }).collect();
+            let mut births = Births::new(start, end);
+            born.iter().for_each(|&(born_ns, bytes)| births.add(born_ns, Bytes(bytes)));
+            let _ = judge(&points, &Turnover { allocated_objects, freed_objects, births });
+            prop_assert!(rate(&points).is_none_or(f64::is_finite));
+        }
+    }
+}

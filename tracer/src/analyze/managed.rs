@@ -1,0 +1,454 @@
+//! Recognises the heaps that language runtimes manage themselves.
+//!
+//! Two kinds of evidence exist. A mapping made in the window has the *stack* that made it: [`of_call`]. One from before
+//! it has only what the kernel still knows, its *name and place*: [`Runtimes::of_vma`]. What counts as evidence is
+//! stated once, in the tables below, each rule with the source that it rests on.
+//!
+//! Memory that a runtime gets from `malloc` is native and never looked at here: node's Buffers, HotSpot's C heap, large
+//! Python objects.
+
+use std::fmt;
+
+use super::mappings::Backing;
+use super::smaps::Vma;
+use crate::model::Frame;
+
+/// A language runtime with a heap of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Runtime {
+    /// JavaScript in Node.js, Deno, Electron and Chromium.
+    V8,
+    /// The OpenJDK virtual machine.
+    HotSpot,
+    /// The Python interpreter.
+    CPython,
+    /// Go.
+    Go,
+    /// Ruby (MRI).
+    Ruby,
+    /// .NET (CoreCLR).
+    DotNet,
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V8 => "V8",
+            Self::HotSpot => "HotSpot",
+            Self::CPython => "CPython",
+            Self::Go => "Go",
+            Self::Ruby => "Ruby",
+            Self::DotNet => ".NET",
+        })
+    }
+}
+
+/// A stack that maps a runtime's heap.
+struct CallRule {
+    runtime: Runtime,
+    /// How the code's module may begin; empty for any.
+    modules: &'static [&'static str],
+    /// How the function may begin; empty for any.
+    functions: &'static [&'static str],
+    /// How far from the call such a frame may be. Code further out only happens to be running.
+    reach: usize,
+    /// Lengths that such a mapping has; empty for any.
+    lengths: &'static [u64],
+}
+
+const ANY: &[&str] = &[];
+
+/// The first rule that matches decides.
+const CALL_RULES: &[CallRule] = &[
+    // src/heap/memory-allocator.cc, code-range.cc and src/init/isolate-allocator.cc of V8, under base::OS::Allocate;
+    // cppgc is its heap for C++ objects. `BackingStore`, which maps WebAssembly memory, is not in the list.
+    CallRule {
+        runtime: Runtime::V8,
+        modules: ANY,
+        functions: &[
+            "v8::internal::MemoryAllocator::",
+            "v8::internal::CodeRange::",
+            "v8::internal::IsolateAllocator::",
+            "v8::internal::IsolateGroup::",
+            "v8::internal::ReadOnlySpace::",
+            "v8::internal::PagePool::",
+            "cppgc::internal::",
+        ],
+        reach: 8,
+        lengths: &[],
+    },
+    // os::pd_reserve_memory and os::pd_commit_memory in os_linux.cpp map everything: Java heap, metaspace, code cache.
+    CallRule { runtime: Runtime::HotSpot, modules: &["libjvm.so"], functions: ANY, reach: 1, lengths: &[] },
+    // Objects/obmalloc.c: _PyObject_ArenaMmap (to 3.11), _PyMem_ArenaAlloc; mimalloc in free-threaded builds.
+    CallRule {
+        runtime: Runtime::CPython,
+        modules: &["python", "libpython"],
+        functions: &["_PyObject_Arena", "_PyMem_Arena", "new_arena", "_mi_os_", "_mi_prim_"],
+        reach: 4,
+        lengths: &[],
+    },
+    // Without symbols: ARENA_SIZE is 256 KiB up to Python 3.9 and 1 MiB from 3.10.
+    CallRule {
+        runtime: Runtime::CPython,
+        modules: &["python", "libpython"],
+        functions: ANY,
+        reach: 1,
+        lengths: &[256 << 10, 1 << 20],
+    },
+    // runtime/mem_linux.go; with cgo the call goes through C (runtime/cgo/gcc_mmap.c).
+    CallRule {
+        runtime: Runtime::Go,
+        modules: ANY,
+        functions: &[
+            "runtime.mmap",
+            "runtime.sysMmap",
+            "runtime.sys",
+            "runtime/internal/syscall.",
+            "x_cgo_mmap",
+        ],
+        reach: 1,
+        lengths: &[],
+    },
+    // gc.c and gc/default/default.c.
+    CallRule {
+        runtime: Runtime::Ruby,
+        modules: &["ruby", "libruby"],
+        functions: &["heap_page_body_allocate", "gc_aligned_malloc", "rb_gc_impl_", "rb_yjit_", "rb_zjit_"],
+        reach: 3,
+        lengths: &[],
+    },
+    // The GC and the code heaps; what else CoreCLR needs comes from malloc.
+    CallRule {
+        runtime: Runtime::DotNet,
+        modules: &["libcoreclr.so", "libclrgc.so", "libclrgcexp.so"],
+        functions: ANY,
+        reach: 1,
+        lengths: &[],
+    },
+];
+
+/// Functions of the C library that map for their caller something that is no heap.
+const NO_HEAP: &[&str] = &["pthread_create", "__pthread_create", "allocate_stack"];
+
+/// Objects between the caller and the system call.
+const SYSTEM_MODULES: &[&str] = &["libc.so", "libc-", "ld-linux", "ld-musl", "libpthread", "[vdso]"];
+
+/// The runtime whose heap a call mapped: the stack is leaf first, and may begin in the C library's wrapper of the
+/// system call. `length` is how much was mapped, in bytes.
+#[must_use]
+pub fn of_call(frames: &[Frame], length: u64) -> Option<Runtime> {
+    let is_system = |frame: &Frame| begins_with(frame.module.as_deref(), SYSTEM_MODULES);
+    let first = frames.iter().position(|frame| !is_system(frame))?;
+    let (system, callers) = frames.split_at(first);
+    if system.iter().any(|frame| begins_with(frame.function.as_deref(), NO_HEAP)) {
+        return None;
+    }
+    CALL_RULES
+        .iter()
+        .find(|rule| {
+            (rule.lengths.is_empty() || rule.lengths.contains(&length))
+                && callers.iter().take(rule.reach).any(|frame| {
+                    (rule.modules.is_empty() || begins_with(frame.module.as_deref(), rule.modules))
+                        && (rule.functions.is_empty()
+                            || begins_with(frame.function.as_deref(), rule.functions))
+                })
+        })
+        .map(|rule| rule.runtime)
+}
+
+fn begins_with(text: Option<&str>, beginnings: &[&str]) -> bool {
+    text.is_some_and(|text| beginnings.iter().any(|beginning| text.starts_with(beginning)))
+}
+
+/// How the name of a mapping (`prctl(PR_SET_VMA)`) begins, and whose it is.
+const NAME_RULES: &[(&str, Runtime)] = &[
+    // `[anon:v8-sandbox]` holds WebAssembly memory and array buffers, too.
+    ("[anon:v8]", Runtime::V8),
+    // runtime/set_vma_name_linux.go, from Go 1.25.
+    ("[anon: Go:", Runtime::Go),
+    // gc/default/default.c and the JITs. Thread stacks and IO::Buffer have such names, too.
+    ("[anon:Ruby:GC:", Runtime::Ruby),
+    ("[anon:Ruby:rb_yjit", Runtime::Ruby),
+    ("[anon:Ruby:rb_zjit", Runtime::Ruby),
+    // pycore_mmap.h, in development mode.
+    ("[anon:cpython:", Runtime::CPython),
+    // CoreCLR's ExecutableAllocator maps code twice, writable and executable.
+    ("/memfd:doublemapper", Runtime::DotNet),
+];
+
+/// Where a runtime puts its heap although the kernel would have put it elsewhere.
+struct PlaceRule {
+    runtime: Runtime,
+    from: u64,
+    to: u64,
+    alignment: u64,
+}
+
+const PLACE_RULES: &[PlaceRule] = &[
+    // base/platform/platform-posix.cc (GetRandomMmapAddr) masks its random hints to 46 bits, far below where Linux maps
+    // by itself; heap pages and the pointer-compression cage are aligned to 256 KiB (kPageSizeBits).
+    PlaceRule { runtime: Runtime::V8, from: 1 << 32, to: 1 << 46, alignment: 256 << 10 },
+    // With compressed pointers the Java heap and the class space lie below 32 GiB, or where their encoding begins.
+    PlaceRule { runtime: Runtime::HotSpot, from: 1 << 20, to: 36 << 30, alignment: 4096 },
+    // runtime/malloc.go (mallocinit): arenas of 64 MiB from 0xc000000000.
+    PlaceRule { runtime: Runtime::Go, from: 0xc0_0000_0000, to: 0x1c0_0000_0000, alignment: 4 << 20 },
+];
+
+/// How the file name of an object begins that contains a runtime.
+const RUNTIME_MODULES: &[(&str, Runtime)] = &[
+    ("node", Runtime::V8),
+    ("libnode.so", Runtime::V8),
+    ("libv8.so", Runtime::V8),
+    ("deno", Runtime::V8),
+    ("electron", Runtime::V8),
+    ("chrome", Runtime::V8),
+    ("libjvm.so", Runtime::HotSpot),
+    ("python", Runtime::CPython),
+    ("libpython", Runtime::CPython),
+    ("ruby", Runtime::Ruby),
+    ("libruby", Runtime::Ruby),
+    ("libcoreclr.so", Runtime::DotNet),
+];
+
+/// The runtimes that a process contains, as far as its mappings show. (A Go program is known by its heap's address.)
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runtimes(Vec<Runtime>);
+
+impl Runtimes {
+    /// Finds them by the code that is mapped.
+    #[must_use]
+    pub fn of(vmas: &[Vma]) -> Self {
+        let code = vmas.iter().filter(|vma| vma.executable && vma.backing == Backing::File);
+        let files = code.filter_map(|vma| vma.name.rsplit('/').next());
+        let mut found: Vec<Runtime> = files
+            .flat_map(|file| RUNTIME_MODULES.iter().filter(move |(name, _)| file.starts_with(name)))
+            .map(|&(_, runtime)| runtime)
+            .collect();
+        let go = |vma: &Vma| vma.backing == Backing::Anonymous && vma.range.start.0 == 0xc0_0000_0000;
+        if found.is_empty() && vmas.iter().any(go) {
+            found.push(Runtime::Go);
+        }
+        found.sort_unstable();
+        found.dedup();
+        Self(found)
+    }
+
+    /// The runtime whose heap (or compiled code) a mapping is, by its name and its place. What this cannot tell, such
+    /// as CPython's arenas of release builds, lies among the other anonymous mappings.
+    #[must_use]
+    pub fn of_vma(&self, vma: &Vma) -> Option<Runtime> {
+        if let Some((_, runtime)) = NAME_RULES.iter().find(|(name, _)| vma.name.starts_with(name)) {
+            return Some(*runtime);
+        }
+        if vma.backing == Backing::File || !vma.name.is_empty() {
+            return None;
+        }
+        if vma.executable {
+            // Only a runtime runs code from no file.
+            return self.0.first().copied();
+        }
+        let start = vma.range.start.0;
+        let is_there = |rule: &&PlaceRule| {
+            self.0.contains(&rule.runtime)
+                && (rule.from..rule.to).contains(&start)
+                && start.is_multiple_of(rule.alignment)
+        };
+        PLACE_RULES.iter().find(is_there).map(|rule| rule.runtime)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mappings::AddressRange;
+    use super::super::residency;
+    use super::*;
+    use crate::model::{Bytes, Pid};
+
+    /// `module:function` or `module`, leaf first.
+    fn stack(frames: &[&str]) -> Vec<Frame> {
+        let frame = |text: &&str| {
+            let (module, function) = text.split_once(':').unwrap_or((text, ""));
+            let known = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            Frame { module: known(module), function: known(function), ..Frame::default() }
+        };
+        frames.iter().map(frame).collect()
+    }
+
+    fn of(frames: &[&str]) -> Option<Runtime> {
+        of_call(&stack(frames), 1 << 20)
+    }
+
+    fn vma(start: u64, name: &str, executable: bool) -> Vma {
+        let backing = if name.starts_with('/') { Backing::File } else { Backing::Anonymous };
+        let range = AddressRange::sized(start, 1 << 20).unwrap();
+        Vma { range, backing, executable, name: name.to_owned(), rss: Bytes(1 << 20) }
+    }
+
+    // Stacks as `strace -k` showed them: node 20, Temurin 25.
+    #[test]
+    fn heap_pages_of_v8_are_its_heap_and_its_buffers_are_not() {
+        let page = [
+            "libc.so.6:__mmap",
+            "node:v8::base::OS::Allocate(void*, unsigned long, unsigned long, v8::base::OS::MemoryPermission)",
+            "node:v8::internal::VirtualMemory::VirtualMemory(v8::PageAllocator*, unsigned long, void*)",
+            "node:v8::internal::MemoryAllocator::AllocateAlignedMemory(unsigned long, unsigned long)",
+            "node:v8::internal::MemoryAllocator::AllocatePage(v8::internal::Space*)",
+        ];
+        assert_eq!(of(&page), Some(Runtime::V8));
+        let wasm = [
+            "libc.so.6:__mmap",
+            "node:v8::base::OS::Allocate(void*, unsigned long, unsigned long, v8::base::OS::MemoryPermission)",
+            "node:v8::internal::AllocatePages(v8::PageAllocator*, void*, unsigned long)",
+            "node:v8::internal::BackingStore::AllocateWasmMemory(v8::internal::Isolate*, unsigned long)",
+        ];
+        assert_eq!(of(&wasm), None);
+        let thread = ["libc.so.6:__mmap", "libc.so.6:pthread_create", "node:uv_thread_create"];
+        assert_eq!(of(&thread), None);
+    }
+
+    #[test]
+    fn an_addon_called_from_javascript_is_no_heap() {
+        let addon =
+            ["libc.so.6:mmap", "addon.node:Session::Open()", "node:v8::internal::Builtin_HandleApiCall"];
+        assert_eq!(of(&addon), None);
+        let far: Vec<&str> =
+            ["addon.node:f"; 8].into_iter().chain(["node:v8::internal::MemoryAllocator::Free"]).collect();
+        assert_eq!(of(&far), None);
+    }
+
+    #[test]
+    fn hotspot_maps_its_heap_itself() {
+        let heap = [
+            "libc.so.6:mmap",
+            "libjvm.so:os::pd_commit_memory_or_exit(char*, unsigned long)",
+            "libjvm.so:G1PageBasedVirtualSpace::commit(unsigned long, unsigned long)",
+        ];
+        assert_eq!(of(&heap), Some(Runtime::HotSpot));
+        assert_eq!(of(&["libjvm.so"]), Some(Runtime::HotSpot));
+        assert_eq!(of(&["libc.so.6:pthread_create", "libjvm.so:os::create_thread(Thread*)"]), None);
+        assert_eq!(of(&["libnative.so:map_it", "libjvm.so:JVM_Call"]), None);
+    }
+
+    #[test]
+    fn cpython_is_known_by_its_functions_or_the_size_of_an_arena() {
+        let named = ["libc.so.6:mmap", "python3.12:_PyMem_ArenaAlloc", "python3.12:new_arena"];
+        assert_eq!(of_call(&stack(&named), 12345), Some(Runtime::CPython));
+        let stripped = stack(&["libc.so.6:mmap", "python3.11", "python3.11"]);
+        assert_eq!(of_call(&stripped, 1 << 20), Some(Runtime::CPython));
+        assert_eq!(of_call(&stripped, 3 << 20), None);
+        assert_eq!(of(&["libc.so.6:mmap", "_extension.so:leak", "python3.11"]), None);
+    }
+
+    #[test]
+    fn the_other_runtimes() {
+        assert_eq!(of(&["server:runtime.mmap", "server:runtime.sysReserveOS"]), Some(Runtime::Go));
+        assert_eq!(of(&["libc.so.6:mmap", "server:x_cgo_mmap"]), Some(Runtime::Go));
+        assert_eq!(of(&["libfoo.so:leak", "server:runtime.asmcgocall.abi0"]), None);
+        assert_eq!(of(&["libruby.so.3.3:heap_page_body_allocate"]), Some(Runtime::Ruby));
+        assert_eq!(of(&["libc.so.6", "libclrgc.so"]), Some(Runtime::DotNet));
+    }
+
+    #[test]
+    fn stacks_without_names_are_no_heap() {
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&["", ""]), None);
+        assert_eq!(of(&["libc.so.6:mmap"]), None);
+    }
+
+    #[test]
+    fn mappings_are_known_by_name() {
+        let none = Runtimes::default();
+        assert_eq!(none.of_vma(&vma(0, "[anon:v8]", false)), Some(Runtime::V8));
+        assert_eq!(none.of_vma(&vma(0, "[anon:v8-sandbox]", false)), None);
+        assert_eq!(none.of_vma(&vma(0, "[anon: Go: heap]", false)), Some(Runtime::Go));
+        assert_eq!(
+            none.of_vma(&vma(0, "[anon:Ruby:GC:default:heap_page_body_allocate]", false)),
+            Some(Runtime::Ruby)
+        );
+        assert_eq!(none.of_vma(&vma(0, "[anon:Ruby:io_buffer_map_memory]", false)), None);
+        assert_eq!(none.of_vma(&vma(0, "/memfd:doublemapper (deleted)", true)), Some(Runtime::DotNet));
+        assert_eq!(none.of_vma(&vma(0, "[heap]", false)), None);
+        assert_eq!(none.of_vma(&vma(1 << 33, "", false)), None);
+        assert_eq!(none.of_vma(&vma(1 << 33, "", true)), None);
+    }
+
+    #[test]
+    fn mappings_are_known_by_place_in_a_process_of_the_runtime() {
+        let node = Runtimes::of(&[vma(0x40_0000, "/usr/bin/node", true)]);
+        assert_eq!(node, Runtimes(vec![Runtime::V8]));
+        assert_eq!(node.of_vma(&vma(0x1059_3790_0000, "", false)), Some(Runtime::V8));
+        assert_eq!(node.of_vma(&vma(0x1059_3790_1000, "", false)), None);
+        assert_eq!(node.of_vma(&vma(0x7f10_bc00_0000, "", false)), None);
+        assert_eq!(node.of_vma(&vma(0x7f10_bc00_0000, "", true)), Some(Runtime::V8));
+        let java = Runtimes::of(&[vma(0x7f10_0000_0000, "/usr/lib/jvm/lib/server/libjvm.so", true)]);
+        assert_eq!(java.of_vma(&vma(0xf000_0000, "", false)), Some(Runtime::HotSpot));
+        assert_eq!(java.of_vma(&vma(0xf000_0000, "[heap]", false)), None);
+        let go = Runtimes::of(&[vma(0xc0_0000_0000, "", false), vma(0x40_0000, "/bin/server", true)]);
+        assert_eq!(go.of_vma(&vma(0xc0_0400_0000, "", false)), Some(Runtime::Go));
+    }
+
+    /// A process that runs until it is dropped.
+    struct Running(std::process::Child);
+
+    impl Running {
+        /// Starts it and waits for its first line.
+        fn start(command: &mut std::process::Command) -> (Self, String) {
+            let mut child =
+                command.stdout(std::process::Stdio::piped()).spawn().expect("the runtime is installed");
+            let mut line = String::new();
+            let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
+            std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+            (Self(child), line)
+        }
+
+        /// Resident bytes of its managed heap.
+        fn managed(&self, runtime: Runtime) -> u64 {
+            let vmas = residency::vmas(Pid(self.0.id())).unwrap();
+            let runtimes = Runtimes::of(&vmas);
+            vmas.iter().filter(|vma| runtimes.of_vma(vma) == Some(runtime)).map(|vma| vma.rss.0).sum()
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            // It may have exited already.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    #[ignore = "needs node"]
+    fn the_heap_of_node_is_what_node_says() {
+        // It says so once its collector has come to rest: two equal sizes, half a second apart. `heapTotal` would be
+        // what is mapped, and a semi-space that was never used is not resident.
+        let program = "let a = []; for (let i = 0; i < 2e6; i++) a.push({ i }); \
+             let b = Buffer.alloc(100 << 20, 1), last = 0; \
+             setInterval(() => { const size = require('v8').getHeapStatistics().total_physical_size; a[b[0]]; \
+                 if (size === last) console.log(size); last = size; }, 500)";
+        let (node, line) = Running::start(std::process::Command::new("node").args(["-e", program]));
+        let (said, found) = (line.trim().parse::<u64>().unwrap() as f64, node.managed(Runtime::V8) as f64);
+        assert!((found / said - 1.0).abs() < 0.05, "node says {said}, found {found}");
+    }
+
+    #[test]
+    #[ignore = "needs java"]
+    fn the_heap_of_java_is_what_java_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("Heap.java");
+        let program = "public class Heap { public static void main(String[] a) throws Exception { \
+             var kept = new java.util.ArrayList<byte[]>(); \
+             for (int i = 0; i < 200; i++) kept.add(new byte[1 << 19]); \
+             var direct = java.nio.ByteBuffer.allocateDirect(100 << 20); \
+             for (int i = 0; i < 100 << 20; i += 4096) direct.put(i, (byte) 1); \
+             System.out.println(Runtime.getRuntime().totalMemory()); Thread.sleep(60000); } }";
+        std::fs::write(&source, program).unwrap();
+        let mut command = std::process::Command::new("java");
+        command.args(["-Xms256m", "-Xmx256m", "-XX:+AlwaysPreTouch"]).arg(source);
+        let (java, line) = Running::start(&mut command);
+        let (said, found) =
+            (line.trim().parse::<u64>().unwrap() as f64, java.managed(Runtime::HotSpot) as f64);
+        // Compiled code and the class space are the runtime's, too: some 20 MiB.
+        assert!((0.99..1.15).contains(&(found / said)), "java says {said}, found {found}");
+    }
+}

@@ -1,0 +1,667 @@
+//! The account of mappings: what `mmap`, `munmap`, `mremap` and `brk` did to the address space of each target, and
+//! which stack holds what is left.
+//!
+//! # What is counted
+//! - *Bytes* are mapped bytes, rounded up to pages as the kernel does, whether they are resident or not.
+//! - An *object* is what one call mapped. It stays one object while any of its bytes is mapped: a partial `munmap`
+//!   frees bytes, and one in the middle leaves two ranges of the same object; releasing its last byte frees the
+//!   object. Hence `allocated - freed == outstanding`, in bytes and in objects, at every moment.
+//! - A range is known by *who mapped it last*: mapping over it releases what was there.
+//! - Memory from before the window is known but belongs to no stack, so it never counts as allocated, freed or
+//!   outstanding.
+//!
+//! # What each call does
+//! - `mmap` maps its range and releases whatever was mapped there (`MAP_FIXED`; without it the kernel picks a vacant
+//!   range and nothing is).
+//! - `munmap` releases its range at entry, because another thread can be given the addresses before it returns. A
+//!   failure puts back what nobody took since. A call that never returns (its thread was killed) has released.
+//! - `mremap` is the `realloc` of this family: what the call took in belongs to a new object of its own stack, as large
+//!   as the result. Pages from before the window stay from before the window wherever they are moved, and only the
+//!   growth counts. A length of 0 maps the same shared pages a second time; with `MREMAP_DONTUNMAP` the old range stays
+//!   mapped (and empty).
+//! - `brk` maps or releases between the old and the new program break. While the old one is not known nothing is
+//!   counted; every result tells the new one.
+//!
+//! Read a target's mappings *after* its probes are attached: events from between are then replayed over a state that
+//! contains them, which ends in the same state.
+
+mod extents;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+
+use tracer_ebpf::event::{MappingCall, MappingEvent};
+
+use self::extents::Extents;
+use crate::model::{Address, Kind};
+
+/// The size of a page on x86_64.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// The end of the largest address space of a process on x86_64 (five-level page tables).
+const ADDRESSES_END: u64 = 1 << 56;
+
+/// Ranges one process can have at most, a bound on the tracer's own memory (about 100 bytes a range). Far above what
+/// the kernel allows by default (65530, `vm.max_map_count`), since it merges neighbours that different stacks mapped.
+const MAX_EXTENTS: usize = 1 << 20;
+
+/// Calls in flight that one process can have at most. More can only be calls that will never return.
+const MAX_PENDING: usize = 4096;
+
+/// Flags of `mmap(2)` and `mremap(2)`, as x86_64 numbers them.
+mod flag {
+    pub const MAP_ANONYMOUS: u64 = 0x20;
+    pub const MAP_HUGETLB: u64 = 0x40000;
+    pub const MAP_HUGE_SHIFT: u64 = 26;
+    pub const MAP_HUGE_MASK: u64 = 0x3f;
+    pub const MREMAP_DONTUNMAP: u64 = 4;
+}
+
+/// The addresses from `start` up to, not including, `end`. Empty when `end` is not above `start`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressRange {
+    /// The first address.
+    pub start: Address,
+    /// The first address behind it.
+    pub end: Address,
+}
+
+impl AddressRange {
+    /// The range of `length` bytes from `start`; `None` when it would go past the end of the address space.
+    #[must_use]
+    pub fn sized(start: u64, length: u64) -> Option<Self> {
+        Some(Self { start: Address(start), end: Address(start.checked_add(length)?) })
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.end.0.saturating_sub(self.start.0)
+    }
+
+    /// Whether no address is in it.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.end.0 <= self.start.0
+    }
+
+    /// What both ranges have in common, if anything.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        let both = Self { start: self.start.max(other.start), end: self.end.min(other.end) };
+        (!both.is_empty()).then_some(both)
+    }
+}
+
+/// What fills the pages of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Zeroes at first, private or shared.
+    Anonymous,
+    /// A file, `memfd` and `shm_open` included.
+    File,
+}
+
+/// What a process had mapped before the window.
+#[derive(Clone, Debug, Default)]
+pub struct InitialMappings {
+    /// Its mappings.
+    pub mappings: Vec<(AddressRange, Backing)>,
+    /// Where its `brk` heap ends.
+    pub program_break: Option<Address>,
+}
+
+impl InitialMappings {
+    /// Takes them from `/proc/PID/maps`. `heap_start` is where the heap begins while it is empty (`start_brk` in
+    /// `/proc/PID/stat`).
+    #[must_use]
+    pub fn from_maps(maps: &procfs::process::MemoryMaps, heap_start: Option<Address>) -> Self {
+        use procfs::process::MMapPath;
+
+        let range = |(start, end)| AddressRange { start: Address(start), end: Address(end) };
+        let backing = |path: &MMapPath| match path {
+            // How the kernel shows MAP_SHARED | MAP_ANONYMOUS.
+            MMapPath::Path(path) if path.as_os_str() == "/dev/zero (deleted)" => Backing::Anonymous,
+            MMapPath::Path(_) | MMapPath::Vsys(_) => Backing::File,
+            _ => Backing::Anonymous,
+        };
+        let heap_end =
+            maps.0.iter().filter(|map| map.pathname == MMapPath::Heap).map(|map| map.address.1).max();
+        Self {
+            mappings: maps.0.iter().map(|map| (range(map.address), backing(&map.pathname))).collect(),
+            program_break: heap_end.map(Address).or(heap_start),
+        }
+    }
+}
+
+/// Who shares one row of totals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Holder {
+    /// Index of the traced process.
+    pub process: u16,
+    /// The number of the stack that made the call, [`tracer_ebpf::event::NO_STACK`] where it is not known.
+    pub stack: u32,
+    /// `mapping`, `allocator` or `file`.
+    pub kind: Kind,
+    /// The system call's name.
+    pub api: &'static str,
+}
+
+/// What one stack mapped and released within the window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Mapped.
+    pub allocated_bytes: u64,
+    /// Calls that mapped something.
+    pub allocated_objects: u64,
+    /// Mapped and released.
+    pub freed_bytes: u64,
+    /// Objects whose last byte was released.
+    pub freed_objects: u64,
+}
+
+impl Totals {
+    /// Bytes that are still mapped.
+    #[must_use]
+    pub const fn outstanding_bytes(&self) -> u64 {
+        self.allocated_bytes.saturating_sub(self.freed_bytes)
+    }
+
+    /// Objects of which at least a byte is still mapped.
+    #[must_use]
+    pub const fn outstanding_objects(&self) -> u64 {
+        self.allocated_objects.saturating_sub(self.freed_objects)
+    }
+}
+
+/// A range that was mapped in the window and still is. An object with a hole in it has several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveRange {
+    /// Where it is.
+    pub range: AddressRange,
+    /// Who holds it.
+    pub holder: Holder,
+    /// When it was mapped: monotonic clock, nanoseconds.
+    pub born_ns: u64,
+}
+
+/// Calls by outcome, for mappings that count as allocations: kind `mapping`. What an allocator maps for itself is part
+/// of the allocator call it serves and counted there; files are not allocations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Calls that mapped something.
+    pub allocations: u64,
+    /// Objects whose last byte was released.
+    pub frees: u64,
+    /// `munmap` calls that released nothing but anonymous memory from before the window.
+    pub unmatched_frees: u64,
+    /// Calls to map, extend or move anonymous memory that failed.
+    pub failed_allocations: u64,
+}
+
+/// Events that could not be accounted, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// The event makes no sense: an unknown call, or a success that the kernel cannot have reported.
+    pub malformed: u64,
+    /// The process has more ranges than the account holds.
+    pub table_full: u64,
+}
+
+/// Whose pages they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    BeforeWindow(Backing),
+    Object(Object),
+}
+
+impl Owner {
+    fn backing(self) -> Backing {
+        match self {
+            Self::BeforeWindow(backing) => backing,
+            Self::Object(Object { holder: Holder { kind: Kind::File, .. }, .. }) => Backing::File,
+            Self::Object(_) => Backing::Anonymous,
+        }
+    }
+}
+
+/// What one call mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Object {
+    number: u64,
+    holder: Holder,
+    born_ns: u64,
+}
+
+/// The sums, and how much of each object is left.
+#[derive(Clone, Debug, Default)]
+struct Ledger {
+    totals: BTreeMap<Holder, Totals>,
+    /// Object number → bytes still mapped; never 0.
+    left: HashMap<u64, u64>,
+    objects: u64,
+}
+
+impl Ledger {
+    fn new_object(&mut self, holder: Holder, born_ns: u64) -> Object {
+        self.objects += 1;
+        Object { number: self.objects, holder, born_ns }
+    }
+
+    // Sums saturate: a target that maps and unmaps 128 TiB over and over gets to 2^64 bytes.
+    fn allocate(&mut self, object: Object, bytes: u64) {
+        let totals = self.totals.entry(object.holder).or_default();
+        totals.allocated_bytes = totals.allocated_bytes.saturating_add(bytes);
+        totals.allocated_objects += 1;
+        self.left.insert(object.number, bytes);
+    }
+
+    fn release(&mut self, object: Object, bytes: u64) {
+        let totals = self.totals.entry(object.holder).or_default();
+        totals.freed_bytes = totals.freed_bytes.saturating_add(bytes);
+        let left = self.left.entry(object.number).or_default();
+        *left = left.saturating_sub(bytes);
+        if *left == 0 {
+            self.left.remove(&object.number);
+            totals.freed_objects += 1;
+        }
+    }
+
+    fn undo_release(&mut self, object: Object, bytes: u64) {
+        let totals = self.totals.entry(object.holder).or_default();
+        totals.freed_bytes = totals.freed_bytes.saturating_sub(bytes);
+        let left = self.left.entry(object.number).or_insert_with(|| {
+            totals.freed_objects = totals.freed_objects.saturating_sub(1);
+            0
+        });
+        *left += bytes;
+    }
+}
+
+/// A call between its entry and its exit, with what it released.
+#[derive(Clone, Debug)]
+struct Pending {
+    call: u8,
+    args: [u64; 6],
+    time_ns: u64,
+    released: Vec<(AddressRange, Owner)>,
+    /// The part of `released` that a failure brings back: what no later call has mapped or released.
+    restorable: Extents<Owner>,
+    /// Whether it counted as an unmatched free.
+    unmatched: bool,
+}
+
+impl Pending {
+    fn of(event: &MappingEvent, released: Vec<(AddressRange, Owner)>) -> Self {
+        let mut restorable = Extents::default();
+        for &(range, owner) in &released {
+            restorable.put(range, owner);
+        }
+        let MappingEvent { call, args, time_ns, .. } = *event;
+        Self { call, args, time_ns, released, restorable, unmatched: false }
+    }
+}
+
+/// The address space of one process.
+#[derive(Clone, Debug, Default)]
+struct Space {
+    extents: Extents<Owner>,
+    program_break: Option<u64>,
+    /// By thread.
+    pending: HashMap<u32, Pending>,
+}
+
+impl Space {
+    /// Releases a range, and returns what was there.
+    fn release(&mut self, range: AddressRange, ledger: &mut Ledger) -> Vec<(AddressRange, Owner)> {
+        for pending in self.pending.values_mut() {
+            pending.restorable.take(range);
+        }
+        let released = self.extents.take(range);
+        for &(part, owner) in &released {
+            if let Owner::Object(object) = owner {
+                ledger.release(object, part.bytes());
+            }
+        }
+        released
+    }
+
+    /// Remembers a call in flight, in place of whatever its thread did before.
+    fn begin(&mut self, tid: u32, pending: Pending) {
+        if self.pending.len() >= MAX_PENDING
+            && let Some((&oldest, _)) = self.pending.iter().min_by_key(|(_, pending)| pending.time_ns)
+        {
+            self.pending.remove(&oldest);
+        }
+        self.pending.insert(tid, pending);
+    }
+
+    /// The call in flight that this exit ends. `None` when its entry was not seen: it came before the window.
+    fn finish(&mut self, event: &MappingEvent) -> Option<Pending> {
+        let pending = self.pending.remove(&event.tid)?;
+        (pending.call == event.call && pending.args == event.args).then_some(pending)
+    }
+
+    /// Undoes a release.
+    fn restore(&mut self, pending: &Pending, ledger: &mut Ledger) {
+        for (range, owner) in pending.restorable.iter() {
+            self.extents.put(range, owner);
+            if let Owner::Object(object) = owner {
+                ledger.undo_release(object, range.bytes());
+            }
+        }
+    }
+}
+
+/// The account of every traced process. See the module's description for its rules.
+#[derive(Clone, Debug, Default)]
+pub struct MappingAccount {
+    spaces: BTreeMap<u16, Space>,
+    ledger: Ledger,
+    unmatched_frees: u64,
+    failed_allocations: u64,
+    losses: Losses,
+}
+
+impl MappingAccount {
+    /// An account without processes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins the account of a process with what it has mapped. Without this a process begins with nothing known, and
+    /// the memory it had counts for nothing all the same.
+    pub fn add_process(&mut self, process: u16, initial: InitialMappings) {
+        let space = self.spaces.entry(process).or_default();
+        for (range, backing) in initial.mappings {
+            space.extents.put(range, Owner::BeforeWindow(backing));
+        }
+        space.program_break = initial.program_break.and_then(|Address(end)| page_align(end));
+    }
+
+    /// Accounts one event. Events are applied in the order in which the ring buffer delivers them.
+    pub fn apply(&mut self, event: &MappingEvent) {
+        let Ok(call) = MappingCall::try_from(event.call) else {
+            self.losses.malformed += 1;
+            return;
+        };
+        let accounted = match (call, event.at_exit != 0) {
+            (MappingCall::Mmap, true) => self.mmap(event),
+            (MappingCall::Munmap, false) => self.munmap_entry(event),
+            (MappingCall::Munmap, true) => self.munmap_exit(event),
+            (MappingCall::Mremap, false) => self.mremap_entry(event),
+            (MappingCall::Mremap, true) => self.mremap_exit(event),
+            (MappingCall::Brk, true) => self.brk(event),
+            (MappingCall::Mmap | MappingCall::Brk, false) => Some(()),
+        };
+        if accounted.is_none() {
+            self.losses.malformed += 1;
+        }
+    }
+
+    /// What was mapped in the window and still is, by process and address.
+    pub fn live(&self) -> impl Iterator<Item = LiveRange> + '_ {
+        self.spaces.values().flat_map(|space| space.extents.iter()).filter_map(|(range, owner)| match owner {
+            Owner::Object(Object { holder, born_ns, .. }) => Some(LiveRange { range, holder, born_ns }),
+            Owner::BeforeWindow(_) => None,
+        })
+    }
+
+    /// The sums of the window, by who holds them; those that hold nothing any more included.
+    pub fn totals(&self) -> impl Iterator<Item = (Holder, Totals)> + '_ {
+        self.ledger.totals.iter().map(|(&holder, &totals)| (holder, totals))
+    }
+
+    /// How many calls there were.
+    #[must_use]
+    pub fn calls(&self) -> Calls {
+        let mut calls = Calls {
+            unmatched_frees: self.unmatched_frees,
+            failed_allocations: self.failed_allocations,
+            ..Calls::default()
+        };
+        for (_, totals) in self.totals().filter(|(holder, _)| holder.kind == Kind::Mapping) {
+            calls.allocations += totals.allocated_objects;
+            calls.frees += totals.freed_objects;
+        }
+        calls
+    }
+
+    /// What could not be accounted.
+    #[must_use]
+    pub const fn losses(&self) -> Losses {
+        self.losses
+    }
+
+    fn mmap(&mut self, event: &MappingEvent) -> Option<()> {
+        let backing =
+            if event.args[3] & flag::MAP_ANONYMOUS == 0 { Backing::File } else { Backing::Anonymous };
+        if event.result < 0 {
+            self.count_failure(event, backing);
+            return Some(());
+        }
+        let range = result_range(event, mmap_length(event)?)?;
+        let object = self.new_object(event, MappingCall::Mmap, backing);
+        self.map(object, &[(range, Owner::Object(object))]);
+        Some(())
+    }
+
+    fn munmap_entry(&mut self, event: &MappingEvent) -> Option<()> {
+        let [start, length, ..] = event.args;
+        // Otherwise it is going to fail with EINVAL.
+        if let Some(range) = page_range(start, length) {
+            let space = self.spaces.entry(event.process).or_default();
+            let mut pending = Pending::of(event, space.release(range, &mut self.ledger));
+            pending.unmatched = is_unmatched(event, &pending.released);
+            self.unmatched_frees += u64::from(pending.unmatched);
+            space.begin(event.tid, pending);
+        }
+        Some(())
+    }
+
+    fn munmap_exit(&mut self, event: &MappingEvent) -> Option<()> {
+        let space = self.spaces.entry(event.process).or_default();
+        match (space.finish(event), event.result) {
+            (Some(_), 0) => {}
+            (Some(pending), _) => {
+                space.restore(&pending, &mut self.ledger);
+                self.unmatched_frees -= u64::from(pending.unmatched);
+            }
+            (None, 0) => {
+                let [start, length, ..] = event.args;
+                let released = space.release(page_range(start, length)?, &mut self.ledger);
+                self.unmatched_frees += u64::from(is_unmatched(event, &released));
+            }
+            (None, _) => {}
+        }
+        Some(())
+    }
+
+    fn mremap_entry(&mut self, event: &MappingEvent) -> Option<()> {
+        let request = Remap::of(event);
+        if let Some(vacated) = request.vacated() {
+            let space = self.spaces.entry(event.process).or_default();
+            let released = space.release(vacated, &mut self.ledger);
+            space.begin(event.tid, Pending::of(event, released));
+        }
+        Some(())
+    }
+
+    fn mremap_exit(&mut self, event: &MappingEvent) -> Option<()> {
+        let request = Remap::of(event);
+        let space = self.spaces.entry(event.process).or_default();
+        let pending = space.finish(event);
+        if event.result < 0 {
+            if let Some(pending) = pending {
+                space.restore(&pending, &mut self.ledger);
+            }
+            self.count_failure(event, Backing::Anonymous);
+            return Some(());
+        }
+        let source = match (pending, request.vacated()) {
+            (Some(pending), _) => pending.released,
+            (None, Some(vacated)) => space.release(vacated, &mut self.ledger),
+            (None, None) => space.extents.within(request.old()?),
+        };
+        let result = result_range(event, request.new_length)?;
+        let backing = source.first().map_or(Backing::Anonymous, |(_, owner)| owner.backing());
+        let object = self.new_object(event, MappingCall::Mremap, backing);
+        self.map(object, &request.owners(&source, result, object)?);
+        Some(())
+    }
+
+    fn brk(&mut self, event: &MappingEvent) -> Option<()> {
+        let (wanted, end) = (event.args[0], u64::try_from(event.result).ok()?);
+        let new = page_align(end)?;
+        let space = self.spaces.entry(event.process).or_default();
+        let old = space.program_break.replace(new);
+        if end != wanted {
+            // A question (`brk(0)`) or a failure: the break is where it was.
+            let failed = wanted > end && event.in_allocator == 0;
+            self.failed_allocations += u64::from(failed);
+        } else if let Some(old) = old {
+            let [grown, shrunk] = [(old, new), (new, old)]
+                .map(|(start, end)| AddressRange { start: Address(start), end: Address(end) });
+            space.release(shrunk, &mut self.ledger);
+            let object = self.new_object(event, MappingCall::Brk, Backing::Anonymous);
+            self.map(object, &[(grown, Owner::Object(object))]);
+        }
+        Some(())
+    }
+
+    fn new_object(&mut self, event: &MappingEvent, call: MappingCall, backing: Backing) -> Object {
+        let kind = match backing {
+            _ if event.in_allocator != 0 => Kind::Allocator,
+            Backing::File => Kind::File,
+            Backing::Anonymous => Kind::Mapping,
+        };
+        let holder = Holder { process: event.process, stack: event.stack, kind, api: call.name() };
+        self.ledger.new_object(holder, event.time_ns)
+    }
+
+    /// Enters who owns what a call mapped, over whatever was there: the object, or what was moved there from before
+    /// the window.
+    fn map(&mut self, object: Object, parts: &[(AddressRange, Owner)]) {
+        let space = self.spaces.entry(object.holder.process).or_default();
+        for &(part, _) in parts {
+            space.release(part, &mut self.ledger);
+        }
+        if space.extents.len() >= MAX_EXTENTS {
+            self.losses.table_full += 1;
+            return;
+        }
+        let mut bytes = 0;
+        for &(part, owner) in parts {
+            space.extents.put(part, owner);
+            if owner == Owner::Object(object) {
+                bytes += part.bytes();
+            }
+        }
+        if bytes > 0 {
+            self.ledger.allocate(object, bytes);
+        }
+    }
+
+    fn count_failure(&mut self, event: &MappingEvent, backing: Backing) {
+        let counts = backing == Backing::Anonymous && event.in_allocator == 0;
+        self.failed_allocations += u64::from(counts);
+    }
+}
+
+/// What an `mremap` asks for, rounded as the kernel rounds.
+struct Remap {
+    old_start: u64,
+    old_length: u64,
+    new_length: u64,
+    keeps_old: bool,
+}
+
+impl Remap {
+    fn of(event: &MappingEvent) -> Self {
+        let [old_start, old_length, new_length, flags, ..] = event.args;
+        Self {
+            old_start,
+            // The kernel's PAGE_ALIGN wraps to 0, which asks for a second mapping of shared pages.
+            old_length: page_align(old_length).unwrap_or(0),
+            new_length: page_align(new_length).unwrap_or(0),
+            keeps_old: flags & flag::MREMAP_DONTUNMAP != 0,
+        }
+    }
+
+    /// The range it reads: what it moves or resizes, or the page whose mapping it duplicates.
+    fn old(&self) -> Option<AddressRange> {
+        page_range(self.old_start, self.old_length.max(1))
+    }
+
+    /// The range that is no longer mapped, or mapped anew as (a part of) the result. `None` when the old one stays.
+    fn vacated(&self) -> Option<AddressRange> {
+        if self.keeps_old || self.old_length == 0 { None } else { self.old() }
+    }
+
+    /// Whose the parts of the result are: an image of what the window knows, and the growth, are the new object's; an
+    /// image of what was there before the window stays so. Where nothing was mapped nothing arrives and nothing is
+    /// released: from Linux 6.17 the kernel moves ranges with gaps.
+    fn owners(
+        &self,
+        source: &[(AddressRange, Owner)],
+        result: AddressRange,
+        object: Object,
+    ) -> Option<Vec<(AddressRange, Owner)>> {
+        let moved = self.old_length.min(self.new_length);
+        let growth = AddressRange { start: Address(result.start.0.checked_add(moved)?), end: result.end };
+        let image = |&(part, owner): &(AddressRange, Owner)| {
+            let offset = part.start.0.checked_sub(self.old_start)?;
+            let image = AddressRange::sized(result.start.0.checked_add(offset)?, part.bytes())?;
+            let owner = match owner {
+                Owner::BeforeWindow(_) => owner,
+                Owner::Object(_) => Owner::Object(object),
+            };
+            Some((image.intersection(result)?, owner))
+        };
+        let images = source.iter().filter(|_| self.old_length > 0).filter_map(image);
+        Some(images.chain([(growth, Owner::Object(object))]).filter(|(part, _)| !part.is_empty()).collect())
+    }
+}
+
+/// Whether a release met nothing but anonymous memory from before the window. Within an allocator it is the allocator's
+/// own affair.
+fn is_unmatched(event: &MappingEvent, released: &[(AddressRange, Owner)]) -> bool {
+    let unknown = |(_, owner): &(AddressRange, Owner)| *owner == Owner::BeforeWindow(Backing::Anonymous);
+    event.in_allocator == 0
+        && released.iter().any(unknown)
+        && !released.iter().any(|(_, owner)| matches!(owner, Owner::Object(_)))
+}
+
+/// Rounds up to a page; `None` past the end of the address space.
+fn page_align(bytes: u64) -> Option<u64> {
+    bytes.checked_next_multiple_of(PAGE_BYTES)
+}
+
+/// The pages of a request; `None` for one that the kernel refuses: not at a page, empty, or past the end.
+fn page_range(start: u64, length: u64) -> Option<AddressRange> {
+    let range = AddressRange::sized(start, page_align(length)?)?;
+    let possible = start.is_multiple_of(PAGE_BYTES) && !range.is_empty() && range.end.0 <= ADDRESSES_END;
+    possible.then_some(range)
+}
+
+/// Where a successful call mapped `length` bytes; `None` for a result that cannot be.
+fn result_range(event: &MappingEvent, length: u64) -> Option<AddressRange> {
+    page_range(u64::try_from(event.result).ok()?, length)
+}
+
+/// How many bytes an `mmap` maps: whole pages, or whole huge pages of the size its flags say.
+fn mmap_length(event: &MappingEvent) -> Option<u64> {
+    let [_, length, _, flags, ..] = event.args;
+    let huge = flag::MAP_HUGETLB | flag::MAP_ANONYMOUS;
+    if flags & huge != huge {
+        return page_align(length);
+    }
+    // 0 stands for the machine's default, which is 2 MiB unless it was changed when the machine was started.
+    let shift = match flags >> flag::MAP_HUGE_SHIFT & flag::MAP_HUGE_MASK {
+        0 => 21,
+        shift => shift,
+    };
+    length.checked_next_multiple_of(1 << shift)
+}

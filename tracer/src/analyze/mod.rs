@@ -1,0 +1,13 @@
+//! What the recorded events mean: pure code over the events and the model, and the readings of the target's resident
+//! memory that weigh them.
+
+pub mod growth;
+pub mod managed;
+pub mod mappings;
+pub mod outcome;
+#[cfg(test)]
+mod python_child;
+pub mod reconcile;
+pub mod residency;
+pub mod smaps;
+pub mod threads;

@@ -1,0 +1,331 @@
+//! From what was counted to the profile: every stack with its totals, what is outstanding, and what was lost.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tracer_ebpf::{
+    event::NO_STACK,
+    live::{Block, BlockKey},
+    stack::NO_ROOM,
+};
+
+use super::mappings::{Holder, LiveRange, Totals as MappingTotals};
+use crate::model::{Bytes, Events, Frame, Kind, Pid, StackReport, Stop, Totals};
+
+/// What is known of a stack beside its totals.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KnownStack {
+    /// Index of its process.
+    pub process: u16,
+    /// The function that was called, as reports name it.
+    pub api: String,
+    /// Why the walk ended.
+    pub stop: Stop,
+    /// Its frames, leaf first.
+    pub frames: Vec<Arc<Frame>>,
+}
+
+/// What the kernel counted for a stack of the malloc family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NativeTotals {
+    /// Requested bytes.
+    pub allocated_bytes: u64,
+    /// Calls.
+    pub allocated_objects: u64,
+    /// Bytes of blocks that were freed.
+    pub freed_bytes: u64,
+    /// Blocks that were freed.
+    pub freed_objects: u64,
+}
+
+/// What a stack holds at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    bytes: u64,
+    objects: u64,
+    oldest_age_ns: u64,
+}
+
+impl Held {
+    fn add(&mut self, bytes: u64, age_ns: u64) {
+        self.bytes += bytes;
+        self.objects += 1;
+        self.oldest_age_ns = self.oldest_age_ns.max(age_ns);
+    }
+}
+
+/// Adds up live blocks by stack, those that are at least `min_age_ns` old. `window_ns` tells how long ago the window of a process
+/// opened.
+pub fn held_by_stack(
+    blocks: impl Iterator<Item = (BlockKey, Block)>,
+    window_ns: impl Fn(u16) -> u64,
+    min_age_ns: u64,
+) -> BTreeMap<u32, Held> {
+    let mut held: BTreeMap<u32, Held> = BTreeMap::new();
+    for (key, block) in blocks {
+        let age_ns = window_ns(key.process()).saturating_sub(block.born_ns);
+        if age_ns >= min_age_ns {
+            held.entry(block.stack).or_default().add(block.size, age_ns);
+        }
+    }
+    held
+}
+
+/// A live range of a mapping, and how much of it is resident, where that is known.
+pub type WeighedRange = (LiveRange, Option<Bytes>);
+
+/// Everything that was counted.
+#[derive(Debug, Default)]
+pub struct Counted {
+    /// Pids by index.
+    pub pids: Vec<Pid>,
+    /// Stacks by number.
+    pub stacks: BTreeMap<u32, KnownStack>,
+    /// Totals of the malloc family, by stack.
+    pub native: BTreeMap<u32, NativeTotals>,
+    /// What the malloc family holds, by stack.
+    pub held: BTreeMap<u32, Held>,
+    /// Totals of mappings.
+    pub mappings: Vec<(Holder, MappingTotals)>,
+    /// What mappings hold.
+    pub ranges: Vec<WeighedRange>,
+    /// Only blocks at least this old count as outstanding.
+    pub min_age_ns: u64,
+    /// Monotonic clock at the end of the window.
+    pub ended_ns: u64,
+}
+
+impl Counted {
+    /// Every stack that allocated, largest weight first.
+    #[must_use]
+    pub fn stacks(&self) -> Vec<StackReport> {
+        let native = self.native.iter().map(|(&number, totals)| self.native_stack(number, totals));
+        let mut stacks: Vec<_> = native.chain(self.mapping_stacks()).collect();
+        stacks.sort_by(|a, b| {
+            (b.weight_bytes, b.outstanding_bytes, b.allocated_bytes)
+                .cmp(&(a.weight_bytes, a.outstanding_bytes, a.allocated_bytes))
+                .then_with(|| {
+                    a.frames.iter().map(|frame| frame.ip).cmp(b.frames.iter().map(|frame| frame.ip))
+                })
+        });
+        stacks
+    }
+
+    fn native_stack(&self, number: u32, totals: &NativeTotals) -> StackReport {
+        let held = self.held.get(&number).copied().unwrap_or_default();
+        StackReport {
+            weight_bytes: held.bytes,
+            outstanding_bytes: held.bytes,
+            outstanding_objects: held.objects,
+            allocated_bytes: totals.allocated_bytes,
+            allocated_objects: totals.allocated_objects,
+            freed_bytes: totals.freed_bytes,
+            freed_objects: totals.freed_objects,
+            oldest_age_ns: (held.objects > 0).then_some(held.oldest_age_ns),
+            ..self.bare_stack(number, Kind::Native)
+        }
+    }
+
+    /// A stack with nothing but its frames.
+    fn bare_stack(&self, number: u32, kind: Kind) -> StackReport {
+        let known = self.stacks.get(&number);
+        let stop = match known {
+            Some(known) => known.stop,
+            None if number == NO_ROOM || number == NO_STACK => Stop::NoRoom,
+            None => Stop::NotDelivered,
+        };
+        let process = known.map_or(0, |known| known.process);
+        StackReport {
+            pid: if self.pids.len() > 1 { self.pids.get(usize::from(process)).copied() } else { None },
+            kind,
+            api: known.map_or_else(|| "unknown".to_owned(), |known| known.api.clone()),
+            weight_bytes: 0,
+            outstanding_bytes: 0,
+            outstanding_objects: 0,
+            allocated_bytes: 0,
+            allocated_objects: 0,
+            freed_bytes: 0,
+            freed_objects: 0,
+            resident_bytes: None,
+            oldest_age_ns: None,
+            growth_bytes_per_second: None,
+            verdict: None,
+            complete: stop.is_complete(),
+            stop: (!stop.is_complete()).then(|| stop.name().to_owned()),
+            frames: known.map_or_else(Vec::new, |known| known.frames.clone()),
+        }
+    }
+
+    fn mapping_stacks(&self) -> impl Iterator<Item = StackReport> + '_ {
+        let held = self.held_by_holder();
+        self.mappings.iter().map(move |(holder, totals)| {
+            // What holds nothing has nothing resident, which is known without a look.
+            let nothing = HeldRanges { resident_bytes: Some(0), ..HeldRanges::default() };
+            let held = held.get(holder).copied().unwrap_or(nothing);
+            let all = self.min_age_ns == 0;
+            let mut stack = StackReport {
+                pid: (self.pids.len() > 1)
+                    .then(|| self.pids.get(usize::from(holder.process)).copied())
+                    .flatten(),
+                api: holder.api.to_owned(),
+                weight_bytes: held.resident_bytes.unwrap_or(0),
+                resident_bytes: held.resident_bytes,
+                outstanding_bytes: if all { totals.outstanding_bytes() } else { held.held.bytes },
+                outstanding_objects: if all { totals.outstanding_objects() } else { held.held.objects },
+                allocated_bytes: totals.allocated_bytes,
+                allocated_objects: totals.allocated_objects,
+                freed_bytes: totals.freed_bytes,
+                freed_objects: totals.freed_objects,
+                oldest_age_ns: (held.held.objects > 0).then_some(held.held.oldest_age_ns),
+                ..self.bare_stack(holder.stack, holder.kind)
+            };
+            drop_system_call_wrappers(&mut stack.frames);
+            stack
+        })
+    }
+
+    fn held_by_holder(&self) -> BTreeMap<Holder, HeldRanges> {
+        let mut held: BTreeMap<Holder, HeldRanges> = BTreeMap::new();
+        for (live, resident) in &self.ranges {
+            let age_ns = self.ended_ns.saturating_sub(live.born_ns);
+            if age_ns < self.min_age_ns {
+                continue;
+            }
+            let ranges = held.entry(live.holder).or_default();
+            ranges.held.add(live.range.bytes(), age_ns);
+            if let Some(resident) = resident {
+                *ranges.resident_bytes.get_or_insert(0) += resident.0;
+            }
+        }
+        held
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct HeldRanges {
+    held: Held,
+    resident_bytes: Option<u64>,
+}
+
+/// The caller of `mmap` is frame 0, not `mmap` itself, in which the system call was made.
+fn drop_system_call_wrappers(frames: &mut Vec<Arc<Frame>>) {
+    const WRAPPERS: [&str; 8] = ["mmap", "mmap64", "munmap", "mremap", "brk", "sbrk", "syscall", "brk_call"];
+    let is_wrapper = |frame: &Frame| {
+        frame.function.as_deref().is_some_and(|function| {
+            let name = function.trim_start_matches('_');
+            let name = name.strip_prefix("GI_").unwrap_or(name).trim_start_matches('_');
+            WRAPPERS.contains(&name)
+        })
+    };
+    let wrappers = frames.iter().take_while(|frame| is_wrapper(frame.as_ref())).count();
+    // `sbrk` calls `brk`, both are wrappers; but a stack of nothing else is better than none.
+    if wrappers < frames.len() {
+        frames.drain(..wrappers);
+    }
+}
+
+/// Sums over the stacks that count: kinds `native` and `mapping`.
+#[must_use]
+pub fn totals(stacks: &[StackReport]) -> Totals {
+    let mut totals = Totals::default();
+    for stack in stacks.iter().filter(|stack| stack.kind.counts_by_default()) {
+        totals.outstanding_bytes += stack.outstanding_bytes;
+        totals.outstanding_objects += stack.outstanding_objects;
+        totals.allocated_bytes += stack.allocated_bytes;
+        totals.allocated_objects += stack.allocated_objects;
+        totals.freed_bytes += stack.freed_bytes;
+        totals.freed_objects += stack.freed_objects;
+        totals.weight_bytes += stack.weight_bytes;
+    }
+    totals
+}
+
+/// Counts allocations with an incomplete stack, by cause, into `events`.
+pub fn count_incomplete(events: &mut Events, stacks: &[StackReport]) {
+    for stack in stacks.iter().filter(|stack| stack.kind.counts_by_default()) {
+        if let Some(stop) = &stack.stop {
+            *events.incomplete_stacks.entry(stop.clone()).or_default() += stack.allocated_objects;
+        }
+    }
+    events.incomplete_stacks.retain(|_, allocations| *allocations > 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{analyze::mappings::AddressRange, model::Address};
+
+    fn frame(ip: u64, function: &str) -> Frame {
+        Frame { ip: Address(ip), function: Some(function.to_owned()), ..Frame::default() }
+    }
+
+    fn known(api: &str, functions: &[&str]) -> KnownStack {
+        let frames = functions.iter().zip(1..).map(|(function, ip)| Arc::new(frame(ip, function))).collect();
+        KnownStack { process: 0, api: api.to_owned(), stop: Stop::Base, frames }
+    }
+
+    fn block(address: u64, size: u64, born_ns: u64, stack: u32) -> (BlockKey, Block) {
+        (BlockKey::new(0, address).unwrap(), Block { size, born_ns, stack, padding: 0 })
+    }
+
+    #[test]
+    fn blocks_add_up_by_stack_and_young_ones_are_left_out() {
+        let blocks = [block(16, 10, 100, 1), block(32, 20, 900, 1), block(48, 5, 950, 2)];
+        let held = held_by_stack(blocks.into_iter(), |_| 1000, 0);
+        assert_eq!(held[&1], Held { bytes: 30, objects: 2, oldest_age_ns: 900 });
+        assert_eq!(held[&2], Held { bytes: 5, objects: 1, oldest_age_ns: 50 });
+        let old = held_by_stack(blocks.into_iter(), |_| 1000, 100);
+        assert_eq!(old[&1], Held { bytes: 30, objects: 2, oldest_age_ns: 900 });
+        assert_eq!(old.get(&2), None);
+    }
+
+    #[test]
+    fn a_reservation_weighs_nothing_and_the_heaviest_stack_is_first() {
+        let holder = Holder { process: 0, stack: 2, kind: Kind::Mapping, api: "mmap" };
+        let range = AddressRange { start: Address(0x1000), end: Address(0x1000 + (1 << 40)) };
+        let counted = Counted {
+            stacks: [(1, known("malloc", &["leak"])), (2, known("mmap", &["__mmap64", "reserve"]))].into(),
+            native: [(
+                1,
+                NativeTotals { allocated_bytes: 64, allocated_objects: 2, freed_bytes: 24, freed_objects: 1 },
+            )]
+            .into(),
+            held: [(1, Held { bytes: 40, objects: 1, oldest_age_ns: 7 })].into(),
+            mappings: vec![(
+                holder,
+                MappingTotals { allocated_bytes: 1 << 40, allocated_objects: 1, ..MappingTotals::default() },
+            )],
+            ranges: vec![(LiveRange { range, holder, born_ns: 0 }, Some(Bytes(0)))],
+            ..Counted::default()
+        };
+        let stacks = counted.stacks();
+        let brief: Vec<_> = stacks
+            .iter()
+            .map(|stack| (stack.kind, stack.weight_bytes, stack.outstanding_bytes, stack.frames[0].label()))
+            .collect();
+        assert_eq!(
+            brief,
+            [(Kind::Native, 40, 40, "leak".to_owned()), (Kind::Mapping, 0, 1 << 40, "reserve".to_owned())]
+        );
+        let totals = totals(&stacks);
+        assert_eq!((totals.weight_bytes, totals.outstanding_bytes), (40, 40 + (1 << 40)));
+        assert_eq!(totals.allocated_bytes - totals.freed_bytes, totals.outstanding_bytes);
+    }
+
+    #[test]
+    fn totals_without_a_stack_are_kept_and_say_why() {
+        let counted = Counted {
+            native: [
+                (NO_ROOM, NativeTotals { allocated_objects: 3, ..NativeTotals::default() }),
+                (9, NativeTotals { allocated_objects: 4, ..NativeTotals::default() }),
+            ]
+            .into(),
+            ..Counted::default()
+        };
+        let mut events = Events::default();
+        count_incomplete(&mut events, &counted.stacks());
+        assert_eq!(
+            events.incomplete_stacks,
+            [("no_room".to_owned(), 3), ("not_delivered".to_owned(), 4)].into()
+        );
+    }
+}

@@ -1,0 +1,354 @@
+//! Splits the resident memory of a process into parts that add up to it.
+//!
+//! What the window saw being mapped is known by its account. The rest of each mapping is told by its name, its place
+//! and its neighbours. The allocators' memory is then divided by what the live table knows to be in it:
+//!
+//! - `native` is what the program holds of it, as far as the window saw: requested bytes of live blocks;
+//! - `allocator` is everything else there: blocks from before the window, freed memory that was kept, and the
+//!   allocators' own book-keeping. Only its *growth* says something about retention.
+//!
+//! A block that was never written to is outstanding but not resident; `native` is never more than the allocators'
+//! resident memory.
+
+use std::collections::BTreeMap;
+
+use super::managed::Runtimes;
+use super::mappings::{AddressRange, Backing};
+use super::smaps::Vma;
+use crate::model::{Address, Bytes, Kind, Part, PartSize};
+
+/// A range that was mapped in the window.
+#[derive(Clone, Copy, Debug)]
+pub struct Tracked {
+    /// Where it is.
+    pub range: AddressRange,
+    /// What kind of memory.
+    pub kind: Kind,
+    /// How much of it is in memory.
+    pub resident: Bytes,
+}
+
+/// What a process's resident memory is split by.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// Its mappings, by ascending address.
+    pub vmas: &'a [Vma],
+    /// Its resident set size.
+    pub rss: Bytes,
+    /// The runtimes in it.
+    pub runtimes: &'a Runtimes,
+    /// What was mapped in the window.
+    pub tracked: &'a [Tracked],
+    /// The stack pointers of its threads, as far as they are known: what contains one is a stack.
+    pub stack_pointers: &'a [Address],
+    /// Outstanding bytes of the malloc family.
+    pub native: Bytes,
+}
+
+/// Every part, in the order of a report.
+const PARTS: [Part; 7] =
+    [Part::Native, Part::Mapping, Part::Managed, Part::Allocator, Part::File, Part::Stack, Part::Unexplained];
+
+/// The size of each part, those of size 0 included. The sum is the resident set size; every part but `Unexplained` is
+/// at least 0.
+pub type Split = BTreeMap<Part, i64>;
+
+/// Splits the resident memory.
+#[must_use]
+pub fn split(evidence: &Evidence) -> Split {
+    let mut rest: Vec<u64> = evidence.vmas.iter().map(|vma| vma.rss.0).collect();
+    let mut sizes = PARTS.map(|part| (part, 0)).into_iter().collect::<BTreeMap<_, u64>>();
+    for tracked in evidence.tracked {
+        *sizes.entry(part_of(tracked.kind)).or_default() += deduct(evidence.vmas, &mut rest, tracked);
+    }
+    for (index, rest) in rest.into_iter().enumerate() {
+        *sizes.entry(classify(evidence, index)).or_default() += rest;
+    }
+    let held_by_allocators = sizes[&Part::Allocator] + sizes[&Part::Native];
+    let native = evidence.native.0.min(held_by_allocators);
+    sizes.insert(Part::Native, native);
+    sizes.insert(Part::Allocator, held_by_allocators - native);
+
+    let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let mut split: Split = sizes.into_iter().map(|(part, bytes)| (part, signed(bytes))).collect();
+    let explained = split.values().fold(0, |sum: i64, &bytes| sum.saturating_add(bytes));
+    split.insert(Part::Unexplained, signed(evidence.rss.0).saturating_sub(explained));
+    split
+}
+
+/// Two splits side by side, with what a reader should know about each part.
+#[must_use]
+pub fn compare(before: &Split, after: &Split) -> Vec<PartSize> {
+    let size = |split: &Split, part| split.get(&part).copied().unwrap_or(0);
+    let note = |part| match part {
+        Part::Native => Some("requested bytes of blocks allocated in the window"),
+        Part::Allocator => {
+            Some("includes blocks from before the window, freed memory that was kept, and overhead")
+        }
+        Part::Mapping => Some("mappings from before the window are told by name and place"),
+        _ => None,
+    };
+    let row = |part| PartSize {
+        part,
+        before_bytes: size(before, part),
+        after_bytes: size(after, part),
+        note: note(part).map(str::to_owned),
+    };
+    PARTS.map(row).into()
+}
+
+const fn part_of(kind: Kind) -> Part {
+    match kind {
+        Kind::Native => Part::Native,
+        Kind::Mapping => Part::Mapping,
+        Kind::Allocator => Part::Allocator,
+        Kind::Managed => Part::Managed,
+        Kind::File => Part::File,
+    }
+}
+
+/// Takes the resident bytes of a range off the mappings that it lies in, as far as they have them: the sizes were
+/// read at slightly different times. Returns how much that was.
+fn deduct(vmas: &[Vma], rest: &mut [u64], tracked: &Tracked) -> u64 {
+    let first = vmas.partition_point(|vma| vma.range.end <= tracked.range.start);
+    let mut left = tracked.resident.0;
+    for (vma, rest) in vmas[first..].iter().zip(&mut rest[first..]) {
+        let Some(common) = vma.range.intersection(tracked.range) else { break };
+        let here = left.min(*rest).min(common.bytes());
+        *rest -= here;
+        left -= here;
+    }
+    tracked.resident.0 - left
+}
+
+/// How the names of mappings begin that tell whose they are. glibc gives such names with the tunable
+/// `glibc.mem.decorate_maps`, jemalloc when it was built with `--enable-pageid`.
+const NAMES: &[(&str, Part)] = &[
+    ("[heap]", Part::Allocator),
+    ("[stack", Part::Stack),
+    ("[anon: glibc: malloc", Part::Allocator),
+    ("[anon: glibc: loader malloc", Part::Allocator),
+    ("[anon: glibc: pthread", Part::Stack),
+    ("[anon:jemalloc", Part::Allocator),
+    ("[anon:scudo:", Part::Allocator),
+    ("[anon:tcmalloc_", Part::Allocator),
+    ("[anon:partition_alloc", Part::Allocator),
+    ("[vdso]", Part::File),
+    ("[vvar", Part::File),
+    ("[vsyscall]", Part::File),
+];
+
+/// What a mapping is that the window did not see being made.
+fn classify(evidence: &Evidence, index: usize) -> Part {
+    let vma = &evidence.vmas[index];
+    let named = NAMES.iter().find(|(name, _)| vma.name.starts_with(name)).map(|&(_, part)| part);
+    if let Some(part) = named {
+        part
+    } else if evidence.runtimes.of_vma(vma).is_some() {
+        Part::Managed
+    } else if vma.backing == Backing::File || is_data_of_object(evidence.vmas, index) {
+        Part::File
+    } else if evidence.stack_pointers.iter().any(|&sp| vma.range.start <= sp && sp < vma.range.end) {
+        Part::Stack
+    } else if is_arena(vma) {
+        Part::Allocator
+    } else {
+        Part::Mapping
+    }
+}
+
+/// Whether it is the uninitialised data (`.bss`) of the object whose mapping ends where it begins.
+fn is_data_of_object(vmas: &[Vma], index: usize) -> bool {
+    let before = index.checked_sub(1).map(|index| &vmas[index]);
+    let touches =
+        |before: &&Vma| before.range.end == vmas[index].range.start && before.backing == Backing::File;
+    vmas[index].name.is_empty() && before.filter(touches).is_some()
+}
+
+/// Whether it begins like an arena of glibc's malloc other than the first: at a multiple of 64 MiB, of which it fills a
+/// part (`HEAP_MAX_SIZE` in malloc/arena.c).
+fn is_arena(vma: &Vma) -> bool {
+    const HEAP_MAX_SIZE: u64 = 64 << 20;
+
+    vma.name.is_empty()
+        && vma.range.start.0.is_multiple_of(HEAP_MAX_SIZE)
+        && vma.range.bytes() <= HEAP_MAX_SIZE
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::python_child::Target;
+    use super::super::residency;
+    use super::*;
+
+    const MEBIBYTE: u64 = 1 << 20;
+
+    fn vma(start: u64, length: u64, rss: u64, name: &str) -> Vma {
+        Vma {
+            range: AddressRange::sized(start, length).unwrap(),
+            backing: if name.starts_with('/') { Backing::File } else { Backing::Anonymous },
+            executable: name.starts_with("/bin"),
+            name: name.to_owned(),
+            rss: Bytes(rss),
+        }
+    }
+
+    fn split_of(vmas: &[Vma], tracked: &[Tracked], stack_pointers: &[Address], native: u64) -> Split {
+        let runtimes = Runtimes::of(vmas);
+        let rss = Bytes(vmas.iter().map(|vma| vma.rss.0).sum());
+        split(&Evidence { vmas, rss, runtimes: &runtimes, tracked, stack_pointers, native: Bytes(native) })
+    }
+
+    #[test]
+    fn every_mapping_finds_its_part() {
+        let vmas = [
+            vma(0x40_0000, 4096, 1, "/bin/node"),
+            vma(0x40_1000, 4096, 2, ""), // .bss
+            vma(0x50_0000, 4096, 4, "[heap]"),
+            vma(0x1059_3790_0000, 4096, 8, ""),
+            vma(0x7f00_0000_0000, MEBIBYTE, 16, ""), // an arena
+            vma(0x7f10_0000_5000, 4096, 32, ""),
+            vma(0x7f10_0001_0000, 4096, 64, ""), // a thread's stack
+            vma(0x7fff_0000_0000, 4096, 128, "[stack]"),
+        ];
+        let split = split_of(&vmas, &[], &[Address(0x7f10_0001_0800)], 5);
+        let expected = [
+            (Part::Native, 5),
+            (Part::Mapping, 32),
+            (Part::Managed, 8),
+            (Part::Allocator, 4 + 16 - 5),
+            (Part::File, 1 + 2),
+            (Part::Stack, 64 + 128),
+            (Part::Unexplained, 0),
+        ];
+        assert_eq!(split, Split::from(expected));
+    }
+
+    #[test]
+    fn what_the_window_saw_is_known_better_than_by_place() {
+        let vmas = [vma(0x7f10_0000_0000, 8 * MEBIBYTE, 6 * MEBIBYTE, "")];
+        let tracked = |offset, kind, resident| Tracked {
+            range: AddressRange::sized(0x7f10_0000_0000 + offset, 2 * MEBIBYTE).unwrap(),
+            kind,
+            resident: Bytes(resident),
+        };
+        let split = split_of(
+            &vmas,
+            &[
+                tracked(0, Kind::Mapping, MEBIBYTE),
+                tracked(2 * MEBIBYTE, Kind::Managed, 2 * MEBIBYTE),
+                tracked(4 * MEBIBYTE, Kind::Allocator, 2 * MEBIBYTE),
+            ],
+            &[],
+            MEBIBYTE,
+        );
+        assert_eq!(split[&Part::Mapping], MEBIBYTE as i64);
+        assert_eq!(split[&Part::Managed], 2 * MEBIBYTE as i64);
+        // What is left of the mapping looks like an arena, too.
+        assert_eq!((split[&Part::Native], split[&Part::Allocator]), (MEBIBYTE as i64, 2 * MEBIBYTE as i64));
+    }
+
+    #[test]
+    fn blocks_that_were_never_written_are_not_resident() {
+        let split = split_of(&[vma(0x50_0000, MEBIBYTE, 4096, "[heap]")], &[], &[], 1 << 30);
+        assert_eq!((split[&Part::Native], split[&Part::Allocator]), (4096, 0));
+    }
+
+    #[test]
+    fn what_no_mapping_shows_is_unexplained() {
+        let runtimes = Runtimes::default();
+        let vmas = [vma(0x50_0000, 4096, 4096, "[heap]")];
+        let evidence = Evidence {
+            vmas: &vmas,
+            rss: Bytes(5000),
+            runtimes: &runtimes,
+            tracked: &[],
+            stack_pointers: &[],
+            native: Bytes(0),
+        };
+        assert_eq!(split(&evidence)[&Part::Unexplained], 904);
+        assert_eq!(split(&Evidence { rss: Bytes(4000), ..evidence })[&Part::Unexplained], -96);
+    }
+
+    #[test]
+    fn a_comparison_has_every_part() {
+        let parts =
+            compare(&Split::from([(Part::File, 3)]), &Split::from([(Part::File, 5), (Part::Native, 1)]));
+        let sizes: Vec<_> =
+            parts.iter().map(|part| (part.part, part.before_bytes, part.after_bytes)).collect();
+        assert!(sizes.contains(&(Part::File, 3, 5)) && sizes.contains(&(Part::Native, 0, 1)));
+        assert_eq!(sizes.len(), 7);
+    }
+
+    proptest! {
+        #[test]
+        fn the_parts_add_up(
+            sizes in prop::collection::vec((1..20_u64, 0..20_u64, 0..4_usize), 0..20),
+            tracked in prop::collection::vec((0..200_u64, 1..30_u64, 0..40_u64, 0..4_usize), 0..10),
+            native in any::<u64>(), rss in 0..1_u64 << 62,
+        ) {
+            let mut start = 0;
+            let vmas: Vec<Vma> = sizes.iter().map(|&(pages, resident, name)| {
+                start += pages * 4096;
+                let name = ["", "[heap]", "/bin/node", "[stack]"][name];
+                vma(start - pages * 4096, pages * 4096, resident.min(pages) * 4096, name)
+            }).collect();
+            let tracked: Vec<Tracked> = tracked.iter().map(|&(page, pages, resident, kind)| Tracked {
+                range: AddressRange::sized(page * 4096, pages * 4096).unwrap(),
+                kind: [Kind::Mapping, Kind::Allocator, Kind::Managed, Kind::File][kind],
+                resident: Bytes(resident * 4096),
+            }).collect();
+            let runtimes = Runtimes::of(&vmas);
+            let split = split(&Evidence {
+                vmas: &vmas,
+                rss: Bytes(rss),
+                runtimes: &runtimes,
+                tracked: &tracked,
+                stack_pointers: &[],
+                native: Bytes(native),
+            });
+            prop_assert_eq!(split.values().sum::<i64>(), rss as i64);
+            prop_assert!(split.iter().all(|(&part, &bytes)| part == Part::Unexplained || bytes >= 0));
+            let seen: u64 = vmas.iter().map(|vma| vma.rss.0).sum();
+            prop_assert_eq!(split[&Part::Unexplained], rss as i64 - seen as i64);
+        }
+    }
+
+    #[test]
+    fn a_real_process_is_explained() {
+        let mut target = Target::start();
+        let observe = |target: &Target, tracked: &[Tracked], native: u64| {
+            let vmas = residency::vmas(target.pid()).unwrap();
+            let rss = residency::rss(target.pid()).unwrap();
+            let runtimes = Runtimes::of(&vmas);
+            split(&Evidence {
+                vmas: &vmas,
+                rss,
+                runtimes: &runtimes,
+                tracked,
+                stack_pointers: &[],
+                native: Bytes(native),
+            })
+        };
+        target.run("libc.malloc.restype = ctypes.c_void_p");
+        let before = observe(&target, &[], 0);
+        // 8 MiB of small blocks in the heap, and 16 MiB mapped.
+        target.run(
+            "for _ in range(8192): ctypes.memset(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(1000))), 1, 1000)",
+        );
+        let at = target.run("answer = mmap(16 << 20); write(answer, 4096)").try_into().unwrap();
+        let range = AddressRange::sized(at, 16 * MEBIBYTE).unwrap();
+        let resident = residency::resident_bytes(target.pid(), &[range]).unwrap()[0].unwrap();
+        let tracked = [Tracked { range, kind: Kind::Mapping, resident }];
+        let after = observe(&target, &tracked, 8192 * 1000);
+
+        let grown = |part| after[&part] - before[&part];
+        assert_eq!(grown(Part::Mapping), 16 * MEBIBYTE as i64);
+        assert_eq!(grown(Part::Native), 8192 * 1000);
+        // 8 bytes of header a block, and what python took besides.
+        assert!((0..2 * MEBIBYTE as i64).contains(&grown(Part::Allocator)), "{before:?} {after:?}");
+        assert!(grown(Part::Unexplained).unsigned_abs() < MEBIBYTE, "{before:?} {after:?}");
+    }
+}

@@ -1,0 +1,312 @@
+//! Puts the BPF programs into the kernel and the probes into the target.
+//!
+//! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
+//! however it ends.
+
+mod shared;
+mod tables;
+pub mod tracefs;
+mod tracepoint;
+mod unwind_tables;
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    thread,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, RingBuf},
+    programs::{
+        ProgramFd, RawTracePoint, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+    },
+};
+use aya_log::EbpfLogger;
+use tracer_ebpf::{probe::Cookie, process::Gate, unwind::Mapping};
+
+pub use self::{
+    tables::{SharedTables, Sizes},
+    unwind_tables::{UnwindSizes, UnwindTables},
+};
+use crate::model::{Address, Pid};
+
+/// What the programs are loaded with.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Sizes of the tables.
+    pub sizes: Sizes,
+    /// Sizes of the arrays for unwind tables.
+    pub unwind: UnwindSizes,
+    /// The smallest request that is tracked, in bytes.
+    pub min_size: u64,
+    /// The largest request that is tracked, in bytes.
+    pub max_size: u64,
+}
+
+/// The programs in the kernel, and what they are attached to.
+pub struct Capture {
+    ebpf: Ebpf,
+    messages: Option<EbpfLogger<&'static dyn log::Log>>,
+    tables: SharedTables,
+    unwind: UnwindTables,
+    probes: Vec<UProbeLink>,
+    tracepoints: Vec<OwnedFd>,
+}
+
+/// Where a probe goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// The file that holds the function, as this process can open it.
+    pub file: &'a Path,
+    /// Offset of the probed instruction in that file.
+    pub offset: u64,
+    /// What the probe tells the program.
+    pub cookie: Cookie,
+    /// Which programs it runs.
+    pub programs: Programs,
+}
+
+/// The programs that a probe runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Programs {
+    /// At entry and return of a function that gives a block.
+    Allocate,
+    /// At entry of a function that only releases one.
+    Release,
+}
+
+const ALLOCATE: &str = "allocate";
+const ALLOCATED: &str = "allocated";
+const RELEASE: &str = "release";
+const UPROBES: [&str; 3] = [ALLOCATE, ALLOCATED, RELEASE];
+
+/// The tracepoints of the system calls that change mappings, and the program for each.
+const SYSTEM_CALLS: [(&str, &str); 6] = [
+    ("sys_enter_munmap", "mapping_enter"),
+    ("sys_enter_mremap", "mapping_enter"),
+    ("sys_exit_mmap", "mapping_exit"),
+    ("sys_exit_munmap", "mapping_exit"),
+    ("sys_exit_mremap", "mapping_exit"),
+    ("sys_exit_brk", "mapping_exit"),
+];
+
+impl Capture {
+    /// Loads the programs; nothing is attached yet.
+    ///
+    /// # Errors
+    /// When the kernel does not take them: too old, locked down, or no permission.
+    pub fn load(settings: &Settings) -> Result<Self> {
+        let sizes = settings.sizes;
+        let seed = u64::from_ne_bytes(random_bytes()?);
+        // The programs are loaded without the messages that nobody would see.
+        let log_level = log::max_level() as u8;
+        let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries("LIVE", sizes.live_buckets)
+            .map_max_entries("SPILL", sizes.spilled_blocks)
+            .map_max_entries("STACKS", sizes.stack_sets)
+            .map_max_entries("TOTALS", sizes.stacks())
+            .map_max_entries("UNWIND_PAGES", settings.unwind.page_chunks)
+            .map_max_entries("UNWIND_ROWS", settings.unwind.row_chunks)
+            .override_global("LIVE_BUCKETS", &sizes.live_buckets, true)
+            .override_global("STACK_SETS", &sizes.stack_sets, true)
+            .override_global("HASH_SEED", &seed, true)
+            .override_global("MIN_SIZE", &settings.min_size, true)
+            .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, false);
+        let mut ebpf = loader
+            .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf")))
+            .context("the kernel does not take the BPF maps")?;
+        for name in UPROBES {
+            uprobe(&mut ebpf, name)?.load().context("the kernel does not take the BPF programs")?;
+        }
+        let messages = EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
+            .ok();
+        let tables = SharedTables::map(&ebpf, sizes)?;
+        let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
+        Ok(Self { ebpf, messages, tables, unwind, probes: Vec::new(), tracepoints: Vec::new() })
+    }
+
+    /// The tables that the programs fill.
+    #[must_use]
+    pub fn tables(&self) -> &SharedTables {
+        &self.tables
+    }
+
+    /// Passes on what the programs have to say to people.
+    pub fn log_messages(&mut self) {
+        if let Some(messages) = &mut self.messages {
+            messages.flush();
+        }
+    }
+
+    /// The stream of events; can be taken once.
+    ///
+    /// # Errors
+    /// When it has been taken.
+    pub fn take_events(&mut self) -> Result<RingBuf<MapData>> {
+        let map = self.ebpf.take_map("EVENTS").context("the events have been taken already")?;
+        Ok(RingBuf::try_from(map)?)
+    }
+
+    /// The unwind tables, to add to.
+    pub fn unwind_tables(&mut self) -> &mut UnwindTables {
+        &mut self.unwind
+    }
+
+    /// Makes these, sorted by address, the executable mappings of a process. `false` when there is no room for them.
+    pub fn set_code(&mut self, process: u16, code: &[Mapping]) -> bool {
+        let state = self.tables.processes().get(usize::from(process));
+        state.is_some_and(|state| self.unwind.set_code(process, state, code))
+    }
+
+    /// Makes a process known to the tracepoints under its index.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add_process(&mut self, index: u16, pid: Pid) -> Result<()> {
+        let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
+        HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
+        Ok(())
+    }
+
+    /// Attaches one probe, to one process.
+    ///
+    /// # Errors
+    /// When the kernel refuses: the file or process is gone, or there is no permission.
+    pub fn attach_probe(&mut self, site: Site<'_>, pid: Pid) -> Result<()> {
+        let names: &[&str] = match site.programs {
+            // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
+            Programs::Allocate => &[ALLOCATE, ALLOCATED],
+            Programs::Release => &[RELEASE],
+        };
+        let scope = UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?);
+        for name in names {
+            let program = uprobe(&mut self.ebpf, name)?;
+            let point = UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(site.offset),
+                cookie: Some(site.cookie.to_bits()),
+            };
+            let id = program.attach(point, site.file, scope)?;
+            self.probes.push(program.take_link(id)?);
+        }
+        Ok(())
+    }
+
+    /// Attaches to the system calls that change mappings, and to `exec`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_system_calls(&mut self) -> Result<()> {
+        let exec: &mut RawTracePoint =
+            self.ebpf.program_mut("process_exec").context("no program process_exec")?.try_into()?;
+        exec.load()?;
+        exec.attach("sched_process_exec").context("cannot attach to exec")?;
+        match tracefs::Tracefs::open() {
+            Ok(tracefs) => self.attach_single_system_calls(&tracefs),
+            Err(error) => {
+                log::info!("tracefs is out of reach ({error:#}): every system call is looked at");
+                self.attach_every_system_call()
+            }
+        }
+    }
+
+    fn attach_single_system_calls(&mut self, tracefs: &tracefs::Tracefs) -> Result<()> {
+        for name in ["mapping_enter", "mapping_exit"] {
+            let program: &mut aya::programs::TracePoint =
+                self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+            program.load()?;
+        }
+        for (tracepoint, name) in SYSTEM_CALLS {
+            let id = tracefs.tracepoint_id("syscalls", tracepoint)?;
+            let fd = program_fd(&self.ebpf, name)?;
+            let event = tracepoint::attach(id, fd.as_fd())
+                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
+            self.tracepoints.push(event);
+        }
+        Ok(())
+    }
+
+    fn attach_every_system_call(&mut self) -> Result<()> {
+        for (name, tracepoint) in [("any_syscall_enter", "sys_enter"), ("any_syscall_exit", "sys_exit")] {
+            let program: &mut RawTracePoint =
+                self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+            program.load()?;
+            program
+                .attach(tracepoint)
+                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
+        }
+        Ok(())
+    }
+
+    /// Opens the window of a process: from now on its events count.
+    pub fn open_window(&self, process: u16, now_ns: u64) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            state.opened_ns.store(now_ns);
+            state.gate.store(Gate::Open as u64);
+        }
+    }
+
+    /// Tells the programs where a process returns to from probed functions.
+    pub fn set_trampoline(&self, process: u16, trampoline: Address) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            state.trampoline.store(trampoline.0);
+        }
+    }
+
+    /// Whether [`Capture::set_trampoline`] was called for the process.
+    #[must_use]
+    pub fn knows_trampoline(&self, process: u16) -> bool {
+        self.tables.processes().get(usize::from(process)).is_some_and(|state| state.trampoline.load() != 0)
+    }
+
+    /// Closes every window that is open: calls that begin from now on do not count.
+    pub fn close_windows(&self) {
+        for state in self.tables.processes() {
+            state.gate.compare_exchange(Gate::Open as u64, Gate::Closed as u64);
+        }
+    }
+
+    /// Takes every probe away, in parallel, since the kernel waits about 0.1 s for each. When it returns, no program runs any
+    /// more and the tables are at rest.
+    pub fn detach(&mut self) {
+        self.tracepoints.clear();
+        let probes = std::mem::take(&mut self.probes);
+        thread::scope(|scope| {
+            for probe in probes {
+                scope.spawn(move || drop(probe));
+            }
+        });
+    }
+
+    /// Runs of programs that the kernel left out because it was running another one on that CPU.
+    #[must_use]
+    pub fn runs_missed_by_kernel(&self) -> u64 {
+        self.ebpf.programs().filter_map(|(_, program)| recursion_misses(program.fd().ok()?)).sum()
+    }
+}
+
+fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
+    Ok(ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?.try_into()?)
+}
+
+fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
+    Ok(ebpf.program(name).ok_or_else(|| anyhow!("no program {name}"))?.fd()?)
+}
+
+/// The kernel's own count, which it shows in the descriptor's `fdinfo`.
+fn recursion_misses(program: &ProgramFd) -> Option<u64> {
+    use std::os::fd::AsRawFd as _;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
+}
+
+fn random_bytes<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes)
+}

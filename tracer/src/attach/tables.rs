@@ -1,0 +1,206 @@
+//! The tables that the programs fill, as memory of this process.
+
+use std::mem::offset_of;
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData},
+};
+use tracer_ebpf::{
+    counter::{Counter, STRIPES, Stripe},
+    live::{Block, BlockKey, LiveBucket, WAYS as BUCKET_WAYS},
+    process::{MAX_PROCESSES, ProcessState},
+    slots::{SlotSet, WAYS as SET_WAYS},
+    stack::{MAX_STACKS, StackTotals},
+    thread::{InFlight, RECORD_SETS},
+};
+
+use super::shared::SharedArray;
+
+/// Sizes of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Buckets of the live table; a power of two.
+    pub live_buckets: u32,
+    /// Room for blocks that have no place in their bucket.
+    pub spilled_blocks: u32,
+    /// Sets of the table of stacks; a power of two.
+    pub stack_sets: u32,
+}
+
+impl Sizes {
+    /// Sizes with room for `max_live` blocks and `max_stacks` stacks.
+    ///
+    /// A bucket of 15 is planned for 9 blocks: one in 30 buckets then holds more than it has room for (Poisson), and a sixteenth
+    /// of the blocks has room beside the table.
+    #[must_use]
+    pub fn with_room_for(max_live: u64, max_stacks: u32) -> Self {
+        const PLANNED: u64 = 9;
+        // 2^26 buckets are 16 GiB and hold 600 million blocks.
+        let live_buckets = max_live.div_ceil(PLANNED).next_power_of_two().clamp(1, 1 << 26) as u32;
+        let spilled_blocks = (max_live / 16).clamp(64, 1 << 26) as u32;
+        let stack_sets = (max_stacks.clamp(64, MAX_STACKS) / SET_WAYS as u32).next_power_of_two();
+        Self { live_buckets, spilled_blocks, stack_sets }
+    }
+
+    /// How many stacks there is room for.
+    #[must_use]
+    pub const fn stacks(self) -> u32 {
+        self.stack_sets * SET_WAYS as u32
+    }
+
+    /// How many blocks there is room for, at the very most.
+    #[must_use]
+    pub const fn blocks(self) -> u64 {
+        self.live_buckets as u64 * BUCKET_WAYS as u64 + self.spilled_blocks as u64
+    }
+
+    /// Memory that the live table takes from the kernel, in bytes; what spills comes on top.
+    #[must_use]
+    pub const fn live_bytes(self) -> u64 {
+        self.live_buckets as u64 * size_of::<LiveBucket>() as u64
+    }
+}
+
+/// The tables of a loaded capture. They can be read at any time, and are at rest after it is detached.
+pub struct SharedTables {
+    processes: SharedArray<ProcessState>,
+    live: SharedArray<LiveBucket>,
+    spill: HashMap<MapData, u64, SpilledBlock>,
+    stacks: SharedArray<SlotSet>,
+    totals: SharedArray<StackTotals>,
+    counters: SharedArray<Stripe>,
+    records: SharedArray<RecordWords>,
+    record_owners: SharedArray<SlotSet>,
+}
+
+/// A [`Block`] as the hash map gives it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct SpilledBlock(Block);
+
+// SAFETY: `Block` is plain integers without padding that is not a field.
+unsafe impl aya::Pod for SpilledBlock {}
+
+/// An [`InFlight`] as words, since threads may be writing it.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(super) struct RecordWords([tracer_ebpf::atomic::Word; size_of::<InFlight>() / 8]);
+
+impl SharedTables {
+    pub(super) fn map(ebpf: &Ebpf, sizes: Sizes) -> Result<Self> {
+        let tables = Self {
+            processes: array(ebpf, "PROCESSES", MAX_PROCESSES)?,
+            live: array(ebpf, "LIVE", sizes.live_buckets)?,
+            spill: spill(ebpf)?,
+            stacks: array(ebpf, "STACKS", sizes.stack_sets)?,
+            totals: array(ebpf, "TOTALS", sizes.stacks())?,
+            counters: array(ebpf, "COUNTERS", STRIPES)?,
+            records: array(ebpf, "RECORDS", RECORD_SETS * SET_WAYS as u32)?,
+            record_owners: array(ebpf, "RECORD_OWNERS", RECORD_SETS)?,
+        };
+        tables.reserve_no_room();
+        Ok(tables)
+    }
+
+    /// Stack 0 takes what found no room; no hash may claim it.
+    fn reserve_no_room(&self) {
+        if let Some(set) = self.stacks.elements().first() {
+            set.claim(u64::MAX >> 1);
+        }
+    }
+}
+
+fn map_data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
+    match ebpf.map(name) {
+        Some(Map::Array(data) | Map::HashMap(data)) => Ok(data),
+        _ => anyhow::bail!("the BPF object has no map {name}"),
+    }
+}
+
+pub(super) fn array<T: super::shared::Shared>(
+    ebpf: &Ebpf,
+    name: &str,
+    length: u32,
+) -> Result<SharedArray<T>> {
+    SharedArray::map(map_data(ebpf, name)?.fd(), length as usize)
+        .with_context(|| format!("cannot map the BPF array {name}"))
+}
+
+/// A second descriptor of the hash map, so that it can be read while `Ebpf` is used for other things.
+fn spill(ebpf: &Ebpf) -> Result<HashMap<MapData, u64, SpilledBlock>> {
+    use std::os::fd::AsFd as _;
+    let fd = map_data(ebpf, "SPILL")?.fd().as_fd().try_clone_to_owned()?;
+    Ok(HashMap::try_from(Map::HashMap(MapData::from_fd(fd)?))?)
+}
+
+impl SharedTables {
+    /// State of the traced processes, by index.
+    #[must_use]
+    pub fn processes(&self) -> &[ProcessState] {
+        self.processes.elements()
+    }
+
+    /// Totals of the stacks, by number.
+    #[must_use]
+    pub fn totals(&self) -> &[StackTotals] {
+        self.totals.elements()
+    }
+
+    /// What a counter says, over all its copies.
+    #[must_use]
+    pub fn count(&self, counter: Counter) -> u64 {
+        self.counters.elements().iter().map(|stripe| stripe.get(counter)).sum()
+    }
+
+    /// Every block that is live, while others may be changing the table. At rest it is exact: blocks that a `realloc` was about to
+    /// release when the window closed are among them.
+    pub fn live_blocks(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
+        let table = self.live.elements().iter().flat_map(LiveBucket::blocks);
+        let spilled = self
+            .spill
+            .iter()
+            .flatten()
+            .filter_map(|(key, SpilledBlock(block))| Some((BlockKey::from_bits(key)?, block)));
+        table.chain(spilled).chain(self.blocks_in_flight())
+    }
+
+    fn blocks_in_flight(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
+        let owned =
+            self.record_owners.elements().iter().flat_map(|set| (0..SET_WAYS as u32).map(|way| set.key(way)));
+        owned
+            .zip(self.records.elements())
+            .filter_map(|(owner, record)| if owner == 0 { None } else { record.old_block() })
+    }
+}
+
+impl RecordWords {
+    /// The block that the recorded call is about to release.
+    fn old_block(&self) -> Option<(BlockKey, Block)> {
+        let word = |offset: usize| self.0[offset / 8].load();
+        let block = offset_of!(InFlight, old);
+        let key = BlockKey::from_bits(word(offset_of!(InFlight, old_key)))?;
+        let stack = word(block + offset_of!(Block, stack)) as u32;
+        let size = word(block + offset_of!(Block, size));
+        let born_ns = word(block + offset_of!(Block, born_ns));
+        Some((key, Block { size, born_ns, stack, padding: 0 }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_have_the_room_they_are_asked_for() {
+        for max_live in [1, 1000, 1 << 20, 10_000_000] {
+            let sizes = Sizes::with_room_for(max_live, 1 << 17);
+            assert!(sizes.live_buckets.is_power_of_two() && sizes.stack_sets.is_power_of_two());
+            assert!(sizes.blocks() >= max_live);
+            // At most 64 bytes for a block that there is room for.
+            assert!(sizes.live_bytes() <= 64 * max_live.max(16), "{max_live}: {}", sizes.live_bytes());
+        }
+        assert_eq!(Sizes::with_room_for(1, u32::MAX).stacks(), MAX_STACKS);
+    }
+}

@@ -1,0 +1,576 @@
+//! The command line: what can be said, what is refused, and the exit status.
+//!
+//! Arguments become a [`RecordConfig`], which is plain, complete and valid: what reads it need not ask again. Its `Default`
+//! is where the defaults in `--help` come from.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use crate::model::{Bytes, Kind, Pid};
+use crate::report::Format;
+use crate::report::destination::Destination;
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// `tracer --pid N`, `tracer -- COMMAND`
+    Record(Box<RecordConfig>),
+    /// `tracer doctor`
+    Doctor {
+        /// When to use colour.
+        color: ColorChoice,
+    },
+    /// `tracer plan`
+    Plan(PlanConfig),
+}
+
+/// What to record and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordConfig {
+    /// What to trace.
+    pub subject: Subject,
+    /// How long; until Ctrl-C or the end of the target when absent.
+    pub duration: Option<Duration>,
+    /// The reports to write; none asks for [`default_output`].
+    pub outputs: Vec<Destination>,
+    /// Count only blocks at least this old at the end.
+    pub min_age: Duration,
+    /// Count only requests of at least this many bytes.
+    pub min_size: Option<Bytes>,
+    /// Count only requests of at most this many bytes.
+    pub max_size: Option<Bytes>,
+    /// Kinds to draw besides `native` and `mapping`.
+    pub include: BTreeSet<Kind>,
+    /// How many stacks the text summary shows.
+    pub top: usize,
+    /// Fail when at least this much is outstanding.
+    pub fail_on: Option<Bytes>,
+    /// Live blocks to make room for; sized for the targets when absent.
+    pub max_live: Option<u64>,
+    /// Time between two points of the timeline.
+    pub interval: Duration,
+    /// How much is said on standard error.
+    pub verbosity: Verbosity,
+    /// When to use colour.
+    pub color: ColorChoice,
+    /// Whether to show the status line while recording.
+    pub progress: bool,
+}
+
+impl Default for RecordConfig {
+    /// No process, which the command line does not allow, and the default of every option.
+    fn default() -> Self {
+        Self {
+            subject: Subject::Processes(Vec::new()),
+            duration: None,
+            outputs: Vec::new(),
+            min_age: Duration::ZERO,
+            min_size: None,
+            max_size: None,
+            include: BTreeSet::new(),
+            top: 10,
+            fail_on: None,
+            max_live: None,
+            interval: Duration::from_secs(1),
+            verbosity: Verbosity::Normal,
+            color: ColorChoice::Auto,
+            progress: true,
+        }
+    }
+}
+
+/// What to trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Running processes, each once.
+    Processes(Vec<Pid>),
+    /// A command to start.
+    Command(CommandLine),
+}
+
+impl Subject {
+    /// Whether it is a command to start.
+    #[must_use]
+    pub const fn is_command(&self) -> bool {
+        matches!(self, Self::Command(_))
+    }
+}
+
+/// A command to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The program, searched in `PATH` unless it has a slash.
+    pub program: OsString,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Whether it stays root under sudo.
+    pub as_root: bool,
+}
+
+/// How much is said on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors only (`-q`).
+    Quiet,
+    /// Also warnings.
+    Normal,
+    /// Also what is being done, and what the BPF programs say (`-v`).
+    Verbose,
+    /// Everything (`-vv`).
+    Debug,
+}
+
+/// Of which process to show the probe plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanConfig {
+    /// The process.
+    pub pid: Pid,
+    /// When to use colour.
+    pub color: ColorChoice,
+}
+
+/// How a run of the tracer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All went well.
+    Done,
+    /// Something failed; a line on standard error says what, why and what to do.
+    Failed,
+    /// `--fail-on` was reached.
+    LimitReached,
+    /// The launched command's own status, or that of a shell which cannot start it.
+    Command(u8),
+}
+
+impl From<Exit> for ExitCode {
+    /// The exit status. Wrong usage is 2, which [`parse`] sees to itself.
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Done => Self::SUCCESS,
+            Exit::Failed => Self::from(1),
+            Exit::LimitReached => Self::from(3),
+            Exit::Command(status) => Self::from(status),
+        }
+    }
+}
+
+/// Reads the command line of this process. Does not return when it asks for help (exit status 0) or is wrong (2).
+#[must_use]
+pub fn parse() -> Action {
+    parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// When it is wrong or asks for help.
+pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, clap::Error> {
+    let cli = Cli::try_parse_from(arguments)?;
+    match cli.command {
+        Some(Sub::Doctor) => Ok(Action::Doctor { color: cli.color }),
+        Some(Sub::Plan { pid }) => Ok(Action::Plan(PlanConfig { pid, color: cli.color })),
+        None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
+    }
+}
+
+/// The file that gets the flame graph when no `-o` names one: `tracer-<comm>-<pid>.svg`.
+#[must_use]
+pub fn default_output(comm: &str, pid: Pid) -> PathBuf {
+    // A process names itself as it likes, and must not choose the directory with it.
+    let plain = |letter: char| if letter.is_alphanumeric() || "-_.+".contains(letter) { letter } else { '_' };
+    let comm: String = comm.chars().map(plain).collect();
+    PathBuf::from(format!("tracer-{comm}-{pid}.svg"))
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  sudo tracer --pid 4242                 until Ctrl-C; writes a flame graph
+  sudo tracer -d 1m --min-age 10s -p 4242 -o leak.svg -o leak.json
+  sudo tracer -- ./server --port 80      from its first instruction, as the user who called sudo
+  tracer doctor                          what is missing to trace here
+
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 --fail-on reached; a launched command's own non-zero
+status is passed on (128 + the signal that killed it; 127 not found, 126 not executable).";
+
+/// Finds native memory leaks in a running, unmodified process.
+///
+/// Tracks every allocation that the process makes while tracer looks on, and shows the stacks of those that are not
+/// freed. Needs no restart, no recompilation, and changes nothing in the process.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tracer",
+    version,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    override_usage = "tracer [OPTIONS] --pid <PID>\n       tracer [OPTIONS] -- <COMMAND> [ARGS]...\n       \
+        tracer doctor\n       tracer plan --pid <PID>"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Sub>,
+    #[command(flatten)]
+    record: RecordArguments,
+    /// When to use colour.
+    #[arg(long, value_name = "WHEN", global = true, default_value_t = RecordConfig::default().color)]
+    color: ColorChoice,
+}
+
+#[derive(Debug, Subcommand)]
+enum Sub {
+    /// Show what this kernel and this user can do, and what to do about the rest.
+    Doctor,
+    /// Show where in a process the probes would go.
+    Plan {
+        /// The process.
+        #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
+        pid: Pid,
+    },
+}
+
+#[derive(Args, Debug)]
+#[group(skip)]
+struct RecordArguments {
+    /// Trace this process (may be repeated).
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, required_unless_present = "launch")]
+    pids: Vec<Pid>,
+
+    /// Start this command and trace it from its first instruction.
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "pids")]
+    launch: Vec<OsString>,
+
+    /// Under sudo, start the command as root and not as the user who called sudo.
+    #[arg(long, requires = "launch", conflicts_with = "pids")]
+    as_root: bool,
+
+    /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
+    #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time)]
+    duration: Option<Duration>,
+
+    /// Write a report; the ending picks the format: .svg flame graph, .folded stacks, .json report. `-` is standard
+    /// output. May be repeated [default: tracer-<comm>-<pid>.svg].
+    #[arg(short, long = "output", value_name = "FILE")]
+    outputs: Vec<PathBuf>,
+
+    /// Format of outputs whose ending does not say it (`svg`, `folded`, `json`).
+    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format)]
+    format: Option<Format>,
+
+    /// Count only blocks at least this old at the end.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = time(RecordConfig::default().min_age))]
+    min_age: Duration,
+
+    /// Count only requests of at least this size (`4096`, `512KiB`).
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    min_size: Option<Bytes>,
+
+    /// Count only requests of at most this size.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_size: Option<Bytes>,
+
+    /// Also draw memory of this kind (may be repeated, or separated by commas).
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    include: Vec<Included>,
+
+    /// How many stacks the text summary shows.
+    #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
+    top: usize,
+
+    /// Exit with status 3 when at least this much is outstanding at the end.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    fail_on: Option<Bytes>,
+
+    /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
+    /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
+    max_live: Option<u64>,
+
+    /// Time between two points of the timeline.
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
+    interval: Duration,
+
+    /// Say only what went wrong.
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say what is being done (-vv: everything).
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// Show no status line while recording.
+    #[arg(long)]
+    no_progress: bool,
+}
+
+/// The kinds that are not drawn by default.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Included {
+    /// A language runtime's own heap.
+    Managed,
+    /// Memory that an allocator took from the kernel for itself.
+    Allocator,
+    /// File-backed mappings.
+    File,
+}
+
+impl From<Included> for Kind {
+    fn from(included: Included) -> Self {
+        match included {
+            Included::Managed => Self::Managed,
+            Included::Allocator => Self::Allocator,
+            Included::File => Self::File,
+        }
+    }
+}
+
+/// As many as the live table can have room for.
+const MOST_LIVE: u64 = 500_000_000;
+
+/// Shorter intervals would cost more to look than there is to see.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
+impl RecordArguments {
+    /// What no single argument can tell.
+    fn validate(self, color: ColorChoice) -> Result<RecordConfig, clap::Error> {
+        let wrong = |message: String| Cli::command().error(ErrorKind::ValueValidation, message);
+        if let (Some(min), Some(max)) = (self.min_size, self.max_size)
+            && min > max
+        {
+            return Err(wrong(format!(
+                "--min-size {} is more than --max-size {}: nothing can be both",
+                min.0, max.0
+            )));
+        }
+        let outputs = self.outputs.iter().map(|output| Destination::parse(output, self.format));
+        let outputs: Vec<_> = outputs.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))?;
+        if let Some(twice) = first_repeated(&self.outputs) {
+            return Err(wrong(format!("--output {} is given twice", twice.display())));
+        }
+        let verbosity = match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, 0) => Verbosity::Normal,
+            (false, 1) => Verbosity::Verbose,
+            (false, _) => Verbosity::Debug,
+        };
+        Ok(RecordConfig {
+            subject: subject(self.pids, self.launch, self.as_root).map_err(wrong)?,
+            duration: self.duration,
+            outputs,
+            min_age: self.min_age,
+            min_size: self.min_size,
+            max_size: self.max_size,
+            include: self.include.into_iter().map(Kind::from).collect(),
+            top: self.top,
+            fail_on: self.fail_on,
+            max_live: self.max_live,
+            interval: self.interval,
+            verbosity,
+            color,
+            progress: !self.no_progress && verbosity != Verbosity::Quiet,
+        })
+    }
+}
+
+fn subject(pids: Vec<Pid>, launch: Vec<OsString>, as_root: bool) -> Result<Subject, String> {
+    if let Some(twice) = first_repeated(&pids) {
+        return Err(format!("--pid {twice} is given twice"));
+    }
+    let mut words = launch.into_iter();
+    Ok(match words.next() {
+        Some(program) => Subject::Command(CommandLine { program, arguments: words.collect(), as_root }),
+        None => Subject::Processes(pids),
+    })
+}
+
+fn first_repeated<T: Ord>(items: &[T]) -> Option<&T> {
+    let mut seen = BTreeSet::new();
+    items.iter().find(|item| !seen.insert(*item))
+}
+
+fn parse_pid(text: &str) -> Result<Pid, String> {
+    /// `PID_MAX_LIMIT` of the kernel.
+    const LARGEST: u32 = 4 << 20;
+    match text.parse() {
+        Ok(0) => Err("process ids begin at 1".into()),
+        Ok(pid) if pid <= LARGEST => Ok(Pid(pid)),
+        Ok(_) => Err(format!("process ids end at {LARGEST}")),
+        Err(_) => Err("a process id is a number, as `pgrep -l NAME` shows it".into()),
+    }
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text)
+        .map_err(|_| "a time is a number and a unit, such as 30s, 5m, 1h 30m or 500ms".into())
+}
+
+fn parse_positive_time(text: &str) -> Result<Duration, String> {
+    let time = parse_time(text)?;
+    if time.is_zero() { Err("it must be more than nothing".into()) } else { Ok(time) }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_time(text)?;
+    if interval < SHORTEST_INTERVAL {
+        return Err(format!("it must be at least {}", time(SHORTEST_INTERVAL)));
+    }
+    Ok(interval)
+}
+
+fn time(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+fn parse_size(text: &str) -> Result<Bytes, String> {
+    let size: Result<bytesize::ByteSize, _> = text.parse();
+    let size = size.map_err(|_| "a size is a number of bytes or has a unit, such as 512KiB, 1MiB or 10MB")?;
+    Ok(Bytes(size.as_u64()))
+}
+
+fn parse_format(name: &str) -> Result<Format, String> {
+    Format::from_name(name).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::destination::Place;
+
+    fn parse(arguments: &str) -> Result<Action, clap::Error> {
+        let words = std::iter::once("tracer").chain(arguments.split_whitespace());
+        parse_from(words.map(OsString::from))
+    }
+
+    fn record(arguments: &str) -> RecordConfig {
+        match parse(arguments) {
+            Ok(Action::Record(config)) => *config,
+            other => panic!("{arguments}: {other:?}"),
+        }
+    }
+
+    fn refused(arguments: &str) -> String {
+        let error = parse(arguments).expect_err(arguments);
+        assert_eq!(error.exit_code(), 2, "{arguments}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_options_everything_has_its_default() {
+        let subject = Subject::Processes(vec![Pid(42)]);
+        assert_eq!(record("--pid 42"), RecordConfig { subject, ..RecordConfig::default() });
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let config = record(
+            "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
+             --include file,managed --top 3 --fail-on 1.5KiB --max-live 1000 --interval 2s -vv --color never --no-progress",
+        );
+        let expected = RecordConfig {
+            subject: Subject::Processes(vec![Pid(1), Pid(2)]),
+            duration: Some(Duration::from_secs(90)),
+            outputs: vec![
+                Destination { format: Format::Svg, place: Place::Path("a.svg".into()) },
+                Destination { format: Format::Folded, place: Place::Stdout },
+            ],
+            min_age: Duration::from_millis(500),
+            min_size: Some(Bytes(4096)),
+            max_size: Some(Bytes(1 << 20)),
+            include: BTreeSet::from([Kind::File, Kind::Managed]),
+            top: 3,
+            fail_on: Some(Bytes(1536)),
+            max_live: Some(1000),
+            interval: Duration::from_secs(2),
+            verbosity: Verbosity::Debug,
+            color: ColorChoice::Never,
+            progress: false,
+        };
+        assert_eq!(config, expected);
+        assert!(!record("-q --pid 1").progress);
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_options() {
+        let command = CommandLine {
+            program: "node".into(),
+            arguments: vec!["--pid".into(), "0".into(), "--".into(), "doctor".into()],
+            as_root: true,
+        };
+        assert_eq!(record("--as-root -d 1s -- node --pid 0 -- doctor").subject, Subject::Command(command));
+    }
+
+    #[test]
+    fn other_commands_are_told_apart() {
+        assert_eq!(parse("doctor").ok(), Some(Action::Doctor { color: ColorChoice::Auto }));
+        let plan = PlanConfig { pid: Pid(7), color: ColorChoice::Always };
+        assert_eq!(parse("plan --pid 7 --color always").ok(), Some(Action::Plan(plan)));
+    }
+
+    #[test]
+    fn wrong_usage_says_what_is_wrong() {
+        let cases = [
+            ("", "--pid"),
+            ("--pid 0", "begin at 1"),
+            ("--pid node", "pgrep"),
+            ("--pid -5", "-5"),
+            ("--pid 4294967296", "pgrep"),
+            ("--pid 4194305", "end at 4194304"),
+            ("--pid 1 --pid 1", "--pid 1 is given twice"),
+            ("--pid 1 -- ls", "cannot be used with"),
+            ("--pid 1 --as-root", "cannot be used with"),
+            ("--as-root", "COMMAND"),
+            ("--pid 1 doctor", "doctor"),
+            ("plan", "--pid"),
+            ("plan --pid 0", "begin at 1"),
+            ("--pid 1 -d 0s", "more than nothing"),
+            ("--pid 1 -d 30", "30s"),
+            ("--pid 1 -d -30s", "-3"),
+            ("--pid 1 --interval 1ms", "at least 10ms"),
+            ("--pid 1 --min-size many", "512KiB"),
+            ("--pid 1 --min-size 2KiB --max-size 1KiB", "nothing can be both"),
+            ("--pid 1 --max-live 0", "1.."),
+            ("--pid 1 --include native", "managed"),
+            ("--pid 1 -o leak.png", "leak.png"),
+            ("--pid 1 -o -", "--format"),
+            ("--pid 1 -o a.svg -o a.svg", "given twice"),
+            ("--pid 1 --format svg", "--output"),
+            ("--pid 1 --format png -o -", "png"),
+            ("--pid 1 -q -v", "cannot be used with"),
+            ("--pid 1 --sample 512KiB", "--sample"),
+            ("--pid 1 --follow", "--follow"),
+        ];
+        for (arguments, reason) in cases {
+            let message = refused(arguments);
+            assert!(message.contains(reason), "{arguments:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn defaults_stand_in_the_help() {
+        let help = Cli::command().render_long_help().to_string();
+        for expected in
+            ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: one for every", "-- <COMMAND>"]
+        {
+            assert!(help.contains(expected), "{expected}: {help}");
+        }
+    }
+
+    #[test]
+    fn a_process_does_not_choose_the_directory_of_its_report() {
+        assert_eq!(default_output("node", Pid(4)), PathBuf::from("tracer-node-4.svg"));
+        assert_eq!(default_output("../a b/c\n", Pid(4)), PathBuf::from("tracer-.._a_b_c_-4.svg"));
+    }
+}

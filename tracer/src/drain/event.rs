@@ -1,0 +1,175 @@
+//! Events as the BPF programs write them: integers, checked before they become anything else.
+
+use thiserror::Error;
+use tracer_ebpf::{
+    event::{EventKind, MappingCall, MappingEvent},
+    stack::{MAX_FRAMES, StackHeader},
+    stop::Stop,
+};
+
+use crate::model::Address;
+
+/// An event from the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A stack that was not known.
+    Stack(NewStack),
+    /// A system call that changes mappings. Its `call` is a [`MappingCall`].
+    Mapping(MappingEvent),
+    /// The process with this index replaced its program.
+    Exec(u16),
+}
+
+/// A stack as the kernel walked it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewStack {
+    /// Its number.
+    pub number: u32,
+    /// Index of its process.
+    pub process: u16,
+    /// The function that was called.
+    pub api: u16,
+    /// Why the walk ended.
+    pub stop: Stop,
+    /// The thread that made it first.
+    pub tid: u32,
+    /// Return addresses, leaf first.
+    pub frames: Vec<Address>,
+}
+
+/// What is wrong with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum DecodeError {
+    /// It ends before it should.
+    #[error("it has {0} bytes, fewer than its kind needs")]
+    Short(usize),
+    /// Its kind is unknown.
+    #[error("its kind {0} is unknown")]
+    Kind(u8),
+    /// Its walk ended for an unknown reason.
+    #[error("its walk ended for the unknown reason {0}")]
+    Stop(u8),
+    /// Its system call is unknown.
+    #[error("its system call {0} is unknown")]
+    Call(u8),
+}
+
+impl Event {
+    /// Reads an event.
+    ///
+    /// # Errors
+    /// When the bytes are not one.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut fields = Fields { rest: bytes, length: bytes.len() };
+        match fields.u8()? {
+            kind if kind == EventKind::Stack as u8 => fields.stack().map(Event::Stack),
+            kind if kind == EventKind::Mapping as u8 => fields.mapping().map(Event::Mapping),
+            kind if kind == EventKind::Exec as u8 => fields.exec().map(Event::Exec),
+            kind => Err(DecodeError::Kind(kind)),
+        }
+    }
+}
+
+/// The fields of an event in the order in which the contract's structures have them; the kind has been read.
+struct Fields<'a> {
+    rest: &'a [u8],
+    length: usize,
+}
+
+impl Fields<'_> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (array, rest) = self.rest.split_first_chunk().ok_or(DecodeError::Short(self.length))?;
+        self.rest = rest;
+        Ok(*array)
+    }
+
+    fn u8(&mut self) -> Result<u8, DecodeError> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_ne_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        self.array().map(u32::from_ne_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        self.array().map(u64::from_ne_bytes)
+    }
+
+    /// [`StackHeader`] and the frames behind it.
+    fn stack(mut self) -> Result<NewStack, DecodeError> {
+        let stop = self.u8()?;
+        let stop = Stop::try_from(stop).map_err(DecodeError::Stop)?;
+        let (process, api, depth) = (self.u16()?, self.u16()?, self.u16()?);
+        let (number, tid) = (self.u32()?, self.u32()?);
+        let depth = usize::from(depth).min(MAX_FRAMES);
+        let frames = (0..depth).map(|_| self.u64().map(Address)).collect::<Result<_, _>>()?;
+        Ok(NewStack { number, process, api, stop, tid, frames })
+    }
+
+    /// [`MappingEvent`]
+    fn mapping(mut self) -> Result<MappingEvent, DecodeError> {
+        let call = self.u8()?;
+        MappingCall::try_from(call).map_err(DecodeError::Call)?;
+        Ok(MappingEvent {
+            event: EventKind::Mapping as u8,
+            call,
+            at_exit: self.u8()?,
+            in_allocator: self.u8()?,
+            process: self.u16()?,
+            padding: self.u16()?,
+            tid: self.u32()?,
+            stack: self.u32()?,
+            time_ns: self.u64()?,
+            args: [self.u64()?, self.u64()?, self.u64()?, self.u64()?, self.u64()?, self.u64()?],
+            result: self.u64()?.cast_signed(),
+        })
+    }
+
+    /// The process of a [`StackHeader`].
+    fn exec(mut self) -> Result<u16, DecodeError> {
+        self.u8()?;
+        self.u16()
+    }
+}
+
+const _: () = assert!(size_of::<StackHeader>() == 16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stack_bytes(stop: u8, frames: &[u64]) -> Vec<u8> {
+        let mut bytes = vec![EventKind::Stack as u8, stop];
+        bytes.extend(7_u16.to_ne_bytes());
+        bytes.extend(0x1234_u16.to_ne_bytes());
+        bytes.extend((frames.len() as u16).to_ne_bytes());
+        bytes.extend(99_u32.to_ne_bytes());
+        bytes.extend(4242_u32.to_ne_bytes());
+        bytes.extend(frames.iter().flat_map(|frame| frame.to_ne_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn a_stack_is_read_as_it_was_written() {
+        let event = Event::decode(&stack_bytes(Stop::TooDeep as u8, &[0x10, 0x20])).unwrap();
+        let frames = vec![Address(0x10), Address(0x20)];
+        let stack = NewStack { number: 99, process: 7, api: 0x1234, stop: Stop::TooDeep, tid: 4242, frames };
+        assert_eq!(event, Event::Stack(stack));
+    }
+
+    #[test]
+    fn broken_events_are_errors() {
+        assert_eq!(Event::decode(&[]), Err(DecodeError::Short(0)));
+        assert_eq!(Event::decode(&[77]), Err(DecodeError::Kind(77)));
+        assert_eq!(Event::decode(&stack_bytes(200, &[])), Err(DecodeError::Stop(200)));
+        let whole = stack_bytes(0, &[1, 2, 3]);
+        for length in 1..whole.len() {
+            assert_eq!(Event::decode(&whole[..length]), Err(DecodeError::Short(length)));
+        }
+        assert_eq!(Event::decode(&[EventKind::Mapping as u8, 9]), Err(DecodeError::Call(9)));
+    }
+}

@@ -1,0 +1,320 @@
+//! Second stage: which functions of an ELF file are probed, and where exactly each probe goes.
+//!
+//! Pure code: the bytes of a file in, a plan out. Nothing here opens a file, knows a process or talks to the kernel.
+//!
+//! ```
+//! use tracer::plan::{Planner, Place};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let elf = std::fs::read("/proc/self/exe")?;
+//! let planner = Planner::default();
+//! for probe in planner.plan(&elf)?.probes {
+//!     let name = planner.catalog.get(probe.api).map_or("?", |api| api.display_name());
+//!     println!("{name} {:#x} {}", probe.place.site().file_offset, probe.place.site().instruction);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`api`]: the table of allocator functions.
+//! - `object`: what is read of the file: executable segments and symbols.
+//! - `forward`: which functions only call another one that is probed.
+//! - `table`: a plan as text.
+//! - [`placement`]: what is known about the place of a probe; `arch` finds it by disassembly.
+
+pub mod api;
+mod arch;
+mod forward;
+mod object;
+pub mod placement;
+mod table;
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use tracer_ebpf::probe::Signature;
+
+pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
+pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
+pub use table::PlanTable;
+
+use arch::x86_64::{Candidate, Function, Need, long_branches};
+use forward::forwards;
+use object::{Named, Object, Symbols};
+use placement::Spot;
+
+/// Why a file has no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The bytes are not an ELF file.
+    #[error("not an ELF file")]
+    NotElf,
+    /// An ELF file for another architecture than x86_64.
+    #[error("not a 64-bit x86 ELF file")]
+    Architecture,
+    /// The headers or tables of the file contradict themselves.
+    #[error("malformed ELF file: {0}")]
+    Malformed(#[from] ::object::read::Error),
+    /// An executable segment lies outside the file, or the segments together are larger than the file.
+    #[error("malformed ELF file: its executable segments do not fit into it")]
+    Segment,
+    /// The file claims more allocator functions than any real one has.
+    #[error("malformed ELF file: it defines more than a thousand allocator functions")]
+    TooManyFunctions,
+}
+
+/// What is probed in one ELF file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectPlan {
+    /// By ascending address of the function, one an address.
+    pub probes: Vec<PlannedProbe>,
+    /// Allocator functions that are not probed.
+    pub skipped: Vec<Skipped>,
+}
+
+/// An allocator function, and the probes on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedProbe {
+    /// The function; the most canonical one when several names share the address.
+    pub api: ApiId,
+    /// Its other names, most canonical first.
+    pub aliases: Vec<String>,
+    /// Where the arguments are at the probe, which is not always where they were at the function's entry.
+    pub signature: Signature,
+    /// Where the probes go.
+    pub place: Place,
+}
+
+/// Where the probes of a function go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An allocating function: an entry and a return probe, both at this site.
+    EntryAndReturn(ReturnSite),
+    /// A releasing function: an entry probe.
+    Entry {
+        /// Its site.
+        site: Site,
+        /// Bytes between the stack pointer there and the function's return address.
+        stack_displacement: u32,
+    },
+}
+
+impl Place {
+    /// The instruction under the probe.
+    #[must_use]
+    pub const fn site(&self) -> &Site {
+        match self {
+            Self::EntryAndReturn(site) => site.site(),
+            Self::Entry { site, .. } => site,
+        }
+    }
+}
+
+/// An allocator function that is not probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its symbol.
+    pub name: String,
+    /// Why.
+    pub why: String,
+}
+
+/// Makes plans. What it knows is in its fields; the default knows every allocator of the [`Catalog`].
+#[derive(Clone, Debug, Default)]
+pub struct Planner {
+    /// The functions to look for.
+    pub catalog: Catalog,
+    /// Whether the kernel turns a uprobe on a 5-byte nop into a call (Linux 6.18 and later).
+    pub nop5_optimised: bool,
+    /// Whether functions that may leave by a C++ exception are probed. An exception thrown while their return probe is
+    /// pending ends the target: see [`Api::throws`].
+    pub throwing_functions: bool,
+}
+
+/// Plans one ELF file with the default [`Planner`].
+///
+/// # Errors
+/// When the bytes are not a well-formed x86_64 ELF file.
+pub fn plan_object(elf: &[u8]) -> Result<ObjectPlan, PlanError> {
+    Planner::default().plan(elf)
+}
+
+impl Planner {
+    /// Plans one ELF file. A file without allocator functions has an empty plan.
+    ///
+    /// # Errors
+    /// When the bytes are not a well-formed x86_64 ELF file.
+    pub fn plan(&self, elf: &[u8]) -> Result<ObjectPlan, PlanError> {
+        let object = Object::parse(elf)?;
+        let symbols = object.allocator_symbols(&self.catalog)?;
+        let unusable = symbols.unusable.iter();
+        let mut skipped: Vec<Skipped> =
+            unusable.map(|(name, why)| Skipped { name: name.clone(), why: (*why).to_owned() }).collect();
+        let scope = Scope {
+            object: &object,
+            defines_allocator: self.defines_allocator(&symbols),
+            forwards: forwards(&object, &symbols, &self.catalog),
+        };
+        let mut drafts = Vec::new();
+        for (&svma, named) in &symbols.functions {
+            match self.draft(&scope, svma, named) {
+                Ok(draft) => drafts.push(draft),
+                Err(why) => skipped.push(Skipped { name: self.names(named).join(", "), why }),
+            }
+        }
+        forbid_entered_windows(&object, &mut drafts);
+        let mut probes = Vec::new();
+        for draft in drafts {
+            match settle(&object, draft) {
+                Ok(probe) => probes.push(probe),
+                Err((api, why)) => {
+                    skipped.push(Skipped { name: self.symbol(api).to_owned(), why: why.to_owned() })
+                }
+            }
+        }
+        Ok(ObjectPlan { probes, skipped })
+    }
+
+    /// Whether the file has an allocator of its own, beside operators that call one.
+    fn defines_allocator(&self, symbols: &Symbols) -> bool {
+        let apis = symbols.functions.values().flat_map(|named| &named.apis);
+        apis.filter_map(|&id| self.catalog.get(id))
+            .any(|api| !api.is_operator() && matches!(api.role, Role::Allocate(_)))
+    }
+
+    fn symbol(&self, api: ApiId) -> &str {
+        self.catalog.get(api).map_or("?", |api| &api.name)
+    }
+
+    fn names(&self, named: &Named) -> Vec<String> {
+        named.apis.iter().filter_map(|&id| self.catalog.get(id)).map(|api| api.name.to_string()).collect()
+    }
+
+    /// What the function's own code says about the place of its probe.
+    fn draft<'data>(
+        &self,
+        scope: &Scope<'_, 'data>,
+        svma: u64,
+        named: &Named,
+    ) -> Result<Draft<'data>, String> {
+        let (api, Api { role, .. }) = named.canonical(&self.catalog).ok_or("it is not in the catalog")?;
+        let apis = || named.apis.iter().filter_map(|&id| self.catalog.get(id));
+        if apis().all(Api::is_operator) && !scope.defines_allocator {
+            return Err("it calls malloc or free of another file, which are probed there".to_owned());
+        }
+        if let Some(to) = scope.forwards.get(&svma).and_then(|&to| self.catalog.get(to)) {
+            return Err(format!("it passes every block on to {}, which is probed", to.name));
+        }
+        if apis().any(|api| api.throws) && !self.throwing_functions {
+            return Err("an exception could not pass its return probe".to_owned());
+        }
+        let code = scope.object.code_at(svma).ok_or("its address is not in an executable segment")?;
+        let need = Need {
+            signature: role.signature(),
+            return_probe: matches!(role, Role::Allocate(_)),
+            nop5_optimised: self.nop5_optimised,
+        };
+        let function = Function { svma, code, size: named.size };
+        let entry = function.entry(need).ok_or("its first instruction cannot be decoded")?;
+        let moved = match entry.cost {
+            Cost::SingleStepped => function.first_cheap(need),
+            Cost::Emulated | Cost::Optimised => Ok(entry.clone()),
+        };
+        let aliases = self.names(named).split_off(1);
+        Ok(Draft { api, aliases, role: *role, function, entry, moved })
+    }
+}
+
+/// The probe of a draft against which nothing speaks any more. An error would be one of this planner, and is shown
+/// rather than a probe put in a wrong place.
+fn settle(object: &Object<'_>, draft: Draft<'_>) -> Result<PlannedProbe, (ApiId, &'static str)> {
+    let (candidate, reason) = match draft.moved {
+        Ok(candidate) if candidate.offset == 0 => (candidate, Reason::Entry),
+        Ok(candidate) => (candidate, Reason::Moved),
+        Err(obstacle) => (draft.entry, Reason::Stayed(obstacle)),
+    };
+    let svma = draft.function.svma;
+    let file_offset = svma.checked_add(candidate.offset.into()).and_then(|svma| object.file_offset(svma));
+    let site = Site {
+        function_svma: svma,
+        offset_in_function: candidate.offset,
+        file_offset: file_offset.ok_or((draft.api, "the place of its probe is not in the file"))?,
+        instruction: candidate.instruction,
+        cost: candidate.cost,
+        reason,
+    };
+    let Candidate { signature, stack_displacement, .. } = candidate;
+    let place = match draft.role {
+        Role::Allocate(_) => Spot { site, stack_displacement }
+            .into_return_site()
+            .map(Place::EntryAndReturn)
+            .ok_or((draft.api, "no return probe can be set at the place of its probe"))?,
+        Role::Release(_) => Place::Entry { site, stack_displacement },
+    };
+    Ok(PlannedProbe { api: draft.api, aliases: draft.aliases, signature, place })
+}
+
+/// What is known about a file as a whole.
+struct Scope<'object, 'data> {
+    object: &'object Object<'data>,
+    defines_allocator: bool,
+    forwards: BTreeMap<u64, ApiId>,
+}
+
+/// A function whose probe has a place as far as its own straight path tells.
+struct Draft<'data> {
+    api: ApiId,
+    aliases: Vec<String>,
+    role: Role,
+    function: Function<'data>,
+    entry: Candidate,
+    moved: Result<Candidate, Obstacle>,
+}
+
+impl Draft<'_> {
+    /// The addresses behind the entry at which nothing may enter: up to the moved probe.
+    fn window(&self) -> Option<RangeInclusive<u64>> {
+        let candidate = self.moved.as_ref().ok().filter(|candidate| candidate.offset > 0)?;
+        let svma = self.function.svma;
+        Some(svma.checked_add(1)?..=svma.checked_add(candidate.offset.into())?)
+    }
+}
+
+/// Takes back every moved probe that other code can reach without passing the function's entry: by a branch from
+/// anywhere in the file, or through a symbol (which other files may call, and which says that this file does).
+fn forbid_entered_windows(object: &Object<'_>, drafts: &mut [Draft<'_>]) {
+    let entries: Vec<u64> = drafts.iter().map(|draft| draft.function.svma).collect();
+    for draft in &mut *drafts {
+        let Some(window) = draft.window() else { continue };
+        let own = draft.function.svma;
+        let next = entries.get(entries.partition_point(|&entry| entry <= own));
+        let entered = match next.filter(|next| window.contains(next)) {
+            Some(next) => Some(Obstacle::EnteredAt { offset: (next - own) as u32 }),
+            None => draft.function.entered_within(&window),
+        };
+        if let Some(obstacle) = entered {
+            draft.moved = Err(obstacle);
+        }
+    }
+    // Sorted, and apart now that no window reaches into the next function.
+    let windows: Vec<_> = drafts.iter().filter_map(Draft::window).collect();
+    if windows.is_empty() {
+        return;
+    }
+    let mut entered = object.symbol_addresses(|svma| {
+        let at = windows.partition_point(|window| *window.end() < svma);
+        windows.get(at).is_some_and(|window| window.contains(&svma))
+    });
+    for (svma, code) in object.executable() {
+        long_branches(code, svma, &windows, &mut entered);
+    }
+    for draft in drafts {
+        let Some(window) = draft.window() else { continue };
+        if let Some(svma) = entered.iter().find(|svma| window.contains(svma)) {
+            draft.moved = Err(Obstacle::EnteredAt { offset: (svma - draft.function.svma) as u32 });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

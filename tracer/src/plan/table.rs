@@ -1,0 +1,60 @@
+//! A plan as text: every probe with its place and the reason for it, then what is not probed.
+
+use std::fmt;
+
+use super::{Catalog, ObjectPlan, Place, PlannedProbe};
+
+/// Shows a plan; columns are aligned, one line a probe.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanTable<'a> {
+    /// The plan.
+    pub plan: &'a ObjectPlan,
+    /// The catalog it was made with.
+    pub catalog: &'a Catalog,
+}
+
+const HEADINGS: [&str; 7] = ["FUNCTION", "ADDRESS", "AT", "PROBES", "COST", "INSTRUCTION", "WHY"];
+
+impl PlanTable<'_> {
+    fn row(&self, probe: &PlannedProbe) -> [String; 7] {
+        let site = probe.place.site();
+        let probes = match &probe.place {
+            Place::EntryAndReturn(_) => "entry+return",
+            Place::Entry { .. } => "entry",
+        };
+        [
+            self.catalog.get(probe.api).map_or("?", |api| api.display_name()).to_owned(),
+            format!("{:#x}", site.function_svma),
+            format!("+{:#x}", site.offset_in_function),
+            probes.to_owned(),
+            site.cost.to_string(),
+            site.instruction.clone(),
+            match probe.aliases.as_slice() {
+                [] => site.reason.to_string(),
+                aliases => format!("{} (also {})", site.reason, aliases.join(", ")),
+            },
+        ]
+    }
+}
+
+impl fmt::Display for PlanTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = vec![HEADINGS.map(str::to_owned)];
+        rows.extend(self.plan.probes.iter().map(|probe| self.row(probe)));
+        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        let widths: [usize; 7] = std::array::from_fn(width);
+        if !self.plan.probes.is_empty() {
+            for row in &rows {
+                let (last, cells) = row.split_last().expect("a row has seven cells");
+                for (cell, width) in cells.iter().zip(widths) {
+                    write!(f, "{cell:width$}  ")?;
+                }
+                writeln!(f, "{last}")?;
+            }
+        }
+        for skipped in &self.plan.skipped {
+            writeln!(f, "not probed: {}: {}", skipped.name, skipped.why)?;
+        }
+        Ok(())
+    }
+}

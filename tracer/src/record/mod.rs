@@ -1,0 +1,201 @@
+//! One recording, from opening the targets to the profile: the stages in their order.
+//!
+//! Probes go in, the window opens, events are drained until something ends it, the window closes, probes come out, and what
+//! the kernel counted is read at rest.
+
+mod code;
+mod process;
+mod session;
+
+use std::{
+    future::{pending, poll_fn},
+    io,
+    os::fd::OwnedFd,
+    process::ExitStatus,
+    task::Poll,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::unix::AsyncFd,
+    select,
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+
+pub use self::process::plan_of;
+use self::session::Session;
+use crate::{
+    cli::Subject,
+    model::{Bytes, End, Profile},
+    readable,
+    report::status::StatusLine,
+    signals,
+    target::launch::Launched,
+};
+
+/// What to record.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What to trace.
+    pub subject: Subject,
+    /// How long; until Ctrl-C or the end of the targets if not given.
+    pub duration: Option<Duration>,
+    /// Only blocks at least this old at the end count as outstanding.
+    pub min_age: Duration,
+    /// Only requests of at least this many bytes are tracked.
+    pub min_size: Option<Bytes>,
+    /// Only requests of at most this many bytes are tracked.
+    pub max_size: Option<Bytes>,
+    /// Room in the live table; sized for the targets if not given.
+    pub max_live: Option<u64>,
+    /// Time between snapshots of the timeline.
+    pub interval: Duration,
+}
+
+/// What came of a recording.
+#[derive(Debug)]
+pub struct Recorded {
+    /// What was found out.
+    pub profile: Profile,
+    /// How the launched command ended.
+    pub command: Option<ExitStatus>,
+}
+
+/// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command that goes on is
+/// waited for.
+///
+/// # Errors
+/// One line that says what is in the way and what to do: a process that cannot be traced, a missing capability, a kernel
+/// that is too old.
+pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
+    let mut interrupts = Interrupts::new()?;
+    let mut launched = launch(&config.subject)?;
+    let targets = match (&launched, &config.subject) {
+        (Some(launched), _) => vec![launched.pid()],
+        (None, Subject::Processes(pids)) => pids.clone(),
+        (None, Subject::Command(_)) => Vec::new(),
+    };
+    let mut session = Session::attach(config, &targets)?;
+    let mut exits = Exits::watch(session.exit_descriptors()?)?;
+    session.open_window()?;
+    if let Some(launched) = &mut launched {
+        session.start(launched)?;
+    }
+    status.suspend(|| eprintln!("{}", session.announcement()));
+
+    let end = watch(config, &mut session, status, &mut interrupts, &mut exits).await?;
+    signals::let_interrupt_kill();
+    session.close_window(end);
+    status.finish();
+    log::info!("taking the probes out");
+    let profile = session.finish()?;
+    if end == End::Interrupted
+        && let Some(launched) = &launched
+    {
+        // A terminal's Ctrl-C reached the command too; a supervisor's SIGTERM did not.
+        interrupts.pass_on(launched);
+    }
+    let command = launched.as_mut().map(Launched::wait).transpose()?;
+    Ok(Recorded { profile, command })
+}
+
+fn launch(subject: &Subject) -> Result<Option<Launched>> {
+    let Subject::Command(command) = subject else { return Ok(None) };
+    Ok(Some(Launched::spawn(&command.program, &command.arguments, command.as_root)?))
+}
+
+/// Takes events and snapshots until something ends the window.
+async fn watch(
+    config: &Config,
+    session: &mut Session,
+    status: &StatusLine,
+    interrupts: &mut Interrupts,
+    exits: &mut Exits,
+) -> Result<End> {
+    let started = Instant::now();
+    let deadline = config.duration.map(|duration| started + duration);
+    let mut snapshots = interval_at(started + config.interval, config.interval);
+    snapshots.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut looks = interval_at(started + LOOK, LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        select! {
+            biased;
+            () = interrupts.next() => return Ok(End::Interrupted),
+            () = at(deadline) => return Ok(End::Duration),
+            () = exits.all() => return Ok(End::TargetExited),
+            ready = session.events_ready() => ready?,
+            _ = snapshots.tick() => session.snapshot(),
+            _ = looks.tick() => {
+                session.follow_stale_code();
+                status.update(&session.status());
+            }
+        }
+        session.take_events();
+        if session.target_has_executed() {
+            return Ok(End::TargetExec);
+        }
+    }
+}
+
+/// Time between looks at the ring buffer and the status line, whatever happens.
+const LOOK: Duration = Duration::from_millis(200);
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// What a user or a service manager says to end the recording.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    terminated: bool,
+}
+
+impl Interrupts {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            terminated: false,
+        })
+    }
+
+    async fn next(&mut self) {
+        select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => self.terminated = true,
+        }
+    }
+
+    /// Gives the command the signal that reached the tracer alone.
+    fn pass_on(&self, launched: &Launched) {
+        if self.terminated {
+            launched.signal(rustix::process::Signal::TERM);
+        }
+    }
+}
+
+/// The exits of the targets.
+struct Exits(Vec<AsyncFd<OwnedFd>>);
+
+impl Exits {
+    fn watch(pidfds: Vec<OwnedFd>) -> io::Result<Self> {
+        Ok(Self(pidfds.into_iter().map(readable::watch).collect::<io::Result<_>>()?))
+    }
+
+    /// Ready when every target has exited.
+    async fn all(&mut self) {
+        poll_fn(|context| {
+            self.0.retain(|pidfd| pidfd.poll_read_ready(context).is_pending());
+            if self.0.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}

@@ -1,0 +1,183 @@
+//! One traced process: its identity, the files it has mapped, and the probes in them.
+
+use std::{collections::HashSet, io::Read as _};
+
+use anyhow::{Context as _, Result, bail};
+use tracer_ebpf::probe::Cookie;
+
+use crate::{
+    analyze::mappings::{AddressRange, Backing, InitialMappings},
+    attach::{Capture, Programs, Site},
+    model::{Address, Pid},
+    plan::{ObjectPlan, Place, PlanTable, Planner},
+    target::{FileId, Mapping, Object, Target},
+};
+
+/// A process that is traced.
+pub struct TracedProcess {
+    /// Its place in the tables.
+    pub index: u16,
+    /// The process itself.
+    pub target: Target,
+    probed: HashSet<FileId>,
+    probes: usize,
+}
+
+impl TracedProcess {
+    /// Opens a process.
+    ///
+    /// # Errors
+    /// When it cannot be traced.
+    pub fn open(index: u16, pid: Pid) -> Result<Self> {
+        Ok(Self { index, target: Target::open(pid)?, probed: HashSet::new(), probes: 0 })
+    }
+
+    /// How many functions are probed.
+    pub fn probes(&self) -> usize {
+        self.probes
+    }
+
+    /// Probes the allocator functions of every mapped file that has not been looked at yet.
+    ///
+    /// # Errors
+    /// When the process is gone, or the kernel refuses a probe.
+    pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        let objects = self.target.objects_where(|id| !self.probed.contains(&id));
+        let objects = objects.with_context(|| format!("cannot read the mappings of {}", self.name()))?;
+        for unopened in &objects.unopened {
+            self.probed.insert(unopened.id);
+            log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
+        }
+        for object in objects.opened {
+            self.probed.insert(object.id);
+            self.attach_object(&object, capture, planner)?;
+        }
+        Ok(())
+    }
+
+    /// As [`TracedProcess::attach`], for one file.
+    ///
+    /// # Errors
+    /// As [`TracedProcess::attach`].
+    pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        if self.probed.insert(object.id) { self.attach_object(object, capture, planner) } else { Ok(()) }
+    }
+
+    fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        let plan = match plan(object, planner) {
+            Ok(plan) => plan,
+            Err(error) => {
+                log::warn!(
+                    "{}: cannot look for allocators in {}: {error:#}",
+                    self.name(),
+                    object.path.display()
+                );
+                return Ok(());
+            }
+        };
+        let file = object.uprobe_path();
+        for probe in &plan.probes {
+            let programs = match probe.place {
+                Place::EntryAndReturn(_) => Programs::Allocate,
+                Place::Entry { .. } => Programs::Release,
+            };
+            let cookie = Cookie { process: self.index, api: probe.api.0, signature: probe.signature };
+            let site = probe.place.site();
+            log::debug!(
+                "{}: {} at {:#x} ({}, {})",
+                object.name(),
+                planner.catalog.get(probe.api).map_or("?", |api| api.display_name()),
+                site.svma(),
+                site.instruction,
+                site.cost
+            );
+            let attached = capture.attach_probe(
+                Site { file: &file, offset: site.file_offset, cookie, programs },
+                self.target.pid(),
+            );
+            if let Err(error) = attached {
+                if self.target.has_exited() {
+                    bail!("{} exited while it was being attached to", self.name());
+                }
+                return Err(error.context(format!(
+                    "cannot probe {} in {}",
+                    self.name(),
+                    object.path.display()
+                )));
+            }
+            self.probes += 1;
+        }
+        Ok(())
+    }
+
+    /// What it has mapped now.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn initial_mappings(&self) -> Result<InitialMappings> {
+        let mappings = self.target.mappings();
+        let mappings = mappings.with_context(|| format!("cannot read the mappings of {}", self.name()))?;
+        let heap_end =
+            mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.end).max();
+        let range = |mapping: &Mapping| AddressRange { start: mapping.start, end: mapping.end };
+        Ok(InitialMappings {
+            mappings: mappings.iter().map(|mapping| (range(mapping), backing(mapping))).collect(),
+            program_break: heap_end,
+        })
+    }
+
+    /// Where the kernel put the trampoline to which probed functions return, once it has.
+    pub fn trampoline(&self) -> Option<Address> {
+        let mappings = self.target.mappings().ok()?;
+        mappings.iter().find(|mapping| mapping.name == "[uprobes]").map(|mapping| mapping.start)
+    }
+
+    /// How messages call it.
+    pub fn name(&self) -> String {
+        format!("{} ({})", self.target.comm(), self.target.pid())
+    }
+}
+
+fn backing(mapping: &Mapping) -> Backing {
+    // `/dev/zero (deleted)` is how the kernel shows shared anonymous memory.
+    let is_file = mapping.path().is_some_and(|path| path.as_os_str() != "/dev/zero");
+    if is_file { Backing::File } else { Backing::Anonymous }
+}
+
+/// Where the probes of a process would go, as a table for people.
+///
+/// # Errors
+/// When the process is gone, or one of its files is not what it should be.
+pub fn plan_of(target: &Target) -> Result<String> {
+    let planner = planner();
+    let mut text = String::new();
+    for object in target.objects()?.opened {
+        let plan = plan(&object, &planner).with_context(|| object.path.display().to_string())?;
+        if !plan.probes.is_empty() || !plan.skipped.is_empty() {
+            let separator = if text.is_empty() { "" } else { "\n" };
+            text += &format!("{separator}{}\n", object.path.display());
+            text += &PlanTable { plan: &plan, catalog: &planner.catalog }.to_string();
+        }
+    }
+    if text.is_empty() {
+        text = format!("{} ({}) has no allocator that tracer knows\n", target.comm(), target.pid());
+    }
+    Ok(text)
+}
+
+/// A planner that knows what the running kernel does with a probe.
+pub fn planner() -> Planner {
+    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }
+}
+
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
+fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {
+    let mut bytes = Vec::new();
+    (&object.file).read_to_end(&mut bytes)?;
+    Ok(planner.plan(&bytes)?)
+}

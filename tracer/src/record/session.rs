@@ -1,0 +1,541 @@
+//! A recording under way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::time::{ClockId, clock_gettime};
+use tracer_ebpf::{
+    counter::Counter,
+    event::{MappingCall, MappingEvent},
+    live::STACK_BITS,
+    process::{Gate, MAX_PROCESSES},
+    stack::mapping_call,
+    stop::Stop,
+};
+
+use super::{
+    Config,
+    code::CodeFiles,
+    process::{TracedProcess, planner},
+};
+use crate::{
+    analyze::{
+        mappings::{AddressRange, LiveRange, MappingAccount},
+        outcome::{self, Counted, KnownStack, NativeTotals},
+        residency,
+    },
+    attach::{Capture, Settings, Sizes},
+    drain::{Drain, Event, NewStack},
+    model::{
+        Bytes, End, Events, Kind, Memory, Pid, Profile, SCHEMA, Settings as InForce, TimelinePoint, Window,
+    },
+    plan::{ApiId, Planner},
+    report::status::Status,
+    symbolize::{NamedStacks, Worker},
+    target::{Target, launch::Launched},
+};
+
+/// Room for distinct stacks. 72 bytes each.
+const MAX_STACKS: u32 = 1 << 17;
+const _: () = assert!(MAX_STACKS <= 1 << STACK_BITS);
+
+/// Snapshots kept; when there are more, every second one goes.
+const MAX_TIMELINE: usize = 2000;
+
+/// A recording under way.
+pub struct Session {
+    config: Config,
+    planner: Planner,
+    processes: Vec<TracedProcess>,
+    descriptions: Vec<crate::model::Process>,
+    max_live: u64,
+    capture: Capture,
+    drain: Drain,
+    worker: Option<Worker>,
+    code: CodeFiles,
+    stacks: BTreeMap<u32, NewStack>,
+    mappings: MappingAccount,
+    /// Resident bytes of live ranges at the last look, for when the process is gone.
+    resident: HashMap<(u16, AddressRange), Option<Bytes>>,
+    stale_code: BTreeSet<u16>,
+    mapping_events: u64,
+    window: OpenWindow,
+    timeline: Vec<TimelinePoint>,
+    thinning: u32,
+    rate: Rate,
+}
+
+/// When the window opened, and what was then.
+#[derive(Default)]
+struct OpenWindow {
+    started_at: String,
+    opened_ns: u64,
+    closed_ns: u64,
+    rss_before: Option<Bytes>,
+    rss_after: Option<Bytes>,
+    end: Option<End>,
+}
+
+impl Session {
+    /// Opens the targets, loads the programs and puts every probe in.
+    pub fn attach(config: &Config, targets: &[Pid]) -> Result<Self> {
+        if targets.len() > MAX_PROCESSES as usize {
+            bail!("{} processes are too many: {MAX_PROCESSES} at most can be traced at once", targets.len());
+        }
+        let open = |(index, &pid)| TracedProcess::open(index as u16, pid);
+        let mut processes: Vec<_> = targets.iter().enumerate().map(open).collect::<Result<_>>()?;
+        let max_live = config.max_live.unwrap_or_else(|| room_for(&processes));
+        let mut code = CodeFiles::new();
+        for process in &processes {
+            code.read(&process.target);
+        }
+        let mut capture = Capture::load(&Settings {
+            unwind: code.sizes(),
+            sizes: Sizes::with_room_for(max_live, MAX_STACKS),
+            min_size: config.min_size.map_or(0, |size| size.0),
+            max_size: config.max_size.map_or(u64::MAX, |size| size.0),
+        })?;
+        let planner = planner();
+        let worker = Worker::start()?;
+        let mut mappings = MappingAccount::new();
+        for process in &mut processes {
+            worker.add_process(process.index, process.target.pid());
+            capture.add_process(process.index, process.target.pid())?;
+            process.attach(&mut capture, &planner)?;
+            if !config.subject.is_command() && process.target.is_stopped().unwrap_or(false) {
+                log::warn!(
+                    "{} is stopped; it allocates nothing until it goes on (kill -CONT {})",
+                    process.name(),
+                    process.target.pid()
+                );
+            }
+        }
+        for process in &processes {
+            code.install(process.index, &process.target, &mut capture);
+        }
+        capture.attach_system_calls()?;
+        // After the probes: see the mapping account.
+        for process in &processes {
+            mappings.add_process(process.index, process.initial_mappings()?);
+        }
+        let drain = Drain::new(capture.take_events()?)?;
+        Ok(Self {
+            config: config.clone(),
+            planner,
+            descriptions: processes.iter().map(|process| process.target.describe()).collect(),
+            processes,
+            max_live,
+            capture,
+            drain,
+            worker: Some(worker),
+            code,
+            stacks: BTreeMap::new(),
+            mappings,
+            resident: HashMap::new(),
+            stale_code: BTreeSet::new(),
+            mapping_events: 0,
+            window: OpenWindow::default(),
+            timeline: Vec::new(),
+            thinning: 1,
+            rate: Rate::default(),
+        })
+    }
+
+    /// Descriptors that become readable when the targets exit.
+    pub fn exit_descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        self.processes.iter().map(|process| process.target.as_fd().try_clone_to_owned()).collect()
+    }
+
+    /// From now on events count.
+    pub fn open_window(&mut self) -> Result<()> {
+        if let Some(gone) = self.processes.iter().find(|process| process.target.has_exited()) {
+            bail!("{} exited while it was being attached to", gone.name());
+        }
+        self.find_trampolines();
+        self.window.rss_before = self.rss();
+        self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        self.window.opened_ns = now_ns();
+        for process in &self.processes {
+            self.capture.open_window(process.index, self.window.opened_ns);
+        }
+        self.rate = Rate { at_ns: self.window.opened_ns, ..Rate::default() };
+        Ok(())
+    }
+
+    /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
+    pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
+        let Self { processes, capture, planner, code, .. } = self;
+        let [process] = &mut processes[..] else { bail!("a command is traced alone") };
+        let target = Target::open(launched.pid())?;
+        launched.run_to_entry(&target, |object| {
+            process.attach_new(&object, capture, planner)?;
+            code.read_object(object);
+            code.install(process.index, &target, capture);
+            anyhow::Ok(())
+        })?;
+        Ok(launched.release()?)
+    }
+
+    /// The line that says that the window is open.
+    pub fn announcement(&self) -> String {
+        let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
+        let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
+        for process in self.processes.iter().filter(|process| process.probes() == 0) {
+            log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
+        }
+        let until = match self.config.duration {
+            Some(duration) => format!("for {}", humantime::format_duration(duration)),
+            None => "until Ctrl-C".to_owned(),
+        };
+        format!("recording {} {until}: {probes} allocator functions probed", names.join(", "))
+    }
+
+    /// Ready when there are events.
+    pub async fn events_ready(&mut self) -> io::Result<()> {
+        self.drain.ready().await
+    }
+
+    /// Takes what the kernel has to say.
+    pub fn take_events(&mut self) {
+        self.capture.log_messages();
+        let Self { drain, stacks, worker, mappings, code, stale_code, mapping_events, .. } = self;
+        let mut changed_code = BTreeSet::new();
+        drain.take(|event| match event {
+            Event::Stack(stack) => {
+                if let Some(worker) = worker {
+                    worker.name(stack.number, stack.process, stack.frames.clone());
+                }
+                // A walk that came to code which nobody knows of: it may have been compiled, or become executable, just now.
+                if matches!(stack.stop, Stop::NotCode | Stop::FramePointerLost | Stop::TableNotReady) {
+                    stale_code.insert(stack.process);
+                }
+                stacks.insert(stack.number, stack);
+            }
+            Event::Mapping(event) => {
+                *mapping_events += 1;
+                mappings.apply(&event);
+                if maps_code(&event) || code.is_released_by(&event) {
+                    changed_code.insert(event.process);
+                    if let Some(worker) = worker {
+                        worker.mappings_changed(event.process);
+                    }
+                }
+            }
+            // The gate says so too.
+            Event::Exec(_) => {}
+        });
+        for process in changed_code {
+            self.follow_code(process);
+        }
+    }
+
+    /// Brings unwind tables, lists of code and probes up to what the process has mapped now: a library that was loaded during the
+    /// window may bring an allocator.
+    fn follow_code(&mut self, index: u16) {
+        self.stale_code.remove(&index);
+        let Some(process) = self.processes.iter_mut().find(|process| process.index == index) else { return };
+        self.code.read(&process.target);
+        self.code.install(index, &process.target, &mut self.capture);
+        if let Err(error) = process.attach(&mut self.capture, &self.planner)
+            && !process.target.has_exited()
+        {
+            log::warn!("cannot probe newly loaded code: {error:#}");
+        }
+    }
+
+    /// Looks again where walks came to unknown code. Not at once: reading mappings takes up to milliseconds, and broken stacks
+    /// may come in numbers.
+    pub fn follow_stale_code(&mut self) {
+        while let Some(&process) = self.stale_code.first() {
+            self.follow_code(process);
+        }
+    }
+
+    /// The kernel makes the trampoline when a probed function is first called.
+    fn find_trampolines(&self) {
+        for process in self.processes.iter().filter(|process| !self.capture.knows_trampoline(process.index)) {
+            if let Some(trampoline) = process.trampoline() {
+                self.capture.set_trampoline(process.index, trampoline);
+            }
+        }
+    }
+
+    /// Whether a target has replaced its program.
+    pub fn target_has_executed(&self) -> bool {
+        let states = self.capture.tables().processes();
+        self.processes.iter().any(|process| {
+            states.get(usize::from(process.index)).is_some_and(|state| state.gate.load() == Gate::Exec as u64)
+        })
+    }
+
+    /// Adds a point to the timeline.
+    pub fn snapshot(&mut self) {
+        let t_ns = now_ns().saturating_sub(self.window.opened_ns);
+        self.look_at_residency();
+        let outstanding = self.native_outstanding().0 + self.mapping_weight();
+        let Some(rss) = self.rss() else { return };
+        self.window.rss_after = Some(rss);
+        self.timeline.push(TimelinePoint {
+            t_ns,
+            rss_bytes: rss.0,
+            outstanding_bytes: outstanding,
+            managed_bytes: None,
+        });
+        if self.timeline.len() > MAX_TIMELINE {
+            self.thinning *= 2;
+            let mut index = 0;
+            self.timeline.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+        }
+    }
+
+    fn rss(&self) -> Option<Bytes> {
+        let sizes = self.processes.iter().filter(|process| !process.target.has_exited());
+        let sizes: Vec<_> = sizes.filter_map(|process| residency::rss(process.target.pid()).ok()).collect();
+        if sizes.is_empty() { None } else { Some(Bytes(sizes.iter().map(|size| size.0).sum())) }
+    }
+
+    /// Reads how much of the live mappings is resident. What cannot be read stays as it was.
+    fn look_at_residency(&mut self) {
+        let live: Vec<LiveRange> = self.mappings.live().collect();
+        for process in self.processes.iter().filter(|process| !process.target.has_exited()) {
+            let ranges: Vec<_> = live
+                .iter()
+                .filter(|live| live.holder.process == process.index)
+                .map(|live| live.range)
+                .collect();
+            if ranges.is_empty() {
+                continue;
+            }
+            match residency::resident_bytes(process.target.pid(), &ranges) {
+                Ok(resident) => {
+                    self.resident.retain(|&(index, _), _| index != process.index);
+                    let known = ranges.into_iter().map(|range| (process.index, range)).zip(resident);
+                    self.resident.extend(known);
+                }
+                Err(error) => log::debug!("cannot read what is resident of {}: {error}", process.name()),
+            }
+        }
+    }
+
+    fn mapping_weight(&self) -> u64 {
+        let counted = self.mappings.live().filter(|live| live.holder.kind.counts_by_default());
+        counted.filter_map(|live| self.resident_bytes(&live)).map(|bytes| bytes.0).sum()
+    }
+
+    fn resident_bytes(&self, live: &LiveRange) -> Option<Bytes> {
+        self.resident.get(&(live.holder.process, live.range)).copied().flatten()
+    }
+
+    /// Bytes and blocks of the malloc family that are not freed.
+    fn native_outstanding(&self) -> (u64, u64) {
+        self.capture.tables().totals().iter().fold((0, 0), |(bytes, objects), totals| {
+            // Freed first: a block that is freed between the two reads must not count below zero.
+            let (freed_bytes, freed_objects) = (totals.freed_bytes.load(), totals.freed_objects.load());
+            (
+                bytes + totals.allocated_bytes.load().saturating_sub(freed_bytes),
+                objects + totals.allocated_objects.load().saturating_sub(freed_objects),
+            )
+        })
+    }
+
+    /// What the recording looks like right now.
+    pub fn status(&mut self) -> Status<'_> {
+        self.find_trampolines();
+        let now = now_ns();
+        let (bytes, objects) = self.native_outstanding();
+        let events = self.events_so_far();
+        let lost = Counter::ALL.iter().filter(|counter| counter.is_loss());
+        let lost = lost.map(|&counter| self.capture.tables().count(counter)).sum();
+        let rss = self.window.rss_before.zip(self.rss());
+        Status {
+            elapsed: Duration::from_nanos(now.saturating_sub(self.window.opened_ns)),
+            events_per_second: self.rate.update(now, events),
+            outstanding: Bytes(bytes + self.mapping_weight()),
+            objects: objects
+                + self.mappings.live().filter(|live| live.holder.kind == Kind::Mapping).count() as u64,
+            rss,
+            lost,
+            target: &self.descriptions[0],
+        }
+    }
+
+    fn events_so_far(&self) -> u64 {
+        let totals = self.capture.tables().totals().iter();
+        let counted: u64 =
+            totals.map(|totals| totals.allocated_objects.load() + totals.freed_objects.load()).sum();
+        counted + self.capture.tables().count(Counter::UnmatchedFree) + self.mapping_events
+    }
+
+    /// From now on events do not count.
+    pub fn close_window(&mut self, end: End) {
+        self.capture.close_windows();
+        self.window.closed_ns = now_ns();
+        self.window.end = Some(end);
+        self.take_events();
+        self.snapshot();
+        if let Some(rss) = self.rss() {
+            self.window.rss_after = Some(rss);
+        }
+    }
+
+    /// Takes the probes out and tells what was found.
+    pub fn finish(mut self) -> Result<Profile> {
+        self.capture.detach();
+        self.take_events();
+        let worker = self.worker.take().context("the session has been finished already")?;
+        let named = worker.finish()?;
+        let counted = self.counted(named);
+        let stacks = counted.stacks();
+        let mut events = self.events(&counted);
+        outcome::count_incomplete(&mut events, &stacks);
+        Ok(Profile {
+            schema: SCHEMA.to_owned(),
+            tracer_version: env!("CARGO_PKG_VERSION").to_owned(),
+            target: self.descriptions[0].clone(),
+            processes: if self.descriptions.len() > 1 { self.descriptions.clone() } else { Vec::new() },
+            window: Window {
+                started_at: self.window.started_at.clone(),
+                duration_ns: self.window.closed_ns.saturating_sub(self.window.opened_ns),
+                end: self.window.end.unwrap_or(End::Interrupted),
+            },
+            settings: InForce {
+                sample_bytes: 0,
+                min_age_ns: nanos(self.config.min_age),
+                min_size: self.config.min_size,
+                max_size: self.config.max_size,
+                max_live: self.max_live,
+            },
+            events,
+            totals: outcome::totals(&stacks),
+            memory: Some(Memory {
+                rss_before_bytes: self.window.rss_before.map(|bytes| bytes.0),
+                rss_after_bytes: self.window.rss_after.map(|bytes| bytes.0),
+                parts: Vec::new(),
+            }),
+            timeline: std::mem::take(&mut self.timeline),
+            stacks,
+            verdict: None,
+        })
+    }
+
+    /// Everything that was counted; the tables are at rest.
+    fn counted(&self, mut named: NamedStacks) -> Counted {
+        let tables = self.capture.tables();
+        let min_age_ns = nanos(self.config.min_age);
+        let window_ns = self.window.closed_ns.saturating_sub(self.window.opened_ns);
+        let native = tables.totals().iter().zip(0..).filter_map(|(totals, number)| {
+            let totals = NativeTotals {
+                allocated_bytes: totals.allocated_bytes.load(),
+                allocated_objects: totals.allocated_objects.load(),
+                freed_bytes: totals.freed_bytes.load(),
+                freed_objects: totals.freed_objects.load(),
+            };
+            (totals != NativeTotals::default()).then_some((number, totals))
+        });
+        let stacks = self.stacks.iter().map(|(&number, stack)| {
+            let frames = named.remove(&number).unwrap_or_default();
+            let known = KnownStack {
+                process: stack.process,
+                api: self.api_name(stack.api),
+                stop: stack.stop,
+                frames,
+            };
+            (number, known)
+        });
+        Counted {
+            pids: self.descriptions.iter().map(|process| process.pid).collect::<Vec<Pid>>(),
+            stacks: stacks.collect(),
+            native: native.collect(),
+            held: outcome::held_by_stack(tables.live_blocks(), |_| window_ns, min_age_ns),
+            mappings: self.mappings.totals().collect(),
+            ranges: self.mappings.live().map(|live| (live, self.resident_bytes(&live))).collect(),
+            min_age_ns,
+            ended_ns: self.window.closed_ns,
+        }
+    }
+
+    fn api_name(&self, api: u16) -> String {
+        match mapping_call(api) {
+            Some(call) => call.name().to_owned(),
+            None => {
+                self.planner.catalog.get(ApiId(api)).map_or("unknown", |api| api.display_name()).to_owned()
+            }
+        }
+    }
+
+    fn events(&self, counted: &Counted) -> Events {
+        let tables = self.capture.tables();
+        let calls = self.mappings.calls();
+        let losses = self.mappings.losses();
+        let allocated: u64 = counted.native.values().map(|totals| totals.allocated_objects).sum();
+        let freed: u64 = counted.native.values().map(|totals| totals.freed_objects).sum();
+        let by_kernel = Counter::ALL.iter().filter(|counter| counter.is_loss());
+        let mut lost: BTreeMap<String, u64> =
+            by_kernel.map(|&counter| (counter.name().to_owned(), tables.count(counter))).collect();
+        lost.insert("missed_by_kernel".to_owned(), self.capture.runs_missed_by_kernel());
+        lost.insert("malformed_event".to_owned(), self.drain.malformed() + losses.malformed);
+        lost.insert("mapping_table_full".to_owned(), losses.table_full);
+        Events {
+            allocations: allocated + tables.count(Counter::LiveTableFull) + calls.allocations,
+            frees: freed + calls.frees,
+            unmatched_frees: tables.count(Counter::UnmatchedFree) + calls.unmatched_frees,
+            failed_allocations: tables.count(Counter::Failed) + calls.failed_allocations,
+            lost,
+            incomplete_stacks: BTreeMap::new(),
+        }
+    }
+}
+
+/// Events a second, over the last second or so.
+#[derive(Default)]
+struct Rate {
+    at_ns: u64,
+    events: u64,
+    per_second: f64,
+}
+
+impl Rate {
+    fn update(&mut self, now_ns: u64, events: u64) -> f64 {
+        let passed = now_ns.saturating_sub(self.at_ns);
+        if passed >= 1_000_000_000 || (self.per_second == 0.0 && passed > 100_000_000) {
+            self.per_second = events.saturating_sub(self.events) as f64 * 1e9 / passed as f64;
+            self.at_ns = now_ns;
+            self.events = events;
+        }
+        self.per_second
+    }
+}
+
+/// One block for every 128 bytes that the targets have resident, and at least a million: 28 MiB of tables.
+fn room_for(processes: &[TracedProcess]) -> u64 {
+    let sizes = processes.iter().filter_map(|process| residency::rss(process.target.pid()).ok());
+    let resident: u64 = sizes.map(|bytes| bytes.0).sum();
+    (resident / 128).clamp(1 << 20, 1 << 24)
+}
+
+/// Whether an event maps code.
+fn maps_code(event: &MappingEvent) -> bool {
+    const PROT_EXEC: u64 = 4;
+    let [_, _, protection, ..] = event.args;
+    event.at_exit == 1
+        && event.result >= 0
+        && MappingCall::try_from(event.call) == Ok(MappingCall::Mmap)
+        && protection & PROT_EXEC != 0
+}
+
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,139 @@
+//! Names of just-in-time compiled code, from the perf map that a runtime keeps (`node --perf-basic-prof`,
+//! `python -X perf`, perf-map-agent): one line a function, `START SIZE NAME`, in hex, appended as code is compiled.
+//!
+//! See `tools/perf/Documentation/jit-interface.txt` in the kernel's sources.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+
+use super::process::Process;
+
+/// Bytes of a perf map that are read; what a runtime appends after them is not seen. A long-running node service
+/// writes some tens of megabytes.
+const READ_LIMIT: u64 = 256 << 20;
+
+/// The functions of a perf map, as far as it has been read.
+#[derive(Default)]
+pub(super) struct PerfMap {
+    /// The file and how much of it has been read.
+    source: Option<(File, u64)>,
+    /// The beginning of a line that was not complete when it was read.
+    partial: Vec<u8>,
+    functions: Functions,
+}
+
+impl PerfMap {
+    /// Reads what the runtime has written since the last time.
+    pub(super) fn update(&mut self, process: &Process) {
+        if let Err(error) = self.try_update(process) {
+            log::debug!("cannot read the perf map: {error}");
+        }
+    }
+
+    /// The function whose code holds `address`.
+    pub(super) fn find(&self, address: u64) -> Option<&str> {
+        self.functions.find(address)
+    }
+
+    fn try_update(&mut self, process: &Process) -> io::Result<()> {
+        if self.replaced()? {
+            *self = Self::default();
+        }
+        let (file, done) = match &mut self.source {
+            Some(source) => source,
+            source => match process.open_perf_map() {
+                Ok(file) => source.insert((file, 0)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            },
+        };
+        let read = file.take(READ_LIMIT.saturating_sub(*done)).read_to_end(&mut self.partial);
+        // What was read before an error has been appended all the same, and the file's position is after it.
+        let complete = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        for line in self.partial[..complete].split(|&byte| byte == b'\n') {
+            self.functions.add(line);
+        }
+        self.partial.drain(..complete);
+        *done += read? as u64;
+        Ok(())
+    }
+
+    /// Whether the file was removed or cut since it was opened: a runtime that starts anew.
+    fn replaced(&self) -> io::Result<bool> {
+        let Some((file, done)) = &self.source else { return Ok(false) };
+        let metadata = file.metadata()?;
+        Ok(metadata.nlink() == 0 || metadata.len() < *done)
+    }
+}
+
+/// Ranges of code and their names. Of two that overlap the later one is right: memory of collected code is reused.
+#[derive(Debug, Default)]
+struct Functions(BTreeMap<u64, (u64, Box<str>)>);
+
+impl Functions {
+    fn find(&self, address: u64) -> Option<&str> {
+        let (_, (end, name)) = self.0.range(..=address).next_back()?;
+        (address < *end).then_some(name)
+    }
+
+    fn add(&mut self, line: &[u8]) {
+        let Some((start, end, name)) = parse(line) else { return };
+        // Ranges here never overlap, so those in the way are the last ones that begin before `end`.
+        while let Some((&other, _)) = self.0.range(..end).next_back().filter(|(_, (e, _))| *e > start) {
+            self.0.remove(&other);
+        }
+        self.0.insert(start, (end, name));
+    }
+}
+
+fn parse(line: &[u8]) -> Option<(u64, u64, Box<str>)> {
+    let mut fields = line.splitn(3, |&byte| byte == b' ');
+    let mut hex = || {
+        let digits = std::str::from_utf8(fields.next()?).ok()?;
+        u64::from_str_radix(digits.trim_start_matches("0x"), 16).ok()
+    };
+    let (start, size) = (hex()?, hex()?);
+    let name = String::from_utf8_lossy(fields.next()?.trim_ascii());
+    (size > 0 && !name.is_empty()).then_some((start, start.checked_add(size)?, name.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn later_functions_replace_those_whose_memory_they_reuse() {
+        let mut functions = Functions::default();
+        for line in ["1000 100 first", "1100 100 second", "1200 100 third", "10f0 120 over all three"] {
+            functions.add(line.as_bytes());
+        }
+        assert_eq!(functions.find(0x10f0), Some("over all three"));
+        assert_eq!(functions.find(0x120f), Some("over all three"));
+        assert_eq!(functions.find(0x1210), None);
+        assert_eq!(
+            functions.find(0x1000),
+            None,
+            "the rest of a function that is partly gone is not its code"
+        );
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_skipped() {
+        let mut functions = Functions::default();
+        let lines: [&[u8]; 7] = [
+            b"",
+            b"zz 10 x",
+            b"1000 0 empty",
+            b"1000 10",
+            b"ffffffffffffffff 2 over",
+            b"0x20 10 ok",
+            b"40 8 \xff",
+        ];
+        lines.into_iter().for_each(|line| functions.add(line));
+        assert_eq!(functions.find(0x2f), Some("ok"));
+        assert_eq!(functions.find(0x40), Some("\u{fffd}"));
+        assert_eq!(functions.0.len(), 2);
+    }
+}

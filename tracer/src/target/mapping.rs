@@ -1,0 +1,238 @@
+//! `/proc/PID/maps`, parsed without trusting it: names hold anything, lines that make no sense are skipped.
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+
+use crate::model::Address;
+
+/// One mapping of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: Address,
+    /// First address behind it.
+    pub end: Address,
+    /// What may be done with it.
+    pub permissions: Permissions,
+    /// Where in the file it begins; 0 of anonymous memory.
+    pub file_offset: u64,
+    /// The device that holds the file; 0:0 of anonymous memory.
+    pub device: Device,
+    /// The file on the device; 0 of anonymous memory.
+    pub inode: u64,
+    /// The file's path as the process names it, `[heap]`, `[stack]`, `[vdso]`, `[anon:...]` (`PR_SET_VMA_ANON_NAME`),
+    /// or empty.
+    pub name: OsString,
+    /// Whether the file has been unlinked (or replaced) since. Told by the end of the name, so a file that is really
+    /// called `x (deleted)` is mistaken for one.
+    pub deleted: bool,
+}
+
+impl Mapping {
+    /// Its length in bytes.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.end.0 - self.start.0
+    }
+
+    /// Whether it covers no address; the kernel makes none such.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The path of the mapped file, as the process names it; `None` of anonymous and special memory.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        (self.inode != 0 && self.name.as_bytes().starts_with(b"/")).then(|| Path::new(&self.name))
+    }
+
+    /// Which file is mapped; `None` of anonymous and special memory.
+    #[must_use]
+    pub fn file_id(&self) -> Option<FileId> {
+        self.path().map(|_| FileId { device: self.device, inode: self.inode })
+    }
+}
+
+/// Which file, while it exists: an inode number is reused once its file is gone for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    /// The file system's device.
+    pub device: Device,
+    /// The file's number on it.
+    pub inode: u64,
+}
+
+/// A device number as `/proc/PID/maps` writes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Device {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}:{:02x}", self.major, self.minor)
+    }
+}
+
+/// What may be done with a mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Permissions {
+    /// It can be read.
+    pub read: bool,
+    /// It can be written.
+    pub write: bool,
+    /// It can be executed.
+    pub execute: bool,
+    /// Writes are seen by others that map the same file.
+    pub shared: bool,
+}
+
+/// Parses the text of `/proc/PID/maps`. A line that makes no sense is left out.
+#[must_use]
+pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {
+    // The kernel writes a newline in a name as `\012`, so every newline ends a line.
+    text.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
+}
+
+/// `55d0c0000000-55d0c0001000 r-xp 00001000 fe:00 10272874                   /usr/bin/cat`
+fn parse_line(line: &[u8]) -> Option<Mapping> {
+    let mut rest = line;
+    let mut field = || {
+        let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
+        let (field, tail) = rest.split_at(end);
+        rest = tail.get(1..).unwrap_or_default();
+        field
+    };
+    let (range, permissions, file_offset, device, inode) = (field(), field(), field(), field(), field());
+    let (start, end) = hex_pair(range, b'-')?;
+    let (major, minor) = hex_pair(device, b':')?;
+    let (name, deleted) = name(rest.trim_ascii_start());
+    if end < start {
+        return None;
+    }
+    Some(Mapping {
+        start: Address(start),
+        end: Address(end),
+        permissions: parse_permissions(permissions)?,
+        file_offset: hex(file_offset)?,
+        device: Device { major: u32::try_from(major).ok()?, minor: u32::try_from(minor).ok()? },
+        inode: std::str::from_utf8(inode).ok()?.parse().ok()?,
+        name,
+        deleted,
+    })
+}
+
+fn hex(digits: &[u8]) -> Option<u64> {
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+fn hex_pair(text: &[u8], separator: u8) -> Option<(u64, u64)> {
+    let at = text.iter().position(|&byte| byte == separator)?;
+    Some((hex(&text[..at])?, hex(&text[at + 1..])?))
+}
+
+fn parse_permissions(letters: &[u8]) -> Option<Permissions> {
+    let &[read, write, execute, sharing] = letters else { return None };
+    Some(Permissions {
+        read: read == b'r',
+        write: write == b'w',
+        execute: execute == b'x',
+        shared: sharing == b's',
+    })
+}
+
+fn name(escaped: &[u8]) -> (OsString, bool) {
+    let (path, deleted) = match escaped.strip_suffix(b" (deleted)") {
+        Some(path) if path.starts_with(b"/") => (path, true),
+        _ => (escaped, false),
+    };
+    let name = match unescape_newlines(path) {
+        Cow::Borrowed(bytes) => OsStr::from_bytes(bytes).to_owned(),
+        Cow::Owned(bytes) => OsString::from_vec(bytes),
+    };
+    (name, deleted)
+}
+
+/// Undoes the kernel's `\012` for a newline, the one byte it escapes here. A file whose name really holds the four
+/// characters `\012` cannot be told apart and gets a newline.
+fn unescape_newlines(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const ESCAPED: &[u8] = b"\\012";
+    if !bytes.contains(&b'\\') {
+        return Cow::Borrowed(bytes);
+    }
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((&first, tail)) = rest.split_first() {
+        if let Some(tail) = rest.strip_prefix(ESCAPED) {
+            plain.push(b'\n');
+            rest = tail;
+        } else {
+            plain.push(first);
+            rest = tail;
+        }
+    }
+    Cow::Owned(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse_one(line: &str) -> Mapping {
+        let mappings = parse_maps(line.as_bytes());
+        assert_eq!(mappings.len(), 1, "{line}");
+        mappings.into_iter().next().expect("one mapping")
+    }
+
+    #[test]
+    fn a_file_mapping() {
+        let mapping = parse_one(
+            "7f62f06e9000-7f62f06ea000 r-xs 00001000 fe:10 10272874                   /usr/lib/a b.so (deleted)\n",
+        );
+        assert_eq!((mapping.start, mapping.end), (Address(0x7f62_f06e_9000), Address(0x7f62_f06e_a000)));
+        assert_eq!(mapping.len(), 0x1000);
+        let expected = Permissions { read: true, write: false, execute: true, shared: true };
+        assert_eq!(mapping.permissions, expected);
+        assert_eq!(mapping.file_offset, 0x1000);
+        let device = Device { major: 0xfe, minor: 0x10 };
+        assert_eq!(mapping.file_id(), Some(FileId { device, inode: 10_272_874 }));
+        assert_eq!(mapping.path(), Some(Path::new("/usr/lib/a b.so")));
+        assert!(mapping.deleted);
+    }
+
+    #[test]
+    fn memory_without_a_file() {
+        for name in ["", "[heap]", "[stack]", "[anon:a name (deleted)]"] {
+            let mapping = parse_one(&format!("1000-2000 rw-p 00000000 00:00 0 {name}"));
+            assert_eq!((mapping.name.to_str(), mapping.path(), mapping.deleted), (Some(name), None, false));
+        }
+    }
+
+    #[test]
+    fn newlines_in_names_are_restored() {
+        let mapping = parse_one("1000-2000 r--p 00000000 08:01 7   /tmp/a\\012b\\01c\\");
+        assert_eq!(mapping.path(), Some(Path::new("/tmp/a\nb\\01c\\")));
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_left_out() {
+        let text = b"\nnonsense\n2000-1000 r--p 0 0:0 0\n1000-2000 r-p 0 0:0 0\n1000-2000 rw-p 0 0:0 0\n";
+        assert_eq!(parse_maps(text).len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = parse_maps(&bytes);
+        }
+    }
+}

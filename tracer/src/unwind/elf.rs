@@ -1,0 +1,180 @@
+//! Where an ELF file keeps its call frame information.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use gimli::{BaseAddresses, EhFrameHdr, LittleEndian, Pointer};
+use object::elf::{
+    CompressionHeader64, ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME,
+    PT_LOAD, ProgramHeader64,
+};
+use object::read::elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable};
+use object::{CompressedData, CompressionFormat, Endianness, ReadRef};
+
+use super::TableError;
+
+/// The largest section that is decompressed; a hostile file could otherwise ask for any amount of memory.
+const MAX_DECOMPRESSED: u64 = 256 << 20;
+
+/// Which section the frames are described in; they differ in detail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Flavour {
+    EhFrame,
+    DebugFrame,
+}
+
+/// A section of call frame information.
+pub(super) struct Section<'data> {
+    pub flavour: Flavour,
+    pub data: Cow<'data, [u8]>,
+    pub bases: BaseAddresses,
+}
+
+/// What the table is made from.
+pub(super) struct Elf<'data> {
+    /// Bytes of the file.
+    pub length: u64,
+    /// The svmas of executable code, ascending; nothing outside of them is code.
+    pub code: Vec<Range<u64>>,
+    /// By preference.
+    pub sections: Vec<Section<'data>>,
+}
+
+type Header = FileHeader64<Endianness>;
+type Sections<'data> = SectionTable<'data, Header>;
+
+/// Reads the headers. A file without section headers is served by its program headers, as at run time.
+pub(super) fn read(bytes: &[u8]) -> Result<Elf<'_>, TableError> {
+    let not_elf = |error: object::Error| TableError::NotElf(error.to_string());
+    let header = Header::parse(bytes).map_err(not_elf)?;
+    let endian = header.endian().map_err(not_elf)?;
+    if header.e_machine(endian) != EM_X86_64 || endian != Endianness::Little {
+        return Err(TableError::OtherMachine);
+    }
+    let segments = header.program_headers(endian, bytes).map_err(not_elf)?;
+    let table = header.sections(endian, bytes).unwrap_or_default();
+    let bases = section_bases(&table, endian);
+    let mut sections = Vec::new();
+    let eh_frame = eh_frame_section(&table, endian, bytes, &bases)
+        .or_else(|| eh_frame_segment(segments, endian, bytes, &bases));
+    sections.extend(eh_frame);
+    sections.extend(debug_frame(&table, endian, bytes, bases));
+    let length = bytes.len() as u64;
+    Ok(Elf { length, code: executable(segments, endian, length), sections })
+}
+
+/// What the loader added to a file's addresses, for a mapping of it: `svma = avma - bias`. `start` is where the mapping
+/// begins, `file_offset` where it begins in the file, both as in `/proc/PID/maps`. `None` when the file has no
+/// executable segment there.
+#[must_use]
+pub fn load_bias(elf: &[u8], start: u64, file_offset: u64) -> Option<u64> {
+    let header = Header::parse(elf).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, elf).ok()?;
+    segments.iter().filter(|segment| is_executable(segment, endian)).find_map(|segment| {
+        // The kernel maps whole pages: the mapping may begin before the segment does.
+        let offset = segment.p_offset(endian);
+        let end = offset.checked_add(segment.p_filesz(endian))?;
+        let into = file_offset.wrapping_sub(offset);
+        let covers = offset & !(MIN_PAGE - 1) <= file_offset && file_offset < end;
+        covers.then(|| start.wrapping_sub(segment.p_vaddr(endian).wrapping_add(into)))
+    })
+}
+
+/// The smallest unit of mapping on x86_64.
+const MIN_PAGE: u64 = 4096;
+
+fn is_executable(segment: &ProgramHeader64<Endianness>, endian: Endianness) -> bool {
+    segment.p_type(endian) == PT_LOAD && segment.p_flags(endian).contains(PF_X)
+}
+
+/// The executable part of the file, clamped to bytes that it really has.
+fn executable(segments: &[ProgramHeader64<Endianness>], endian: Endianness, length: u64) -> Vec<Range<u64>> {
+    let mut ranges: Vec<_> = segments
+        .iter()
+        .filter(|segment| is_executable(segment, endian))
+        .filter_map(|segment| {
+            let start = segment.p_vaddr(endian);
+            let end = start.checked_add(segment.p_filesz(endian).min(length))?;
+            (start < end).then_some(start..end)
+        })
+        .collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges
+}
+
+/// What pointers in `.eh_frame` can be relative to.
+fn section_bases(table: &Sections<'_>, endian: Endianness) -> BaseAddresses {
+    let address = |name: &[u8]| Some(table.section_by_name(endian, name)?.1.sh_addr(endian));
+    let mut bases = BaseAddresses::default();
+    if let Some(text) = address(b".text") {
+        bases = bases.set_text(text);
+    }
+    if let Some(got) = address(b".got") {
+        bases = bases.set_got(got);
+    }
+    bases
+}
+
+fn eh_frame_section<'data>(
+    table: &Sections<'data>,
+    endian: Endianness,
+    bytes: &'data [u8],
+    bases: &BaseAddresses,
+) -> Option<Section<'data>> {
+    let (_, section) = table.section_by_name(endian, b".eh_frame")?;
+    let data = section.data(endian, bytes).ok().filter(|data| !data.is_empty())?;
+    let bases = bases.clone().set_eh_frame(section.sh_addr(endian));
+    Some(Section { flavour: Flavour::EhFrame, data: Cow::Borrowed(data), bases })
+}
+
+/// `.eh_frame` found as the C++ runtime finds it: its header has a segment of its own, and points at it.
+fn eh_frame_segment<'data>(
+    segments: &[ProgramHeader64<Endianness>],
+    endian: Endianness,
+    bytes: &'data [u8],
+    bases: &BaseAddresses,
+) -> Option<Section<'data>> {
+    let header = segments.iter().find(|segment| segment.p_type(endian) == PT_GNU_EH_FRAME)?;
+    let bases = bases.clone().set_eh_frame_hdr(header.p_vaddr(endian));
+    let parsed = EhFrameHdr::new(header.data(endian, bytes).ok()?, LittleEndian).parse(&bases, 8).ok()?;
+    let Pointer::Direct(start) = parsed.eh_frame_ptr() else { return None };
+    let data = segments.iter().filter(|segment| segment.p_type(endian) == PT_LOAD).find_map(|segment| {
+        let offset = start.checked_sub(segment.p_vaddr(endian))?;
+        segment.data(endian, bytes).ok()?.get(usize::try_from(offset).ok()?..)
+    })?;
+    let bases = bases.set_eh_frame(start);
+    Some(Section { flavour: Flavour::EhFrame, data: Cow::Borrowed(data), bases })
+}
+
+fn debug_frame<'data>(
+    table: &Sections<'data>,
+    endian: Endianness,
+    bytes: &'data [u8],
+    bases: BaseAddresses,
+) -> Option<Section<'data>> {
+    let (_, section) = table.section_by_name(endian, b".debug_frame")?;
+    let data = match section.compression(endian, bytes).ok()? {
+        None => Cow::Borrowed(section.data(endian, bytes).ok()?),
+        Some((header, offset, size)) => decompress(header, endian, bytes.read_bytes_at(offset, size).ok()?)?,
+    };
+    Some(Section { flavour: Flavour::DebugFrame, data, bases })
+}
+
+fn decompress<'data>(
+    header: &CompressionHeader64<Endianness>,
+    endian: Endianness,
+    data: &'data [u8],
+) -> Option<Cow<'data, [u8]>> {
+    let format = match header.ch_type(endian) {
+        ELFCOMPRESS_ZLIB => CompressionFormat::Zlib,
+        ELFCOMPRESS_ZSTD => CompressionFormat::Zstandard,
+        _ => return None,
+    };
+    let uncompressed_size = header.ch_size(endian);
+    if uncompressed_size > MAX_DECOMPRESSED {
+        return None;
+    }
+    CompressedData { format, data, uncompressed_size }.decompress().ok()
+}

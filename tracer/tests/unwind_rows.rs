@@ -1,0 +1,294 @@
+//! Every row of real files: what our tables make of it against gimli's own evaluation of the file.
+//!
+//! Both sides get the same made-up registers and memory and must find the same caller. Nothing is shared between them
+//! but the ELF file: gimli evaluates the row's registers and expressions, the table goes through merging, packing,
+//! paging, search and [`step`].
+
+use std::path::{Path, PathBuf};
+
+use gimli::{
+    BaseAddresses, CfaRule, CieOrFde, EhFrame, Encoding, EndianSlice, Evaluation, EvaluationResult,
+    Expression, LittleEndian, Location, Register, RegisterRule, UnwindContext, UnwindSection, UnwindTableRow,
+    Value, X86_64,
+};
+use object::{Object, ObjectSection};
+use tracer::unwind::Table;
+use tracer_ebpf::stop::Stop;
+use tracer_ebpf::unwind::{Frame, Memory, Registers, Rule, step};
+
+type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+
+/// Memory whose every word is a different, plausible stack address.
+struct MadeUp;
+
+impl Memory for MadeUp {
+    fn read(&self, address: u64) -> Option<u64> {
+        let mut mixed = address.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Some(0x7fff_0000_0000 | (mixed ^ mixed >> 31) & 0xffff_fff8)
+    }
+}
+
+const SP: u64 = 0x7ffd_1234_5670;
+const BP: u64 = 0x7ffe_8765_4320;
+
+/// gimli's view of one section, evaluated with made-up registers.
+struct Reference<'a> {
+    frames: EhFrame<Bytes<'a>>,
+    encoding: Encoding,
+    registers: Registers,
+}
+
+impl<'a> Reference<'a> {
+    fn register(&self, register: Register) -> Option<u64> {
+        match register {
+            X86_64::RSP => Some(self.registers.sp),
+            X86_64::RBP => Some(self.registers.bp),
+            X86_64::RA => Some(self.registers.ip),
+            _ => None,
+        }
+    }
+
+    /// `None` when it needs a register that a walk does not have.
+    fn expression(&self, expression: Expression<Bytes<'a>>, initial: Option<u64>) -> Option<u64> {
+        let mut evaluation: Evaluation<Bytes<'a>> = expression.evaluation(self.encoding);
+        if let Some(initial) = initial {
+            evaluation.set_initial_value(initial);
+        }
+        let mut state = evaluation.evaluate().expect("a well-formed expression");
+        loop {
+            state = match state {
+                EvaluationResult::Complete => break,
+                EvaluationResult::RequiresRegister { register, .. } => {
+                    evaluation.resume_with_register(Value::Generic(self.register(register)?))
+                }
+                EvaluationResult::RequiresMemory { address, .. } => {
+                    evaluation.resume_with_memory(Value::Generic(MadeUp.read(address)?))
+                }
+                other => panic!("unexpected: {other:?}"),
+            }
+            .expect("a well-formed expression");
+        }
+        match evaluation.result()[..] {
+            [gimli::Piece { location: Location::Address { address }, .. }] => Some(address),
+            ref other => panic!("unexpected: {other:?}"),
+        }
+    }
+
+    fn rule(&self, rule: Option<RegisterRule<usize>>, cfa: u64, unchanged: Option<u64>) -> Option<u64> {
+        match rule {
+            None | Some(RegisterRule::SameValue) => unchanged,
+            Some(RegisterRule::Offset(offset)) => MadeUp.read(cfa.wrapping_add_signed(offset)),
+            Some(RegisterRule::Expression(expression)) => {
+                MadeUp.read(self.expression(expression.get(&self.frames).ok()?, Some(cfa))?)
+            }
+            Some(RegisterRule::Register(register)) => self.register(register),
+            Some(_) => None,
+        }
+    }
+
+    /// The caller's registers; `Err(Base)` when there is none, `Err(UnsupportedRule)` when a walk cannot know them.
+    fn caller(&self, row: &UnwindTableRow<usize>) -> Result<Registers, Stop> {
+        let return_address = row.register(X86_64::RA);
+        if return_address == Some(RegisterRule::Undefined) {
+            return Err(Stop::Base);
+        }
+        let cfa = match row.cfa() {
+            CfaRule::RegisterAndOffset { register, offset } => {
+                self.register(*register).map(|value| value.wrapping_add_signed(*offset))
+            }
+            CfaRule::Expression(expression) => {
+                self.expression(expression.get(&self.frames).expect("in the section"), None)
+            }
+        };
+        (|| {
+            let cfa = cfa?;
+            Some(Registers {
+                ip: self.rule(return_address, cfa, None)?,
+                sp: self.rule(row.register(X86_64::RSP), cfa, Some(cfa))?,
+                bp: self.rule(row.register(X86_64::RBP), cfa, Some(self.registers.bp))?,
+            })
+        })()
+        .ok_or(Stop::UnsupportedRule)
+    }
+}
+
+/// What the comparison saw, so that a comparison of nothing fails.
+#[derive(Debug, Default)]
+struct Seen {
+    rows: u64,
+    gaps: u64,
+    /// Rows that we cannot follow and gimli's evaluation cannot either, without registers that a walk does not have.
+    unknowable: u64,
+    /// Rows that we cannot follow and could.
+    given_up: u64,
+    overlapping: u64,
+}
+
+fn compare(name: &str, bytes: &[u8]) -> Seen {
+    let file = object::File::parse(bytes).expect("an ELF file");
+    let section = file.section_by_name(".eh_frame").expect("unwind information");
+    let address_of = |name| file.section_by_name(name).map_or(0, |section| section.address());
+    let bases = BaseAddresses::default()
+        .set_eh_frame(section.address())
+        .set_text(address_of(".text"))
+        .set_got(address_of(".got"));
+    let mut frames = EhFrame::new(section.data().expect("section bytes"), LittleEndian);
+    frames.set_address_size(8);
+    let mut functions = Vec::new();
+    let mut entries = frames.entries(&bases);
+    while let Some(entry) = entries.next().expect("a well-formed section") {
+        if let CieOrFde::Fde(partial) = entry {
+            let function = partial.parse(EhFrame::cie_from_offset).expect("a well-formed entry");
+            if function.len() > 0 {
+                functions.push(function);
+            }
+        }
+    }
+    functions.sort_by_key(|function| function.initial_address());
+
+    let table = Table::from_elf(bytes).expect("a table");
+    let mut context = UnwindContext::new();
+    let mut seen = Seen::default();
+    for (index, function) in functions.iter().enumerate() {
+        let next = functions.get(index + 1).map_or(u64::MAX, |next| next.initial_address());
+        let previous_end = index.checked_sub(1).map_or(0, |index| functions[index].end_address());
+        if next < function.end_address() || function.initial_address() < previous_end {
+            seen.overlapping += 1;
+            continue;
+        }
+        let mut rows = function.rows(&frames, &bases, &mut context).expect("readable rows");
+        while let Some(row) = rows.next_row().expect("a readable row") {
+            if row.start_address() == row.end_address() {
+                continue;
+            }
+            seen.rows += 1;
+            let middle = row.start_address() + (row.end_address() - row.start_address()) / 2;
+            for ip in [row.start_address(), middle, row.end_address() - 1] {
+                let registers = Registers { ip, sp: SP, bp: BP };
+                let reference = Reference { frames, encoding: function.cie().encoding(), registers };
+                check(name, ip, table.lookup(ip), reference.caller(row), registers, &mut seen);
+            }
+        }
+        if function.end_address() < next {
+            seen.gaps += 1;
+            assert_eq!(
+                table.lookup(function.end_address()),
+                Rule::NO_TABLE,
+                "{name}: after {:#x}",
+                function.end_address()
+            );
+            assert!(next == u64::MAX || table.lookup(next - 1) == Rule::NO_TABLE, "{name}: before {next:#x}");
+        }
+    }
+    seen
+}
+
+fn check(
+    name: &str,
+    ip: u64,
+    rule: Rule,
+    expected: Result<Registers, Stop>,
+    registers: Registers,
+    seen: &mut Seen,
+) {
+    let stepped = step(rule, Frame::first(registers), &MadeUp).map(|frame| frame.registers);
+    match (stepped, expected) {
+        (Err(Stop::UnsupportedRule), Err(Stop::UnsupportedRule)) => seen.unknowable += 1,
+        (Err(Stop::UnsupportedRule), _) => seen.given_up += 1,
+        // Nobody's caller has the same stack pointer; files say it of code that is never walked from.
+        (Err(Stop::NoProgress), Ok(Registers { sp, .. })) => assert!(sp <= SP, "{name} {ip:#x}: {rule}"),
+        (stepped, expected) => assert_eq!(stepped, expected, "{name} {ip:#x}: {rule}"),
+    }
+}
+
+fn compare_file(path: &Path) -> Seen {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let seen = compare(&path.display().to_string(), &bytes);
+    eprintln!("{}: {seen:?}", path.display());
+    assert!(seen.rows > 0);
+    assert_eq!(seen.given_up, 0, "{}", path.display());
+    assert!(seen.unknowable * 50 <= seen.rows * 3, "more than 2 % of the rows cannot be followed");
+    assert!(seen.overlapping * 1000 <= seen.rows, "too many overlaps to call it a comparison");
+    seen
+}
+
+/// A library that this very process has mapped.
+fn mapped(name: &str) -> PathBuf {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("our mappings");
+    let path =
+        maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains(name));
+    PathBuf::from(path.unwrap_or_else(|| panic!("{name} is not mapped")))
+}
+
+/// The first of `paths` that this machine has; says so when there is none.
+fn installed(paths: &[&str]) -> Option<PathBuf> {
+    let found = paths.iter().map(PathBuf::from).find(|path| path.exists());
+    if found.is_none() {
+        eprintln!("not installed, not compared: {paths:?}");
+    }
+    found
+}
+
+#[test]
+fn every_row_of_libc() {
+    assert!(compare_file(&mapped("libc.so.6")).gaps > 100);
+}
+
+#[test]
+fn every_row_of_the_dynamic_linker() {
+    compare_file(&mapped("ld-linux-x86-64.so.2"));
+}
+
+#[test]
+fn every_row_of_the_test_itself() {
+    compare_file(&std::env::current_exe().expect("our path"));
+}
+
+#[test]
+fn every_row_of_libstdcxx() {
+    installed(&[
+        "/usr/lib/x86_64-linux-gnu/libstdc++.so.6",
+        "/usr/lib64/libstdc++.so.6",
+        "/usr/lib/libstdc++.so.6",
+    ])
+    .map(|path| compare_file(&path));
+}
+
+#[test]
+fn every_row_of_python() {
+    installed(&["/usr/bin/python3"]).map(|path| compare_file(&path));
+}
+
+#[test]
+fn every_row_of_node() {
+    installed(&["/usr/bin/node", "/usr/local/bin/node"]).map(|path| compare_file(&path));
+}
+
+#[test]
+fn every_row_of_libllvm() {
+    installed(&[
+        "/usr/lib/x86_64-linux-gnu/libLLVM.so.22.1",
+        "/usr/lib/x86_64-linux-gnu/libLLVM-15.so.1",
+        "/usr/lib/x86_64-linux-gnu/libLLVM-14.so.1",
+    ])
+    .map(|path| compare_file(&path));
+}
+
+#[test]
+fn every_row_of_the_vdso() {
+    use std::os::unix::fs::FileExt;
+
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("our mappings");
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).expect("a vdso");
+    let (start, rest) = line.split_once('-').expect("a range");
+    let end = rest.split(' ').next().expect("an end");
+    let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).expect("an address"));
+    let mut image = vec![0; (end - start) as usize];
+    std::fs::File::open("/proc/self/mem")
+        .and_then(|mem| mem.read_exact_at(&mut image, start))
+        .expect("its bytes");
+    let seen = compare("vdso", &image);
+    assert!(seen.rows > 0 && seen.given_up == 0, "{seen:?}");
+}

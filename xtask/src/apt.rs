@@ -1,0 +1,78 @@
+//! Installs Debian packages, without ever removing or replacing one that the user has.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    command,
+    privilege::{self, found_in_path},
+};
+
+/// Installs packages that are missing.
+///
+/// # Errors
+/// Without apt, without root, without the network, or when a package is unknown or would replace another.
+pub fn install(packages: &[&str], why: &str) -> Result<()> {
+    ensure!(
+        found_in_path("apt-get"),
+        "{why} needs what Debian calls {}, and this machine has no apt-get: install it by other means",
+        packages.join(", ")
+    );
+    if !can_install(packages) {
+        update()?;
+    }
+    let mut apt = apt_get("install")?;
+    apt.args(packages);
+    command::run_quietly(&format!("installing {} for {why}", packages.join(", ")), &mut apt)
+        .context("a package cannot be installed: is the network reachable, and is this Debian 12 or later?")
+}
+
+/// Whether apt knows the packages, and would install them beside everything that is there.
+#[must_use]
+pub fn can_install(packages: &[&str]) -> bool {
+    command::succeeds(Command::new("apt-get").args(["install", "--simulate"]).args(OPTIONS).args(packages))
+}
+
+/// Fetches the lists of packages.
+///
+/// # Errors
+/// Without root or the network.
+pub fn update() -> Result<()> {
+    command::run_quietly("updating the lists of packages", &mut apt_get("update")?)
+        .context("the lists of packages cannot be updated: is the network reachable?")
+}
+
+/// Unpacks packages, and those they depend on whose names contain `part`, into a directory, installing nothing.
+///
+/// # Errors
+/// Without the network, or when a package is unknown.
+pub fn unpack(packages: &[&str], part: &str, directory: &Path) -> Result<()> {
+    let archives = directory.join("debs");
+    fs::create_dir_all(&archives).with_context(|| format!("cannot make {}", archives.display()))?;
+    let mut query = Command::new("apt-cache");
+    query.args(["depends", "--recurse", "--important", "--no-conflicts", "--no-breaks", "--no-replaces"]);
+    let tree = command::output(query.args(packages))?;
+    // The names of packages stand at the beginnings of lines, what each depends on is indented.
+    let names =
+        tree.lines().filter(|name| name.contains(part) && name.starts_with(|c: char| c.is_ascii_lowercase()));
+    let mut download = Command::new("apt-get");
+    download.arg("download").args(names).current_dir(&archives);
+    let doing = format!("downloading {} to {}", packages.join(", "), directory.display());
+    command::run_quietly(&doing, &mut download)?;
+    for archive in fs::read_dir(&archives)? {
+        command::output(Command::new("dpkg").arg("-x").arg(archive?.path()).arg(directory))?;
+    }
+    fs::remove_dir_all(&archives)?;
+    Ok(())
+}
+
+/// Nothing is removed, nothing is asked, and another apt that is at work is waited for.
+const OPTIONS: [&str; 4] =
+    ["--yes", "--no-remove", "--no-install-recommends", "--option=DPkg::Lock::Timeout=300"];
+
+fn apt_get(subcommand: &str) -> Result<Command> {
+    let mut apt = privilege::as_root("env", &[])?;
+    apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", subcommand]).args(OPTIONS);
+    Ok(apt)
+}

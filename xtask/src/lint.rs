@@ -1,0 +1,59 @@
+//! Checks format, lints, documentation, licences and scripts.
+
+use std::{env, path::Path, process::Command};
+
+use anyhow::Result;
+
+use crate::{
+    bpf_toolchain::{self, Source},
+    command,
+    privilege::found_in_path,
+    run::cargo,
+    setup,
+};
+
+/// Runs every check.
+///
+/// # Errors
+/// At the first check that fails.
+pub fn lint(workspace: &Path) -> Result<()> {
+    command::run("checking the format", cargo(workspace).args(["fmt", "--all", "--check"]))?;
+    command::run(
+        "checking the scripts",
+        Command::new("bash").args(["-n", ".ci/run"]).current_dir(workspace),
+    )?;
+    let mut clippy = cargo(workspace);
+    clippy.args(["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]);
+    command::run("linting the workspace", &mut clippy)?;
+    lint_bpf(workspace)?;
+    let mut doc = cargo(workspace);
+    doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "--deny=warnings");
+    command::run("checking the documentation", &mut doc)?;
+    if found_in_path("cargo-deny") {
+        let mut deny = cargo(workspace);
+        deny.args(["deny", "check", "licenses", "bans", "sources"]);
+        command::run("checking the licences", &mut deny)?;
+    } else {
+        command::step("the licences are not checked: that takes `cargo install cargo-deny` (minutes)");
+    }
+    Ok(())
+}
+
+/// Lints the BPF programs, where there is a clippy that belongs to their compiler.
+fn lint_bpf(workspace: &Path) -> Result<()> {
+    let Source::Build(toolchain) = bpf_toolchain::find(workspace)? else {
+        command::step("the BPF programs are not linted: they were built elsewhere");
+        return Ok(());
+    };
+    setup::clippy_for_bpf(&toolchain.compiler)?;
+    let driver = setup::clippy_driver(&toolchain.compiler);
+    if !driver.is_file() {
+        command::step(&format!("the BPF programs are not linted: there is no {}", driver.display()));
+        return Ok(());
+    }
+    let mut check = toolchain.cargo("check", env::consts::ARCH, workspace);
+    // What `cargo clippy -- --deny=warnings` sets; the driver takes the place of rustc for the workspace's packages.
+    check.env("RUSTC_WORKSPACE_WRAPPER", driver).env("CLIPPY_ARGS", "--deny=warnings__CLIPPY_HACKERY__");
+    command::run("linting the BPF programs", &mut check)
+}

@@ -1,0 +1,135 @@
+//! Gets what a build needs and the machine does not have. What is there is left alone, so a second run does nothing.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    apt,
+    bpf_toolchain::{self, Compiler, Source},
+    command,
+    privilege::found_in_path,
+};
+
+/// The release of `bpf-linker` that is built, and the LLVM that it is built with: the one of `rustc-web`.
+const LINKER_VERSION: &str = "0.13.0";
+const LLVM: u32 = 22;
+
+/// Debian's compiler that has `core` for the BPF target, and its clippy.
+const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", CLIPPY_PACKAGE];
+const CLIPPY_PACKAGE: &str = "rust-web-clippy";
+
+/// Programs that the tests run, and the packages that have them.
+const PROGRAMS_OF_TESTS: [(&str, &str); 8] = [
+    ("gcc", "gcc"),
+    ("g++", "g++"),
+    ("objcopy", "binutils"),
+    ("setpriv", "util-linux"),
+    ("python3", "python3"),
+    ("node", "nodejs"),
+    ("redis-server", "redis-server"),
+    ("nginx", "nginx-light"),
+];
+
+/// Gets what builds the tracer.
+///
+/// # Errors
+/// What is missing and cannot be got, and what to do.
+pub fn build_tools(workspace: &Path) -> Result<()> {
+    let source = match bpf_toolchain::find(workspace) {
+        Ok(source) => source,
+        Err(_) => install_bpf_toolchain(workspace)?,
+    };
+    command::step(&format!("the BPF programs come from {source}"));
+    programs(&[("g++", "g++")], "the programs with known leaks")
+}
+
+/// Gets what the tests need besides.
+///
+/// # Errors
+/// What is missing and cannot be got, and what to do.
+pub fn programs_of_tests() -> Result<()> {
+    programs(&PROGRAMS_OF_TESTS, "the tests")
+}
+
+/// Where the clippy that belongs to a compiler is, when it is installed.
+#[must_use]
+pub fn clippy_driver(compiler: &Compiler) -> PathBuf {
+    compiler.rustc().with_file_name("clippy-driver")
+}
+
+/// Gets the clippy that belongs to the compiler of the BPF programs, where Debian has it.
+///
+/// # Errors
+/// See [`apt::install`].
+pub fn clippy_for_bpf(compiler: &Compiler) -> Result<()> {
+    let debian =
+        matches!(compiler, Compiler::Prebuilt { .. }) && compiler.rustc() == Path::new("/usr/bin/rustc");
+    if debian && !clippy_driver(compiler).is_file() && apt::can_install(&[CLIPPY_PACKAGE]) {
+        apt::install(&[CLIPPY_PACKAGE], "linting the BPF programs")?;
+    }
+    Ok(())
+}
+
+/// Installs the packages of programs that are not in `PATH`.
+///
+/// # Errors
+/// See [`apt::install`].
+pub fn programs(programs: &[(&str, &str)], why: &str) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| !found_in_path(program));
+    let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    if packages.is_empty() { Ok(()) } else { apt::install(&packages, why) }
+}
+
+/// Installs what is missing of a compiler and a linker for the BPF programs.
+fn install_bpf_toolchain(workspace: &Path) -> Result<Source> {
+    if bpf_toolchain::find_compilers(workspace).is_err() {
+        install_compiler(workspace)?;
+    }
+    if bpf_toolchain::find_toolchain(workspace).is_err() {
+        build_linker(workspace)?;
+    }
+    bpf_toolchain::find(workspace)
+}
+
+/// Installs Debian's compiler; beside a `rustc` that it would replace, it is only unpacked.
+fn install_compiler(workspace: &Path) -> Result<()> {
+    ensure!(
+        found_in_path("apt-get"),
+        "the BPF programs need a compiler with core for BPF, and this machine has no apt-get: get a nightly with \
+         `rustup toolchain install nightly --component rust-src`"
+    );
+    if !apt::can_install(&COMPILER_PACKAGES) {
+        apt::update()?;
+    }
+    let why = "a compiler of the BPF programs";
+    if apt::can_install(&COMPILER_PACKAGES) {
+        return apt::install(&COMPILER_PACKAGES, why);
+    }
+    apt::install(&[&format!("libllvm{LLVM}")], why)?;
+    apt::unpack(&COMPILER_PACKAGES, "rust", &bpf_toolchain::tools_dir(workspace))
+}
+
+/// Builds `bpf-linker` into the target directory.
+fn build_linker(workspace: &Path) -> Result<()> {
+    let llvm = PathBuf::from(format!("/usr/lib/llvm-{LLVM}"));
+    if !llvm.join("bin/llvm-config").is_file() || !llvm.join("lib/libPolly.a").is_file() {
+        let packages = [format!("llvm-{LLVM}-dev"), format!("libpolly-{LLVM}-dev")];
+        apt::install(&packages.each_ref().map(String::as_str), "bpf-linker")?;
+    }
+    programs(&[("g++", "g++")], "bpf-linker")?;
+    let mut install = Command::new("cargo");
+    install.args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"]);
+    install.arg(format!("--features=llvm-{LLVM}"));
+    // Cargo advises to put its directory into PATH, unless it is there.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = bpf_toolchain::tools_dir(workspace).join("bin");
+    let path = std::env::join_paths(std::env::split_paths(&path).chain([own]));
+    install.envs(path.map(|path| ("PATH", path)));
+    install.arg("--force").arg("--root").arg(bpf_toolchain::tools_dir(workspace)).env("LLVM_PREFIX", &llvm);
+    command::run("building bpf-linker, once (about a minute)", &mut install)
+        .context("bpf-linker cannot be built: is the network reachable?")
+}
