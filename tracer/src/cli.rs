@@ -14,7 +14,7 @@ use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum
 
 use crate::model::{Bytes, Kind, Pid};
 use crate::report::Format;
-use crate::report::destination::Destination;
+use crate::report::destination::{Destination, Place, WriteError};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,6 +188,14 @@ pub fn default_output(comm: &str, pid: Pid) -> PathBuf {
     PathBuf::from(format!("tracer-{comm}-{pid}.svg"))
 }
 
+/// Finds out whether the default output can be written: its name is only known once the target is.
+///
+/// # Errors
+/// When the current directory takes no files.
+pub fn check_default_directory() -> Result<(), WriteError> {
+    Destination { format: Format::Svg, place: Place::Path(default_output("check", Pid(0))) }.check()
+}
+
 const EXAMPLES: &str = "\
 Examples:
   sudo tracer --pid 4242                 until Ctrl-C; writes a flame graph
@@ -253,12 +261,13 @@ struct RecordArguments {
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time)]
     duration: Option<Duration>,
 
-    /// Write a report; the ending picks the format: .svg flame graph, .folded stacks, .json report. `-` is standard
-    /// output. May be repeated [default: tracer-COMM-PID.svg].
+    /// Write a report; the ending picks the format: .svg flame graph, .html page, .json report, .folded stacks, .pb.gz
+    /// pprof, .speedscope.json, .heapprofile for Chrome DevTools. `-` is standard output. May be repeated [default:
+    /// tracer-COMM-PID.svg].
     #[arg(short, long = "output", value_name = "FILE")]
     outputs: Vec<PathBuf>,
 
-    /// Format of outputs whose ending does not say it (`svg`, `folded`, `json`).
+    /// Format of outputs whose ending does not say it: an ending without its first dot.
     #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format)]
     format: Option<Format>,
 

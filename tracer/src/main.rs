@@ -32,13 +32,33 @@ fn main() -> ExitCode {
         Action::Plan(config) => show_plan(&config),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("tracer: {error:#}");
+        eprintln!("tracer: {}", one_line(&error));
         match error.downcast_ref::<LaunchError>() {
             Some(error) => Exit::Command(error.exit_code()),
             None => Exit::Failed,
         }
     })
     .into()
+}
+
+/// What went wrong and why, in one line. A cause that has been told already is not told again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    // The verifier's log is for those who ask for it.
+    match line.split_once('\n') {
+        Some((first, rest)) => {
+            log::debug!("{rest}");
+            first.trim_end().to_owned()
+        }
+        None => line,
+    }
 }
 
 fn record(config: &RecordConfig) -> Result<Exit> {
@@ -50,14 +70,20 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     for destination in &config.outputs {
         destination.check()?;
     }
+    if config.outputs.is_empty() {
+        cli::check_default_directory()?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = StatusLine::new(config.progress);
     let recorded = runtime.block_on(record::record(&record_config(config), &status))?;
     drop(status);
 
-    write_reports(config, &recorded.profile)?;
+    let written = write_reports(config, &recorded.profile);
+    // Not before the reports are written: the command may go on for long.
+    let command = recorded.command.map(|mut command| command.wait()).transpose()?;
+    written?;
     let limit = config.fail_on.is_some_and(|limit| recorded.profile.totals.weight_bytes >= limit.0);
-    Ok(match recorded.command {
+    Ok(match command {
         _ if limit => Exit::LimitReached,
         Some(status) if !status.success() => Exit::Command(exit_code(status)),
         _ => Exit::Done,

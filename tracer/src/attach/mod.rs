@@ -8,7 +8,7 @@ mod tables;
 pub mod tracefs;
 mod tracepoint;
 mod unwind_tables;
-mod uprobe_multi;
+pub mod uprobe_multi;
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},

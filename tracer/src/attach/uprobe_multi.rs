@@ -83,6 +83,25 @@ pub fn load<const N: usize>(object: &[u8], ebpf: &Ebpf, names: [&str; N]) -> Res
     Ok(programs)
 }
 
+/// Whether this process can make links of many uprobes for whole processes. They ask for less than uprobes that are perf
+/// events: `CAP_BPF` and `CAP_PERFMON`, on every kernel that has them.
+#[must_use]
+pub fn is_available() -> bool {
+    /// `r0 = 0; exit`
+    const INSTRUCTIONS: [u64; 2] = [0xb7, 0x95];
+    let attributes = ProgramLoad {
+        program_type: PROG_TYPE_KPROBE,
+        instruction_count: INSTRUCTIONS.len() as u32,
+        instructions: INSTRUCTIONS.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        expected_attach_type: TRACE_UPROBE_MULTI,
+        ..ProgramLoad::default()
+    };
+    // SAFETY: the attributes are those of the command, and everything they point at outlives the call.
+    let program = unsafe { bpf(BPF_PROG_LOAD, &attributes) };
+    program.is_ok_and(|program| Program(program).check_process_filter().is_ok())
+}
+
 /// Puts the descriptors of the maps into the instructions.
 fn relocate(object: &mut Object, ebpf: &Ebpf) -> Result<()> {
     let text: HashSet<usize> = object.functions.keys().map(|&(section, _)| section).collect();

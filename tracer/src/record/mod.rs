@@ -11,7 +11,6 @@ use std::{
     future::{pending, poll_fn},
     io,
     os::fd::OwnedFd,
-    process::ExitStatus,
     task::Poll,
     time::Duration,
 };
@@ -59,12 +58,11 @@ pub struct Config {
 pub struct Recorded {
     /// What was found out.
     pub profile: Profile,
-    /// How the launched command ended.
-    pub command: Option<ExitStatus>,
+    /// The launched command, which may still be running.
+    pub command: Option<Launched>,
 }
 
-/// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command that goes on is
-/// waited for.
+/// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command may go on.
 ///
 /// # Errors
 /// One line that says what is in the way and what to do: a process that cannot be traced, a missing capability, a kernel
@@ -97,8 +95,7 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
         // A terminal's Ctrl-C reached the command too; a supervisor's SIGTERM did not.
         interrupts.pass_on(launched);
     }
-    let command = launched.as_mut().map(Launched::wait).transpose()?;
-    Ok(Recorded { profile, command })
+    Ok(Recorded { profile, command: launched })
 }
 
 fn launch(subject: &Subject) -> Result<Option<Launched>> {

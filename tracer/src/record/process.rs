@@ -1,6 +1,6 @@
 //! One traced process: its identity, the files it has mapped, and the probes in them.
 
-use std::{collections::HashSet, io::Read as _};
+use std::collections::HashSet;
 
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::probe::Cookie;
@@ -191,7 +191,5 @@ fn kernel_is_at_least(major: u32, minor: u32) -> bool {
 }
 
 fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {
-    let mut bytes = Vec::new();
-    (&object.file).read_to_end(&mut bytes)?;
-    Ok(planner.plan(&bytes)?)
+    Ok(planner.plan(&object.bytes()?)?)
 }

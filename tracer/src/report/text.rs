@@ -428,7 +428,7 @@ const fn format_name(format: Format) -> &'static str {
 /// What a cause of loss means and what to do about it.
 fn loss_meaning(cause: &str) -> Option<&'static str> {
     Some(match cause {
-        "live_table_full" => "the table of live blocks was full: raise --max-live, or use --sample",
+        "live_table_full" => "the table of live blocks was full: raise --max-live",
         "no_thread_record" => "too many threads were inside the allocator at once",
         "never_returned" => "the call never returned: an exception, longjmp or the end of its thread",
         "missed_free" => "an address was allocated again, but its release was not seen",
