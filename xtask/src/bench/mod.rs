@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum as _};
 
 use crate::{command, privilege, run};
 
@@ -49,7 +49,7 @@ pub struct Bed {
     scratch: PathBuf,
 }
 
-/// Builds, measures, prints a table and writes it into `docs/overhead.md`.
+/// Builds, measures, prints tables and writes them into `docs/overhead.md`.
 ///
 /// # Errors
 /// When something that is needed is not there, or a step fails.
@@ -57,14 +57,23 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
     ensure!(privilege::is_root(), "measuring attaches to processes and reads what they take: run it as root");
     privilege::check_kernel()?;
     let bed = Bed::make(workspace)?;
-    let (section, table) = match what {
+    let document = workspace.join("docs/overhead.md");
+    match what {
         Bench::Overhead { rounds, milliseconds, workloads } => {
-            ("overhead", overhead::measure(&bed, *rounds, *milliseconds, workloads)?)
+            let kinds = if workloads.is_empty() { workload::Kind::value_variants() } else { workloads };
+            for &kind in kinds {
+                let table = overhead::measure(&bed, *rounds, *milliseconds, kind)?;
+                println!("{table}");
+                document::replace(&document, kind.name(), &table)?;
+            }
+            Ok(())
         }
-        Bench::Footprint => ("footprint", footprint::measure(&bed)?),
-    };
-    println!("{table}");
-    document::replace(&workspace.join("docs/overhead.md"), section, &table)
+        Bench::Footprint => {
+            let table = footprint::measure(&bed)?;
+            println!("{table}");
+            document::replace(&document, "footprint", &table)
+        }
+    }
 }
 
 impl Bed {

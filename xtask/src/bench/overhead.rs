@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
-use clap::ValueEnum as _;
 
 use super::{
     Bed,
@@ -23,32 +22,29 @@ struct Case {
 /// How deep the stacks of malloc's callers are where it is not what is compared.
 const USUAL_DEPTH: u32 = 16;
 
-/// Measures, and returns the results as a table.
+/// Measures one workload under every tool, and returns the results as a table.
 ///
 /// # Errors
 /// When a tool or workload fails.
-pub fn measure(bed: &Bed, rounds: usize, milliseconds: u32, only: &[Kind]) -> Result<String> {
-    let kinds = if only.is_empty() { Kind::value_variants() } else { only };
-    let mut text = machine()?;
-    for &kind in kinds {
-        let cases: Vec<Case> = cases(kind).into_iter().filter(|case| is_there(case.tool)).collect();
-        let mut results = vec![Vec::new(); cases.len()];
-        for round in 1..=rounds {
-            command::step(&format!("{}: round {round} of {rounds}", kind.title()));
-            // One process for all tools of a round, but for heaptrack, which has to be there from the start.
-            let mut shared = kind.start(bed, &[])?;
-            for (case, results) in cases.iter().zip(&mut results) {
-                let launcher = case.tool.launcher(bed);
-                if launcher.is_empty() {
-                    results.push(one(bed, *case, &mut shared, milliseconds)?);
-                } else {
-                    results.push(one(bed, *case, &mut kind.start(bed, &launcher)?, milliseconds)?);
-                }
+pub fn measure(bed: &Bed, rounds: usize, milliseconds: u32, kind: Kind) -> Result<String> {
+    let began_on = machine()?;
+    let cases: Vec<Case> = cases(kind).into_iter().filter(|case| is_there(case.tool)).collect();
+    let mut results = vec![Vec::new(); cases.len()];
+    for round in 1..=rounds {
+        command::step(&format!("{}: round {round} of {rounds}", kind.title()));
+        // One process for all tools of a round, but for heaptrack, which has to be there from the start.
+        let mut shared = kind.start(bed, &[])?;
+        for (case, results) in cases.iter().zip(&mut results) {
+            let launcher = case.tool.launcher(bed);
+            if launcher.is_empty() {
+                results.push(one(bed, *case, &mut shared, milliseconds)?);
+            } else {
+                results.push(one(bed, *case, &mut kind.start(bed, &launcher)?, milliseconds)?);
             }
         }
-        text += &table(kind, &cases, &results)?;
     }
-    Ok(text)
+    let table = table(kind, &cases, &results)?;
+    Ok(format!("{table}\nMedian of {rounds}. {began_on}"))
 }
 
 fn cases(kind: Kind) -> Vec<Case> {
@@ -92,7 +88,7 @@ fn table(kind: Kind, cases: &[Case], results: &[Vec<Measured>]) -> Result<String
     let of = |tool: Tool| cases.iter().position(|case| case.tool == tool).and_then(|at| ns[at]);
     let untraced = of(Tool::Untraced).context("nothing was measured")?;
     let floor = of(Tool::EmptyPlanned).context("nothing was measured")?;
-    let mut text = format!("\n**{}**\n\n", kind.title());
+    let mut text = format!("**{}**\n\n", kind.title());
     text += "| | median | times untraced | times the floor | fewer operations | p99 |\n|---|--:|--:|--:|--:|--:|\n";
     for ((case, ns), p99) in cases.iter().zip(ns).zip(p99) {
         let ns = ns.context("nothing was measured")?;
@@ -139,6 +135,8 @@ pub fn machine() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum as _;
+
     use super::*;
 
     #[test]

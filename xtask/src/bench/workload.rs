@@ -32,6 +32,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The name of its section in the document.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pairs => "pairs",
+            Self::Pairs8 => "pairs8",
+            Self::Redis => "redis",
+            Self::Node => "node",
+            Self::Python => "python",
+        }
+    }
+
     /// What one operation is.
     #[must_use]
     pub fn title(self) -> &'static str {
