@@ -7,7 +7,7 @@ use std::io;
 use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
 use super::stack_lines::{Paint, stack_lines};
-use super::view::{View, api_name, process_name, sum};
+use super::view::{View, alike_as_one, api_name, process_name, sum};
 use super::{Format, Options, Report, Weight};
 use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
 
@@ -108,7 +108,8 @@ impl<'a> Page<'a> {
             self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
         let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
         let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
-        let stacks = counted(self.view.stacks.len() as u64, "stack");
+        let stacks = alike_as_one(&self.view.stacks, self.view.weight).len();
+        let stacks = counted(stacks as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
     }
 
@@ -202,9 +203,10 @@ impl<'a> Page<'a> {
     }
 
     fn stacks(&self) -> String {
-        let shown = self.view.stacks.iter().take(self.options.top);
+        let stacks = alike_as_one(&self.view.stacks, self.view.weight);
+        let shown = stacks.iter().take(self.options.top);
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
-        let rest = &self.view.stacks[blocks.len()..];
+        let rest = &stacks[blocks.len()..];
         if !rest.is_empty() {
             let weight = sum(rest, |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
