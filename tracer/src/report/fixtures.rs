@@ -75,7 +75,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
 }
 
 /// A native stack of which `objects` of `size` bytes each are outstanding and as many were freed.
-fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport {
+pub(super) fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport {
     StackReport {
         pid: None,
         kind: Kind::Native,
@@ -97,7 +97,7 @@ fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport 
     }
 }
 
-fn frame(ip: u64, function: &str, module: &str) -> Frame {
+pub(super) fn frame(ip: u64, function: &str, module: &str) -> Frame {
     Frame {
         ip: Address(0x7f00_0000_0000 + ip),
         function: Some(function.into()),

@@ -207,3 +207,21 @@ pub(super) fn api_name(stack: &StackReport) -> Cow<'_, str> {
         _ => api,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixtures::{frame, stack};
+
+    #[test]
+    fn stacks_whose_addresses_alone_differ_are_one_and_nothing_is_lost() {
+        let at =
+            |ip| stack("malloc", 100, 3, vec![frame(ip, "leak", "addon.node"), frame(ip + 1, "[anon]", "")]);
+        let (first, again) = (at(0x10), at(0x20));
+        let other = stack("calloc", 50, 7, first.frames.iter().map(|frame| Frame::clone(frame)).collect());
+        let merged = alike_as_one(&[&other, &first, &again], Weight::Bytes);
+        let figures: Vec<_> =
+            merged.iter().map(|stack| (&*stack.api, stack.weight_bytes, stack.outstanding_objects)).collect();
+        assert_eq!(figures, [("malloc", 600, 6), ("calloc", 350, 7)]);
+    }
+}
