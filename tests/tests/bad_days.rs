@@ -305,6 +305,17 @@ fn a_second_interrupt_leaves_at_once() {
 }
 
 #[test]
+fn a_lost_terminal_keeps_the_recording() {
+    let mut program = blocks(1000, 10);
+    let recording = Tracer::new().pid(program.pid()).start();
+    program.work();
+    recording.signal(Signal::HUP);
+    let report = recording.wait().report();
+    assert_eq!(report.window.end, "interrupted");
+    report.check(&program.expect);
+}
+
+#[test]
 fn two_tracers_on_one_process_are_both_exact() {
     let mut program = Program::new("malloc_family.c").start();
     let first = Tracer::new().pid(program.pid()).start();

@@ -13,6 +13,8 @@ fn a_launched_command_is_traced_to_its_end() {
     let report = finished.report();
     assert_eq!(report.window.end, "target_exited");
     report.assert_exact();
+    // Libraries are mapped after the command was started: their tables must be there by then, too.
+    assert!(report.events.incomplete_stacks.is_empty(), "{:?}", report.events);
     let expect = Expect::in_output(&finished.stdout).expect("its output is passed on");
     report.check_leaks(&expect);
 }

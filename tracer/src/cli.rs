@@ -304,7 +304,7 @@ struct RecordArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
     interval: Duration,
 
-    /// Say only what went wrong.
+    /// On standard error, say only what went wrong.
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
 

@@ -16,6 +16,7 @@ use tracer::{
     report::{
         Format, Options, Report as _,
         destination::{Destination, Place, write_all},
+        human::printable,
         status::StatusLine,
         text::Text,
     },
@@ -26,6 +27,7 @@ use tracer::{
 };
 
 fn main() -> ExitCode {
+    raise_descriptor_limit();
     let done = match cli::parse() {
         Action::Record(config) => record(&config),
         Action::Doctor { color } => diagnose(color),
@@ -39,6 +41,15 @@ fn main() -> ExitCode {
         }
     })
     .into()
+}
+
+/// Every library of a target takes a few descriptors. The limit that processes start with is low for the sake of `select(2)`, which is
+/// not used here.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Without it, small targets still work.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// What went wrong and why, in one line. A cause that has been told already is not told again.
@@ -99,6 +110,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         max_size: config.max_size,
         max_live: config.max_live,
         interval: config.interval,
+        quiet: config.verbosity == Verbosity::Quiet,
     }
 }
 
@@ -112,22 +124,38 @@ fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
     let options = Options { include: config.include.clone(), top: config.top, ..Options::default() };
     let (written, errors) = write_all(&destinations, profile, &options);
 
-    let summary = Text { written: &written };
-    if destinations.iter().any(|destination| destination.place == Place::Stdout) {
-        if config.verbosity > Verbosity::Quiet {
-            let options = on_terminal(options, config.color, &io::stderr());
-            summary.write(profile, &options, &mut io::stderr().lock()).context("cannot write the summary")?;
-        }
-    } else {
-        let options = on_terminal(options, config.color, &io::stdout());
-        summary.write(profile, &options, &mut io::stdout().lock()).context("cannot write the summary")?;
-    }
+    let on_stderr = destinations.iter().any(|destination| destination.place == Place::Stdout);
+    let summarised = summarise(config, profile, options, &written, on_stderr);
     let mut errors = errors.into_iter();
-    let Some(first) = errors.next() else { return Ok(()) };
+    let Some(first) = errors.next() else { return summarised.context("cannot write the summary") };
     for error in errors {
         eprintln!("tracer: {error}");
     }
     Err(first.into())
+}
+
+/// Prints the summary. Whoever closed the pipe has read what there was to read, and a terminal that is gone has nobody before it.
+fn summarise(
+    config: &RecordConfig,
+    profile: &Profile,
+    options: Options,
+    written: &[&Destination],
+    on_stderr: bool,
+) -> io::Result<()> {
+    let summary = Text { written };
+    let printed = if !on_stderr {
+        let options = on_terminal(options, config.color, &io::stdout());
+        summary.write(profile, &options, &mut io::stdout().lock())
+    } else if config.verbosity > Verbosity::Quiet {
+        let options = on_terminal(options, config.color, &io::stderr());
+        summary.write(profile, &options, &mut io::stderr().lock())
+    } else {
+        Ok(())
+    };
+    let nobody_reads = |error: &io::Error| {
+        error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(libc::EIO)
+    };
+    printed.or_else(|error| if nobody_reads(&error) { Ok(()) } else { Err(error) })
 }
 
 /// The options for text that goes to `out`.
@@ -171,7 +199,8 @@ fn start_log(verbosity: Verbosity) {
                 log::Level::Error => "error: ",
                 _ => "",
             };
-            writeln!(out, "tracer: {level}{}", record.args())
+            // A target names itself and its files as it likes.
+            writeln!(out, "tracer: {level}{}", printable(&record.args().to_string()))
         })
         .init();
 }

@@ -86,9 +86,7 @@ fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
     let walk = walk(frame, process, returns_to, hash, capture);
     let hash = walk.hash.finish();
-    let set = (hash >> 16) as u32 & (stack_sets() - 1);
-    let way = STACKS.get(set)?.find_or_claim(hash)?;
-    let number = stack_number(set, way);
+    let number = place((hash >> 12) as u32, hash).or_else(|| place((hash >> 36) as u32, hash))?;
     let totals = TOTALS.get(number)?;
     if totals.delivered.load() == 0 {
         let header = StackHeader {
@@ -108,6 +106,15 @@ fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
         }
     }
     Some(number)
+}
+
+/// The number of the stack with this hash, if its place is or can be in the set that `choice` chooses. There are two choices, so that
+/// sets fill evenly: a set is never left, so a hash is always found where it went.
+#[inline(always)]
+fn place(choice: u32, hash: u64) -> Option<u32> {
+    let set = choice & (stack_sets() - 1);
+    let way = STACKS.get(set)?.find_or_claim(hash)?;
+    Some(stack_number(set, way))
 }
 
 #[inline(always)]

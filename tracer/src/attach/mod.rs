@@ -104,6 +104,7 @@ impl Capture {
     pub fn load(settings: &Settings) -> Result<Self> {
         let sizes = settings.sizes;
         let seed = u64::from_ne_bytes(random_bytes()?);
+        let namespace = pid_namespace();
         // The programs are loaded without the messages that nobody would see.
         let log_level = log::max_level() as u8;
         let mut loader = EbpfLoader::new();
@@ -119,6 +120,8 @@ impl Capture {
             .override_global("HASH_SEED", &seed, true)
             .override_global("MIN_SIZE", &settings.min_size, true)
             .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
+            .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
         let mut ebpf = loader.load(object).context("the kernel does not take the BPF maps")?;
@@ -332,6 +335,17 @@ fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
     use std::os::fd::AsRawFd as _;
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
+}
+
+/// Device and inode of the pid namespace in which this process sees others; 0 for that of the machine, which needs no translation.
+fn pid_namespace() -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    /// `PROC_PID_INIT_INO` of the kernel.
+    const OF_THE_MACHINE: u64 = 0xeff_ffffc;
+    match std::fs::metadata("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.ino() != OF_THE_MACHINE => (namespace.dev(), namespace.ino()),
+        _ => (0, 0),
+    }
 }
 
 fn random_bytes<const N: usize>() -> Result<[u8; N]> {

@@ -9,7 +9,7 @@ mod session;
 
 use std::{
     future::{pending, poll_fn},
-    io,
+    io::{self, Write as _},
     os::fd::OwnedFd,
     task::Poll,
     time::Duration,
@@ -51,6 +51,8 @@ pub struct Config {
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
     pub interval: Duration,
+    /// Whether nothing is said of what goes well.
+    pub quiet: bool,
 }
 
 /// What came of a recording.
@@ -81,10 +83,13 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
     if let Some(launched) = &mut launched {
         session.start(launched)?;
     }
-    status.suspend(|| eprintln!("{}", session.announcement()));
+    let announcement = session.announcement();
+    if !config.quiet {
+        status.suspend(|| _ = writeln!(io::stderr(), "{announcement}"));
+    }
 
     let end = watch(config, &mut session, status, &mut interrupts, &mut exits).await?;
-    signals::let_interrupt_kill();
+    signals::let_signals_kill();
     session.close_window(end);
     status.finish();
     log::info!("taking the probes out");
@@ -151,7 +156,9 @@ async fn at(deadline: Option<Instant>) {
 struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
-    terminated: bool,
+    /// The terminal was closed, or the connection lost; none when that shall not matter.
+    hang_up: Option<Signal>,
+    got: Option<rustix::process::Signal>,
 }
 
 impl Interrupts {
@@ -160,22 +167,31 @@ impl Interrupts {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
-            terminated: false,
+            hang_up: (!signals::hang_up_is_ignored()).then(|| listen(SignalKind::hangup())).transpose()?,
+            got: None,
         })
     }
 
     async fn next(&mut self) {
         select! {
             _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => self.terminated = true,
+            _ = self.terminate.recv() => self.got = Some(rustix::process::Signal::TERM),
+            () = received(&mut self.hang_up) => self.got = Some(rustix::process::Signal::HUP),
         }
     }
 
     /// Gives the command the signal that reached the tracer alone.
     fn pass_on(&self, launched: &Launched) {
-        if self.terminated {
-            launched.signal(rustix::process::Signal::TERM);
+        if let Some(signal) = self.got {
+            launched.signal(signal);
         }
+    }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => pending().await,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     attach::{Capture, Programs, Site},
     model::{Address, Pid},
     plan::{ObjectPlan, Place, PlanTable, PlannedProbe, Planner},
+    report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
 
@@ -43,7 +44,7 @@ impl TracedProcess {
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
         let objects = self.target.objects_where(|id| !self.probed.contains(&id));
-        let objects = objects.with_context(|| format!("cannot read the mappings of {}", self.name()))?;
+        let objects = objects.with_context(|| self.unreadable())?;
         for unopened in &objects.unopened {
             self.probed.insert(unopened.id);
             log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
@@ -112,7 +113,7 @@ impl TracedProcess {
     /// When the process is gone.
     pub fn initial_mappings(&self) -> Result<InitialMappings> {
         let mappings = self.target.mappings();
-        let mappings = mappings.with_context(|| format!("cannot read the mappings of {}", self.name()))?;
+        let mappings = mappings.with_context(|| self.unreadable())?;
         let heap_end =
             mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.end).max();
         let range = |mapping: &Mapping| AddressRange { start: mapping.start, end: mapping.end };
@@ -120,6 +121,15 @@ impl TracedProcess {
             mappings: mappings.iter().map(|mapping| (range(mapping), backing(mapping))).collect(),
             program_break: heap_end,
         })
+    }
+
+    /// Why its mappings cannot be read.
+    fn unreadable(&self) -> String {
+        if self.target.has_exited() {
+            format!("{} exited while it was being attached to", self.name())
+        } else {
+            format!("cannot read the mappings of {}", self.name())
+        }
     }
 
     /// Where probed functions return to.
@@ -136,7 +146,7 @@ impl TracedProcess {
 
     /// How messages call it.
     pub fn name(&self) -> String {
-        format!("{} ({})", self.target.comm(), self.target.pid())
+        format!("{} ({})", printable(self.target.comm()), self.target.pid())
     }
 }
 
