@@ -171,7 +171,7 @@ impl Session {
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, code, .. } = self;
+        let Self { processes, capture, planner, code, worker, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
@@ -180,6 +180,11 @@ impl Session {
             code.install(process.index, &target, capture);
             anyhow::Ok(())
         })?;
+        // A command may be gone before its libraries are looked at, if not now.
+        if let Some(worker) = worker {
+            worker.mappings_changed(process.index);
+            worker.catch_up();
+        }
         Ok(launched.release()?)
     }
 

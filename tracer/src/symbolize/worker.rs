@@ -22,8 +22,14 @@ pub type NamedStacks = HashMap<u32, Vec<Arc<Frame>>>;
 
 enum Job {
     AddProcess(u16, Pid),
-    Name { number: u32, process: u16, frames: Vec<Address> },
+    Name {
+        number: u32,
+        process: u16,
+        frames: Vec<Address>,
+    },
     MappingsChanged(u16),
+    /// Says so when everything before it is done.
+    Answer(Sender<()>),
 }
 
 /// The thread, and the way to it.
@@ -61,6 +67,15 @@ impl Worker {
         let _ = self.jobs.send(Job::MappingsChanged(process));
     }
 
+    /// Waits until everything that was asked for is done.
+    pub fn catch_up(&self) {
+        let (answer, answered) = channel();
+        if self.jobs.send(Job::Answer(answer)).is_ok() {
+            // An error says that the thread is gone; `finish` tells.
+            let _ = answered.recv();
+        }
+    }
+
     /// Waits until everything is named.
     ///
     /// # Errors
@@ -92,6 +107,9 @@ fn name_stacks(queue: &Receiver<Job>) -> NamedStacks {
                     None => frames.iter().map(|&ip| Frame { ip, ..Frame::default() }).collect(),
                 };
                 named.insert(number, frames.into_iter().map(Arc::new).collect());
+            }
+            Job::Answer(answer) => {
+                let _ = answer.send(());
             }
             Job::MappingsChanged(process) => {
                 if let Some(symbolizer) = symbolizers.get_mut(&process) {
