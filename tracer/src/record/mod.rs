@@ -4,6 +4,7 @@
 //! the kernel counted is read at rest.
 
 mod code;
+mod memory;
 mod process;
 mod session;
 
@@ -25,7 +26,7 @@ use tokio::{
 };
 
 pub use self::process::plan_of;
-use self::session::Session;
+use self::{memory::When, session::Session};
 use crate::{
     cli::Subject,
     model::{Bytes, End, Profile},
@@ -127,7 +128,7 @@ async fn watch(
             () = at(deadline) => return Ok(End::Duration),
             () = exits.all() => return Ok(End::TargetExited),
             ready = session.events_ready() => ready?,
-            _ = snapshots.tick() => session.snapshot(),
+            _ = snapshots.tick() => session.snapshot(When::Affordable),
             _ = looks.tick() => {
                 session.follow_stale_code();
                 status.update(&session.status());
