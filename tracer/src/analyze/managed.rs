@@ -273,6 +273,11 @@ impl Runtimes {
         Self(found)
     }
 
+    /// Each of them once.
+    pub fn iter(&self) -> impl Iterator<Item = Runtime> + '_ {
+        self.0.iter().copied()
+    }
+
     /// The runtime whose heap (or compiled code) a mapping is, by its name and its place. What this cannot tell, such
     /// as CPython's arenas of release builds, lies among the other anonymous mappings.
     #[must_use]

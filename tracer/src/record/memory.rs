@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 use super::{process::TracedProcess, session::now_ns};
 use crate::{
     analyze::{
-        managed::{ManagedHolders, Runtimes},
+        managed::{ManagedHolders, Runtime, Runtimes},
         mappings::{AddressRange, LiveRange, MappingAccount},
         reconcile::{self, Evidence, Split, Tracked},
         residency::{self, ResidencyError},
         smaps::Vma,
-        threads,
+        threads, verdict,
     },
     model::{Address, Bytes, Memory, Part},
 };
@@ -121,9 +121,20 @@ impl ResidentMemory {
         })
     }
 
-    /// The mappings at the latest reading, of whatever process.
-    pub fn vmas(&self) -> impl Iterator<Item = &Vma> {
-        self.latest.values().flat_map(|reading| &reading.vmas)
+    /// A runtime in the targets, the one that mapped in the window before others.
+    #[must_use]
+    pub fn runtime(&self, managed: &ManagedHolders) -> Option<Runtime> {
+        let seen = || {
+            self.latest.values().flat_map(|reading| Runtimes::of(&reading.vmas).iter().collect::<Vec<_>>())
+        };
+        managed.runtimes().min().or_else(|| seen().min())
+    }
+
+    /// The allocator that the targets use.
+    #[must_use]
+    pub fn allocator(&self) -> Option<&'static str> {
+        let vmas = self.latest.values().flat_map(|reading| &reading.vmas);
+        verdict::allocator_of(vmas.filter(|vma| vma.executable).map(|vma| vma.name.as_str()))
     }
 }
 

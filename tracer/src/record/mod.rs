@@ -131,6 +131,7 @@ async fn watch(
             _ = snapshots.tick() => session.snapshot(When::Affordable),
             _ = looks.tick() => {
                 session.follow_stale_code();
+                session.note_sizes(When::Affordable);
                 status.update(&session.status());
             }
         }

@@ -26,10 +26,12 @@ use super::{
 };
 use crate::{
     analyze::{
+        history::{History, Source},
         managed::ManagedHolders,
-        mappings::{LiveRange, MappingAccount},
+        mappings::MappingAccount,
         outcome::{self, Counted, KnownStack, NativeTotals},
         residency,
+        verdict::{self, Facts},
     },
     attach::{Capture, Settings, Sizes},
     drain::{Drain, Event, NewStack},
@@ -49,6 +51,10 @@ const _: () = assert!(MAX_STACKS <= 1 << STACK_BITS);
 /// Snapshots kept; when there are more, every second one goes.
 const MAX_TIMELINE: usize = 2000;
 
+/// Between the first sizes of every stack, of which a verdict takes a dozen: a little less than the time between looks, so that
+/// each look is due.
+const HISTORY_SPACING_NS: u64 = 180_000_000;
+
 /// A recording under way.
 pub struct Session {
     config: Config,
@@ -67,8 +73,8 @@ pub struct Session {
     stale_code: BTreeSet<u16>,
     mapping_events: u64,
     window: OpenWindow,
+    history: History,
     timeline: Vec<TimelinePoint>,
-    thinning: u32,
     rate: Rate,
 }
 
@@ -143,8 +149,8 @@ impl Session {
             stale_code: BTreeSet::new(),
             mapping_events: 0,
             window: OpenWindow::default(),
+            history: History::new(HISTORY_SPACING_NS),
             timeline: Vec::new(),
-            thinning: 1,
             rate: Rate::default(),
         })
     }
@@ -167,6 +173,7 @@ impl Session {
         for process in &self.processes {
             self.capture.open_window(process.index, self.window.opened_ns);
         }
+        self.history.push(0, []);
         self.rate = Rate { at_ns: self.window.opened_ns, ..Rate::default() };
         Ok(())
     }
@@ -292,13 +299,31 @@ impl Session {
             managed_bytes: was_read.then(|| self.resident.managed_bytes(&self.managed)).flatten(),
         });
         if self.timeline.len() > MAX_TIMELINE {
-            self.thinning *= 2;
             let mut index = 0;
             self.timeline.retain(|_| {
                 index += 1;
                 index % 2 == 1
             });
         }
+    }
+
+    /// Notes what every stack holds, from time to time.
+    pub fn note_sizes(&mut self, when: When) {
+        let t_ns = now_ns().saturating_sub(self.window.opened_ns);
+        if when == When::Affordable && !self.history.is_due(t_ns) {
+            return;
+        }
+        self.resident.look_at_mappings(&self.processes, &self.mappings, When::Affordable);
+        let mut mapped: BTreeMap<Source, Bytes> = BTreeMap::new();
+        for live in self.mappings.live().filter(|live| live.holder.kind == Kind::Mapping) {
+            let Bytes(resident) = self.resident.of_range(&live).unwrap_or_default();
+            mapped.entry(Source::Mapping(live.holder)).or_default().0 += resident;
+        }
+        let native = self.capture.tables().totals().iter().zip(0..).filter_map(|(totals, number)| {
+            let (bytes, _) = outstanding(totals);
+            (bytes > 0).then_some((Source::Native(number), Bytes(bytes)))
+        });
+        self.history.push(t_ns, native.chain(mapped));
     }
 
     /// Tells the heaps of runtimes among the mappings, as far as their stacks have names by now.
@@ -311,10 +336,6 @@ impl Session {
         let counted =
             self.mappings.live().filter(|live| self.managed.judged(live.holder).kind.counts_by_default());
         counted.filter_map(|live| self.resident.of_range(&live)).map(|bytes| bytes.0).sum()
-    }
-
-    fn judged(&self, live: LiveRange) -> LiveRange {
-        LiveRange { holder: self.managed.judged(live.holder), ..live }
     }
 
     /// Outstanding bytes of the malloc family, by process.
@@ -381,6 +402,7 @@ impl Session {
         // After an exec the memory is another program's.
         if end != End::TargetExec {
             self.snapshot(When::Now);
+            self.note_sizes(When::Now);
         }
     }
 
@@ -395,6 +417,16 @@ impl Session {
         let stacks = counted.stacks();
         let mut events = self.events(&counted);
         outcome::count_incomplete(&mut events, &stacks);
+        let memory = self.memory();
+        let verdict = verdict::of(&Facts {
+            window: Duration::from_nanos(self.window.closed_ns.saturating_sub(self.window.opened_ns)),
+            memory: Some(&memory),
+            stacks: &stacks,
+            freed_older_blocks: events.unmatched_frees > 0,
+            outstanding: &counted.outstanding(),
+            runtime: self.resident.runtime(&self.managed),
+            allocator: self.resident.allocator(),
+        });
         Ok(Profile {
             schema: SCHEMA.to_owned(),
             tracer_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -414,10 +446,10 @@ impl Session {
             },
             events,
             totals: outcome::totals(&stacks),
-            memory: Some(self.memory()),
+            memory: Some(memory),
             timeline: std::mem::take(&mut self.timeline),
             stacks,
-            verdict: None,
+            verdict: Some(verdict),
         })
     }
 
@@ -459,17 +491,12 @@ impl Session {
             stacks: stacks.collect(),
             native: native.collect(),
             held: outcome::held_by_stack(tables.live_blocks(), |_| window_ns, min_age_ns),
-            mappings: self
-                .mappings
-                .totals()
-                .map(|(holder, totals)| (self.managed.judged(holder), totals))
-                .collect(),
-            ranges: self
-                .mappings
-                .live()
-                .map(|live| (self.judged(live), self.resident.of_range(&live)))
-                .collect(),
+            mappings: self.mappings.totals().collect(),
+            ranges: self.mappings.live().map(|live| (live, self.resident.of_range(&live))).collect(),
+            managed: self.managed.clone(),
+            history: self.history.clone(),
             min_age_ns,
+            opened_ns: self.window.opened_ns,
             ended_ns: self.window.closed_ns,
         }
     }
