@@ -4,6 +4,7 @@
 //! the kernel counted is read at rest.
 
 mod code;
+mod memory;
 mod process;
 mod session;
 
@@ -24,7 +25,7 @@ use tokio::{
 };
 
 pub use self::process::plan_of;
-use self::session::Session;
+use self::{memory::When, session::Session};
 use crate::{
     cli::Subject,
     model::{Bytes, End, Profile},
@@ -129,9 +130,10 @@ async fn watch(
             () = at(deadline) => return Ok(End::Duration),
             () = exits.all() => return Ok(End::TargetExited),
             ready = session.events_ready() => ready?,
-            _ = snapshots.tick() => session.snapshot(),
+            _ = snapshots.tick() => session.snapshot(When::Affordable),
             _ = looks.tick() => {
                 session.follow_stale_code();
+                session.note_sizes(When::Affordable);
                 status.update(&session.status());
             }
         }
