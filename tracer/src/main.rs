@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
@@ -9,14 +10,19 @@ use anyhow::{Context as _, Result, bail};
 use clap::ColorChoice;
 use log::LevelFilter;
 use tracer::{
-    cli::{self, Action, Exit, PlanConfig, RecordConfig, Verbosity},
+    cli::{
+        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
+    },
     doctor,
     model::Profile,
     record,
     report::{
         Format, Options, Report as _,
         destination::{Destination, Place, write_all},
+        diff::Diff,
+        filter::{Filter, pattern},
         human::printable,
+        saved,
         status::StatusLine,
         text::Text,
     },
@@ -32,6 +38,8 @@ fn main() -> ExitCode {
         Action::Record(config) => record(&config),
         Action::Doctor { color } => diagnose(color),
         Action::Plan(config) => show_plan(&config),
+        Action::Report(config) => draw_again(&config),
+        Action::Diff(config) => compare(&config),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tracer: {}", one_line(&error));
@@ -134,7 +142,7 @@ fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
     Err(first.into())
 }
 
-/// Prints the summary. Whoever closed the pipe has read what there was to read, and a terminal that is gone has nobody before it.
+/// Prints the summary.
 fn summarise(
     config: &RecordConfig,
     profile: &Profile,
@@ -152,10 +160,19 @@ fn summarise(
     } else {
         Ok(())
     };
-    let nobody_reads = |error: &io::Error| {
-        error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(libc::EIO)
-    };
-    printed.or_else(|error| if nobody_reads(&error) { Ok(()) } else { Err(error) })
+    unless_nobody_reads(printed)
+}
+
+/// Whoever closed the pipe has read what there was to read, and a terminal that is gone has nobody before it.
+fn unless_nobody_reads(printed: io::Result<()>) -> io::Result<()> {
+    match printed {
+        Err(error)
+            if error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(libc::EIO) =>
+        {
+            Ok(())
+        }
+        printed => printed,
+    }
 }
 
 /// The options for text that goes to `out`.
@@ -203,6 +220,58 @@ fn start_log(verbosity: Verbosity) {
             writeln!(out, "tracer: {level}{}", printable(&record.args().to_string()))
         })
         .init();
+}
+
+fn open(recording: &Path) -> Result<Profile> {
+    saved::open(recording).with_context(|| format!("cannot read {}", recording.display()))
+}
+
+fn draw_again(config: &ReportConfig) -> Result<Exit> {
+    let Keep { focus, ignore, min_weight, only } = &config.keep;
+    let regex = |text: &Option<String>| text.as_deref().map(pattern).transpose();
+    let filter = Filter {
+        focus: regex(focus)?,
+        ignore: regex(ignore)?,
+        min_weight: min_weight.unwrap_or_default(),
+        only: only.iter().copied().collect(),
+    };
+    let mut profile = open(&config.recording)?;
+    filter.apply(&mut profile);
+    let view = &config.view;
+    let (written, errors) = write_all(&view.outputs, &profile, &view_options(view));
+    show(view, |options, out| Text { written: &written }.write(&profile, options, out))?;
+    errors.into_iter().next().map_or(Ok(Exit::Done), |error| Err(error.into()))
+}
+
+fn compare(config: &DiffConfig) -> Result<Exit> {
+    let (base, new) = (open(&config.base)?, open(&config.new)?);
+    let view = &config.view;
+    let options = view_options(view);
+    let diff = Diff::new(&base, &new, &options);
+    for Destination { format, .. } in &view.outputs {
+        if diff.write(*format, &options, &mut io::sink()).is_none() {
+            bail!("a comparison cannot be written as {format}; it can as svg, folded and json");
+        }
+    }
+    for destination in &view.outputs {
+        destination.write_with(|out| diff.write(destination.format, &options, out).unwrap_or(Ok(())))?;
+    }
+    show(view, |options, out| diff.write_text(options, out))?;
+    Ok(Exit::Done)
+}
+
+fn view_options(view: &ViewConfig) -> Options {
+    Options { include: view.include.clone(), top: view.top, ..Options::default() }
+}
+
+/// Prints a summary where no report goes.
+fn show(view: &ViewConfig, write: impl FnOnce(&Options, &mut dyn io::Write) -> io::Result<()>) -> Result<()> {
+    let printed = if view.outputs.iter().any(|output| output.place == Place::Stdout) {
+        write(&on_terminal(view_options(view), view.color, &io::stderr()), &mut io::stderr().lock())
+    } else {
+        write(&on_terminal(view_options(view), view.color, &io::stdout()), &mut io::stdout().lock())
+    };
+    unless_nobody_reads(printed).context("cannot write the summary")
 }
 
 fn diagnose(color: ColorChoice) -> Result<Exit> {

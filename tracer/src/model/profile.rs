@@ -361,6 +361,20 @@ pub enum Verdict {
     Unknown,
 }
 
+impl Verdict {
+    /// As reports write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Leaking => "leaking",
+            Verdict::Growing => "growing",
+            Verdict::Steady => "steady",
+            Verdict::OneOff => "one_off",
+            Verdict::Unknown => "unknown",
+        }
+    }
+}
+
 /// What the recording as a whole says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VerdictSummary {
