@@ -65,7 +65,17 @@ fn rises(points: &[Point]) -> bool {
     sizes.sort_unstable();
     let ties: f64 = sizes.chunk_by(|a, b| a == b).map(|tie| term(tie.len())).sum();
     let variance = term(points.len()) - ties;
-    variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE
+    variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE && is_material(points)
+}
+
+/// Whether the rise is at least a hundredth of the size: of a hundred stacks that waver by a block, the test for a trend
+/// takes one for rising.
+fn is_material(points: &[Point]) -> bool {
+    let (Some(first), Some(last), Some(rate)) = (points.first(), points.last(), rate(points)) else {
+        return false;
+    };
+    let seconds = Duration::from_nanos(last.t_ns.saturating_sub(first.t_ns)).as_secs_f64();
+    rate * seconds >= last.bytes.0 as f64 / 100.0
 }
 
 /// When what is left was allocated: outstanding bytes by time of birth, in equal parts of a span.
@@ -288,6 +298,13 @@ mod tests {
         let few = |count: u64| (0..count).map(move |n| (n * 60 / count, FOREVER, 1000));
         assert_ne!(verdict(60, few(FEWEST_BLOCKS - 1)), Verdict::Leaking);
         assert_eq!(verdict(60, few(FEWEST_BLOCKS)), Verdict::Leaking);
+    }
+
+    #[test]
+    fn a_rise_by_a_block_is_no_growth() {
+        let sizes = (0..40).map(|t| 1_000_000 + 5 * t);
+        assert!(!rises(&series(sizes)));
+        assert!(rises(&series((0..40).map(|t| 1_000_000 + 5000 * t))));
     }
 
     #[test]

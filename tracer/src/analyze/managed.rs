@@ -162,10 +162,36 @@ fn begins_with(text: Option<&str>, beginnings: &[&str]) -> bool {
     text.is_some_and(|text| beginnings.iter().any(|beginning| text.starts_with(beginning)))
 }
 
-/// Which mappings of the window are a runtime's heap, by who holds them. Each holder is judged once, as soon as its
-/// stack has names.
+/// Functions that release memory. What is mapped within one is an allocator's: glibc gives a thread its arena when the
+/// first thing that it does is to free. (Within a call that allocates, the system call's event says so itself.)
+const RELEASING: &[&str] = &["free", "cfree", "__libc_free", "__GI___libc_free"];
+
+fn is_within_release<F: Borrow<Frame>>(frames: &[F]) -> bool {
+    let is_release = |function: &String| RELEASING.contains(&function.as_str());
+    frames.iter().any(|frame| frame.borrow().function.as_ref().is_some_and(is_release))
+}
+
+/// Which mappings of the window are not the program's own, by who holds them: a runtime's heap, or an allocator's.
+/// Each holder is judged once, as soon as its stack has names.
 #[derive(Clone, Debug, Default)]
-pub struct ManagedHolders(HashMap<Holder, Option<Runtime>>);
+pub struct ManagedHolders(HashMap<Holder, Owner>);
+
+/// Whose a mapping is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Runtime(Runtime),
+    Allocator,
+    Program,
+}
+
+impl Owner {
+    fn of<F: Borrow<Frame>>(frames: &[F], length: u64) -> Self {
+        if is_within_release(frames) {
+            return Self::Allocator;
+        }
+        of_call(frames, length).map_or(Self::Program, Self::Runtime)
+    }
+}
 
 impl ManagedHolders {
     /// Judges those that are new. `frames` gives the frames of a stack, if they have names by now.
@@ -180,7 +206,7 @@ impl ManagedHolders {
             {
                 // Arenas are all of one length.
                 let length = totals.allocated_bytes / totals.allocated_objects.max(1);
-                self.0.insert(holder, of_call(&frames, length));
+                self.0.insert(holder, Owner::of(&frames, length));
             }
         }
     }
@@ -189,14 +215,18 @@ impl ManagedHolders {
     #[must_use]
     pub fn judged(&self, holder: Holder) -> Holder {
         match self.0.get(&holder) {
-            Some(Some(_)) => Holder { kind: Kind::Managed, ..holder },
-            _ => holder,
+            Some(Owner::Runtime(_)) => Holder { kind: Kind::Managed, ..holder },
+            Some(Owner::Allocator) => Holder { kind: Kind::Allocator, ..holder },
+            Some(Owner::Program) | None => holder,
         }
     }
 
     /// The runtimes whose heaps were mapped.
     pub fn runtimes(&self) -> impl Iterator<Item = Runtime> + '_ {
-        self.0.values().copied().flatten()
+        self.0.values().filter_map(|owner| match owner {
+            Owner::Runtime(runtime) => Some(*runtime),
+            Owner::Allocator | Owner::Program => None,
+        })
     }
 }
 
@@ -345,6 +375,13 @@ mod tests {
         let mut runtimes: Vec<_> = managed.runtimes().collect();
         runtimes.sort_unstable();
         assert_eq!(runtimes, [Runtime::V8, Runtime::CPython]);
+    }
+
+    #[test]
+    fn an_arena_that_is_mapped_within_free_is_the_allocators() {
+        let arena = ["libc.so.6:alloc_new_heap", "libc.so.6:arena_get2", "libc.so.6:free", "node:Worker"];
+        assert_eq!(Owner::of(&stack(&arena), 64 << 20), Owner::Allocator);
+        assert_eq!(Owner::of(&stack(&["libc.so.6:mmap", "server:free_list_grow"]), 4096), Owner::Program);
     }
 
     fn of(frames: &[&str]) -> Option<Runtime> {
