@@ -145,7 +145,8 @@ fn a_growing_javascript_heap() {
     judged.assert_says(None, &["the JavaScript heap is what grows: take a heap snapshot"]);
     let memory = judged.0.memory.as_ref().expect("the target's memory can be read");
     let grown: i64 = memory.parts.iter().map(|part| part.after_bytes - part.before_bytes).sum();
-    assert!(judged.growth_of("managed") * 10 > grown * 9, "{memory:#?}");
+    // The collector's work lists are malloc'd, a tenth of the growth or so, and glibc keeps them.
+    assert!(judged.growth_of("managed") * 10 > grown * 8, "{memory:#?}");
     assert!(judged.0.stacks.iter().any(|stack| stack.kind == "managed"), "{:#?}", judged.0.outlines());
     assert!(judged.0.stacks.iter().all(|stack| stack.kind != "mapping"), "{:#?}", judged.0.outlines());
 }
