@@ -377,7 +377,7 @@ mod tests {
         let (made, from) = cache.table(&bytes).expect("a table");
         assert_eq!(from, Origin::Made);
         assert_eq!(cache.table(&bytes), Ok((made, Origin::Cached)));
-        assert!(only_file(&directory).to_string_lossy().ends_with("-v1"));
+        assert!(only_file(&directory).to_string_lossy().ends_with(&format!("-v{VERSION}")));
     }
 
     #[test]
