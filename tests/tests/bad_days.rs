@@ -115,7 +115,9 @@ fn as_nobody(capabilities: &str) -> (Tracer, TempDir) {
     let place = TempDir::new().expect("a temporary directory");
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
     let binary = place.path().join("tracer");
-    fs::copy(tracer_binary(), &binary).expect("there is room");
+    // By another process: what a test that forks just now inherits from this one, open for writing, cannot be executed.
+    let copied = Command::new("cp").arg(tracer_binary()).arg(&binary).status().expect("cp runs");
+    assert!(copied.success());
     let mut wrapper = vec!["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
     if !capabilities.is_empty() {
         wrapper.extend(["--inh-caps", capabilities, "--ambient-caps", capabilities]);

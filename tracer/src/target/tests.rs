@@ -1,11 +1,19 @@
 //! Real processes: this test itself starts them, and looks at what the kernel says about them.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::model::Address;
+
+/// Copies a program by another process: what a test that forks just now inherits from this one, open for writing, cannot be
+/// executed.
+pub(super) fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-p").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success());
+}
 
 /// A process that waits until it is dropped.
 struct Sleeper(Child);
@@ -147,10 +155,11 @@ fn program_32_bit() -> Vec<u8> {
 #[test]
 fn programs_of_32_bits_are_refused_also_when_deleted() {
     let directory = tempfile::tempdir().expect("a directory");
-    let program = directory.path().join("small");
-    std::fs::write(&program, program_32_bit()).expect("it can be written");
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))
+    let (made, program) = (directory.path().join("made"), directory.path().join("small"));
+    std::fs::write(&made, program_32_bit()).expect("it can be written");
+    std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o755))
         .expect("it can be made executable");
+    copy(&made, &program);
     let sleeper = Sleeper::start(&mut Command::new(&program));
     std::fs::remove_file(&program).expect("it can be removed");
     let message = error(sleeper.pid().0);
@@ -227,7 +236,7 @@ fn deleted_and_replaced_programs_are_still_opened() {
     let cat = std::fs::read("/bin/cat").expect("cat can be read");
     for replaced in [false, true] {
         let program = directory.path().join("victim");
-        std::fs::copy("/bin/cat", &program).expect("it can be copied");
+        copy(Path::new("/bin/cat"), &program);
         let sleeper = Sleeper::start(&mut Command::new(&program));
         open_running(&sleeper, "victim");
         std::fs::remove_file(&program).expect("it can be removed");

@@ -92,10 +92,11 @@ fn static_programs_and_scripts_are_held_too() {
         assert_eq!(launched.wait().expect("it ends").code(), Some(5));
     }
 
-    let script = directory.path().join("script");
-    std::fs::write(&script, "#!/bin/sh\nexit 6\n").expect("it can be written");
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))
+    let (made, script) = (directory.path().join("made"), directory.path().join("script"));
+    std::fs::write(&made, "#!/bin/sh\nexit 6\n").expect("it can be written");
+    std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o755))
         .expect("it can be made executable");
+    crate::target::tests::copy(&made, &script);
     let mut launched = spawn(&script, &[]);
     let (names, startup) = run_to_entry(&mut launched);
     assert_eq!(startup, Startup::AtEntry);
