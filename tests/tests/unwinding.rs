@@ -1,0 +1,246 @@
+//! Whole stacks, through code without frame pointers: the chain of functions is exactly the one that was called.
+
+use tracer_tests::{Frame, Program, Report, Stack, Tracer, compile, trace};
+
+/// In a chain: code that is not the program's own (the C library, the compiler's, crt1.o).
+const OTHERS: &str = "·";
+
+/// The functions of a stack, leaf first: the program's own by name, neighbours of others' as one [`OTHERS`].
+fn chain<'a>(stack: &'a Stack, source: &str) -> Vec<&'a str> {
+    let own = |frame: &Frame| frame.file.as_deref().is_some_and(|file| file.ends_with(source));
+    let name = |frame: &'a Frame| match &frame.function {
+        Some(function) if own(frame) => function.split('(').next().unwrap_or_default(),
+        _ => OTHERS,
+    };
+    let mut chain: Vec<_> = stack.frames.iter().map(name).collect();
+    chain.dedup_by(|a, b| *a == OTHERS && *b == OTHERS);
+    chain
+}
+
+/// The only stack of an allocation of this size.
+#[track_caller]
+fn stack_of(report: &Report, bytes: u64) -> &Stack {
+    let found: Vec<_> = report.stacks.iter().filter(|stack| stack.allocated_bytes == bytes).collect();
+    let [stack] = found[..] else { panic!("one stack of {bytes} bytes: {:#?}", report.outlines()) };
+    stack
+}
+
+/// Panics unless the stack of this size has this chain and reached the thread's base.
+#[track_caller]
+fn assert_complete(report: &Report, source: &str, bytes: u64, expected: &[&str]) {
+    let stack = stack_of(report, bytes);
+    assert_eq!(chain(stack, source), expected, "{bytes} bytes: {stack:#?}");
+    assert!(stack.complete, "{bytes} bytes: {:?} {}", stack.stop, stack.outline());
+}
+
+/// Checks every case of `unwinding.c`. Where the walk cannot know how `qsort` and the start of threads save registers, it is
+/// only the chain up to there that is checked.
+#[track_caller]
+fn check_c(report: &Report) {
+    let complete =
+        |bytes, expected: &[&str]| assert_complete(report, "unwinding.c", bytes, expected);
+    check_c_up_to_libc(report);
+    complete(101, &["plain_leaf", "plain", "main", OTHERS]);
+    complete(102, &["many_arguments", "main", OTHERS]);
+    complete(103, &["with_alloca", "main", OTHERS]);
+    complete(104, &["with_vla", "main", OTHERS]);
+    complete(105, &["realigned", "main", OTHERS]);
+    complete(106, &[&["recursive"; 21][..], &["main", OTHERS]].concat());
+    complete(107, &["compare", OTHERS, "sorted", "main", OTHERS]);
+    complete(108, &["on_user_signal", OTHERS, "raised", "main", OTHERS]);
+    // `interrupted` is assembly, which names no source.
+    complete(109, &["on_bad_instruction", OTHERS, "interrupts", "main", OTHERS]);
+    complete(110, &["on_bad_instruction", OTHERS, "interrupts", "main", OTHERS]);
+    complete(111, &["in_coroutine", "coroutine", OTHERS]);
+    complete(113, &["thread", OTHERS]);
+    complete(114, &["leaves", "last_call", "main", OTHERS]);
+    complete(21 << 12, &[OTHERS, "maps", "main", OTHERS]);
+    complete(22 << 12, &["maps_without_libc", "main", OTHERS]);
+    complete(23 << 12, &[OTHERS, "maps", "maps_in_room", "main", OTHERS]);
+    for stack in &report.stacks {
+        let last = stack.frames.last().and_then(|frame| frame.function.as_deref());
+        let in_main = chain(stack, "unwinding.c").contains(&"main");
+        assert!(!(stack.complete && in_main) || last == Some("_start"), "main has a caller: {stack:#?}");
+    }
+}
+
+/// Cases that end before they come to the C library.
+#[track_caller]
+fn check_c_up_to_libc(report: &Report) {
+    let deep = stack_of(report, 206);
+    assert_eq!((deep.complete, deep.stop.as_deref()), (false, Some("too_deep")), "{}", deep.outline());
+    assert!(deep.frames.len() >= 127, "{} frames", deep.frames.len());
+    assert!(deep.frames.iter().all(|frame| frame.is("recursive")), "{deep:#?}");
+    // A stack that leads nowhere: no function that was not called, and no claim that this is all.
+    let lost = stack_of(report, 112);
+    assert_eq!(lost.frames[0].function.as_deref(), Some("on_own_stack"), "{lost:#?}");
+    assert!(!lost.complete && lost.frames.len() <= 2, "{lost:#?}");
+}
+
+fn record_c(flags: &[&str]) -> Report {
+    let program = flags.iter().fold(Program::new("unwinding.c"), |program, flag| program.flag(*flag));
+    let mut program = program.start();
+    let report = trace(&mut program);
+    report.assert_exact();
+    report.check_leaks(&program.expect);
+    program.assert_unharmed();
+    report
+}
+
+const NO_FRAME_POINTERS: &str = "-fomit-frame-pointer";
+
+#[test]
+fn c_at_every_optimisation() {
+    for optimisation in ["-O0", "-O1", "-O2", "-O3", "-Os"] {
+        check_c(&record_c(&[NO_FRAME_POINTERS, optimisation]));
+    }
+}
+
+#[test]
+fn c_that_is_static_or_position_independent() {
+    for linkage in [&["-static"][..], &["-static-pie", "-fPIE"], &["-no-pie"], &["-pie", "-fPIE"]] {
+        check_c(&record_c(&[&[NO_FRAME_POINTERS], linkage].concat()));
+    }
+}
+
+#[test]
+fn c_built_with_and_without_control_flow_protection() {
+    for flags in [&["-fcf-protection=full", "-Wl,-z,ibtplt"][..], &["-fcf-protection=none", "-Wl,-z,lazy"]] {
+        check_c(&record_c(&[&[NO_FRAME_POINTERS], flags].concat()));
+    }
+}
+
+/// musl has no unwind tables: behind its own functions the walk is at a loss, and says so. All before them is there.
+#[test]
+fn c_with_musl() {
+    let specs = ["-specs", "/usr/lib/x86_64-linux-musl/musl-gcc.specs"];
+    for linkage in ["-static", "-Wl,-z,now"] {
+        let report = record_c(&[&[NO_FRAME_POINTERS, linkage][..], &specs].concat());
+        check_c_up_to_libc(&report);
+        let begins = |bytes, expected: &[&str]| {
+            let stack = stack_of(&report, bytes);
+            assert_eq!(chain(stack, "unwinding.c")[..expected.len()], *expected, "{stack:#?}");
+            assert!(stack.complete || stack.stop.as_deref() == Some("frame_pointer_lost"), "{stack:#?}");
+        };
+        begins(101, &["plain_leaf", "plain", "main"]);
+        begins(105, &["realigned", "main"]);
+        begins(106, &[&["recursive"; 21][..], &["main"]].concat());
+        begins(107, &["compare"]);
+        begins(109, &["on_bad_instruction"]);
+        begins(113, &["thread"]);
+        begins(22 << 12, &["maps_without_libc", "main"]);
+    }
+}
+
+#[test]
+fn cxx_around_exceptions() {
+    for flags in [&["-O0"][..], &["-O2"], &["-Os"], &["-static"]] {
+        let program = Program::new("unwinding.cpp").flag(NO_FRAME_POINTERS);
+        let mut program = flags.iter().fold(program, |program, flag| program.flag(*flag)).start();
+        let report = trace(&mut program);
+        report.assert_exact();
+        report.check_leaks(&program.expect);
+        let complete =
+            |bytes, expected: &[&str]| assert_complete(&report, "unwinding.cpp", bytes, &within(expected));
+        complete(201, &["Guard::~Guard", "passed_through", "catches_and_allocates", "main", OTHERS]);
+        complete(202, &["allocate", "catches_and_allocates", "main", OTHERS]);
+        complete(203, &["Failure::Failure", "throws_copy", "catches_copy", "main", OTHERS]);
+        complete(204, &["Guard::~Guard", "passed_twice", "rethrows", "catches_rethrown", "main", OTHERS]);
+        let through = ["passed_through", "passed_twice", "rethrows", "catches_rethrown", "main", OTHERS];
+        complete(205, &[&["Guard::~Guard"][..], &through].concat());
+        complete(206, &["allocate", "rethrows", "catches_rethrown", "main", OTHERS]);
+        complete(207, &["allocate", "catches_rethrown", "main", OTHERS]);
+        complete(208, &["Circle::draw", "draws", "main", OTHERS]);
+        complete(209, &["before", OTHERS, "sorts", "main", OTHERS]);
+        program.assert_unharmed();
+    }
+}
+
+/// The names as the program's anonymous namespace has them.
+fn within<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    names.to_vec()
+}
+
+#[test]
+fn rust_at_every_optimisation() {
+    for optimisation in ["-Copt-level=0", "-Copt-level=2", "-Copt-level=s"] {
+        let mut program = Program::new("unwinding_rust.rs").flag(optimisation).start();
+        let report = trace(&mut program);
+        report.assert_exact();
+        let complete = |bytes, expected: &[&str]| {
+            let stack = stack_of(&report, bytes);
+            let mut own = chain(stack, "unwinding_rust.rs");
+            own.retain(|name| *name != OTHERS);
+            assert_eq!(own, expected, "{stack:#?}");
+            assert!(stack.complete, "{stack:#?}");
+        };
+        complete(301, &["allocate", "main::{closure#0}", "through_object", "main"]);
+        complete(302, &["allocate", "called_back", "sorts", "main"]);
+        complete(303, &["allocate", "drop", "panics", "catches", "main"]);
+        complete(304, &["allocate", "in_thread"]);
+        program.assert_unharmed();
+    }
+}
+
+#[test]
+fn every_instruction_of_calls_through_the_linkage_table() {
+    for flags in [&["-fcf-protection=full", "-Wl,-z,ibtplt"][..], &["-fcf-protection=none"]] {
+        let program = Program::new("unwinding_steps.c").flag(NO_FRAME_POINTERS).flag("-Wl,-z,lazy");
+        let mut program = flags.iter().fold(program, |program, flag| program.flag(*flag)).start();
+        let report = trace(&mut program);
+        report.assert_exact();
+        let stacks = report.called_by("on_step");
+        let steps: u64 = stacks.iter().map(|stack| stack.allocated_objects).sum();
+        assert!(steps > 100 && stacks.len() > 100, "{steps} steps, {} stacks", stacks.len());
+        for stack in &stacks {
+            let chain = chain(stack, "unwinding_steps.c");
+            println!("{} {:?} {}", stack.allocated_objects, stack.stop, stack.outline());
+            if stack.complete {
+                assert!(
+                    matches!(chain[..], ["on_step", OTHERS, "stepped", "main", OTHERS]),
+                    "{chain:?}: {stack:#?}"
+                );
+            } 
+        }
+        program.assert_unharmed();
+    }
+}
+
+/// A library whose function `name` has a stack frame of its own size.
+fn library(name: &str, room: u32) -> String {
+    let flags = ["-shared", "-fPIC", NO_FRAME_POINTERS].map(str::to_owned);
+    let own = [format!("-DNAME={name}"), format!("-DROOM={room}")];
+    let path = compile("unwinding_library.c", &[&flags[..], &own].concat());
+    path.to_str().expect("paths of tests are UTF-8").to_owned()
+}
+
+#[test]
+fn libraries_that_follow_each_other_at_one_address() {
+    const CYCLES: usize = 20;
+    let names = ["first", "second"];
+    let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS).argument(CYCLES.to_string());
+    let program = program.argument(library("first", 40)).argument(library("second", 400));
+    let mut program = program.start();
+    let mut recording = Tracer::new().pid(program.pid()).start();
+    program.go();
+    program.wait_for_line("loaded");
+    wait_for_tables(&mut recording);
+    program.go();
+    program.wait_until_done();
+    let report = recording.interrupt().report();
+    report.assert_exact();
+    let mut calls = 0;
+    for stack in &report.stacks {
+        let Some(first) = stack.frames.first().and_then(|frame| frame.function.as_deref()) else { continue };
+        println!("{} x {} {:?} {}", stack.allocated_objects, stack.allocated_bytes, stack.stop, stack.outline());
+        let each = stack.allocated_bytes / stack.allocated_objects;
+        let Some(name) = each.checked_sub(1000).and_then(|number| names.get(number as usize)) else { continue };
+        calls += stack.allocated_objects;
+        assert_eq!(first, *name, "{stack:#?}");
+    }
+    assert_eq!(calls, (1..=CYCLES as u64).sum::<u64>(), "{:#?}", report.outlines());
+}
+
+fn wait_for_tables(_recording: &mut tracer_tests::Recording) {
+    std::thread::sleep(std::time::Duration::from_millis(500));
+}
