@@ -43,6 +43,15 @@ CALLER void jump_out_from_below(int depth) {
     KEEP(NULL);
 }
 
+// Far below the frame that was left, with a hole between that nothing is written to: what was left there stays.
+CALLER void leak_below(int depth) {
+    char hole[4096];
+    kept = hole;
+    if (depth > 0) leak_below(depth - 1);
+    else KEEP(malloc(1919));
+    KEEP(NULL);
+}
+
 static void *end_inside_malloc(void *unused) {
     KEEP(malloc(888));
     return unused;
@@ -57,7 +66,8 @@ static void *ending_thread(void *unused) {
     return end_inside_malloc(unused);
 }
 
-int main(void) {
+int main(int count, char **arguments) {
+    int deep = count > 1 && strcmp(arguments[1], "deep") == 0;
     signal(SIGUSR1, on_signal);
     pthread_t thread;
     pthread_barrier_init(&barrier, NULL, 2);
@@ -73,8 +83,13 @@ int main(void) {
     expect_native("leak_posix_memalign", "posix_memalign", 3, 500);
     expect_native("leak_after_jumps", "malloc", 1, 1717);
     expect_native("leak_after_exit", "malloc", 1, 1818);
+    expect_native("leak_below", "malloc", deep ? 1 : 0, 1919);
     expect_unknown_frees();
     ready();
+    if (deep) {
+        jump_out();
+        leak_below(3);
+    }
     leak_calloc();
     leak_realloc();
     leak_posix_memalign();

@@ -68,6 +68,14 @@ pub struct Leak {
     pub through: bool,
 }
 
+impl Expect {
+    /// What the program announces in one of these lines of its output.
+    #[must_use]
+    pub fn in_output(lines: &[String]) -> Option<Self> {
+        lines.iter().find_map(|line| serde_json::from_str::<Hello>(line).ok()).map(|hello| hello.expect)
+    }
+}
+
 /// A program of `tests/programs`, and how to build and start it.
 #[derive(Clone, Debug)]
 pub struct Program {

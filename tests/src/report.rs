@@ -297,9 +297,8 @@ impl Report {
 }
 
 fn is_of(stack: &Stack, leak: &Leak) -> bool {
-    stack.kind == leak.kind
-        && leak.api.split('|').any(|api| api == stack.api)
-        && stack.called_by(&leak.function)
+    let by = if leak.through { stack.passes(&leak.function) } else { stack.called_by(&leak.function) };
+    by && stack.kind == leak.kind && leak.api.split('|').any(|api| api == stack.api)
 }
 
 #[cfg(test)]
@@ -361,6 +360,13 @@ mod tests {
     #[should_panic(expected = "leak")]
     fn a_callers_caller_is_not_the_caller() {
         Report::parse(&report().to_string()).check(&expect("main", 100));
+    }
+
+    #[test]
+    fn a_function_anywhere_is_found_when_that_is_what_was_announced() {
+        let mut expect = expect("main", 100);
+        expect.leaks[0].through = true;
+        Report::parse(&report().to_string()).check(&expect);
     }
 
     #[test]

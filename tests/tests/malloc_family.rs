@@ -15,16 +15,27 @@ fn without_frame_pointers_the_caller_is_still_known() {
     trace(&mut program).check(&program.expect);
 }
 
+/// The program with an allocator of its own whose functions call each other.
+fn nested() -> Program {
+    let allocator = compile("own_allocator.c", &["-shared".into(), "-fPIC".into(), "-fno-builtin".into()]);
+    Program::new("nested.c").flag(allocator.display().to_string())
+}
+
 #[test]
 fn the_outermost_call_counts_and_one_that_never_returned_blinds_nobody() {
-    let allocator = compile("own_allocator.c", &["-shared".into(), "-fPIC".into(), "-fno-builtin".into()]);
-    let mut program = Program::new("nested.c").flag(allocator.display().to_string()).start();
+    let mut program = nested().start();
     let report = trace(&mut program);
     // Calls that never returned are said to be lost: what they got is not known.
     report.assert_nothing_lost_but(&["never_returned"]);
     report.check_account(&program.expect);
     assert!((1..=51).contains(&report.events.lost["never_returned"]), "{:?}", report.events);
     program.assert_unharmed();
+}
+
+#[test]
+fn a_call_that_never_returned_does_not_hide_one_deeper_in_the_stack() {
+    let mut program = nested().argument("deep").start();
+    trace(&mut program).check_account(&program.expect);
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod event;
 pub mod live;
 pub mod probe;
 pub mod process;
+pub mod size;
 pub mod slots;
 pub mod stack;
 pub mod stop;

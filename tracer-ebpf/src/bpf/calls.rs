@@ -5,11 +5,13 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
     programs::{ProbeContext, RetProbeContext},
 };
+use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
     probe::{Cookie, ResultPlace, Signature},
     process::{Gate, ProcessState},
+    size::saturating_product,
     thread::InFlight,
     unwind::{Frame, Via},
 };
@@ -49,14 +51,14 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
             return None;
         }
         Some(stale) => {
-            abandon(stale.get());
+            abandon(ctx, stale.get());
             stale
         }
         None => threads::claim()?,
     };
     let Signature { size, count: elements, old, .. } = cookie.signature;
     let size = size.map_or(0, |arg| regs.argument(arg));
-    let size = elements.map_or(size, |arg| size.wrapping_mul(regs.argument(arg)));
+    let size = elements.map_or(size, |arg| saturating_product(size, regs.argument(arg)));
     let mut call = InFlight {
         sp: regs.sp(),
         return_address: arch::read_word(regs.sp()).unwrap_or(0),
@@ -82,8 +84,9 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
 
 /// A call never returned. What it was to release is gone from the table, so it counts as released.
 #[inline(always)]
-fn abandon(call: &InFlight) {
+fn abandon(ctx: &ProbeContext, call: &InFlight) {
     count(Counter::NeverReturned);
+    debug!(ctx, "api {} was called for {} bytes, and did not return", call.cookie >> 16 & 0xffff, call.size);
     if call.old_key != 0 {
         live::freed(&call.old);
     }
@@ -105,12 +108,12 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
         NewBlock::At(address) => {
             settle_old(&call);
             if call.tracked != 0 {
-                account(cookie, process, regs, &call, address);
+                account(ctx, cookie, process, &call, address);
             } else {
                 count(Counter::Filtered);
             }
         }
-        NewBlock::Failed => fail(&call),
+        NewBlock::Failed => fail(ctx, &call),
         NewBlock::Unreadable => {
             settle_old(&call);
             count(Counter::UnreadableResult);
@@ -149,7 +152,7 @@ fn settle_old(call: &InFlight) {
 
 /// The call gave no block. `realloc(p, 0)` has freed `p` then; any other failure leaves it as it was.
 #[inline(always)]
-fn fail(call: &InFlight) {
+fn fail(ctx: &RetProbeContext, call: &InFlight) {
     let had_old = call.old_key != 0 || call.old_unknown != 0;
     if had_old && call.size == 0 {
         settle_old(call);
@@ -157,24 +160,26 @@ fn fail(call: &InFlight) {
     }
     count(Counter::Failed);
     if let Some(key) = BlockKey::from_bits(call.old_key) {
-        live::insert(key, call.old);
+        live::insert(ctx, key, call.old);
     }
 }
 
 /// Puts the new block in the table, under its stack.
 #[inline(always)]
-fn account(cookie: Cookie, process: &ProcessState, regs: UserRegisters, call: &InFlight, address: u64) {
+fn account(ctx: &RetProbeContext, cookie: Cookie, process: &ProcessState, call: &InFlight, address: u64) {
+    let regs = UserRegisters::at_probe(ctx.regs);
     let Some(key) = BlockKey::new(cookie.process, address) else {
         count(Counter::UnreadableResult);
         return;
     };
     // The address in `ip` is the one that the allocator function returns to.
     let frame = Frame { registers: regs.for_walk(), via: Via::Table };
-    let stack = capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame });
+    let stack =
+        capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame, returns_to: 0 });
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
     let block = Block { size: call.size, born_ns, stack, padding: 0 };
-    if live::insert(key, block)
+    if live::insert(ctx, key, block)
         && let Some(totals) = TOTALS.get(stack)
     {
         totals.allocated(call.size);

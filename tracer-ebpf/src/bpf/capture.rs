@@ -54,6 +54,8 @@ pub struct Maker<'a> {
     pub api: u16,
     /// The innermost frame.
     pub frame: Frame,
+    /// The return address of the allocator call that the thread is in; 0 when it is in none.
+    pub returns_to: u64,
 }
 
 /// The number of a stack. [`NO_ROOM`] when it could not be kept.
@@ -67,9 +69,9 @@ pub fn stack(maker: Maker<'_>) -> u32 {
 
 #[inline(always)]
 fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
-    let Maker { index, process, api, frame } = maker;
+    let Maker { index, process, api, frame, returns_to } = maker;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
-    let walk = walk(frame, process, hash, capture);
+    let walk = walk(frame, process, returns_to, hash, capture);
     let hash = walk.hash.finish();
     let set = (hash >> 16) as u32 & (stack_sets() - 1);
     let way = STACKS.get(set)?.find_or_claim(hash)?;

@@ -1,5 +1,7 @@
 //! Blocks in and out of the live table and the hash map beside it.
 
+use aya_ebpf::EbpfContext;
+use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
@@ -30,10 +32,11 @@ pub fn take(key: BlockKey) -> Option<Block> {
 
 /// Puts a block in. `false`, and counted, when there is no room.
 #[inline(always)]
-pub fn insert(key: BlockKey, block: Block) -> bool {
+pub fn insert<C: EbpfContext>(ctx: &C, key: BlockKey, block: Block) -> bool {
     // An allocator gives no address twice: the release of a block that is still there was not seen.
     if let Some(old) = take(key) {
         count(Counter::MissedFree);
+        debug!(ctx, "{:x} was allocated again, and its release had not been seen", key.address());
         freed(&old);
     }
     let Some(bucket) = LIVE.get(key.bucket(live_buckets())) else { return false };

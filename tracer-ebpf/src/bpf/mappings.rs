@@ -46,26 +46,36 @@ pub fn exit() -> Option<()> {
     let regs = UserRegisters::at_system_call();
     let call = arch::mapping_call(regs.system_call())?;
     let (index, process) = current_process()?;
-    let in_allocator = threads::current().is_some_and(|record| record.encloses(regs, process));
-    send(index, process, call, regs, At::Exit { in_allocator })
+    let allocator_call = threads::current().filter(|record| record.encloses(regs, process));
+    let returns_to = allocator_call.map(|record| record.get().return_address);
+    send(index, process, call, regs, At::Exit { returns_to })
 }
 
 enum At {
     Entry,
-    Exit { in_allocator: bool },
+    /// The return address of the allocator call that the system call was made in.
+    Exit {
+        returns_to: Option<u64>,
+    },
 }
 
 #[inline(always)]
 fn send(index: u16, process: &ProcessState, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
-    let (at_exit, in_allocator) = match at {
-        At::Entry => (false, false),
-        At::Exit { in_allocator } => (true, in_allocator),
+    let (at_exit, returns_to) = match at {
+        At::Entry => (false, None),
+        At::Exit { returns_to } => (true, returns_to),
     };
     let result = if at_exit { regs.result() as i64 } else { 0 };
     let gives_memory = at_exit && result > 0 && call as u8 != MappingCall::Munmap as u8;
     let stack = if gives_memory {
         let frame = Frame::first(regs.for_walk());
-        capture::stack(Maker { index, process, api: mapping_api(call), frame })
+        capture::stack(Maker {
+            index,
+            process,
+            api: mapping_api(call),
+            frame,
+            returns_to: returns_to.unwrap_or(0),
+        })
     } else {
         NO_STACK
     };
@@ -77,7 +87,7 @@ fn send(index: u16, process: &ProcessState, call: MappingCall, regs: UserRegiste
         event: EventKind::Mapping as u8,
         call: call as u8,
         at_exit: at_exit.into(),
-        in_allocator: in_allocator.into(),
+        in_allocator: returns_to.is_some().into(),
         process: index,
         padding: 0,
         tid: bpf_get_current_pid_tgid() as u32,

@@ -63,16 +63,35 @@ pub struct Walk {
     frame: Frame,
     capture: *mut Capture,
     code: CodeList,
+    /// The address of the kernel's return trampoline, and the return address that it stands for.
+    trampoline: u64,
+    returns_to: u64,
     /// The mapping that the last frame was in: the next one is often in the same.
     mapping: Mapping,
 }
 
 /// Walks from a frame to the thread's base, and writes return addresses to `capture`, which this run has claimed.
 #[inline(always)]
-pub fn walk(frame: Frame, process: &ProcessState, hash: StackHash, capture: *mut Capture) -> Walk {
+pub fn walk(
+    frame: Frame,
+    process: &ProcessState,
+    returns_to: u64,
+    hash: StackHash,
+    capture: *mut Capture,
+) -> Walk {
     let code = CodeList::from_bits(process.code.load());
-    let mut walk =
-        Walk { hash, depth: 0, stop: Stop::TooDeep as u8, frame, capture, code, mapping: Mapping::default() };
+    let trampoline = process.trampoline.load();
+    let mut walk = Walk {
+        hash,
+        depth: 0,
+        stop: Stop::TooDeep as u8,
+        frame,
+        capture,
+        code,
+        trampoline,
+        returns_to,
+        mapping: Mapping::default(),
+    };
     // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
     unsafe {
         bpf_loop(MAX_FRAMES as u32, walk_frame as *mut c_void, (&raw mut walk).cast(), 0);
@@ -101,6 +120,10 @@ extern "C" fn walk_frame(index: u32, walk: *mut Walk) -> i64 {
 /// Records the frame and makes its caller the frame; a number of a [`Stop`] when the walk ends here.
 #[inline(always)]
 fn go_to_caller(index: u32, walk: &mut Walk) -> Result<(), u8> {
+    // The outermost allocator call's return address is not on the stack while it runs.
+    if walk.frame.registers.ip == walk.trampoline && walk.returns_to != 0 {
+        walk.frame.registers.ip = walk.returns_to;
+    }
     let address = walk.frame.lookup_address();
     if !walk.mapping.contains(address) {
         let found = find_mapping(walk.code.first, walk.code.count, address);

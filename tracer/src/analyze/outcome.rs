@@ -158,7 +158,9 @@ impl Counted {
     fn mapping_stacks(&self) -> impl Iterator<Item = StackReport> + '_ {
         let held = self.held_by_holder();
         self.mappings.iter().map(move |(holder, totals)| {
-            let held = held.get(holder).copied().unwrap_or_default();
+            // What holds nothing has nothing resident, which is known without a look.
+            let nothing = HeldRanges { resident_bytes: Some(0), ..HeldRanges::default() };
+            let held = held.get(holder).copied().unwrap_or(nothing);
             let all = self.min_age_ns == 0;
             let mut stack = StackReport {
                 pid: (self.pids.len() > 1)

@@ -24,6 +24,7 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
 };
+use aya_log::EbpfLogger;
 use tracer_ebpf::{probe::Cookie, process::Gate, unwind::Mapping};
 
 pub use self::{
@@ -48,6 +49,7 @@ pub struct Settings {
 /// The programs in the kernel, and what they are attached to.
 pub struct Capture {
     ebpf: Ebpf,
+    messages: Option<EbpfLogger<&'static dyn log::Log>>,
     tables: SharedTables,
     unwind: UnwindTables,
     probes: Vec<UProbeLink>,
@@ -99,6 +101,8 @@ impl Capture {
     pub fn load(settings: &Settings) -> Result<Self> {
         let sizes = settings.sizes;
         let seed = u64::from_ne_bytes(random_bytes()?);
+        // The programs are loaded without the messages that nobody would see.
+        let log_level = log::max_level() as u8;
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("LIVE", sizes.live_buckets)
@@ -111,22 +115,33 @@ impl Capture {
             .override_global("STACK_SETS", &sizes.stack_sets, true)
             .override_global("HASH_SEED", &seed, true)
             .override_global("MIN_SIZE", &settings.min_size, true)
-            .override_global("MAX_SIZE", &settings.max_size, true);
+            .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, false);
         let mut ebpf = loader
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf")))
             .context("the kernel does not take the BPF maps")?;
         for name in UPROBES {
             uprobe(&mut ebpf, name)?.load().context("the kernel does not take the BPF programs")?;
         }
+        let messages = EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
+            .ok();
         let tables = SharedTables::map(&ebpf, sizes)?;
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
-        Ok(Self { ebpf, tables, unwind, probes: Vec::new(), tracepoints: Vec::new() })
+        Ok(Self { ebpf, messages, tables, unwind, probes: Vec::new(), tracepoints: Vec::new() })
     }
 
     /// The tables that the programs fill.
     #[must_use]
     pub fn tables(&self) -> &SharedTables {
         &self.tables
+    }
+
+    /// Passes on what the programs have to say to people.
+    pub fn log_messages(&mut self) {
+        if let Some(messages) = &mut self.messages {
+            messages.flush();
+        }
     }
 
     /// The stream of events; can be taken once.

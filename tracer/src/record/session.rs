@@ -202,6 +202,7 @@ impl Session {
 
     /// Takes what the kernel has to say.
     pub fn take_events(&mut self) {
+        self.capture.log_messages();
         let Self { drain, stacks, worker, mappings, code, stale_code, mapping_events, .. } = self;
         let mut changed_code = BTreeSet::new();
         drain.take(|event| match event {

@@ -71,13 +71,20 @@ impl Worker {
     }
 }
 
+/// Opens what is mapped, so that it can be read when the process is gone.
+fn look_ahead(symbolizer: &mut Symbolizer) {
+    symbolizer.symbolize(&[]);
+}
+
 fn name_stacks(queue: &Receiver<Job>) -> NamedStacks {
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
     let mut named = NamedStacks::new();
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
-                symbolizers.insert(index, Symbolizer::new(pid));
+                let mut symbolizer = Symbolizer::new(pid);
+                look_ahead(&mut symbolizer);
+                symbolizers.insert(index, symbolizer);
             }
             Job::Name { number, process, frames } => {
                 let frames = match symbolizers.get_mut(&process) {
@@ -89,6 +96,7 @@ fn name_stacks(queue: &Receiver<Job>) -> NamedStacks {
             Job::MappingsChanged(process) => {
                 if let Some(symbolizer) = symbolizers.get_mut(&process) {
                     symbolizer.mappings_changed();
+                    look_ahead(symbolizer);
                 }
             }
         }

@@ -1,0 +1,39 @@
+//! `tracer -- COMMAND`: the command is traced from its first instruction, and is as if it had been started alone.
+
+use std::ffi::OsString;
+
+use tracer_tests::{Expect, Program, Tracer};
+
+#[test]
+fn a_launched_command_is_traced_to_its_end() {
+    let program = Program::new("leave.c").build();
+    let mut recording = Tracer::new().launch([program]).start();
+    recording.send_line("go");
+    let finished = recording.wait();
+    let report = finished.report();
+    assert_eq!(report.window.end, "target_exited");
+    report.assert_exact();
+    let expect = Expect::in_output(&finished.stdout).expect("its output is passed on");
+    report.check_leaks(&expect);
+}
+
+#[test]
+fn its_first_allocation_is_seen() {
+    // `true` allocates next to nothing, all of it before main.
+    let report = Tracer::new().launch(["true"]).run().report();
+    report.assert_exact();
+    assert!(report.events.allocations > 0, "{:?}", report.events);
+}
+
+#[test]
+fn its_exit_status_is_passed_on() {
+    let finished = Tracer::new().launch(["sh", "-c", "exit 7"]).run();
+    assert_eq!(finished.status.code(), Some(7), "{finished:#?}");
+    finished.report_despite_status().assert_exact();
+}
+
+#[test]
+fn a_command_that_is_not_there() {
+    let command: [OsString; 1] = ["/no/such/command".into()];
+    Tracer::new().launch(command).run().assert_failed(1, &["/no/such/command"]);
+}
