@@ -75,7 +75,7 @@ struct Shape {
 };
 
 struct Circle : Shape {
-    CALLER void draw() const override { KEEP(new char[208]); }
+    CALLER void draw() const override { KEEP(malloc(208)); }
 };
 
 CALLER void draws(const Shape &shape) {
@@ -105,7 +105,7 @@ int main() {
     expected.leaks[0].bytes = expected.leaks[0].weight = 201 + 204 + 205;
     struct expectation allocates = {"allocate", "malloc", "native", 3, 202 + 206 + 207, 202 + 206 + 207};
     expect(allocates);
-    expect_native("Circle::draw", "operator new[]", 1, 208);
+    expect_native("Circle::draw", "malloc", 1, 208);
     expect_native("before", "malloc", 1, 209);
     expect_unknown_frees();
     ready();

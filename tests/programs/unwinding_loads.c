@@ -2,8 +2,8 @@
 //
 //     unwinding_loads CYCLES LIBRARY...
 //
-// In cycle N the library allocates N+1 times, 1000 + its number bytes each. Then the last library stays, the program says
-// "loaded", and after a line on its input it allocates 2000 bytes.
+// The library number N allocates 1000 + N bytes each time. Then the first library stays, and allocates 2000 bytes each time. Each
+// allocates until whoever traces has had the time to notice it.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 
@@ -23,20 +23,23 @@ CALLER leaks *load(const char *path, void **library) {
     return (leaks *)leak;
 }
 
-CALLER void cycle(const char *path, int calls, size_t size) {
+CALLER void cycle(const char *path, size_t size) {
     void *library;
     leaks *leak = load(path, &library);
-    for (int i = 0; i < calls; i++) leak(size);
+    for (int i = 0; i < 300; i++) {
+        leak(size);
+        usleep(1000);
+    }
     dlclose(library);
 }
 
-CALLER void stay(const char *path) {
+CALLER void stays(const char *path) {
     void *library;
     leaks *leak = load(path, &library);
-    say("loaded");
-    await_line();
-    leak(2000);
-    __asm__ volatile("" ::: "memory");
+    for (int i = 0; i < 300; i++) {
+        leak(2000);
+        usleep(1000);
+    }
 }
 
 int main(int count, char **arguments) {
@@ -44,7 +47,7 @@ int main(int count, char **arguments) {
     int cycles = atoi(arguments[1]), libraries = count - 2;
     expect_unknown_frees();
     ready();
-    for (int i = 0; i < cycles; i++) cycle(arguments[2 + i % libraries], i + 1, 1000 + (size_t)(i % libraries));
-    stay(arguments[2]);
+    for (int i = 0; i < cycles; i++) cycle(arguments[2 + i % libraries], 1000 + (size_t)(i % libraries));
+    stays(arguments[2]);
     done();
 }

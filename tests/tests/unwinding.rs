@@ -1,20 +1,30 @@
 //! Whole stacks, through code without frame pointers: the chain of functions is exactly the one that was called.
 
-use tracer_tests::{Frame, Program, Report, Stack, Tracer, compile, trace};
+use tracer_tests::{Frame, Program, Report, Stack, compile, trace};
 
 /// In a chain: code that is not the program's own (the C library, the compiler's, crt1.o).
 const OTHERS: &str = "·";
 
 /// The functions of a stack, leaf first: the program's own by name, neighbours of others' as one [`OTHERS`].
 fn chain<'a>(stack: &'a Stack, source: &str) -> Vec<&'a str> {
-    let own = |frame: &Frame| frame.file.as_deref().is_some_and(|file| file.ends_with(source));
+    // Assembly names no source.
+    let own = |frame: &Frame| {
+        frame.file.as_deref().is_some_and(|file| file.ends_with(source)) || frame.is("interrupted")
+    };
     let name = |frame: &'a Frame| match &frame.function {
-        Some(function) if own(frame) => function.split('(').next().unwrap_or_default(),
+        Some(function) if own(frame) => bare(function),
         _ => OTHERS,
     };
     let mut chain: Vec<_> = stack.frames.iter().map(name).collect();
     chain.dedup_by(|a, b| *a == OTHERS && *b == OTHERS);
     chain
+}
+
+/// A function without the program's own scope and its parameters.
+fn bare(function: &str) -> &str {
+    let function = function.strip_prefix("(anonymous namespace)::").unwrap_or(function);
+    let function = function.strip_prefix("unwinding_rust::").unwrap_or(function);
+    function.split('(').next().unwrap_or_default()
 }
 
 /// The only stack of an allocation of this size.
@@ -33,12 +43,10 @@ fn assert_complete(report: &Report, source: &str, bytes: u64, expected: &[&str])
     assert!(stack.complete, "{bytes} bytes: {:?} {}", stack.stop, stack.outline());
 }
 
-/// Checks every case of `unwinding.c`. Where the walk cannot know how `qsort` and the start of threads save registers, it is
-/// only the chain up to there that is checked.
+/// Checks every case of `unwinding.c`.
 #[track_caller]
 fn check_c(report: &Report) {
-    let complete =
-        |bytes, expected: &[&str]| assert_complete(report, "unwinding.c", bytes, expected);
+    let complete = |bytes, expected: &[&str]| assert_complete(report, "unwinding.c", bytes, expected);
     check_c_up_to_libc(report);
     complete(101, &["plain_leaf", "plain", "main", OTHERS]);
     complete(102, &["many_arguments", "main", OTHERS]);
@@ -48,15 +56,19 @@ fn check_c(report: &Report) {
     complete(106, &[&["recursive"; 21][..], &["main", OTHERS]].concat());
     complete(107, &["compare", OTHERS, "sorted", "main", OTHERS]);
     complete(108, &["on_user_signal", OTHERS, "raised", "main", OTHERS]);
-    // `interrupted` is assembly, which names no source.
-    complete(109, &["on_bad_instruction", OTHERS, "interrupts", "main", OTHERS]);
-    complete(110, &["on_bad_instruction", OTHERS, "interrupts", "main", OTHERS]);
-    complete(111, &["in_coroutine", "coroutine", OTHERS]);
+    for bytes in [109, 110] {
+        let interrupted = ["interrupted", "interrupts", "main", OTHERS];
+        complete(bytes, &[&["on_bad_instruction", OTHERS][..], &interrupted].concat());
+    }
+    // The function that glibc puts under a coroutine does not say that it has no caller.
+    let coroutine = stack_of(report, 111);
+    assert_eq!(chain(coroutine, "unwinding.c"), ["in_coroutine", "coroutine", OTHERS], "{coroutine:#?}");
+    assert_eq!(coroutine.stop.as_deref(), Some("frame_pointer_lost"), "{coroutine:#?}");
     complete(113, &["thread", OTHERS]);
     complete(114, &["leaves", "last_call", "main", OTHERS]);
-    complete(21 << 12, &[OTHERS, "maps", "main", OTHERS]);
+    complete(21 << 12, &["maps", "main", OTHERS]);
     complete(22 << 12, &["maps_without_libc", "main", OTHERS]);
-    complete(23 << 12, &[OTHERS, "maps", "maps_in_room", "main", OTHERS]);
+    complete(23 << 12, &["maps", "maps_in_room", "main", OTHERS]);
     for stack in &report.stacks {
         let last = stack.frames.last().and_then(|frame| frame.function.as_deref());
         let in_main = chain(stack, "unwinding.c").contains(&"main");
@@ -82,7 +94,6 @@ fn record_c(flags: &[&str]) -> Report {
     let mut program = program.start();
     let report = trace(&mut program);
     report.assert_exact();
-    report.check_leaks(&program.expect);
     program.assert_unharmed();
     report
 }
@@ -126,7 +137,7 @@ fn c_with_musl() {
         begins(105, &["realigned", "main"]);
         begins(106, &[&["recursive"; 21][..], &["main"]].concat());
         begins(107, &["compare"]);
-        begins(109, &["on_bad_instruction"]);
+        begins(109 + 110, &["on_bad_instruction"]); // at the kernel's return code both end: one stack
         begins(113, &["thread"]);
         begins(22 << 12, &["maps_without_libc", "main"]);
     }
@@ -140,8 +151,7 @@ fn cxx_around_exceptions() {
         let report = trace(&mut program);
         report.assert_exact();
         report.check_leaks(&program.expect);
-        let complete =
-            |bytes, expected: &[&str]| assert_complete(&report, "unwinding.cpp", bytes, &within(expected));
+        let complete = |bytes, expected: &[&str]| assert_complete(&report, "unwinding.cpp", bytes, expected);
         complete(201, &["Guard::~Guard", "passed_through", "catches_and_allocates", "main", OTHERS]);
         complete(202, &["allocate", "catches_and_allocates", "main", OTHERS]);
         complete(203, &["Failure::Failure", "throws_copy", "catches_copy", "main", OTHERS]);
@@ -154,11 +164,6 @@ fn cxx_around_exceptions() {
         complete(209, &["before", OTHERS, "sorts", "main", OTHERS]);
         program.assert_unharmed();
     }
-}
-
-/// The names as the program's anonymous namespace has them.
-fn within<'a>(names: &[&'a str]) -> Vec<&'a str> {
-    names.to_vec()
 }
 
 #[test]
@@ -174,9 +179,18 @@ fn rust_at_every_optimisation() {
             assert_eq!(own, expected, "{stack:#?}");
             assert!(stack.complete, "{stack:#?}");
         };
-        complete(301, &["allocate", "main::{closure#0}", "through_object", "main"]);
+        complete(301, &["allocate", "main::{{closure}}", "through_object", "main"]);
         complete(302, &["allocate", "called_back", "sorts", "main"]);
-        complete(303, &["allocate", "drop", "panics", "catches", "main"]);
+        complete(
+            303,
+            &[
+                "allocate",
+                "<unwinding_rust::Guard as core::ops::drop::Drop>::drop",
+                "panics",
+                "catches",
+                "main",
+            ],
+        );
         complete(304, &["allocate", "in_thread"]);
         program.assert_unharmed();
     }
@@ -194,14 +208,19 @@ fn every_instruction_of_calls_through_the_linkage_table() {
         assert!(steps > 100 && stacks.len() > 100, "{steps} steps, {} stacks", stacks.len());
         for stack in &stacks {
             let chain = chain(stack, "unwinding_steps.c");
-            println!("{} {:?} {}", stack.allocated_objects, stack.stop, stack.outline());
-            if stack.complete {
-                assert!(
-                    matches!(chain[..], ["on_step", OTHERS, "stepped", "main", OTHERS]),
-                    "{chain:?}: {stack:#?}"
-                );
-            } 
+            let resolving = |frame: &Frame| {
+                frame.function.as_ref().is_some_and(|name| name.starts_with("_dl_runtime_resolve"))
+            };
+            // That one keeps its CFA in rbx, which the walk does not know.
+            if stack.frames.last().is_some_and(resolving) {
+                assert_eq!(stack.stop.as_deref(), Some("unsupported_rule"), "{stack:#?}");
+                continue;
+            }
+            assert!(stack.complete, "{:?}: {}", stack.stop, stack.outline());
+            assert!(matches!(chain[..], ["on_step", OTHERS, "stepped", "main", OTHERS]), "{stack:#?}");
         }
+        let complete = stacks.iter().filter(|stack| stack.complete).count();
+        assert!(complete > 100, "{complete} of {} stacks", stacks.len());
         program.assert_unharmed();
     }
 }
@@ -214,33 +233,31 @@ fn library(name: &str, room: u32) -> String {
     path.to_str().expect("paths of tests are UTF-8").to_owned()
 }
 
+/// While the table of a library is being made, its stacks are short and say why. They are never wrong.
 #[test]
 fn libraries_that_follow_each_other_at_one_address() {
-    const CYCLES: usize = 20;
-    let names = ["first", "second"];
-    let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS).argument(CYCLES.to_string());
-    let program = program.argument(library("first", 40)).argument(library("second", 400));
+    let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS).argument("6");
+    // The code of `third` is that of `first`, byte for byte, under another name.
+    let libraries = [("first", 40), ("second", 400), ("third", 40)];
+    let program =
+        libraries.iter().fold(program, |program, (name, room)| program.argument(library(name, *room)));
     let mut program = program.start();
-    let mut recording = Tracer::new().pid(program.pid()).start();
-    program.go();
-    program.wait_for_line("loaded");
-    wait_for_tables(&mut recording);
-    program.go();
-    program.wait_until_done();
-    let report = recording.interrupt().report();
+    let report = trace(&mut program);
     report.assert_exact();
-    let mut calls = 0;
-    for stack in &report.stacks {
-        let Some(first) = stack.frames.first().and_then(|frame| frame.function.as_deref()) else { continue };
-        println!("{} x {} {:?} {}", stack.allocated_objects, stack.allocated_bytes, stack.stop, stack.outline());
-        let each = stack.allocated_bytes / stack.allocated_objects;
-        let Some(name) = each.checked_sub(1000).and_then(|number| names.get(number as usize)) else { continue };
-        calls += stack.allocated_objects;
-        assert_eq!(first, *name, "{stack:#?}");
+    for (name, bytes) in [("first", 1000), ("second", 1001), ("third", 1002), ("first", 2000)] {
+        let made = |stack: &&Stack| stack.allocated_bytes == stack.allocated_objects * bytes;
+        let stacks: Vec<_> =
+            report.stacks.iter().filter(|stack| stack.api == "malloc").filter(made).collect();
+        let (complete, short): (Vec<_>, Vec<_>) = stacks.into_iter().partition(|stack| stack.complete);
+        let [whole] = complete[..] else {
+            panic!("one whole stack through {name}: {:#?}", report.outlines())
+        };
+        let caller = if bytes == 2000 { "stays" } else { "cycle" };
+        let functions: Vec<_> =
+            whole.frames.iter().take(4).filter_map(|frame| frame.function.as_deref()).collect();
+        assert_eq!(functions, [name, "leak", caller, "main"], "{whole:#?}");
+        for stack in short {
+            assert_eq!(stack.stop.as_deref(), Some("table_not_ready"), "{stack:#?}");
+        }
     }
-    assert_eq!(calls, (1..=CYCLES as u64).sum::<u64>(), "{:#?}", report.outlines());
-}
-
-fn wait_for_tables(_recording: &mut tracer_tests::Recording) {
-    std::thread::sleep(std::time::Duration::from_millis(500));
 }

@@ -31,8 +31,8 @@ impl Claimed {
     }
 
     #[inline(always)]
-    fn capture(&self) -> Option<*mut Capture> {
-        CAPTURES.get_ptr_mut(stack_number(self.set, self.way & (WAYS as u32 - 1)))
+    fn number(&self) -> u32 {
+        stack_number(self.set, self.way & (WAYS as u32 - 1))
     }
 
     #[inline(always)]
@@ -62,13 +62,13 @@ pub struct Maker<'a> {
 #[inline(always)]
 pub fn stack(maker: Maker<'_>) -> u32 {
     let Some(claimed) = Claimed::claim() else { return NO_ROOM };
-    let number = claimed.capture().and_then(|capture| number(maker, capture)).unwrap_or(NO_ROOM);
+    let number = number(maker, claimed.number()).unwrap_or(NO_ROOM);
     claimed.release();
     number
 }
 
 #[inline(always)]
-fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
+fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
     let Maker { index, process, api, frame, returns_to } = maker;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
     let walk = walk(frame, process, returns_to, hash, capture);
@@ -80,13 +80,14 @@ fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
     if totals.delivered.load() == 0 {
         let header = StackHeader {
             event: EventKind::Stack as u8,
-            stop: walk.stop,
+            stop: walk.stop as u8,
             process: index,
             api,
             depth: walk.depth as u16,
             stack: number,
             tid: bpf_get_current_pid_tgid() as u32,
         };
+        let capture = CAPTURES.get_ptr_mut(capture)?;
         // SAFETY: `capture` points at an element of CAPTURES that this run has claimed.
         unsafe { (*capture).header = header };
         // A stack that does not get through is tried again when it next allocates.
