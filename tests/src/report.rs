@@ -24,9 +24,31 @@ pub struct Report {
     pub settings: serde_json::Value,
     pub events: Events,
     pub totals: Totals,
-    #[serde(default)]
-    pub memory: serde_json::Value,
+    pub memory: Option<Memory>,
     pub stacks: Vec<Stack>,
+    pub verdict: Option<Verdict>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Verdict {
+    pub summary: String,
+    pub leaking: Option<bool>,
+    pub growth_bytes_per_second: Option<f64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Memory {
+    pub rss_before_bytes: Option<u64>,
+    pub rss_after_bytes: Option<u64>,
+    #[serde(default)]
+    pub parts: Vec<PartSize>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct PartSize {
+    pub part: String,
+    pub before_bytes: i64,
+    pub after_bytes: i64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -80,6 +102,8 @@ pub struct Stack {
     pub freed_bytes: u64,
     pub freed_objects: u64,
     pub resident_bytes: Option<u64>,
+    pub growth_bytes_per_second: Option<f64>,
+    pub verdict: Option<String>,
     pub complete: bool,
     pub stop: Option<String>,
     pub frames: Vec<Frame>,

@@ -2,10 +2,14 @@
 
 use std::{
     fs,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tracer_tests::{Program, Tracer};
+
+/// These tests measure: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 const MEBIBYTE: u64 = 1 << 20;
 
@@ -19,6 +23,7 @@ fn status_bytes(pid: u32, line: &str) -> u64 {
 #[test]
 fn a_million_live_blocks_are_exact_and_cost_the_tracer_little() {
     const LIVE: u64 = 1_000_000;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let live = LIVE.to_string();
     let mut program = Program::new("live_blocks.c").argument(&live).argument(&live).start();
     let recording = Tracer::new().pid(program.pid()).start();
@@ -33,6 +38,7 @@ fn a_million_live_blocks_are_exact_and_cost_the_tracer_little() {
 
 #[test]
 fn attaching_and_letting_go_are_quick() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut program = Program::new("live_blocks.c").argument("10").argument("0").start();
     let begin = Instant::now();
     let recording = Tracer::new().pid(program.pid()).start();
@@ -43,6 +49,6 @@ fn attaching_and_letting_go_are_quick() {
     let ended = end.elapsed();
     println!("attached in {attached:?}, ended in {ended:?}");
     // Far above what it takes on a busy machine, far below what a person would wait for.
-    assert!(attached < Duration::from_secs(5), "attached in {attached:?}");
-    assert!(ended < Duration::from_secs(5), "ended in {ended:?}");
+    assert!(attached < Duration::from_secs(10), "attached in {attached:?}");
+    assert!(ended < Duration::from_secs(10), "ended in {ended:?}");
 }

@@ -13,6 +13,8 @@ fn a_launched_command_is_traced_to_its_end() {
     let report = finished.report();
     assert_eq!(report.window.end, "target_exited");
     report.assert_exact();
+    // Libraries are mapped after the command was started: their tables must be there by then, too.
+    assert!(report.events.incomplete_stacks.is_empty(), "{:?}", report.events);
     let expect = Expect::in_output(&finished.stdout).expect("its output is passed on");
     report.check_leaks(&expect);
 }
@@ -35,5 +37,5 @@ fn its_exit_status_is_passed_on() {
 #[test]
 fn a_command_that_is_not_there() {
     let command: [OsString; 1] = ["/no/such/command".into()];
-    Tracer::new().launch(command).run().assert_failed(1, &["/no/such/command"]);
+    Tracer::new().launch(command).run().assert_failed(127, &["/no/such/command"]);
 }

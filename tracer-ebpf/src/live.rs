@@ -5,7 +5,7 @@
 //! the block is huge, goes to a small hash map beside it, and the bucket counts how many of its blocks went there: the hash
 //! map is only asked when one did. 16 bytes a block: a key (process and address) and a packed [`Block`].
 //!
-//! A slot is written by one thread at a time: 0 → [`BUSY`] (claimed) → value → key (visible). It is given up by exchanging
+//! A slot is written by one thread at a time: 0 → `BUSY` (claimed) → value → key (visible). It is given up by exchanging
 //! the key for 0. A reader that sees the same key before and after the value has read that block's value.
 
 use crate::atomic::Word;

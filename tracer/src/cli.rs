@@ -12,9 +12,10 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use crate::model::{Bytes, Kind, Pid};
+use crate::model::{Bytes, Kind, Pid, Verdict};
 use crate::report::Format;
-use crate::report::destination::Destination;
+use crate::report::destination::{Destination, Place, WriteError};
+use crate::report::filter::pattern;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,65 @@ pub enum Action {
     },
     /// `tracer plan`
     Plan(PlanConfig),
+    /// `tracer report`
+    Report(ReportConfig),
+    /// `tracer diff`
+    Diff(DiffConfig),
+}
+
+/// What to draw again of a saved recording.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportConfig {
+    /// The recording.
+    pub recording: PathBuf,
+    /// Which of its stacks.
+    pub keep: Keep,
+    /// How and where to.
+    pub view: ViewConfig,
+}
+
+/// Which two recordings to compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiffConfig {
+    /// The older one.
+    pub base: PathBuf,
+    /// The newer one.
+    pub new: PathBuf,
+    /// How and where to.
+    pub view: ViewConfig,
+}
+
+/// How a saved recording is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewConfig {
+    /// The reports to write; with none, only the summary is printed.
+    pub outputs: Vec<Destination>,
+    /// Kinds to draw besides `native` and `mapping`.
+    pub include: BTreeSet<Kind>,
+    /// How many stacks the summary shows.
+    pub top: usize,
+    /// When to use colour.
+    pub color: ColorChoice,
+}
+
+/// Which stacks of a recording to keep.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Only stacks with a function, module or allocator function that matches this regular expression.
+    #[arg(long, value_name = "REGEX", value_parser = parse_pattern)]
+    pub focus: Option<String>,
+
+    /// No stacks with a function, module or allocator function that matches this regular expression.
+    #[arg(long, value_name = "REGEX", value_parser = parse_pattern)]
+    pub ignore: Option<String>,
+
+    /// Only stacks that weigh at least this much.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub min_weight: Option<Bytes>,
+
+    /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    pub only: Vec<Verdict>,
 }
 
 /// What to record and how.
@@ -174,6 +234,12 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
     let cli = Cli::try_parse_from(arguments)?;
     match cli.command {
         Some(Sub::Doctor) => Ok(Action::Doctor { color: cli.color }),
+        Some(Sub::Report { recording, keep, view }) => {
+            Ok(Action::Report(ReportConfig { recording, keep, view: view.validate(cli.color)? }))
+        }
+        Some(Sub::Diff { base, new, view }) => {
+            Ok(Action::Diff(DiffConfig { base, new, view: view.validate(cli.color)? }))
+        }
         Some(Sub::Plan { pid }) => Ok(Action::Plan(PlanConfig { pid, color: cli.color })),
         None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
@@ -186,6 +252,14 @@ pub fn default_output(comm: &str, pid: Pid) -> PathBuf {
     let plain = |letter: char| if letter.is_alphanumeric() || "-_.+".contains(letter) { letter } else { '_' };
     let comm: String = comm.chars().map(plain).collect();
     PathBuf::from(format!("tracer-{comm}-{pid}.svg"))
+}
+
+/// Finds out whether the default output can be written: its name is only known once the target is.
+///
+/// # Errors
+/// When the current directory takes no files.
+pub fn check_default_directory() -> Result<(), WriteError> {
+    Destination { format: Format::Svg, place: Place::Path(default_output("check", Pid(0))) }.check()
 }
 
 const EXAMPLES: &str = "\
@@ -210,7 +284,8 @@ status is passed on (128 + the signal that killed it; 127 not found, 126 not exe
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     override_usage = "tracer [OPTIONS] --pid <PID>\n       tracer [OPTIONS] -- <COMMAND> [ARGS]...\n       \
-        tracer doctor\n       tracer plan --pid <PID>"
+        tracer report <RECORDING>\n       tracer diff <BASE> <NEW>\n       tracer doctor\n       \
+        tracer plan --pid <PID>"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -232,6 +307,65 @@ enum Sub {
         #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
         pid: Pid,
     },
+    /// Draw a saved recording again: other formats, fewer stacks.
+    Report {
+        /// A report that was written as .pb.gz or .json.
+        recording: PathBuf,
+        #[command(flatten)]
+        keep: Keep,
+        #[command(flatten)]
+        view: ViewArguments,
+    },
+    /// Show what grew between two saved recordings; functions are compared by name.
+    Diff {
+        /// The older one, a .pb.gz or .json report.
+        base: PathBuf,
+        /// The newer one.
+        new: PathBuf,
+        #[command(flatten)]
+        view: ViewArguments,
+    },
+}
+
+#[derive(Args, Debug)]
+#[group(skip)]
+struct ViewArguments {
+    /// Write a report; the ending picks the format. `-` is standard output. May be repeated.
+    #[arg(short, long = "output", value_name = "FILE")]
+    outputs: Vec<PathBuf>,
+
+    /// Format of outputs whose ending does not say it: an ending without its first dot.
+    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format)]
+    format: Option<Format>,
+
+    /// Also draw memory of this kind (may be repeated, or separated by commas).
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    include: Vec<Included>,
+
+    /// How many stacks the text summary shows.
+    #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
+    top: usize,
+}
+
+impl ViewArguments {
+    fn validate(self, color: ColorChoice) -> Result<ViewConfig, clap::Error> {
+        Ok(ViewConfig {
+            outputs: destinations(&self.outputs, self.format)?,
+            include: self.include.into_iter().map(Kind::from).collect(),
+            top: self.top,
+            color,
+        })
+    }
+}
+
+/// The places that `-o` names.
+fn destinations(outputs: &[PathBuf], format: Option<Format>) -> Result<Vec<Destination>, clap::Error> {
+    let wrong = |message: String| Cli::command().error(ErrorKind::ValueValidation, message);
+    if let Some(twice) = first_repeated(outputs) {
+        return Err(wrong(format!("--output {} is given twice", twice.display())));
+    }
+    let destinations = outputs.iter().map(|output| Destination::parse(output, format));
+    destinations.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))
 }
 
 #[derive(Args, Debug)]
@@ -253,12 +387,13 @@ struct RecordArguments {
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time)]
     duration: Option<Duration>,
 
-    /// Write a report; the ending picks the format: .svg flame graph, .folded stacks, .json report. `-` is standard
-    /// output. May be repeated [default: tracer-<comm>-<pid>.svg].
+    /// Write a report; the ending picks the format: .svg flame graph, .html page, .json report, .folded stacks, .pb.gz
+    /// pprof, .speedscope.json, .heapprofile for Chrome DevTools. `-` is standard output. May be repeated [default:
+    /// tracer-COMM-PID.svg].
     #[arg(short, long = "output", value_name = "FILE")]
     outputs: Vec<PathBuf>,
 
-    /// Format of outputs whose ending does not say it (`svg`, `folded`, `json`).
+    /// Format of outputs whose ending does not say it: an ending without its first dot.
     #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format)]
     format: Option<Format>,
 
@@ -295,7 +430,7 @@ struct RecordArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
     interval: Duration,
 
-    /// Say only what went wrong.
+    /// On standard error, say only what went wrong.
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
 
@@ -347,11 +482,7 @@ impl RecordArguments {
                 min.0, max.0
             )));
         }
-        let outputs = self.outputs.iter().map(|output| Destination::parse(output, self.format));
-        let outputs: Vec<_> = outputs.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))?;
-        if let Some(twice) = first_repeated(&self.outputs) {
-            return Err(wrong(format!("--output {} is given twice", twice.display())));
-        }
+        let outputs = destinations(&self.outputs, self.format)?;
         let verbosity = match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
             (false, 0) => Verbosity::Normal,
@@ -433,6 +564,17 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
     let size: Result<bytesize::ByteSize, _> = text.parse();
     let size = size.map_err(|_| "a size is a number of bytes or has a unit, such as 512KiB, 1MiB or 10MB")?;
     Ok(Bytes(size.as_u64()))
+}
+
+fn parse_pattern(text: &str) -> Result<String, String> {
+    pattern(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn parse_verdict(name: &str) -> Result<Verdict, String> {
+    const KNOWN: [Verdict; 5] =
+        [Verdict::Leaking, Verdict::Growing, Verdict::Steady, Verdict::OneOff, Verdict::Unknown];
+    let known = KNOWN.into_iter().find(|verdict| verdict.name() == name);
+    known.ok_or_else(|| format!("the verdicts are {}", KNOWN.map(Verdict::name).join(", ")))
 }
 
 fn parse_format(name: &str) -> Result<Format, String> {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
@@ -9,13 +10,19 @@ use anyhow::{Context as _, Result, bail};
 use clap::ColorChoice;
 use log::LevelFilter;
 use tracer::{
-    cli::{self, Action, Exit, PlanConfig, RecordConfig, Verbosity},
+    cli::{
+        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
+    },
     doctor,
     model::Profile,
     record,
     report::{
         Format, Options, Report as _,
         destination::{Destination, Place, write_all},
+        diff::Diff,
+        filter::{Filter, pattern},
+        human::printable,
+        saved,
         status::StatusLine,
         text::Text,
     },
@@ -26,19 +33,51 @@ use tracer::{
 };
 
 fn main() -> ExitCode {
+    raise_descriptor_limit();
     let done = match cli::parse() {
         Action::Record(config) => record(&config),
         Action::Doctor { color } => diagnose(color),
         Action::Plan(config) => show_plan(&config),
+        Action::Report(config) => draw_again(&config),
+        Action::Diff(config) => compare(&config),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("tracer: {error:#}");
+        eprintln!("tracer: {}", one_line(&error));
         match error.downcast_ref::<LaunchError>() {
             Some(error) => Exit::Command(error.exit_code()),
             None => Exit::Failed,
         }
     })
     .into()
+}
+
+/// Every library of a target takes a few descriptors. The limit that processes start with is low for the sake of `select(2)`, which is
+/// not used here.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Without it, small targets still work.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// What went wrong and why, in one line. A cause that has been told already is not told again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    // The verifier's log is for those who ask for it.
+    match line.split_once('\n') {
+        Some((first, rest)) => {
+            log::debug!("{rest}");
+            first.trim_end().to_owned()
+        }
+        None => line,
+    }
 }
 
 fn record(config: &RecordConfig) -> Result<Exit> {
@@ -50,14 +89,20 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     for destination in &config.outputs {
         destination.check()?;
     }
+    if config.outputs.is_empty() {
+        cli::check_default_directory()?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = StatusLine::new(config.progress);
     let recorded = runtime.block_on(record::record(&record_config(config), &status))?;
     drop(status);
 
-    write_reports(config, &recorded.profile)?;
+    let written = write_reports(config, &recorded.profile);
+    // Not before the reports are written: the command may go on for long.
+    let command = recorded.command.map(|mut command| command.wait()).transpose()?;
+    written?;
     let limit = config.fail_on.is_some_and(|limit| recorded.profile.totals.weight_bytes >= limit.0);
-    Ok(match recorded.command {
+    Ok(match command {
         _ if limit => Exit::LimitReached,
         Some(status) if !status.success() => Exit::Command(exit_code(status)),
         _ => Exit::Done,
@@ -73,6 +118,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         max_size: config.max_size,
         max_live: config.max_live,
         interval: config.interval,
+        quiet: config.verbosity == Verbosity::Quiet,
     }
 }
 
@@ -86,22 +132,47 @@ fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
     let options = Options { include: config.include.clone(), top: config.top, ..Options::default() };
     let (written, errors) = write_all(&destinations, profile, &options);
 
-    let summary = Text { written: &written };
-    if destinations.iter().any(|destination| destination.place == Place::Stdout) {
-        if config.verbosity > Verbosity::Quiet {
-            let options = on_terminal(options, config.color, &io::stderr());
-            summary.write(profile, &options, &mut io::stderr().lock()).context("cannot write the summary")?;
-        }
-    } else {
-        let options = on_terminal(options, config.color, &io::stdout());
-        summary.write(profile, &options, &mut io::stdout().lock()).context("cannot write the summary")?;
-    }
+    let on_stderr = destinations.iter().any(|destination| destination.place == Place::Stdout);
+    let summarised = summarise(config, profile, options, &written, on_stderr);
     let mut errors = errors.into_iter();
-    let Some(first) = errors.next() else { return Ok(()) };
+    let Some(first) = errors.next() else { return summarised.context("cannot write the summary") };
     for error in errors {
         eprintln!("tracer: {error}");
     }
     Err(first.into())
+}
+
+/// Prints the summary.
+fn summarise(
+    config: &RecordConfig,
+    profile: &Profile,
+    options: Options,
+    written: &[&Destination],
+    on_stderr: bool,
+) -> io::Result<()> {
+    let summary = Text { written };
+    let printed = if !on_stderr {
+        let options = on_terminal(options, config.color, &io::stdout());
+        summary.write(profile, &options, &mut io::stdout().lock())
+    } else if config.verbosity > Verbosity::Quiet {
+        let options = on_terminal(options, config.color, &io::stderr());
+        summary.write(profile, &options, &mut io::stderr().lock())
+    } else {
+        Ok(())
+    };
+    unless_nobody_reads(printed)
+}
+
+/// Whoever closed the pipe has read what there was to read, and a terminal that is gone has nobody before it.
+fn unless_nobody_reads(printed: io::Result<()>) -> io::Result<()> {
+    match printed {
+        Err(error)
+            if error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(libc::EIO) =>
+        {
+            Ok(())
+        }
+        printed => printed,
+    }
 }
 
 /// The options for text that goes to `out`.
@@ -145,9 +216,62 @@ fn start_log(verbosity: Verbosity) {
                 log::Level::Error => "error: ",
                 _ => "",
             };
-            writeln!(out, "tracer: {level}{}", record.args())
+            // A target names itself and its files as it likes.
+            writeln!(out, "tracer: {level}{}", printable(&record.args().to_string()))
         })
         .init();
+}
+
+fn open(recording: &Path) -> Result<Profile> {
+    saved::open(recording).with_context(|| format!("cannot read {}", recording.display()))
+}
+
+fn draw_again(config: &ReportConfig) -> Result<Exit> {
+    let Keep { focus, ignore, min_weight, only } = &config.keep;
+    let regex = |text: &Option<String>| text.as_deref().map(pattern).transpose();
+    let filter = Filter {
+        focus: regex(focus)?,
+        ignore: regex(ignore)?,
+        min_weight: min_weight.unwrap_or_default(),
+        only: only.iter().copied().collect(),
+    };
+    let mut profile = open(&config.recording)?;
+    filter.apply(&mut profile);
+    let view = &config.view;
+    let (written, errors) = write_all(&view.outputs, &profile, &view_options(view));
+    show(view, |options, out| Text { written: &written }.write(&profile, options, out))?;
+    errors.into_iter().next().map_or(Ok(Exit::Done), |error| Err(error.into()))
+}
+
+fn compare(config: &DiffConfig) -> Result<Exit> {
+    let (base, new) = (open(&config.base)?, open(&config.new)?);
+    let view = &config.view;
+    let options = view_options(view);
+    let diff = Diff::new(&base, &new, &options);
+    for Destination { format, .. } in &view.outputs {
+        if diff.write(*format, &options, &mut io::sink()).is_none() {
+            bail!("a comparison cannot be written as {format}; it can as svg, folded and json");
+        }
+    }
+    for destination in &view.outputs {
+        destination.write_with(|out| diff.write(destination.format, &options, out).unwrap_or(Ok(())))?;
+    }
+    show(view, |options, out| diff.write_text(options, out))?;
+    Ok(Exit::Done)
+}
+
+fn view_options(view: &ViewConfig) -> Options {
+    Options { include: view.include.clone(), top: view.top, ..Options::default() }
+}
+
+/// Prints a summary where no report goes.
+fn show(view: &ViewConfig, write: impl FnOnce(&Options, &mut dyn io::Write) -> io::Result<()>) -> Result<()> {
+    let printed = if view.outputs.iter().any(|output| output.place == Place::Stdout) {
+        write(&on_terminal(view_options(view), view.color, &io::stderr()), &mut io::stderr().lock())
+    } else {
+        write(&on_terminal(view_options(view), view.color, &io::stdout()), &mut io::stdout().lock())
+    };
+    unless_nobody_reads(printed).context("cannot write the summary")
 }
 
 fn diagnose(color: ColorChoice) -> Result<Exit> {

@@ -14,8 +14,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{apt, bpf_toolchain, command, privilege, privilege::found_in_path, run};
 
-/// How long the service is traced: at 200 requests of 16 KiB a second, enough to see 20 MiB grow.
-const DURATION: &str = "6s";
+/// How long the service is traced: at 200 requests of 16 KiB a second, enough to see 40 MiB grow, and to call it a leak.
+const DURATION: &str = "12s";
 /// Where the flame graph goes.
 const FLAME_GRAPH: &str = "tracer-demo.svg";
 /// Frame pointers, since the demonstration is about the leak, not about unwinding.

@@ -1,6 +1,7 @@
-//! Sets up, runs, tests, checks and packs tracer: `cargo xtask COMMAND`.
+//! Sets up, runs, tests, checks, measures and packs tracer: `cargo xtask COMMAND`.
 
 mod apt;
+mod bench;
 #[expect(dead_code, reason = "where the object is built matters to the build script of `tracer` alone")]
 mod bpf_toolchain;
 mod command;
@@ -21,7 +22,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
-/// Sets up, runs, tests, checks and packs tracer. Every command first gets what it needs and does not find.
+/// Sets up, runs, tests, checks, measures and packs tracer. Every command first gets what it needs and does not find.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Xtask {
@@ -37,6 +38,12 @@ enum Xtask {
     Test,
     /// Check format, lints, documentation, licences and scripts.
     Lint,
+    /// Measure what tracing costs, and write it into docs/overhead.md. As root.
+    Bench {
+        /// What is measured.
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
     /// Pack the release binary.
     Dist,
 }
@@ -66,6 +73,7 @@ impl Xtask {
                 test::test(workspace)
             }
             Self::Lint => lint::lint(workspace),
+            Self::Bench { what } => bench::bench(workspace, &what),
             Self::Dist => dist::dist(workspace),
         }
     }

@@ -6,11 +6,13 @@ use tracer_ebpf::{
     process::ProcessState,
     slots::WAYS,
     stack::{Capture, MAX_FRAMES, NO_ROOM, StackHash, StackHeader, stack_number},
+    stop::Stop,
     thread::CAPTURE_SETS,
     unwind::Frame,
 };
 
 use super::{
+    arch::WORD,
     count::cpu,
     maps::{CAPTURE_OWNERS, CAPTURES, EVENTS, STACKS, TOTALS, hash_seed, stack_sets},
     unwind::walk,
@@ -67,15 +69,23 @@ pub fn stack(maker: Maker<'_>) -> u32 {
     number
 }
 
+/// Whether a walk from this frame comes to the return address at `sp`; none when the walk does not get to the thread's base.
+#[inline(always)]
+pub fn passes(frame: Frame, process: &ProcessState, returns_to: u64, sp: u64) -> Option<bool> {
+    let claimed = Claimed::claim()?;
+    let walk = walk(frame, process, returns_to, StackHash::new(0), claimed.number());
+    claimed.release();
+    let passed = walk.passed == sp.wrapping_add(WORD);
+    if passed || walk.stop == Stop::Base as u32 { Some(passed) } else { None }
+}
+
 #[inline(always)]
 fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
     let Maker { index, process, api, frame, returns_to } = maker;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
     let walk = walk(frame, process, returns_to, hash, capture);
     let hash = walk.hash.finish();
-    let set = (hash >> 16) as u32 & (stack_sets() - 1);
-    let way = STACKS.get(set)?.find_or_claim(hash)?;
-    let number = stack_number(set, way);
+    let number = place((hash >> 12) as u32, hash).or_else(|| place((hash >> 36) as u32, hash))?;
     let totals = TOTALS.get(number)?;
     if totals.delivered.load() == 0 {
         let header = StackHeader {
@@ -96,6 +106,15 @@ fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
         }
     }
     Some(number)
+}
+
+/// The number of the stack with this hash, if its place is or can be in the set that `choice` chooses. There are two choices, so that
+/// sets fill evenly: a set is never left, so a hash is always found where it went.
+#[inline(always)]
+fn place(choice: u32, hash: u64) -> Option<u32> {
+    let set = choice & (stack_sets() - 1);
+    let way = STACKS.get(set)?.find_or_claim(hash)?;
+    Some(stack_number(set, way))
 }
 
 #[inline(always)]

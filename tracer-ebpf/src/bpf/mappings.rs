@@ -1,6 +1,9 @@
 //! The mapping family: system calls that change mappings, streamed to user space.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use aya_ebpf::{
+    bindings::bpf_pidns_info,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_get_ns_current_pid_tgid},
+};
 use tracer_ebpf::{
     counter::Counter,
     event::{EventKind, MappingCall, MappingEvent, NO_STACK},
@@ -14,17 +17,31 @@ use super::{
     calls::open_process,
     capture::{self, Maker},
     count::count,
-    maps::{EVENTS, PROCESS_INDEX},
+    maps::{EVENTS, PROCESS_INDEX, pid_namespace},
     threads, unwind,
 };
 
 /// The current process, if its window is open.
 #[inline(always)]
 pub fn current_process() -> Option<(u16, &'static ProcessState)> {
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let tgid = current_tgid()?;
     // SAFETY: entries are written before the window opens and stay.
     let index = *unsafe { PROCESS_INDEX.get(tgid) }?;
     Some((index as u16, open_process(index)?))
+}
+
+/// The number of the current process where user space knows it; none when it is not there.
+#[inline(always)]
+fn current_tgid() -> Option<u32> {
+    let Some((device, inode)) = pid_namespace() else {
+        return Some((bpf_get_current_pid_tgid() >> 32) as u32);
+    };
+    let mut numbers = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: the helper writes to `numbers` alone, and is told its size.
+    let status = unsafe {
+        bpf_get_ns_current_pid_tgid(device, inode, &raw mut numbers, size_of::<bpf_pidns_info>() as u32)
+    };
+    if status == 0 { Some(numbers.tgid) } else { None }
 }
 
 /// Entry of a system call.

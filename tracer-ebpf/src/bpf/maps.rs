@@ -89,9 +89,9 @@ pub static UNWIND_RULES: Array<Word> = Array::with_max_entries(MAX_RULES, MMAPAB
 #[map]
 pub static UNWIND_CACHE: Array<Word> = Array::with_max_entries(1 << CACHE_BITS, MMAPABLE);
 
-/// Events for user space.
+/// Events for user space: room for 7,000 stacks of 128 frames.
 #[map]
-pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 
 /// Always empty; see [`private_stack`](crate::bpf::private_stack).
 #[map]
@@ -112,6 +112,22 @@ static MIN_SIZE: Global<u64> = Global::new(0);
 /// The largest request that is tracked.
 #[unsafe(no_mangle)]
 static MAX_SIZE: Global<u64> = Global::new(u64::MAX);
+
+/// Device and inode of the pid namespace in which processes are known; 0 for that of the machine.
+#[unsafe(no_mangle)]
+static PID_NAMESPACE_DEVICE: Global<u64> = Global::new(0);
+/// See [`PID_NAMESPACE_DEVICE`].
+#[unsafe(no_mangle)]
+static PID_NAMESPACE_INODE: Global<u64> = Global::new(0);
+
+/// Device and inode of the pid namespace in which processes are known, unless it is that of the machine.
+#[inline(always)]
+pub fn pid_namespace() -> Option<(u64, u64)> {
+    match PID_NAMESPACE_INODE.load() {
+        0 => None,
+        inode => Some((PID_NAMESPACE_DEVICE.load(), inode)),
+    }
+}
 
 /// Number of buckets of [`LIVE`].
 #[inline(always)]

@@ -7,10 +7,12 @@ use tracer_ebpf::{
     slots::WAYS,
     stack::stack_number,
     thread::{InFlight, RECORD_SETS},
+    unwind::Frame,
 };
 
 use super::{
     arch::{self, UserRegisters},
+    capture,
     count::count,
     maps::{RECORD_OWNERS, RECORDS},
 };
@@ -72,21 +74,20 @@ impl Record {
     /// Whether the recorded call is still running, so that what is called now is called by it.
     ///
     /// While a call with a return probe runs, the word at its stack pointer is the address of the kernel's trampoline. A call that was
-    /// left by an exception or `longjmp` is below the stack pointer by now, or the word has been overwritten by the
-    /// return address of a later call. Some allocators jump from one entry to another (`realloc` to `malloc`): same stack
-    /// pointer, and still the trampoline.
+    /// left by an exception or `longjmp` is below the stack pointer by now, or the word has been overwritten, or it stands in a part of
+    /// a frame that was never written: then no walk up the stack comes to it. Some allocators jump from one entry to
+    /// another (`realloc` to `malloc`): same stack pointer, and still the trampoline.
     #[inline(always)]
     pub fn encloses(&self, regs: UserRegisters, process: &ProcessState) -> bool {
-        let call = self.get();
-        if regs.sp() > call.sp {
+        let call = *self.get();
+        if regs.sp() > call.sp || arch::read_word(call.sp) != Some(process.trampoline.load()) {
             return false;
         }
-        let Some(word) = arch::read_word(call.sp) else { return false };
-        match process.trampoline.load() {
-            // User space has not found it yet.
-            0 => word != call.return_address,
-            trampoline => word == trampoline,
+        if regs.sp() == call.sp {
+            return true;
         }
+        // Without a whole walk the word has to do.
+        capture::passes(Frame::first(regs.for_walk()), process, call.return_address, call.sp).unwrap_or(true)
     }
 
     /// Gives the record back.

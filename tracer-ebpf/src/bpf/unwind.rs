@@ -99,6 +99,8 @@ pub struct Walk {
     pub depth: u32,
     /// Why it ended: a [`Stop`].
     pub stop: u32,
+    /// The stack pointer of the frame that the allocator call under way returns to; 0 when the walk did not come to it.
+    pub passed: u64,
     frame: Frame,
     /// The mapping that the last frame was in: the next one is often in the same.
     mapping: Mapping,
@@ -120,6 +122,7 @@ pub fn walk(frame: Frame, process: &ProcessState, returns_to: u64, hash: StackHa
         hash,
         depth: 0,
         stop: Stop::TooDeep as u32,
+        passed: 0,
         frame,
         mapping: Mapping::default(),
         trampoline: process.trampoline.load(),
@@ -171,6 +174,7 @@ fn leave_frame(walk: &mut Walk) -> u32 {
     // The outermost allocator call's return address is not on the stack while it runs.
     if walk.frame.registers.ip == walk.trampoline && walk.returns_to != 0 {
         walk.frame.registers.ip = walk.returns_to;
+        walk.passed = walk.frame.registers.sp;
     }
     let address = walk.frame.lookup_address();
     if !walk.mapping.contains(address) {

@@ -9,7 +9,7 @@
 //!    ends with [`Frame::not_code`];
 //! 2. mapping → place in its file's table: [`TableHeader::locate`];
 //! 3. place → row → rule: [`Search`] over one page of rows, or [`cache`];
-//! 4. rule → the caller's registers: [`step`].
+//! 4. rule → the caller's registers: [`step()`].
 //!
 //! The first frame of a walk that begins at the entry of a function needs no look-up: its rule is [`Rule::ENTRY`].
 

@@ -7,11 +7,13 @@
 //! Memory that a runtime gets from `malloc` is native and never looked at here: node's Buffers, HotSpot's C heap, large
 //! Python objects.
 
+use std::borrow::Borrow;
+use std::collections::HashMap;
 use std::fmt;
 
-use super::mappings::Backing;
+use super::mappings::{Backing, Holder, Totals};
 use super::smaps::Vma;
-use crate::model::Frame;
+use crate::model::{Frame, Kind};
 
 /// A language runtime with a heap of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,18 +138,18 @@ const SYSTEM_MODULES: &[&str] = &["libc.so", "libc-", "ld-linux", "ld-musl", "li
 /// The runtime whose heap a call mapped: the stack is leaf first, and may begin in the C library's wrapper of the
 /// system call. `length` is how much was mapped, in bytes.
 #[must_use]
-pub fn of_call(frames: &[Frame], length: u64) -> Option<Runtime> {
-    let is_system = |frame: &Frame| begins_with(frame.module.as_deref(), SYSTEM_MODULES);
+pub fn of_call<F: Borrow<Frame>>(frames: &[F], length: u64) -> Option<Runtime> {
+    let is_system = |frame: &F| begins_with(frame.borrow().module.as_deref(), SYSTEM_MODULES);
     let first = frames.iter().position(|frame| !is_system(frame))?;
     let (system, callers) = frames.split_at(first);
-    if system.iter().any(|frame| begins_with(frame.function.as_deref(), NO_HEAP)) {
+    if system.iter().any(|frame| begins_with(frame.borrow().function.as_deref(), NO_HEAP)) {
         return None;
     }
     CALL_RULES
         .iter()
         .find(|rule| {
             (rule.lengths.is_empty() || rule.lengths.contains(&length))
-                && callers.iter().take(rule.reach).any(|frame| {
+                && callers.iter().take(rule.reach).map(Borrow::borrow).any(|frame| {
                     (rule.modules.is_empty() || begins_with(frame.module.as_deref(), rule.modules))
                         && (rule.functions.is_empty()
                             || begins_with(frame.function.as_deref(), rule.functions))
@@ -158,6 +160,74 @@ pub fn of_call(frames: &[Frame], length: u64) -> Option<Runtime> {
 
 fn begins_with(text: Option<&str>, beginnings: &[&str]) -> bool {
     text.is_some_and(|text| beginnings.iter().any(|beginning| text.starts_with(beginning)))
+}
+
+/// Functions that release memory. What is mapped within one is an allocator's: glibc gives a thread its arena when the
+/// first thing that it does is to free. (Within a call that allocates, the system call's event says so itself.)
+const RELEASING: &[&str] = &["free", "cfree", "__libc_free", "__GI___libc_free"];
+
+fn is_within_release<F: Borrow<Frame>>(frames: &[F]) -> bool {
+    let is_release = |function: &String| RELEASING.contains(&function.as_str());
+    frames.iter().any(|frame| frame.borrow().function.as_ref().is_some_and(is_release))
+}
+
+/// Which mappings of the window are not the program's own, by who holds them: a runtime's heap, or an allocator's.
+/// Each holder is judged once, as soon as its stack has names.
+#[derive(Clone, Debug, Default)]
+pub struct ManagedHolders(HashMap<Holder, Owner>);
+
+/// Whose a mapping is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Runtime(Runtime),
+    Allocator,
+    Program,
+}
+
+impl Owner {
+    fn of<F: Borrow<Frame>>(frames: &[F], length: u64) -> Self {
+        if is_within_release(frames) {
+            return Self::Allocator;
+        }
+        of_call(frames, length).map_or(Self::Program, Self::Runtime)
+    }
+}
+
+impl ManagedHolders {
+    /// Judges those that are new. `frames` gives the frames of a stack, if they have names by now.
+    pub fn learn<F: Borrow<Frame>>(
+        &mut self,
+        holders: impl Iterator<Item = (Holder, Totals)>,
+        frames: impl Fn(u32) -> Option<Vec<F>>,
+    ) {
+        for (holder, totals) in holders.filter(|(holder, _)| holder.kind == Kind::Mapping) {
+            if !self.0.contains_key(&holder)
+                && let Some(frames) = frames(holder.stack)
+            {
+                // Arenas are all of one length.
+                let length = totals.allocated_bytes / totals.allocated_objects.max(1);
+                self.0.insert(holder, Owner::of(&frames, length));
+            }
+        }
+    }
+
+    /// The holder with the kind that its mappings are, as far as it is known.
+    #[must_use]
+    pub fn judged(&self, holder: Holder) -> Holder {
+        match self.0.get(&holder) {
+            Some(Owner::Runtime(_)) => Holder { kind: Kind::Managed, ..holder },
+            Some(Owner::Allocator) => Holder { kind: Kind::Allocator, ..holder },
+            Some(Owner::Program) | None => holder,
+        }
+    }
+
+    /// The runtimes whose heaps were mapped.
+    pub fn runtimes(&self) -> impl Iterator<Item = Runtime> + '_ {
+        self.0.values().filter_map(|owner| match owner {
+            Owner::Runtime(runtime) => Some(*runtime),
+            Owner::Allocator | Owner::Program => None,
+        })
+    }
 }
 
 /// How the name of a mapping (`prctl(PR_SET_VMA)`) begins, and whose it is.
@@ -233,6 +303,11 @@ impl Runtimes {
         Self(found)
     }
 
+    /// Each of them once.
+    pub fn iter(&self) -> impl Iterator<Item = Runtime> + '_ {
+        self.0.iter().copied()
+    }
+
     /// The runtime whose heap (or compiled code) a mapping is, by its name and its place. What this cannot tell, such
     /// as CPython's arenas of release builds, lies among the other anonymous mappings.
     #[must_use]
@@ -272,6 +347,41 @@ mod tests {
             Frame { module: known(module), function: known(function), ..Frame::default() }
         };
         frames.iter().map(frame).collect()
+    }
+
+    fn holder(stack: u32, kind: Kind) -> Holder {
+        Holder { process: 0, stack, kind, api: "mmap" }
+    }
+
+    #[test]
+    fn holders_are_judged_once_their_stacks_have_names() {
+        let totals = Totals { allocated_bytes: 3 << 18, allocated_objects: 3, ..Totals::default() };
+        let all = [1, 2, 3].map(|number| (holder(number, Kind::Mapping), totals));
+        let of_allocator = (holder(1, Kind::Allocator), totals);
+        let mut managed = ManagedHolders::default();
+        let names = |number| match number {
+            1 => Some(stack(&["libc.so.6:mmap", "python3.9"])),
+            2 => Some(stack(&["libc.so.6:mmap", "server:grow"])),
+            _ => None,
+        };
+        managed.learn(all.into_iter().chain([of_allocator]), names);
+        assert_eq!(managed.judged(all[0].0), holder(1, Kind::Managed));
+        assert_eq!(managed.judged(all[1].0).kind, Kind::Mapping);
+        assert_eq!(managed.judged(all[2].0).kind, Kind::Mapping);
+        assert_eq!(managed.judged(of_allocator.0).kind, Kind::Allocator);
+        managed.learn(all.into_iter(), |_| Some(stack(&["node:v8::internal::PagePool::f"])));
+        assert_eq!(managed.judged(all[1].0).kind, Kind::Mapping, "once");
+        assert_eq!(managed.judged(all[2].0).kind, Kind::Managed);
+        let mut runtimes: Vec<_> = managed.runtimes().collect();
+        runtimes.sort_unstable();
+        assert_eq!(runtimes, [Runtime::V8, Runtime::CPython]);
+    }
+
+    #[test]
+    fn an_arena_that_is_mapped_within_free_is_the_allocators() {
+        let arena = ["libc.so.6:alloc_new_heap", "libc.so.6:arena_get2", "libc.so.6:free", "node:Worker"];
+        assert_eq!(Owner::of(&stack(&arena), 64 << 20), Owner::Allocator);
+        assert_eq!(Owner::of(&stack(&["libc.so.6:mmap", "server:free_list_grow"]), 4096), Owner::Program);
     }
 
     fn of(frames: &[&str]) -> Option<Runtime> {

@@ -2,6 +2,7 @@
 //! memory that weigh them.
 
 pub mod growth;
+pub mod history;
 pub mod managed;
 pub mod mappings;
 pub mod outcome;
@@ -11,3 +12,4 @@ pub mod reconcile;
 pub mod residency;
 pub mod smaps;
 pub mod threads;
+pub mod verdict;

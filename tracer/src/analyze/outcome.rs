@@ -8,7 +8,12 @@ use tracer_ebpf::{
     stack::NO_ROOM,
 };
 
-use super::mappings::{Holder, LiveRange, Totals as MappingTotals};
+use super::{
+    growth::{self, Births, Point, Turnover},
+    history::{History, Source},
+    managed::ManagedHolders,
+    mappings::{Holder, LiveRange, Totals as MappingTotals},
+};
 use crate::model::{Bytes, Events, Frame, Kind, Pid, StackReport, Stop, Totals};
 
 /// What is known of a stack beside its totals.
@@ -38,14 +43,21 @@ pub struct NativeTotals {
 }
 
 /// What a stack holds at the end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Held {
+    /// Of what counts as outstanding.
     bytes: u64,
     objects: u64,
     oldest_age_ns: u64,
+    /// Of everything.
+    births: Births,
 }
 
 impl Held {
+    const fn nothing(window_ns: u64) -> Self {
+        Self { bytes: 0, objects: 0, oldest_age_ns: 0, births: Births::new(0, window_ns) }
+    }
+
     fn add(&mut self, bytes: u64, age_ns: u64) {
         self.bytes += bytes;
         self.objects += 1;
@@ -53,8 +65,8 @@ impl Held {
     }
 }
 
-/// Adds up live blocks by stack, those that are at least `min_age_ns` old. `window_ns` tells how long ago the window of a process
-/// opened.
+/// Adds up live blocks by stack; those that are at least `min_age_ns` old are outstanding. `window_ns` tells how long ago the
+/// window of a process opened.
 pub fn held_by_stack(
     blocks: impl Iterator<Item = (BlockKey, Block)>,
     window_ns: impl Fn(u16) -> u64,
@@ -62,9 +74,12 @@ pub fn held_by_stack(
 ) -> BTreeMap<u32, Held> {
     let mut held: BTreeMap<u32, Held> = BTreeMap::new();
     for (key, block) in blocks {
-        let age_ns = window_ns(key.process()).saturating_sub(block.born_ns);
+        let window_ns = window_ns(key.process());
+        let age_ns = window_ns.saturating_sub(block.born_ns);
+        let stack = held.entry(block.stack).or_insert_with(|| Held::nothing(window_ns));
+        stack.births.add(block.born_ns, Bytes(block.size));
         if age_ns >= min_age_ns {
-            held.entry(block.stack).or_default().add(block.size, age_ns);
+            stack.add(block.size, age_ns);
         }
     }
     held
@@ -74,7 +89,7 @@ pub fn held_by_stack(
 pub type WeighedRange = (LiveRange, Option<Bytes>);
 
 /// Everything that was counted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counted {
     /// Pids by index.
     pub pids: Vec<Pid>,
@@ -88,9 +103,15 @@ pub struct Counted {
     pub mappings: Vec<(Holder, MappingTotals)>,
     /// What mappings hold.
     pub ranges: Vec<WeighedRange>,
+    /// Which of them are heaps of a runtime.
+    pub managed: ManagedHolders,
+    /// What was held over the window.
+    pub history: History,
     /// Only blocks at least this old count as outstanding.
     pub min_age_ns: u64,
-    /// Monotonic clock at the end of the window.
+    /// Monotonic clock at the start of the window.
+    pub opened_ns: u64,
+    /// Monotonic clock at its end.
     pub ended_ns: u64,
 }
 
@@ -111,8 +132,8 @@ impl Counted {
     }
 
     fn native_stack(&self, number: u32, totals: &NativeTotals) -> StackReport {
-        let held = self.held.get(&number).copied().unwrap_or_default();
-        StackReport {
+        let held = self.held.get(&number).copied().unwrap_or_else(|| self.nothing());
+        let mut stack = StackReport {
             weight_bytes: held.bytes,
             outstanding_bytes: held.bytes,
             outstanding_objects: held.objects,
@@ -122,6 +143,42 @@ impl Counted {
             freed_objects: totals.freed_objects,
             oldest_age_ns: (held.objects > 0).then_some(held.oldest_age_ns),
             ..self.bare_stack(number, Kind::Native)
+        };
+        self.judge(&mut stack, Source::Native(number), held.births);
+        stack
+    }
+
+    /// What kinds `native` and `mapping` held over the window.
+    #[must_use]
+    pub fn outstanding(&self) -> Vec<Point> {
+        self.history.total(|source| match source {
+            Source::Native(_) => true,
+            Source::Mapping(holder) => self.managed.judged(holder).kind.counts_by_default(),
+        })
+    }
+
+    fn nothing(&self) -> Held {
+        Held::nothing(self.window_ns())
+    }
+
+    fn window_ns(&self) -> u64 {
+        self.ended_ns.saturating_sub(self.opened_ns)
+    }
+
+    /// Says how a stack grew, and whether that is a leak.
+    fn judge(&self, stack: &mut StackReport, source: Source, births: Births) {
+        if matches!(stack.kind, Kind::Allocator | Kind::File) {
+            return;
+        }
+        let history = self.history.of(source);
+        stack.growth_bytes_per_second = growth::rate(&history);
+        if stack.kind.counts_by_default() {
+            let turnover = Turnover {
+                allocated_objects: stack.allocated_objects,
+                freed_objects: stack.freed_objects,
+                births,
+            };
+            stack.verdict = Some(growth::judge(&history, &turnover).verdict);
         }
     }
 
@@ -159,8 +216,8 @@ impl Counted {
         let held = self.held_by_holder();
         self.mappings.iter().map(move |(holder, totals)| {
             // What holds nothing has nothing resident, which is known without a look.
-            let nothing = HeldRanges { resident_bytes: Some(0), ..HeldRanges::default() };
-            let held = held.get(holder).copied().unwrap_or(nothing);
+            let nothing = || HeldRanges { resident_bytes: Some(0), ..self.nothing_mapped() };
+            let held = held.get(holder).copied().unwrap_or_else(nothing);
             let all = self.min_age_ns == 0;
             let mut stack = StackReport {
                 pid: (self.pids.len() > 1)
@@ -176,21 +233,28 @@ impl Counted {
                 freed_bytes: totals.freed_bytes,
                 freed_objects: totals.freed_objects,
                 oldest_age_ns: (held.held.objects > 0).then_some(held.held.oldest_age_ns),
-                ..self.bare_stack(holder.stack, holder.kind)
+                ..self.bare_stack(holder.stack, self.managed.judged(*holder).kind)
             };
+            self.judge(&mut stack, Source::Mapping(*holder), held.held.births);
             drop_system_call_wrappers(&mut stack.frames);
             stack
         })
+    }
+
+    fn nothing_mapped(&self) -> HeldRanges {
+        HeldRanges { held: self.nothing(), resident_bytes: None }
     }
 
     fn held_by_holder(&self) -> BTreeMap<Holder, HeldRanges> {
         let mut held: BTreeMap<Holder, HeldRanges> = BTreeMap::new();
         for (live, resident) in &self.ranges {
             let age_ns = self.ended_ns.saturating_sub(live.born_ns);
+            let ranges = held.entry(live.holder).or_insert_with(|| self.nothing_mapped());
+            let born_ns = live.born_ns.saturating_sub(self.opened_ns);
+            ranges.held.births.add(born_ns, resident.unwrap_or_default());
             if age_ns < self.min_age_ns {
                 continue;
             }
-            let ranges = held.entry(live.holder).or_default();
             ranges.held.add(live.range.bytes(), age_ns);
             if let Some(resident) = resident {
                 *ranges.resident_bytes.get_or_insert(0) += resident.0;
@@ -200,7 +264,7 @@ impl Counted {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct HeldRanges {
     held: Held,
     resident_bytes: Option<u64>,
@@ -252,7 +316,10 @@ pub fn count_incomplete(events: &mut Events, stacks: &[StackReport]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{analyze::mappings::AddressRange, model::Address};
+    use crate::{
+        analyze::mappings::AddressRange,
+        model::{Address, Verdict},
+    };
 
     fn frame(ip: u64, function: &str) -> Frame {
         Frame { ip: Address(ip), function: Some(function.to_owned()), ..Frame::default() }
@@ -267,15 +334,39 @@ mod tests {
         (BlockKey::new(0, address).unwrap(), Block { size, born_ns, stack, padding: 0 })
     }
 
+    fn counted() -> Counted {
+        Counted {
+            pids: vec![Pid(1)],
+            stacks: BTreeMap::new(),
+            native: BTreeMap::new(),
+            held: BTreeMap::new(),
+            mappings: Vec::new(),
+            ranges: Vec::new(),
+            managed: ManagedHolders::default(),
+            history: History::new(1),
+            min_age_ns: 0,
+            opened_ns: 0,
+            ended_ns: 1000,
+        }
+    }
+
+    fn held(bytes: u64, objects: u64, oldest_age_ns: u64) -> Held {
+        Held { bytes, objects, oldest_age_ns, ..Held::nothing(1000) }
+    }
+
+    fn figures(held: &Held) -> (u64, u64, u64) {
+        (held.bytes, held.objects, held.oldest_age_ns)
+    }
+
     #[test]
     fn blocks_add_up_by_stack_and_young_ones_are_left_out() {
         let blocks = [block(16, 10, 100, 1), block(32, 20, 900, 1), block(48, 5, 950, 2)];
         let held = held_by_stack(blocks.into_iter(), |_| 1000, 0);
-        assert_eq!(held[&1], Held { bytes: 30, objects: 2, oldest_age_ns: 900 });
-        assert_eq!(held[&2], Held { bytes: 5, objects: 1, oldest_age_ns: 50 });
+        assert_eq!(figures(&held[&1]), (30, 2, 900));
+        assert_eq!(figures(&held[&2]), (5, 1, 50));
         let old = held_by_stack(blocks.into_iter(), |_| 1000, 100);
-        assert_eq!(old[&1], Held { bytes: 30, objects: 2, oldest_age_ns: 900 });
-        assert_eq!(old.get(&2), None);
+        assert_eq!(figures(&old[&1]), (30, 2, 900));
+        assert_eq!(figures(&old[&2]), (0, 0, 0));
     }
 
     #[test]
@@ -289,13 +380,13 @@ mod tests {
                 NativeTotals { allocated_bytes: 64, allocated_objects: 2, freed_bytes: 24, freed_objects: 1 },
             )]
             .into(),
-            held: [(1, Held { bytes: 40, objects: 1, oldest_age_ns: 7 })].into(),
+            held: [(1, held(40, 1, 7))].into(),
             mappings: vec![(
                 holder,
                 MappingTotals { allocated_bytes: 1 << 40, allocated_objects: 1, ..MappingTotals::default() },
             )],
             ranges: vec![(LiveRange { range, holder, born_ns: 0 }, Some(Bytes(0)))],
-            ..Counted::default()
+            ..counted()
         };
         let stacks = counted.stacks();
         let brief: Vec<_> = stacks
@@ -312,6 +403,41 @@ mod tests {
     }
 
     #[test]
+    fn a_leak_is_told_from_what_is_made_once() {
+        const SECOND: u64 = 1_000_000_000;
+        let seconds = 20;
+        let mut history = History::new(SECOND);
+        for second in 0..=seconds {
+            let sizes = [(Source::Native(1), Bytes(10 * second)), (Source::Native(2), Bytes(500))];
+            history.push(second * SECOND, sizes);
+        }
+        let leaked = (0..seconds).map(|second| block(16 * (second + 1), 10, second * SECOND, 1));
+        let kept = block(1 << 20, 500, 5, 2);
+        let totals = |bytes, objects| NativeTotals {
+            allocated_bytes: bytes,
+            allocated_objects: objects,
+            ..NativeTotals::default()
+        };
+        let window_ns = seconds * SECOND;
+        let counted = Counted {
+            native: [(1, totals(10 * seconds, seconds)), (2, totals(500, 1))].into(),
+            held: held_by_stack(leaked.chain([kept]), |_| window_ns, 0),
+            history,
+            ended_ns: window_ns,
+            ..counted()
+        };
+        let stacks = counted.stacks();
+        let brief: Vec<_> = stacks
+            .iter()
+            .map(|stack| (stack.weight_bytes, stack.growth_bytes_per_second, stack.verdict))
+            .collect();
+        assert_eq!(
+            brief,
+            [(500, Some(0.0), Some(Verdict::OneOff)), (200, Some(10.0), Some(Verdict::Leaking))]
+        );
+    }
+
+    #[test]
     fn totals_without_a_stack_are_kept_and_say_why() {
         let counted = Counted {
             native: [
@@ -319,7 +445,7 @@ mod tests {
                 (9, NativeTotals { allocated_objects: 4, ..NativeTotals::default() }),
             ]
             .into(),
-            ..Counted::default()
+            ..counted()
         };
         let mut events = Events::default();
         count_incomplete(&mut events, &counted.stacks());

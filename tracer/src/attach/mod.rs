@@ -8,9 +8,10 @@ mod tables;
 pub mod tracefs;
 mod tracepoint;
 mod unwind_tables;
+pub mod uprobe_multi;
 
 use std::{
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     thread,
 };
@@ -21,12 +22,13 @@ use aya::{
     maps::{HashMap, MapData, RingBuf},
     programs::{
         ProgramFd, RawTracePoint, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
 use aya_log::EbpfLogger;
 use tracer_ebpf::{probe::Cookie, process::Gate, unwind::Mapping};
 
+use self::uprobe_multi::{At, Places};
 pub use self::{
     tables::{SharedTables, Sizes},
     unwind_tables::{UnwindSizes, UnwindTables},
@@ -52,16 +54,17 @@ pub struct Capture {
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
     tables: SharedTables,
     unwind: UnwindTables,
-    probes: Vec<UProbeLink>,
+    /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
+    multi: Option<[uprobe_multi::Program; 3]>,
+    /// Links: what is dropped is detached.
+    probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
 }
 
 /// Where a probe goes.
 #[derive(Clone, Copy, Debug)]
-pub struct Site<'a> {
-    /// The file that holds the function, as this process can open it.
-    pub file: &'a Path,
-    /// Offset of the probed instruction in that file.
+pub struct Site {
+    /// Offset of the probed instruction in its file.
     pub offset: u64,
     /// What the probe tells the program.
     pub cookie: Cookie,
@@ -101,6 +104,7 @@ impl Capture {
     pub fn load(settings: &Settings) -> Result<Self> {
         let sizes = settings.sizes;
         let seed = u64::from_ne_bytes(random_bytes()?);
+        let namespace = pid_namespace();
         // The programs are loaded without the messages that nobody would see.
         let log_level = log::max_level() as u8;
         let mut loader = EbpfLoader::new();
@@ -116,19 +120,25 @@ impl Capture {
             .override_global("HASH_SEED", &seed, true)
             .override_global("MIN_SIZE", &settings.min_size, true)
             .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
+            .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
-        let mut ebpf = loader
-            .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf")))
-            .context("the kernel does not take the BPF maps")?;
-        for name in UPROBES {
-            uprobe(&mut ebpf, name)?.load().context("the kernel does not take the BPF programs")?;
+        let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
+        let mut ebpf = loader.load(object).context("the kernel does not take the BPF maps")?;
+        let multi = uprobe_multi::load(object, &ebpf, UPROBES)
+            .inspect_err(|error| log::info!("each probe is attached by itself: {error:#}"))
+            .ok();
+        if multi.is_none() {
+            for name in UPROBES {
+                uprobe(&mut ebpf, name)?.load().context("the kernel does not take the BPF programs")?;
+            }
         }
         let messages = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
             .ok();
         let tables = SharedTables::map(&ebpf, sizes)?;
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
-        Ok(Self { ebpf, messages, tables, unwind, probes: Vec::new(), tracepoints: Vec::new() })
+        Ok(Self { ebpf, messages, tables, unwind, multi, probes: Vec::new(), tracepoints: Vec::new() })
     }
 
     /// The tables that the programs fill.
@@ -174,11 +184,25 @@ impl Capture {
         Ok(())
     }
 
-    /// Attaches one probe, to one process.
+    /// Attaches the probes of one file, which this process can open by that path, to one process.
     ///
     /// # Errors
     /// When the kernel refuses: the file or process is gone, or there is no permission.
-    pub fn attach_probe(&mut self, site: Site<'_>, pid: Pid) -> Result<()> {
+    pub fn attach_probes(&mut self, file: &Path, sites: &[Site], pid: Pid) -> Result<()> {
+        match &self.multi {
+            Some(programs) => {
+                for (program, (at, places)) in programs.iter().zip(places_by_program(sites)) {
+                    if !places.is_empty() {
+                        self.probes.push(Box::new(program.attach(file, &places, at, pid)?));
+                    }
+                }
+                Ok(())
+            }
+            None => sites.iter().try_for_each(|&site| self.attach_probe(file, site, pid)),
+        }
+    }
+
+    fn attach_probe(&mut self, file: &Path, site: Site, pid: Pid) -> Result<()> {
         let names: &[&str] = match site.programs {
             // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
             Programs::Allocate => &[ALLOCATE, ALLOCATED],
@@ -191,8 +215,8 @@ impl Capture {
                 location: UProbeAttachLocation::AbsoluteOffset(site.offset),
                 cookie: Some(site.cookie.to_bits()),
             };
-            let id = program.attach(point, site.file, scope)?;
-            self.probes.push(program.take_link(id)?);
+            let id = program.attach(point, file, scope)?;
+            self.probes.push(Box::new(program.take_link(id)?));
         }
         Ok(())
     }
@@ -258,12 +282,6 @@ impl Capture {
         }
     }
 
-    /// Whether [`Capture::set_trampoline`] was called for the process.
-    #[must_use]
-    pub fn knows_trampoline(&self, process: u16) -> bool {
-        self.tables.processes().get(usize::from(process)).is_some_and(|state| state.trampoline.load() != 0)
-    }
-
     /// Closes every window that is open: calls that begin from now on do not count.
     pub fn close_windows(&self) {
         for state in self.tables.processes() {
@@ -271,12 +289,14 @@ impl Capture {
         }
     }
 
-    /// Takes every probe away, in parallel, since the kernel waits about 0.1 s for each. When it returns, no program runs any
-    /// more and the tables are at rest.
+    /// Takes every probe away, in parallel, since the kernel waits for each until no CPU can be in it. When it returns, no
+    /// program runs any more and the tables are at rest.
     pub fn detach(&mut self) {
-        self.tracepoints.clear();
+        let tracepoints = std::mem::take(&mut self.tracepoints);
         let probes = std::mem::take(&mut self.probes);
         thread::scope(|scope| {
+            // One mutex of the kernel lets one tracepoint go at a time.
+            scope.spawn(move || drop(tracepoints));
             for probe in probes {
                 scope.spawn(move || drop(probe));
             }
@@ -286,8 +306,20 @@ impl Capture {
     /// Runs of programs that the kernel left out because it was running another one on that CPU.
     #[must_use]
     pub fn runs_missed_by_kernel(&self) -> u64 {
-        self.ebpf.programs().filter_map(|(_, program)| recursion_misses(program.fd().ok()?)).sum()
+        let loaded = self.ebpf.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd()));
+        let multi = self.multi.iter().flatten().map(uprobe_multi::Program::as_fd);
+        loaded.chain(multi).filter_map(recursion_misses).sum()
     }
+}
+
+/// The places of each of the [`UPROBES`], in their order. The returns come after the entries, as in [`Capture::attach_probe`].
+fn places_by_program(sites: &[Site]) -> [(At, Places); 3] {
+    let of = |programs: Programs| -> Places {
+        let sites = sites.iter().filter(|site| site.programs == programs);
+        sites.map(|site| (site.offset, site.cookie.to_bits())).collect()
+    };
+    let allocate = of(Programs::Allocate);
+    [(At::Entry, allocate.clone()), (At::Return, allocate), (At::Entry, of(Programs::Release))]
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
@@ -299,10 +331,21 @@ fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
 }
 
 /// The kernel's own count, which it shows in the descriptor's `fdinfo`.
-fn recursion_misses(program: &ProgramFd) -> Option<u64> {
+fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
     use std::os::fd::AsRawFd as _;
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd())).ok()?;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
+}
+
+/// Device and inode of the pid namespace in which this process sees others; 0 for that of the machine, which needs no translation.
+fn pid_namespace() -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    /// `PROC_PID_INIT_INO` of the kernel.
+    const OF_THE_MACHINE: u64 = 0xeff_ffffc;
+    match std::fs::metadata("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.ino() != OF_THE_MACHINE => (namespace.dev(), namespace.ino()),
+        _ => (0, 0),
+    }
 }
 
 fn random_bytes<const N: usize>() -> Result<[u8; N]> {

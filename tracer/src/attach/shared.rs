@@ -8,7 +8,7 @@ use tracer_ebpf::{
     stack::StackTotals, unwind::Chunk,
 };
 
-/// Types that may be changed by others at any time: made of [`Word`](tracer_ebpf::atomic::Word)s alone, so any bytes are a value.
+/// Types that may be changed by others at any time: made of [`Word`]s alone, so any bytes are a value.
 ///
 /// # Safety
 /// Every field is a `Word`, or an array of them, and there is no padding.

@@ -14,7 +14,7 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::attach::tracefs::Tracefs;
+use crate::attach::{tracefs::Tracefs, uprobe_multi};
 
 /// What one check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub fn check() -> Vec<Check> {
         ),
         jit(read("/proc/sys/net/core/bpf_jit_enable")),
         btf(Path::new("/sys/kernel/btf/vmlinux").exists()),
-        uprobes(uprobe_event_type().map(perf::may_make_uprobes)),
+        uprobes(uprobe_multi::is_available(), uprobe_event_type().map(perf::may_make_uprobes)),
         tracepoints(),
         perf_event_paranoid(read("/proc/sys/kernel/perf_event_paranoid").ok().as_deref()),
         ptrace_scope(read("/proc/sys/kernel/yama/ptrace_scope").ok().as_deref()),
@@ -182,6 +182,9 @@ fn effective_capabilities() -> CapabilitySet {
 #[must_use]
 pub fn required_capabilities_missing() -> Vec<&'static str> {
     let mut missing = required_missing(effective_capabilities());
+    if uprobe_multi::is_available() {
+        return missing;
+    }
     let uprobes = uprobe_event_type().map(perf::may_make_uprobes);
     let refused = matches!(uprobes, Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied);
     // Where CAP_PERFMON is missing it may be all that is.
@@ -327,8 +330,11 @@ fn uprobe_event_type() -> Option<u32> {
     read("/sys/bus/event_source/devices/uprobe/type").ok()?.parse().ok()
 }
 
-fn uprobes(may_make: Option<io::Result<()>>) -> Check {
+fn uprobes(many_in_a_link: bool, may_make: Option<io::Result<()>>) -> Check {
     const NAME: &str = "uprobes";
+    if many_in_a_link {
+        return Check::good(NAME, "can be made, many in one link");
+    }
     match may_make {
         Some(Ok(())) => Check::good(NAME, "can be made"),
         Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => Check::missing(
@@ -423,9 +429,10 @@ mod tests {
         assert_eq!(ptrace_scope(Some("1")).state, State::Good);
         assert_eq!(ptrace_scope(Some("3")).state, State::Limited);
         assert_eq!(jit(Ok("0".into())).state, State::Limited);
-        assert_eq!(uprobes(None).state, State::Missing);
-        assert_eq!(uprobes(Some(Err(io::ErrorKind::PermissionDenied.into()))).state, State::Missing);
-        assert_eq!(uprobes(Some(Ok(()))).state, State::Good);
+        assert_eq!(uprobes(false, None).state, State::Missing);
+        assert_eq!(uprobes(true, None).state, State::Good);
+        assert_eq!(uprobes(false, Some(Err(io::ErrorKind::PermissionDenied.into()))).state, State::Missing);
+        assert_eq!(uprobes(false, Some(Ok(()))).state, State::Good);
         assert_eq!(btf(false).state, State::Missing);
     }
 

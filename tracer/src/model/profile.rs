@@ -155,6 +155,25 @@ pub struct Totals {
     pub weight_bytes: u64,
 }
 
+impl Totals {
+    /// The sums over these stacks. They saturate: figures read from a file may be any.
+    #[must_use]
+    pub fn of(stacks: &[StackReport]) -> Self {
+        let mut totals = Self::default();
+        let add = |sum: &mut u64, figure: u64| *sum = sum.saturating_add(figure);
+        for stack in stacks.iter().filter(|stack| stack.kind.counts_by_default()) {
+            add(&mut totals.outstanding_bytes, stack.outstanding_bytes);
+            add(&mut totals.outstanding_objects, stack.outstanding_objects);
+            add(&mut totals.allocated_bytes, stack.allocated_bytes);
+            add(&mut totals.allocated_objects, stack.allocated_objects);
+            add(&mut totals.freed_bytes, stack.freed_bytes);
+            add(&mut totals.freed_objects, stack.freed_objects);
+            add(&mut totals.weight_bytes, stack.weight_bytes);
+        }
+        totals
+    }
+}
+
 /// Where the resident memory went, before and after the window.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
@@ -340,6 +359,20 @@ pub enum Verdict {
     OneOff,
     /// The window is too short to tell.
     Unknown,
+}
+
+impl Verdict {
+    /// As reports write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Leaking => "leaking",
+            Verdict::Growing => "growing",
+            Verdict::Steady => "steady",
+            Verdict::OneOff => "one_off",
+            Verdict::Unknown => "unknown",
+        }
+    }
 }
 
 /// What the recording as a whole says.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    io::Read as _,
     ops::Range,
     os::unix::fs::FileExt as _,
 };
@@ -67,10 +66,10 @@ impl CodeFiles {
     /// Reads the table of one file.
     pub fn read_object(&mut self, object: Object) {
         let Entry::Vacant(entry) = self.files.entry(object.id) else { return };
-        let mut bytes = Vec::new();
-        if let Err(error) = (&object.file).take(MAX_FILE).read_to_end(&mut bytes) {
+        let bytes = object.bytes().unwrap_or_else(|error| {
             log::info!("cannot read {}: {error}", object.path.display());
-        }
+            Vec::new()
+        });
         let table = match &self.cache {
             Some(cache) => cache.table(&bytes).map(|(table, _)| table),
             None => Table::from_elf(&bytes),
@@ -137,9 +136,6 @@ impl CodeFiles {
         Code { start, end, bias: start.wrapping_sub(*svma), table: file.table.number(tables), padding: 0 }
     }
 }
-
-/// A file that is larger has no table. The largest that were seen have some hundred megabytes.
-const MAX_FILE: u64 = 4 << 30;
 
 impl InKernel {
     /// The number of the table, which is handed to the kernel if it has not been.

@@ -4,14 +4,14 @@
 //! the kernel counted is read at rest.
 
 mod code;
+mod memory;
 mod process;
 mod session;
 
 use std::{
     future::{pending, poll_fn},
-    io,
+    io::{self, Write as _},
     os::fd::OwnedFd,
-    process::ExitStatus,
     task::Poll,
     time::Duration,
 };
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 pub use self::process::plan_of;
-use self::session::Session;
+use self::{memory::When, session::Session};
 use crate::{
     cli::Subject,
     model::{Bytes, End, Profile},
@@ -52,6 +52,8 @@ pub struct Config {
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
     pub interval: Duration,
+    /// Whether nothing is said of what goes well.
+    pub quiet: bool,
 }
 
 /// What came of a recording.
@@ -59,12 +61,11 @@ pub struct Config {
 pub struct Recorded {
     /// What was found out.
     pub profile: Profile,
-    /// How the launched command ended.
-    pub command: Option<ExitStatus>,
+    /// The launched command, which may still be running.
+    pub command: Option<Launched>,
 }
 
-/// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command that goes on is
-/// waited for.
+/// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command may go on.
 ///
 /// # Errors
 /// One line that says what is in the way and what to do: a process that cannot be traced, a missing capability, a kernel
@@ -83,10 +84,13 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
     if let Some(launched) = &mut launched {
         session.start(launched)?;
     }
-    status.suspend(|| eprintln!("{}", session.announcement()));
+    let announcement = session.announcement();
+    if !config.quiet {
+        status.suspend(|| _ = writeln!(io::stderr(), "{announcement}"));
+    }
 
     let end = watch(config, &mut session, status, &mut interrupts, &mut exits).await?;
-    signals::let_interrupt_kill();
+    signals::let_signals_kill();
     session.close_window(end);
     status.finish();
     log::info!("taking the probes out");
@@ -97,8 +101,7 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
         // A terminal's Ctrl-C reached the command too; a supervisor's SIGTERM did not.
         interrupts.pass_on(launched);
     }
-    let command = launched.as_mut().map(Launched::wait).transpose()?;
-    Ok(Recorded { profile, command })
+    Ok(Recorded { profile, command: launched })
 }
 
 fn launch(subject: &Subject) -> Result<Option<Launched>> {
@@ -127,9 +130,10 @@ async fn watch(
             () = at(deadline) => return Ok(End::Duration),
             () = exits.all() => return Ok(End::TargetExited),
             ready = session.events_ready() => ready?,
-            _ = snapshots.tick() => session.snapshot(),
+            _ = snapshots.tick() => session.snapshot(When::Affordable),
             _ = looks.tick() => {
                 session.follow_stale_code();
+                session.note_sizes(When::Affordable);
                 status.update(&session.status());
             }
         }
@@ -154,7 +158,9 @@ async fn at(deadline: Option<Instant>) {
 struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
-    terminated: bool,
+    /// The terminal was closed, or the connection lost; none when that shall not matter.
+    hang_up: Option<Signal>,
+    got: Option<rustix::process::Signal>,
 }
 
 impl Interrupts {
@@ -163,22 +169,31 @@ impl Interrupts {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
-            terminated: false,
+            hang_up: (!signals::hang_up_is_ignored()).then(|| listen(SignalKind::hangup())).transpose()?,
+            got: None,
         })
     }
 
     async fn next(&mut self) {
         select! {
             _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => self.terminated = true,
+            _ = self.terminate.recv() => self.got = Some(rustix::process::Signal::TERM),
+            () = received(&mut self.hang_up) => self.got = Some(rustix::process::Signal::HUP),
         }
     }
 
     /// Gives the command the signal that reached the tracer alone.
     fn pass_on(&self, launched: &Launched) {
-        if self.terminated {
-            launched.signal(rustix::process::Signal::TERM);
+        if let Some(signal) = self.got {
+            launched.signal(signal);
         }
+    }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => pending().await,
     }
 }
 

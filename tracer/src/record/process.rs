@@ -1,6 +1,6 @@
 //! One traced process: its identity, the files it has mapped, and the probes in them.
 
-use std::{collections::HashSet, io::Read as _};
+use std::collections::HashSet;
 
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::probe::Cookie;
@@ -9,7 +9,8 @@ use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Pid},
-    plan::{ObjectPlan, Place, PlanTable, Planner},
+    plan::{ObjectPlan, Place, PlanTable, PlannedProbe, Planner},
+    report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
 
@@ -43,7 +44,7 @@ impl TracedProcess {
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
         let objects = self.target.objects_where(|id| !self.probed.contains(&id));
-        let objects = objects.with_context(|| format!("cannot read the mappings of {}", self.name()))?;
+        let objects = objects.with_context(|| self.unreadable())?;
         for unopened in &objects.unopened {
             self.probed.insert(unopened.id);
             log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
@@ -75,39 +76,35 @@ impl TracedProcess {
                 return Ok(());
             }
         };
-        let file = object.uprobe_path();
-        for probe in &plan.probes {
-            let programs = match probe.place {
+        let sites: Vec<Site> = plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
+            if self.target.has_exited() {
+                bail!("{} exited while it was being attached to", self.name());
+            }
+            return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
+        }
+        self.probes += sites.len();
+        Ok(())
+    }
+
+    fn site(&self, object: &Object, planner: &Planner, probe: &PlannedProbe) -> Site {
+        let site = probe.place.site();
+        log::debug!(
+            "{}: {} at {:#x} ({}, {})",
+            object.name(),
+            planner.catalog.get(probe.api).map_or("?", |api| api.display_name()),
+            site.svma(),
+            site.instruction,
+            site.cost
+        );
+        Site {
+            offset: site.file_offset,
+            cookie: Cookie { process: self.index, api: probe.api.0, signature: probe.signature },
+            programs: match probe.place {
                 Place::EntryAndReturn(_) => Programs::Allocate,
                 Place::Entry { .. } => Programs::Release,
-            };
-            let cookie = Cookie { process: self.index, api: probe.api.0, signature: probe.signature };
-            let site = probe.place.site();
-            log::debug!(
-                "{}: {} at {:#x} ({}, {})",
-                object.name(),
-                planner.catalog.get(probe.api).map_or("?", |api| api.display_name()),
-                site.svma(),
-                site.instruction,
-                site.cost
-            );
-            let attached = capture.attach_probe(
-                Site { file: &file, offset: site.file_offset, cookie, programs },
-                self.target.pid(),
-            );
-            if let Err(error) = attached {
-                if self.target.has_exited() {
-                    bail!("{} exited while it was being attached to", self.name());
-                }
-                return Err(error.context(format!(
-                    "cannot probe {} in {}",
-                    self.name(),
-                    object.path.display()
-                )));
-            }
-            self.probes += 1;
+            },
         }
-        Ok(())
     }
 
     /// What it has mapped now.
@@ -116,7 +113,7 @@ impl TracedProcess {
     /// When the process is gone.
     pub fn initial_mappings(&self) -> Result<InitialMappings> {
         let mappings = self.target.mappings();
-        let mappings = mappings.with_context(|| format!("cannot read the mappings of {}", self.name()))?;
+        let mappings = mappings.with_context(|| self.unreadable())?;
         let heap_end =
             mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.end).max();
         let range = |mapping: &Mapping| AddressRange { start: mapping.start, end: mapping.end };
@@ -126,17 +123,44 @@ impl TracedProcess {
         })
     }
 
-    /// Where the kernel put the trampoline to which probed functions return, once it has.
-    pub fn trampoline(&self) -> Option<Address> {
+    /// Why its mappings cannot be read.
+    fn unreadable(&self) -> String {
+        if self.target.has_exited() {
+            format!("{} exited while it was being attached to", self.name())
+        } else {
+            format!("cannot read the mappings of {}", self.name())
+        }
+    }
+
+    /// Where probed functions return to.
+    pub fn trampoline(&self) -> Option<Trampoline> {
         let mappings = self.target.mappings().ok()?;
-        mappings.iter().find(|mapping| mapping.name == "[uprobes]").map(|mapping| mapping.start)
+        let made = mappings.iter().find(|mapping| mapping.name == "[uprobes]");
+        let vacant =
+            !mappings.iter().any(|mapping| mapping.start <= TRAMPOLINE_WISH && TRAMPOLINE_WISH < mapping.end);
+        match made {
+            Some(mapping) => Some(Trampoline::Made(mapping.start)),
+            None => vacant.then_some(Trampoline::Expected(TRAMPOLINE_WISH)),
+        }
     }
 
     /// How messages call it.
     pub fn name(&self) -> String {
-        format!("{} ({})", self.target.comm(), self.target.pid())
+        format!("{} ({})", printable(self.target.comm()), self.target.pid())
     }
 }
+
+/// Where the kernel's return trampoline is in a process. The kernel makes it when a probed function is first called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trampoline {
+    /// It is there.
+    Made(Address),
+    /// It will be there, unless something else is mapped there first.
+    Expected(Address),
+}
+
+/// The last page of the address space, where the kernel puts the trampoline if it can (`xol_add_vma` in kernel/events/uprobes.c).
+const TRAMPOLINE_WISH: Address = Address(0x7fff_ffff_e000);
 
 fn backing(mapping: &Mapping) -> Backing {
     // `/dev/zero (deleted)` is how the kernel shows shared anonymous memory.
@@ -177,7 +201,5 @@ fn kernel_is_at_least(major: u32, minor: u32) -> bool {
 }
 
 fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {
-    let mut bytes = Vec::new();
-    (&object.file).read_to_end(&mut bytes)?;
-    Ok(planner.plan(&bytes)?)
+    Ok(planner.plan(&object.bytes()?)?)
 }

@@ -1,7 +1,7 @@
 //! A recording under way.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
     time::{Duration, SystemTime},
@@ -14,20 +14,24 @@ use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
     live::STACK_BITS,
     process::{Gate, MAX_PROCESSES},
-    stack::mapping_call,
+    stack::{StackTotals, mapping_call},
     stop::Stop,
 };
 
 use super::{
     Config,
     code::CodeFiles,
-    process::{TracedProcess, planner},
+    memory::{self, ResidentMemory, When},
+    process::{TracedProcess, Trampoline, planner},
 };
 use crate::{
     analyze::{
-        mappings::{AddressRange, LiveRange, MappingAccount},
+        history::{History, Source},
+        managed::ManagedHolders,
+        mappings::MappingAccount,
         outcome::{self, Counted, KnownStack, NativeTotals},
         residency,
+        verdict::{self, Facts},
     },
     attach::{Capture, Settings, Sizes},
     drain::{Drain, Event, NewStack},
@@ -47,6 +51,10 @@ const _: () = assert!(MAX_STACKS <= 1 << STACK_BITS);
 /// Snapshots kept; when there are more, every second one goes.
 const MAX_TIMELINE: usize = 2000;
 
+/// Between the first sizes of every stack, of which a verdict takes a dozen: a little less than the time between looks, so that
+/// each look is due.
+const HISTORY_SPACING_NS: u64 = 180_000_000;
+
 /// A recording under way.
 pub struct Session {
     config: Config,
@@ -60,13 +68,14 @@ pub struct Session {
     code: CodeFiles,
     stacks: BTreeMap<u32, NewStack>,
     mappings: MappingAccount,
-    /// Resident bytes of live ranges at the last look, for when the process is gone.
-    resident: HashMap<(u16, AddressRange), Option<Bytes>>,
+    managed: ManagedHolders,
+    resident: ResidentMemory,
     stale_code: BTreeSet<u16>,
+    trampolines_made: BTreeSet<u16>,
     mapping_events: u64,
     window: OpenWindow,
+    history: History,
     timeline: Vec<TimelinePoint>,
-    thinning: u32,
     rate: Rate,
 }
 
@@ -136,12 +145,14 @@ impl Session {
             code,
             stacks: BTreeMap::new(),
             mappings,
-            resident: HashMap::new(),
+            managed: ManagedHolders::default(),
+            resident: ResidentMemory::default(),
             stale_code: BTreeSet::new(),
+            trampolines_made: BTreeSet::new(),
             mapping_events: 0,
             window: OpenWindow::default(),
+            history: History::new(HISTORY_SPACING_NS),
             timeline: Vec::new(),
-            thinning: 1,
             rate: Rate::default(),
         })
     }
@@ -157,19 +168,21 @@ impl Session {
             bail!("{} exited while it was being attached to", gone.name());
         }
         self.find_trampolines();
-        self.window.rss_before = self.rss();
+        self.window.rss_before = memory::rss(&self.processes);
+        self.resident.read(&self.processes, &self.mappings, &BTreeMap::new(), When::Now);
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();
         for process in &self.processes {
             self.capture.open_window(process.index, self.window.opened_ns);
         }
+        self.history.push(0, []);
         self.rate = Rate { at_ns: self.window.opened_ns, ..Rate::default() };
         Ok(())
     }
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, code, .. } = self;
+        let Self { processes, capture, planner, code, worker, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
@@ -178,6 +191,11 @@ impl Session {
             code.install(process.index, &target, capture);
             anyhow::Ok(())
         })?;
+        // A command may be gone before its libraries are looked at, if not now.
+        if let Some(worker) = worker {
+            worker.mappings_changed(process.index);
+            worker.catch_up();
+        }
         Ok(launched.release()?)
     }
 
@@ -256,11 +274,20 @@ impl Session {
         }
     }
 
-    /// The kernel makes the trampoline when a probed function is first called.
-    fn find_trampolines(&self) {
-        for process in self.processes.iter().filter(|process| !self.capture.knows_trampoline(process.index)) {
-            if let Some(trampoline) = process.trampoline() {
-                self.capture.set_trampoline(process.index, trampoline);
+    /// Tells the programs where probed functions return to, until it is certain.
+    fn find_trampolines(&mut self) {
+        for process in &self.processes {
+            if self.trampolines_made.contains(&process.index) {
+                continue;
+            }
+            let (address, made) = match process.trampoline() {
+                Some(Trampoline::Made(address)) => (address, true),
+                Some(Trampoline::Expected(address)) => (address, false),
+                None => continue,
+            };
+            self.capture.set_trampoline(process.index, address);
+            if made {
+                self.trampolines_made.insert(process.index);
             }
         }
     }
@@ -274,20 +301,21 @@ impl Session {
     }
 
     /// Adds a point to the timeline.
-    pub fn snapshot(&mut self) {
+    pub fn snapshot(&mut self, when: When) {
         let t_ns = now_ns().saturating_sub(self.window.opened_ns);
-        self.look_at_residency();
-        let outstanding = self.native_outstanding().0 + self.mapping_weight();
-        let Some(rss) = self.rss() else { return };
+        self.judge_mappings();
+        self.resident.look_at_mappings(&self.processes, &self.mappings, when);
+        let by_process = self.native_by_process();
+        let was_read = self.resident.read(&self.processes, &self.mappings, &by_process, when);
+        let Some(rss) = memory::rss(&self.processes) else { return };
         self.window.rss_after = Some(rss);
         self.timeline.push(TimelinePoint {
             t_ns,
             rss_bytes: rss.0,
-            outstanding_bytes: outstanding,
-            managed_bytes: None,
+            outstanding_bytes: by_process.values().sum::<u64>() + self.mapping_weight(),
+            managed_bytes: was_read.then(|| self.resident.managed_bytes(&self.managed)).flatten(),
         });
         if self.timeline.len() > MAX_TIMELINE {
-            self.thinning *= 2;
             let mut index = 0;
             self.timeline.retain(|_| {
                 index += 1;
@@ -296,54 +324,58 @@ impl Session {
         }
     }
 
-    fn rss(&self) -> Option<Bytes> {
-        let sizes = self.processes.iter().filter(|process| !process.target.has_exited());
-        let sizes: Vec<_> = sizes.filter_map(|process| residency::rss(process.target.pid()).ok()).collect();
-        if sizes.is_empty() { None } else { Some(Bytes(sizes.iter().map(|size| size.0).sum())) }
+    /// Notes what every stack holds, from time to time.
+    pub fn note_sizes(&mut self, when: When) {
+        let t_ns = now_ns().saturating_sub(self.window.opened_ns);
+        if when == When::Affordable && !self.history.is_due(t_ns) {
+            return;
+        }
+        self.resident.look_at_mappings(&self.processes, &self.mappings, When::Affordable);
+        let mut mapped: BTreeMap<Source, Bytes> = BTreeMap::new();
+        for live in self.mappings.live().filter(|live| live.holder.kind == Kind::Mapping) {
+            let Bytes(resident) = self.resident.of_range(&live).unwrap_or_default();
+            mapped.entry(Source::Mapping(live.holder)).or_default().0 += resident;
+        }
+        let native = self.capture.tables().totals().iter().zip(0..).filter_map(|(totals, number)| {
+            let (bytes, _) = outstanding(totals);
+            (bytes > 0).then_some((Source::Native(number), Bytes(bytes)))
+        });
+        self.history.push(t_ns, native.chain(mapped));
     }
 
-    /// Reads how much of the live mappings is resident. What cannot be read stays as it was.
-    fn look_at_residency(&mut self) {
-        let live: Vec<LiveRange> = self.mappings.live().collect();
-        for process in self.processes.iter().filter(|process| !process.target.has_exited()) {
-            let ranges: Vec<_> = live
-                .iter()
-                .filter(|live| live.holder.process == process.index)
-                .map(|live| live.range)
-                .collect();
-            if ranges.is_empty() {
-                continue;
-            }
-            match residency::resident_bytes(process.target.pid(), &ranges) {
-                Ok(resident) => {
-                    self.resident.retain(|&(index, _), _| index != process.index);
-                    let known = ranges.into_iter().map(|range| (process.index, range)).zip(resident);
-                    self.resident.extend(known);
-                }
-                Err(error) => log::debug!("cannot read what is resident of {}: {error}", process.name()),
-            }
-        }
+    /// Tells the heaps of runtimes among the mappings, as far as their stacks have names by now.
+    fn judge_mappings(&mut self) {
+        let Self { managed, mappings, worker: Some(worker), .. } = self else { return };
+        managed.learn(mappings.totals(), |stack| worker.frames(stack));
     }
 
     fn mapping_weight(&self) -> u64 {
-        let counted = self.mappings.live().filter(|live| live.holder.kind.counts_by_default());
-        counted.filter_map(|live| self.resident_bytes(&live)).map(|bytes| bytes.0).sum()
+        let counted =
+            self.mappings.live().filter(|live| self.managed.judged(live.holder).kind.counts_by_default());
+        counted.filter_map(|live| self.resident.of_range(&live)).map(|bytes| bytes.0).sum()
     }
 
-    fn resident_bytes(&self, live: &LiveRange) -> Option<Bytes> {
-        self.resident.get(&(live.holder.process, live.range)).copied().flatten()
+    /// Outstanding bytes of the malloc family, by process.
+    fn native_by_process(&self) -> BTreeMap<u16, u64> {
+        let mut sizes = BTreeMap::new();
+        for (totals, number) in self.capture.tables().totals().iter().zip(0..) {
+            let (bytes, _) = outstanding(totals);
+            if bytes > 0 {
+                let process = self.stacks.get(&number).map_or(0, |stack| stack.process);
+                *sizes.entry(process).or_default() += bytes;
+            }
+        }
+        sizes
     }
 
     /// Bytes and blocks of the malloc family that are not freed.
     fn native_outstanding(&self) -> (u64, u64) {
-        self.capture.tables().totals().iter().fold((0, 0), |(bytes, objects), totals| {
-            // Freed first: a block that is freed between the two reads must not count below zero.
-            let (freed_bytes, freed_objects) = (totals.freed_bytes.load(), totals.freed_objects.load());
-            (
-                bytes + totals.allocated_bytes.load().saturating_sub(freed_bytes),
-                objects + totals.allocated_objects.load().saturating_sub(freed_objects),
-            )
-        })
+        self.capture
+            .tables()
+            .totals()
+            .iter()
+            .map(outstanding)
+            .fold((0, 0), |sum, stack| (sum.0 + stack.0, sum.1 + stack.1))
     }
 
     /// What the recording looks like right now.
@@ -354,13 +386,17 @@ impl Session {
         let events = self.events_so_far();
         let lost = Counter::ALL.iter().filter(|counter| counter.is_loss());
         let lost = lost.map(|&counter| self.capture.tables().count(counter)).sum();
-        let rss = self.window.rss_before.zip(self.rss());
+        let rss = self.window.rss_before.zip(memory::rss(&self.processes));
         Status {
             elapsed: Duration::from_nanos(now.saturating_sub(self.window.opened_ns)),
             events_per_second: self.rate.update(now, events),
             outstanding: Bytes(bytes + self.mapping_weight()),
             objects: objects
-                + self.mappings.live().filter(|live| live.holder.kind == Kind::Mapping).count() as u64,
+                + self
+                    .mappings
+                    .live()
+                    .filter(|live| self.managed.judged(live.holder).kind == Kind::Mapping)
+                    .count() as u64,
             rss,
             lost,
             target: &self.descriptions[0],
@@ -380,9 +416,10 @@ impl Session {
         self.window.closed_ns = now_ns();
         self.window.end = Some(end);
         self.take_events();
-        self.snapshot();
-        if let Some(rss) = self.rss() {
-            self.window.rss_after = Some(rss);
+        // After an exec the memory is another program's.
+        if end != End::TargetExec {
+            self.snapshot(When::Now);
+            self.note_sizes(When::Now);
         }
     }
 
@@ -392,10 +429,21 @@ impl Session {
         self.take_events();
         let worker = self.worker.take().context("the session has been finished already")?;
         let named = worker.finish()?;
+        self.managed.learn(self.mappings.totals(), |stack| named.get(&stack).cloned());
         let counted = self.counted(named);
         let stacks = counted.stacks();
         let mut events = self.events(&counted);
         outcome::count_incomplete(&mut events, &stacks);
+        let memory = self.memory();
+        let verdict = verdict::of(&Facts {
+            window: Duration::from_nanos(self.window.closed_ns.saturating_sub(self.window.opened_ns)),
+            memory: Some(&memory),
+            stacks: &stacks,
+            freed_older_blocks: events.unmatched_frees > 0,
+            outstanding: &counted.outstanding(),
+            runtime: self.resident.runtime(&self.managed),
+            allocator: self.resident.allocator(),
+        });
         Ok(Profile {
             schema: SCHEMA.to_owned(),
             tracer_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -415,14 +463,19 @@ impl Session {
             },
             events,
             totals: outcome::totals(&stacks),
-            memory: Some(Memory {
-                rss_before_bytes: self.window.rss_before.map(|bytes| bytes.0),
-                rss_after_bytes: self.window.rss_after.map(|bytes| bytes.0),
-                parts: Vec::new(),
-            }),
+            memory: Some(memory),
             timeline: std::mem::take(&mut self.timeline),
             stacks,
-            verdict: None,
+            verdict: Some(verdict),
+        })
+    }
+
+    /// Where the resident memory went.
+    fn memory(&self) -> Memory {
+        self.resident.split(&self.managed).unwrap_or_else(|| Memory {
+            rss_before_bytes: self.window.rss_before.map(|bytes| bytes.0),
+            rss_after_bytes: self.window.rss_after.map(|bytes| bytes.0),
+            parts: Vec::new(),
         })
     }
 
@@ -456,8 +509,11 @@ impl Session {
             native: native.collect(),
             held: outcome::held_by_stack(tables.live_blocks(), |_| window_ns, min_age_ns),
             mappings: self.mappings.totals().collect(),
-            ranges: self.mappings.live().map(|live| (live, self.resident_bytes(&live))).collect(),
+            ranges: self.mappings.live().map(|live| (live, self.resident.of_range(&live))).collect(),
+            managed: self.managed.clone(),
+            history: self.history.clone(),
             min_age_ns,
+            opened_ns: self.window.opened_ns,
             ended_ns: self.window.closed_ns,
         }
     }
@@ -531,7 +587,18 @@ fn maps_code(event: &MappingEvent) -> bool {
         && protection & PROT_EXEC != 0
 }
 
-fn now_ns() -> u64 {
+/// Bytes and blocks of a stack that are not freed.
+fn outstanding(totals: &StackTotals) -> (u64, u64) {
+    // Freed first: a block that is freed between the two reads must not count below zero.
+    let (freed_bytes, freed_objects) = (totals.freed_bytes.load(), totals.freed_objects.load());
+    (
+        totals.allocated_bytes.load().saturating_sub(freed_bytes),
+        totals.allocated_objects.load().saturating_sub(freed_objects),
+    )
+}
+
+/// The monotonic clock.
+pub(super) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }

@@ -88,19 +88,23 @@ impl Destination {
 
     /// Writes the report.
     pub fn write(&self, profile: &Profile, options: &Options) -> Result<(), WriteError> {
-        let report = self.format.report();
+        self.write_with(|out| self.format.report().write(profile, options, out))
+    }
+
+    /// Writes what `report` writes.
+    pub fn write_with(
+        &self,
+        report: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> Result<(), WriteError> {
         match &self.place {
             Place::Stdout => {
                 let mut out = BufWriter::new(io::stdout().lock());
-                report
-                    .write(profile, options, &mut out)
-                    .and_then(|()| out.flush())
-                    .map_err(WriteError::Stdout)
+                report(&mut out).and_then(|()| out.flush()).map_err(WriteError::Stdout)
             }
             Place::Path(path) => {
                 let mut sink = Sink::open(path)?;
-                let mut out = BufWriter::new(sink.file());
-                let written = report.write(profile, options, &mut out).and_then(|()| out.flush());
+                let mut out = BufWriter::with_capacity(1 << 18, sink.file());
+                let written = report(&mut out).and_then(|()| out.flush());
                 drop(out);
                 written.and_then(|()| sink.keep()).map_err(|source| system(path, source))
             }

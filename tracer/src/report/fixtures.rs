@@ -40,16 +40,7 @@ fn causes(causes: &[(&str, u64)]) -> BTreeMap<String, u64> {
 
 /// A profile of these stacks, with totals that agree with them.
 fn profile(stacks: Vec<StackReport>) -> Profile {
-    let mut totals = Totals::default();
-    for stack in stacks.iter().filter(|stack| stack.kind.counts_by_default()) {
-        totals.outstanding_bytes += stack.outstanding_bytes;
-        totals.outstanding_objects += stack.outstanding_objects;
-        totals.allocated_bytes += stack.allocated_bytes;
-        totals.allocated_objects += stack.allocated_objects;
-        totals.freed_bytes += stack.freed_bytes;
-        totals.freed_objects += stack.freed_objects;
-        totals.weight_bytes += stack.weight_bytes;
-    }
+    let totals = Totals::of(&stacks);
     Profile {
         schema: SCHEMA.into(),
         tracer_version: "0.1.0".into(),
@@ -84,7 +75,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
 }
 
 /// A native stack of which `objects` of `size` bytes each are outstanding and as many were freed.
-fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport {
+pub(super) fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport {
     StackReport {
         pid: None,
         kind: Kind::Native,
@@ -106,7 +97,7 @@ fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport 
     }
 }
 
-fn frame(ip: u64, function: &str, module: &str) -> Frame {
+pub(super) fn frame(ip: u64, function: &str, module: &str) -> Frame {
     Frame {
         ip: Address(0x7f00_0000_0000 + ip),
         function: Some(function.into()),

@@ -5,8 +5,11 @@
 //! shown while recording.
 
 pub mod destination;
+pub mod diff;
+pub mod filter;
 pub mod folded;
 pub mod heapprofile;
+pub mod html;
 pub mod human;
 pub mod json;
 pub mod pprof;
@@ -16,6 +19,7 @@ pub mod status;
 pub mod svg;
 pub mod text;
 
+mod stack_lines;
 mod tree;
 mod view;
 
@@ -94,6 +98,14 @@ impl Weight {
             Weight::Objects => stack.outstanding_objects,
         }
     }
+
+    /// One of the two figures.
+    const fn of_amount(self, amount: diff::Amount) -> u64 {
+        match self {
+            Weight::Bytes => amount.bytes,
+            Weight::Objects => amount.objects,
+        }
+    }
 }
 
 /// Which way a flame graph grows.
@@ -120,12 +132,21 @@ pub enum Format {
     Speedscope,
     /// For Chrome DevTools.
     HeapProfile,
+    /// A page for a browser.
+    Html,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &'static [Format] =
-        &[Format::Svg, Format::Folded, Format::Json, Format::Pprof, Format::Speedscope, Format::HeapProfile];
+    pub const ALL: &'static [Format] = &[
+        Format::Svg,
+        Format::Folded,
+        Format::Json,
+        Format::Pprof,
+        Format::Speedscope,
+        Format::HeapProfile,
+        Format::Html,
+    ];
 
     /// The ending of its files, with the dot.
     #[must_use]
@@ -137,6 +158,7 @@ impl Format {
             Format::Pprof => ".pb.gz",
             Format::Speedscope => ".speedscope.json",
             Format::HeapProfile => ".heapprofile",
+            Format::Html => ".html",
         }
     }
 
@@ -173,6 +195,7 @@ impl Format {
             Format::Pprof => &pprof::Pprof,
             Format::Speedscope => &speedscope::Speedscope,
             Format::HeapProfile => &heapprofile::HeapProfile,
+            Format::Html => &html::Html,
         }
     }
 }

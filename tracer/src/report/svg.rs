@@ -6,8 +6,10 @@ use std::fmt::Write as _;
 use std::hash::Hasher;
 use std::io;
 
-use inferno::flamegraph::{self, Direction, TextTruncateDirection, color};
+use inferno::flamegraph::color::{self, StrokeColor};
+use inferno::flamegraph::{self, Direction, TextTruncateDirection};
 
+use super::diff::{Diff, StackDiff};
 use super::human::{Span, counted, moment, printable};
 use super::tree::Tree;
 use super::view::{Role, View, process_name};
@@ -26,27 +28,60 @@ impl Report for Svg {
         }
         let mut tree = Tree::new(profile, &view);
         tree.prune(view.weight, view.total / NARROWEST);
-        let lines: Vec<String> = tree.folded(view.weight, SEMICOLON).collect();
         let hues = hues(&tree);
-        let mut palette = palette(&hues);
+        let picture =
+            Picture { title, subtitle, legend: legend(&hues), palette: Some(palette(&hues)), options };
+        let lines: Vec<String> = tree.folded(view.weight, SEMICOLON).collect();
+        picture.draw(&lines, out)
+    }
+}
 
+/// The differential flame graph: as wide as the newer recording, red what grew, blue what shrank.
+pub fn write_diff(diff: &Diff<'_>, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
+    let after = |stack: &StackDiff<'_>| options.weight.of_amount(stack.after);
+    let total = diff.stacks.iter().fold(0, |sum: u64, stack| sum.saturating_add(after(stack)));
+    let (title, subtitle) = (diff.title(), diff.subtitle());
+    if total == 0 {
+        return out.write_all(empty(&title, &subtitle).as_bytes());
+    }
+    let picture = Picture { title, subtitle, legend: String::new(), palette: None, options };
+    picture.draw(&diff.folded(options.weight, SEMICOLON), out)
+}
+
+/// What is around the boxes of a flame graph.
+struct Picture<'a> {
+    title: String,
+    subtitle: String,
+    legend: String,
+    /// Colours by name; `None` for those of a differential flame graph.
+    palette: Option<color::PaletteMap>,
+    options: &'a Options,
+}
+
+impl Picture<'_> {
+    fn draw(mut self, lines: &[String], out: &mut dyn io::Write) -> io::Result<()> {
+        let weight = self.options.weight;
         let mut graph = flamegraph::Options::default();
-        graph.title = title;
-        graph.subtitle = Some(subtitle);
-        graph.count_name = unit(view.weight).to_owned();
+        graph.title = self.title;
+        graph.subtitle = Some(self.subtitle);
+        graph.count_name = unit(weight).to_owned();
         graph.name_type = String::new();
         graph.text_truncate_direction = TextTruncateDirection::Right;
         graph.bgcolors = Some(color::BackgroundColor::Flat(color::Color { r: 255, g: 255, b: 255 }));
-        graph.direction = match options.order {
+        graph.direction = match self.options.order {
             FlameOrder::Flame => Direction::Straight,
             FlameOrder::Icicle => Direction::Inverted,
         };
-        graph.palette_map = Some(&mut palette);
+        if self.palette.is_none() {
+            // What neither grew nor shrank is as white as the page.
+            graph.stroke_color = StrokeColor::Color(color::Color { r: 200, g: 200, b: 200 });
+        }
+        graph.palette_map = self.palette.as_mut();
         let mut svg = Vec::new();
         flamegraph::from_lines(&mut graph, lines.iter().map(String::as_str), &mut svg)?;
 
         let svg = String::from_utf8(svg).map_err(io::Error::other)?;
-        out.write_all(finish(&svg, view.weight, &legend(&hues)).as_bytes())
+        out.write_all(finish(&svg, weight, &self.legend).as_bytes())
     }
 }
 
@@ -155,7 +190,10 @@ fn legend(hues: &HashMap<String, Hue>) -> String {
     );
     let mut x = 10;
     for hue in Hue::ALL {
-        let Some(name) = hue.name().filter(|_| hues.values().any(|used| used == hue)) else { continue };
+        if !hues.values().any(|used| used == hue) {
+            continue;
+        }
+        let name = hue.name();
         let color::Color { r, g, b } = hue.shade("");
         let text_x = x + 13;
         _ = write!(
@@ -170,7 +208,7 @@ fn legend(hues: &HashMap<String, Hue>) -> String {
 
 /// The families of colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hue {
+pub(super) enum Hue {
     /// Processes, and everything.
     Outside,
     /// The program and its libraries.
@@ -191,20 +229,20 @@ impl Hue {
     const ALL: &'static [Hue] =
         &[Hue::Native, Hue::Runtime, Hue::Jit, Hue::Kernel, Hue::Unknown, Hue::Outside, Hue::Api];
 
-    /// How the legend calls it; it does not call what speaks for itself.
-    const fn name(self) -> Option<&'static str> {
+    /// How a legend calls it.
+    pub const fn name(self) -> &'static str {
         match self {
-            Hue::Outside => None,
-            Hue::Native => Some("native"),
-            Hue::Runtime => Some("libc"),
-            Hue::Jit => Some("JIT"),
-            Hue::Kernel => Some("kernel"),
-            Hue::Unknown => Some("unknown"),
-            Hue::Api => Some("allocator"),
+            Hue::Outside => "process",
+            Hue::Native => "native",
+            Hue::Runtime => "libc",
+            Hue::Jit => "JIT",
+            Hue::Kernel => "kernel",
+            Hue::Unknown => "unknown",
+            Hue::Api => "allocator",
         }
     }
 
-    fn of(role: Role<'_>) -> Self {
+    pub fn of(role: Role<'_>) -> Self {
         match role {
             Role::Process(_) => Hue::Outside,
             Role::Stop(_) => Hue::Unknown,

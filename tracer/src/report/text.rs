@@ -1,15 +1,15 @@
 //! The summary on the terminal: what is outstanding, by stack, largest first; then what a reader must know to trust
 //! it, and where the reports are.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io;
-use std::sync::Arc;
 
 use super::destination::{Destination, Place};
-use super::human::{Change, Count, Span, counted, fit_name, moment, per_minute, printable, share, shorten};
-use super::view::{View, api_name, frame_label, process_name, stop_name, sum};
+use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
+use super::stack_lines::{Paint, stack_lines};
+use super::view::{View, alike_as_one, api_name, process_name, sum};
 use super::{Format, Options, Report, Weight};
-use crate::model::{Bytes, End, Frame, Kind, Memory, Part, PartSize, Profile, StackReport, Stop, Verdict};
+use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
 
 /// The text summary.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub struct Text<'a> {
 
 impl Report for Text<'_> {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
-        let page = Page { profile, options, view: View::new(profile, options), paint: Paint(options.color) };
+        let page = Page::new(profile, options);
         let sections = [
             page.headline(),
             page.memory(),
@@ -35,6 +35,30 @@ impl Report for Text<'_> {
     }
 }
 
+/// What the summary says beside figures, for other reports: without colour.
+pub(super) struct Facts {
+    /// What was outstanding, of whom.
+    pub headline: String,
+    /// When, and how much went by.
+    pub facts: Vec<String>,
+    /// What to know before trusting the figures.
+    pub trust: Vec<String>,
+}
+
+impl Facts {
+    pub fn new(profile: &Profile, options: &Options) -> Self {
+        let options = Options { color: false, ..options.clone() };
+        let page = Page::new(profile, &options);
+        let facts = [Some(page.when()), Some(page.activity()), page.settings()];
+        let trust = [page.losses(), page.incomplete_stacks(), page.not_shown(), in_force(&profile.settings)];
+        Self {
+            headline: page.outstanding().lines().next().unwrap_or_default().to_owned(),
+            facts: facts.into_iter().flatten().collect(),
+            trust: trust.into_iter().filter(|text| !text.is_empty()).collect(),
+        }
+    }
+}
+
 /// A summary being written; each method makes one section, empty when there is nothing to say.
 struct Page<'a> {
     profile: &'a Profile,
@@ -43,24 +67,32 @@ struct Page<'a> {
     paint: Paint,
 }
 
-impl Page<'_> {
+impl<'a> Page<'a> {
+    fn new(profile: &'a Profile, options: &'a Options) -> Self {
+        Self { profile, options, view: View::new(profile, options), paint: Paint::new(options) }
+    }
+
     /// What was outstanding, of whom and when.
     fn headline(&self) -> String {
         let profile = self.profile;
-        let mut lines = vec![if self.view.total == 0 { self.nothing() } else { self.amount() }];
+        let mut lines = vec![self.outstanding()];
         if let Some(verdict) = &profile.verdict {
             lines.push(self.paint.bold(&printable(&verdict.summary)));
         }
-        let window = &profile.window;
-        lines.push(self.paint.dim(&format!(
-            "{} from {}; {}",
-            Span(window.duration_ns),
-            printable(&moment(&window.started_at)),
-            ending(window.end)
-        )));
+        lines.push(self.paint.dim(&self.when()));
         lines.push(self.paint.dim(&self.activity()));
         lines.extend(self.settings().map(|settings| self.paint.dim(&settings)));
         lines.join("\n")
+    }
+
+    fn outstanding(&self) -> String {
+        if self.view.total == 0 { self.nothing() } else { self.amount() }
+    }
+
+    fn when(&self) -> String {
+        let window = &self.profile.window;
+        let start = moment(&window.started_at);
+        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window.end))
     }
 
     /// `node (1234)`, or all of them.
@@ -76,7 +108,8 @@ impl Page<'_> {
             self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
         let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
         let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
-        let stacks = counted(self.view.stacks.len() as u64, "stack");
+        let stacks = alike_as_one(&self.view.stacks, self.view.weight).len();
+        let stacks = counted(stacks as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
     }
 
@@ -170,9 +203,10 @@ impl Page<'_> {
     }
 
     fn stacks(&self) -> String {
-        let shown = self.view.stacks.iter().take(self.options.top);
+        let stacks = alike_as_one(&self.view.stacks, self.view.weight);
+        let shown = stacks.iter().take(self.options.top);
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
-        let rest = &self.view.stacks[blocks.len()..];
+        let rest = &stacks[blocks.len()..];
         if !rest.is_empty() {
             let weight = sum(rest, |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
@@ -211,52 +245,10 @@ impl Page<'_> {
         if let Some(rate) = stack.growth_bytes_per_second {
             _ = write!(text, " {}", per_minute(rate));
         }
-        for line in self.frames(&stack.frames) {
-            _ = write!(text, "\n         {line}");
-        }
-        if let Some(name) = stop_name(stack) {
-            let why =
-                Stop::ALL.iter().find(|stop| stop.name() == name).map_or(&*name, |stop| stop.description());
-            _ = write!(text, "\n         {}", self.paint.dim(&format!("… callers missing: {why}")));
+        for line in stack_lines(stack, self.options) {
+            _ = write!(text, "\n{line}");
         }
         text
-    }
-
-    /// The frames, leaf first; a recursion is one line, and of many lines the first ones and the last two are shown.
-    fn frames(&self, frames: &[Arc<Frame>]) -> Vec<String> {
-        const OUTER: usize = 2;
-        let runs: Vec<&[Arc<Frame>]> = frames.chunk_by(|a, b| same_place(a, b)).collect();
-        let lines = |runs: &[&[Arc<Frame>]]| {
-            runs.iter().map(|run| self.frame(&run[0], run.len())).collect::<Vec<_>>()
-        };
-        let most = self.options.frames.max(OUTER + 2);
-        if runs.len() <= most {
-            return lines(&runs);
-        }
-        let (inner, rest) = runs.split_at(most - OUTER - 1);
-        let (left_out, outer) = rest.split_at(rest.len() - OUTER);
-        let left_out: usize = left_out.iter().map(|run| run.len()).sum();
-        let gap = self.paint.dim(&format!("… {} …", counted(left_out as u64, "more frame")));
-        [lines(inner), vec![gap], lines(outer)].concat()
-    }
-
-    /// `function (module, file:line)`; the name gives way when the line is too long.
-    fn frame(&self, frame: &Frame, times: usize) -> String {
-        const INDENT: usize = 9;
-        let mut place: Vec<String> = Vec::new();
-        // A name made of the module says it already.
-        place.extend(frame.function.as_ref().and(frame.module.as_deref()).map(|m| printable(m).into_owned()));
-        place.extend(frame.file.as_deref().map(|file| source(file, frame.line)));
-        place.extend(frame.inlined.then(|| "inlined".to_owned()));
-        let mut place = if place.is_empty() { String::new() } else { format!(" ({})", place.join(", ")) };
-        if times > 1 {
-            _ = write!(place, " × {}", Count(times as u64));
-        }
-        let room = self.options.width.saturating_sub(INDENT);
-        let place = shorten(&place, room / 2);
-        let name = frame_label(frame);
-        let name = fit_name(&name, room.saturating_sub(place.chars().count()));
-        format!("{name}{}", self.paint.dim(&place))
     }
 
     /// What there is beside it: kinds that nobody asked for, and address space with no memory behind it.
@@ -345,6 +337,22 @@ impl Page<'_> {
     }
 }
 
+/// Every setting of the recording.
+fn in_force(settings: &Settings) -> String {
+    let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
+    let sample = match settings.sample_bytes {
+        0 => "every allocation tracked".to_owned(),
+        bytes => format!("one sample every {}", Bytes(bytes)),
+    };
+    format!(
+        "settings: {sample}; minimal age {}; minimal size {}; maximal size {}; room for {}",
+        Span(settings.min_age_ns),
+        size(settings.min_size),
+        size(settings.max_size),
+        counted(settings.max_live, "live block")
+    )
+}
+
 /// `43.9 MiB in 702 blocks`; of a mapping, how much of the mapped bytes is memory.
 fn figures(stack: &StackReport) -> String {
     match stack.kind {
@@ -358,26 +366,6 @@ fn figures(stack: &StackReport) -> String {
             counted(stack.outstanding_objects, "mapping")
         ),
     }
-}
-
-/// The last two parts of the path, and the line: `src/session.cc:42`.
-fn source(file: &str, line: Option<u32>) -> String {
-    let file = printable(file);
-    let start = file.rmatch_indices('/').nth(1).map_or(0, |(slash, _)| slash + 1);
-    match line {
-        Some(line) => format!("{}:{line}", &file[start..]),
-        None => file[start..].to_owned(),
-    }
-}
-
-/// Whether two frames read the same: a recursion's do, though the addresses may differ.
-fn same_place(a: &Frame, b: &Frame) -> bool {
-    let place = |frame: &Frame| (frame.line, frame.inlined);
-    place(a) == place(b)
-        && a.function == b.function
-        && a.module == b.module
-        && a.file == b.file
-        && a.function.is_some()
 }
 
 fn growth(part: &PartSize) -> i64 {
@@ -435,13 +423,14 @@ const fn format_name(format: Format) -> &'static str {
         Format::Pprof => "pprof",
         Format::Speedscope => "speedscope",
         Format::HeapProfile => "DevTools",
+        Format::Html => "HTML",
     }
 }
 
 /// What a cause of loss means and what to do about it.
 fn loss_meaning(cause: &str) -> Option<&'static str> {
     Some(match cause {
-        "live_table_full" => "the table of live blocks was full: raise --max-live, or use --sample",
+        "live_table_full" => "the table of live blocks was full: raise --max-live",
         "no_thread_record" => "too many threads were inside the allocator at once",
         "never_returned" => "the call never returned: an exception, longjmp or the end of its thread",
         "missed_free" => "an address was allocated again, but its release was not seen",
@@ -449,36 +438,6 @@ fn loss_meaning(cause: &str) -> Option<&'static str> {
         "mapping_event_dropped" => "mappings changed faster than the tracer could read: give it a free CPU",
         _ => return None,
     })
-}
-
-/// Colours, or none.
-#[derive(Clone, Copy)]
-struct Paint(bool);
-
-impl Paint {
-    fn bold(self, text: &str) -> String {
-        self.with("1", text)
-    }
-
-    fn dim(self, text: &str) -> String {
-        self.with("2", text)
-    }
-
-    /// What the eye should find first.
-    fn strong(self, text: &str) -> String {
-        self.with("1;31", text)
-    }
-
-    fn warn(self, text: &str) -> String {
-        self.with("1;33", text)
-    }
-
-    fn with(self, code: impl fmt::Display, text: &str) -> String {
-        match self.0 && !text.is_empty() {
-            true => format!("\x1b[{code}m{text}\x1b[0m"),
-            false => text.to_owned(),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use crate::model::Profile;
 /// A tree of calls. Its root, which is node 0, stands for everything; a node comes after its parent.
 pub(super) struct Tree<'a> {
     pub nodes: Vec<Node>,
+    /// Where each stack of the view ends.
+    pub ends_of_stacks: Vec<u32>,
     pub names: Names<'a>,
 }
 
@@ -42,6 +44,7 @@ impl<'a> Tree<'a> {
     pub fn new(profile: &'a Profile, view: &View<'a>) -> Self {
         let mut names = Names::new(profile);
         let mut nodes = vec![Node::new(0, 0)];
+        let mut ends_of_stacks = Vec::with_capacity(view.stacks.len());
         let mut children: HashMap<(u32, u32), u32> = HashMap::new();
         for stack in &view.stacks {
             let mut at = 0;
@@ -52,11 +55,12 @@ impl<'a> Tree<'a> {
                     number(nodes.len() - 1)
                 });
             }
+            ends_of_stacks.push(at);
             let leaf = &mut nodes[at as usize];
             leaf.bytes = leaf.bytes.saturating_add(stack.weight_bytes);
             leaf.objects = leaf.objects.saturating_add(stack.outstanding_objects);
         }
-        Self { nodes, names }
+        Self { nodes, ends_of_stacks, names }
     }
 
     /// What every node weighs with all that it called.

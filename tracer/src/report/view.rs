@@ -1,12 +1,12 @@
 //! What all pictures share: which stacks are drawn, how heavy they are, and what their frames are called.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 use std::sync::Arc;
 
 use super::human::printable;
 use super::{Options, Weight};
-use crate::model::{Frame, Pid, Profile, StackReport};
+use crate::model::{Frame, Kind, Pid, Profile, StackReport};
 
 /// The stacks to draw, heaviest first; all have a weight.
 pub(super) struct View<'a> {
@@ -23,24 +23,73 @@ impl<'a> View<'a> {
         let mut stacks: Vec<_> = profile.stacks.iter().filter(drawn).collect();
         // Stable: what is equally heavy keeps the profile's order.
         stacks.sort_by_key(|stack| std::cmp::Reverse(weight.of(stack)));
-        let total = sum(&stacks, |stack| weight.of(stack));
+        let total = sum(stacks.iter().copied(), |stack| weight.of(stack));
         Self { stacks, weight, total }
     }
 
     /// What the stacks weigh in bytes, whatever they are drawn by.
     pub fn bytes(&self) -> u64 {
-        sum(&self.stacks, |stack| stack.weight_bytes)
+        sum(self.stacks.iter().copied(), |stack| stack.weight_bytes)
     }
 
     /// Blocks and mappings of the stacks.
     pub fn objects(&self) -> u64 {
-        sum(&self.stacks, |stack| stack.outstanding_objects)
+        sum(self.stacks.iter().copied(), |stack| stack.outstanding_objects)
     }
 }
 
+/// Stacks that read the same as one, heaviest first, as they come in: a compiler of a language runtime compiles a function again as it
+/// gets hot, so one leak has many stacks whose addresses alone differ.
+pub(super) fn alike_as_one(stacks: &[&StackReport], weight: Weight) -> Vec<StackReport> {
+    let mut merged: Vec<StackReport> = Vec::new();
+    let mut places: HashMap<Reading<'_>, usize> = HashMap::new();
+    for stack in stacks {
+        match places.entry(reading(stack)) {
+            Entry::Occupied(place) => add(&mut merged[*place.get()], stack),
+            Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push((*stack).clone());
+            }
+        }
+    }
+    merged.sort_by_key(|stack| std::cmp::Reverse(weight.of(stack)));
+    merged
+}
+
+/// All that a reader sees of a stack beside figures.
+type Reading<'a> = (Option<Pid>, Kind, &'a str, Option<&'a str>, Vec<(Cow<'a, str>, Option<u32>)>);
+
+fn reading(stack: &StackReport) -> Reading<'_> {
+    let frames = stack.frames.iter().map(|frame| (frame_label(frame), frame.line)).collect();
+    (stack.pid, stack.kind, &stack.api, stack.stop.as_deref(), frames)
+}
+
+fn add(sum: &mut StackReport, stack: &StackReport) {
+    let figures = [
+        (&mut sum.weight_bytes, stack.weight_bytes),
+        (&mut sum.outstanding_bytes, stack.outstanding_bytes),
+        (&mut sum.outstanding_objects, stack.outstanding_objects),
+        (&mut sum.allocated_bytes, stack.allocated_bytes),
+        (&mut sum.allocated_objects, stack.allocated_objects),
+        (&mut sum.freed_bytes, stack.freed_bytes),
+        (&mut sum.freed_objects, stack.freed_objects),
+    ];
+    for (figure, more) in figures {
+        *figure = figure.saturating_add(more);
+    }
+    // What is not known of one is not known of all.
+    sum.resident_bytes = sum.resident_bytes.zip(stack.resident_bytes).map(|(a, b)| a.saturating_add(b));
+    sum.growth_bytes_per_second =
+        sum.growth_bytes_per_second.zip(stack.growth_bytes_per_second).map(|(a, b)| a + b);
+    sum.oldest_age_ns = sum.oldest_age_ns.max(stack.oldest_age_ns);
+}
+
 /// Saturates: a profile read from a file may hold any number.
-pub(super) fn sum(stacks: &[&StackReport], figure: impl Fn(&StackReport) -> u64) -> u64 {
-    stacks.iter().fold(0, |sum, stack| sum.saturating_add(figure(stack)))
+pub(super) fn sum<'a>(
+    stacks: impl IntoIterator<Item = &'a StackReport>,
+    figure: impl Fn(&StackReport) -> u64,
+) -> u64 {
+    stacks.into_iter().fold(0, |sum, stack| sum.saturating_add(figure(stack)))
 }
 
 /// What a box of a flame graph stands for.
@@ -156,5 +205,23 @@ pub(super) fn api_name(stack: &StackReport) -> Cow<'_, str> {
         }
         _ if api.is_empty() => "[unnamed]".into(),
         _ => api,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixtures::{frame, stack};
+
+    #[test]
+    fn stacks_whose_addresses_alone_differ_are_one_and_nothing_is_lost() {
+        let at =
+            |ip| stack("malloc", 100, 3, vec![frame(ip, "leak", "addon.node"), frame(ip + 1, "[anon]", "")]);
+        let (first, again) = (at(0x10), at(0x20));
+        let other = stack("calloc", 50, 7, first.frames.iter().map(|frame| Frame::clone(frame)).collect());
+        let merged = alike_as_one(&[&other, &first, &again], Weight::Bytes);
+        let figures: Vec<_> =
+            merged.iter().map(|stack| (&*stack.api, stack.weight_bytes, stack.outstanding_objects)).collect();
+        assert_eq!(figures, [("malloc", 600, 6), ("calloc", 350, 7)]);
     }
 }

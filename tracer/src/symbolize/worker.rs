@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, Sender, channel},
     },
     thread::{self, JoinHandle},
@@ -22,15 +22,29 @@ pub type NamedStacks = HashMap<u32, Vec<Arc<Frame>>>;
 
 enum Job {
     AddProcess(u16, Pid),
-    Name { number: u32, process: u16, frames: Vec<Address> },
+    Name {
+        number: u32,
+        process: u16,
+        frames: Vec<Address>,
+    },
     MappingsChanged(u16),
+    /// Says so when everything before it is done.
+    Answer(Sender<()>),
 }
 
 /// The thread, and the way to it.
 #[derive(Debug)]
 pub struct Worker {
     jobs: Sender<Job>,
-    thread: JoinHandle<NamedStacks>,
+    named: Shared,
+    thread: JoinHandle<()>,
+}
+
+/// What is named so far. An entry is whole or absent, whatever happened to the thread.
+type Shared = Arc<Mutex<NamedStacks>>;
+
+fn lock(named: &Shared) -> MutexGuard<'_, NamedStacks> {
+    named.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Worker {
@@ -40,8 +54,11 @@ impl Worker {
     /// When the system gives no more threads.
     pub fn start() -> io::Result<Self> {
         let (jobs, queue) = channel();
-        let thread = thread::Builder::new().name("symbolize".into()).spawn(move || name_stacks(&queue))?;
-        Ok(Self { jobs, thread })
+        let named = Shared::default();
+        let filled = Arc::clone(&named);
+        let thread =
+            thread::Builder::new().name("symbolize".into()).spawn(move || name_stacks(&queue, &filled))?;
+        Ok(Self { jobs, named, thread })
     }
 
     // A send fails only when the thread is gone; `finish` tells.
@@ -61,13 +78,30 @@ impl Worker {
         let _ = self.jobs.send(Job::MappingsChanged(process));
     }
 
+    /// Waits until everything that was asked for is done.
+    pub fn catch_up(&self) {
+        let (answer, answered) = channel();
+        if self.jobs.send(Job::Answer(answer)).is_ok() {
+            // An error says that the thread is gone; `finish` tells.
+            let _ = answered.recv();
+        }
+    }
+
+    /// The frames of a stack, if it is named by now.
+    #[must_use]
+    pub fn frames(&self, number: u32) -> Option<Vec<Arc<Frame>>> {
+        lock(&self.named).get(&number).cloned()
+    }
+
     /// Waits until everything is named.
     ///
     /// # Errors
     /// When the thread has panicked.
     pub fn finish(self) -> io::Result<NamedStacks> {
         drop(self.jobs);
-        self.thread.join().map_err(|_| io::Error::other("the thread that names stacks has panicked"))
+        let ended = self.thread.join();
+        ended.map_err(|_| io::Error::other("the thread that names stacks has panicked"))?;
+        Ok(std::mem::take(&mut lock(&self.named)))
     }
 }
 
@@ -76,9 +110,8 @@ fn look_ahead(symbolizer: &mut Symbolizer) {
     symbolizer.symbolize(&[]);
 }
 
-fn name_stacks(queue: &Receiver<Job>) -> NamedStacks {
+fn name_stacks(queue: &Receiver<Job>, named: &Shared) {
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
-    let mut named = NamedStacks::new();
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
@@ -91,7 +124,10 @@ fn name_stacks(queue: &Receiver<Job>) -> NamedStacks {
                     Some(symbolizer) => symbolizer.symbolize(&frames),
                     None => frames.iter().map(|&ip| Frame { ip, ..Frame::default() }).collect(),
                 };
-                named.insert(number, frames.into_iter().map(Arc::new).collect());
+                lock(named).insert(number, frames.into_iter().map(Arc::new).collect());
+            }
+            Job::Answer(answer) => {
+                let _ = answer.send(());
             }
             Job::MappingsChanged(process) => {
                 if let Some(symbolizer) = symbolizers.get_mut(&process) {
@@ -101,5 +137,4 @@ fn name_stacks(queue: &Receiver<Job>) -> NamedStacks {
             }
         }
     }
-    named
 }

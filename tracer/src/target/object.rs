@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,19 @@ impl Object {
     #[must_use]
     pub fn uprobe_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// The whole file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn bytes(&self) -> io::Result<Vec<u8>> {
+        // From the start, whoever has read from the same descriptor before.
+        let mut file = &self.file;
+        file.rewind()?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// What people call it: the last part of the path.

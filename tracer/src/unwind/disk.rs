@@ -24,7 +24,7 @@ use super::rules::Rules;
 use super::table::{MAX_ROWS, Table, TableError, TableStats};
 
 /// Changes with the meaning of the bytes, of a rule, or of how files are read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"unwind\0\0";
 
 /// How much the cache may hold. What was not used for longest goes first.
@@ -205,6 +205,7 @@ impl Key {
         let mut hash = Sha256::new();
         let mut put = |number: u64| hash.update(number.to_le_bytes());
         put(elf.length);
+        put(elf.entry.unwrap_or(0));
         put(elf.code.len() as u64);
         for range in &elf.code {
             put(range.start);

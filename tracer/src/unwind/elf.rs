@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use gimli::{BaseAddresses, EhFrameHdr, LittleEndian, Pointer};
 use object::elf::{
-    CompressionHeader64, ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME,
-    PT_LOAD, ProgramHeader64,
+    CompressionHeader64, DT_NEEDED, ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, EM_X86_64, FileHeader64, PF_X,
+    PT_GNU_EH_FRAME, PT_INTERP, PT_LOAD, ProgramHeader64,
 };
-use object::read::elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable};
+use object::read::elf::{
+    CompressionHeader, Dyn as _, FileHeader, ProgramHeader, SectionHeader, SectionTable,
+};
 use object::{CompressedData, CompressionFormat, Endianness, ReadRef};
 
 use super::TableError;
@@ -37,6 +39,8 @@ pub(super) struct Elf<'data> {
     pub length: u64,
     /// The svmas of executable code, ascending; nothing outside of them is code.
     pub code: Vec<Range<u64>>,
+    /// Where a thread begins to run in it: the entry point of a program or of the dynamic linker.
+    pub entry: Option<u64>,
     /// By preference.
     pub sections: Vec<Section<'data>>,
 }
@@ -61,7 +65,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Elf<'_>, TableError> {
     sections.extend(eh_frame);
     sections.extend(debug_frame(&table, endian, bytes, bases));
     let length = bytes.len() as u64;
-    Ok(Elf { length, code: executable(segments, endian, length), sections })
+    let entry =
+        starts_threads(segments, endian, bytes).then(|| header.e_entry(endian)).filter(|&entry| entry != 0);
+    Ok(Elf { length, code: executable(segments, endian, length), entry, sections })
 }
 
 /// What the loader added to a file's addresses, for a mapping of it: `svma = avma - bias`. `start` is where the mapping
@@ -80,6 +86,16 @@ pub fn load_bias(elf: &[u8], start: u64, file_offset: u64) -> Option<u64> {
         let covers = offset & !(MIN_PAGE - 1) <= file_offset && file_offset < end;
         covers.then(|| start.wrapping_sub(segment.p_vaddr(endian).wrapping_add(into)))
     })
+}
+
+/// Whether the file is a program or the dynamic linker. A library may name an entry point, too, but it is just where its code
+/// begins; what tells it apart is that it needs others and names no interpreter.
+fn starts_threads(segments: &[ProgramHeader64<Endianness>], endian: Endianness, bytes: &[u8]) -> bool {
+    let has_interpreter = segments.iter().any(|segment| segment.p_type(endian) == PT_INTERP);
+    let dynamic = segments.iter().find_map(|segment| segment.dynamic(endian, bytes).ok()?);
+    let needs_others =
+        dynamic.is_some_and(|dynamic| dynamic.iter().any(|entry| entry.tag(endian) == DT_NEEDED));
+    has_interpreter || !needs_others
 }
 
 /// The smallest unit of mapping on x86_64.

@@ -81,6 +81,7 @@ impl Table {
             let mut collected = Collected::new(&elf.code, span.start);
             cfi::read(section, &mut collected);
             if !collected.functions.is_empty() {
+                collected.describe_entry(elf.entry);
                 return collected.into_table(length);
             }
         }
@@ -212,6 +213,25 @@ impl<'a> Collected<'a> {
 
     fn is_full(&self) -> bool {
         self.rows.len() >= MAX_ROWS || self.functions.len() >= MAX_ROWS
+    }
+
+    /// Code at the entry point that the file says nothing of, as in the dynamic linker and in musl's start files, has no caller.
+    fn describe_entry(&mut self, entry: Option<u64>) {
+        /// What stands there is some instructions long, and sets up the call of a function in C.
+        const LONGEST: u64 = 128;
+        let Some(entry) = entry else { return };
+        let Some(start) = entry.checked_sub(self.base).and_then(|start| u32::try_from(start).ok()) else {
+            return;
+        };
+        if self.functions.iter().any(|function| function.code.contains(&start)) {
+            return;
+        }
+        let next =
+            self.functions.iter().map(|function| function.code.start).filter(|&next| next > start).min();
+        let next = next.map_or(u64::MAX, |next| self.base + u64::from(next));
+        if self.function(entry..next.min(entry.saturating_add(LONGEST))) {
+            self.row(entry, Rule::BASE);
+        }
     }
 
     /// Puts the functions in order, one after the other, and merges what says the same.

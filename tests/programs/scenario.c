@@ -1,0 +1,124 @@
+// Programs whose truth is known: what grows, how, and whether it is a leak. The argument names the scenario.
+#define _GNU_SOURCE
+#include <sys/mman.h>
+#include <time.h>
+
+#include "protocol.h"
+
+#define MEBIBYTE (1UL << 20)
+#define WORK_MS 10500
+
+static long long now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+static void pause_ms(long ms) {
+    struct timespec pause = {ms / 1000, ms % 1000 * 1000000};
+    nanosleep(&pause, NULL);
+}
+
+static void *filled(void *block, size_t size) {
+    if (!block) _exit(107);
+    memset(block, 1, size);
+    return block;
+}
+
+CALLER void *leaked(size_t size) { return KEEP(filled(malloc(size), size)); }
+CALLER void *cached(size_t size) { return KEEP(filled(malloc(size), size)); }
+CALLER void *passing(size_t size) { return KEEP(filled(malloc(size), size)); }
+CALLER void *batch(size_t size) { return KEEP(filled(malloc(size), size)); }
+CALLER void *fragment(size_t size) { return KEEP(filled(malloc(size), size)); }
+
+CALLER char *mapped(size_t size, int protection) {
+    char *at = mmap(NULL, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) _exit(108);
+    KEEP(at);
+    return at;
+}
+
+// 64 KiB every 10 ms.
+static void steady_leak(int tick) {
+    (void)tick;
+    for (int i = 0; i < 16; i++) leaked(4096);
+}
+
+// One block in 10,000 stays; the others live for a moment.
+static void slow_leak(int tick) {
+    static void *ring[1000];
+    static unsigned long made;
+    (void)tick;
+    for (int i = 0; i < 1000; i++, made++) {
+        void **slot = &ring[made % 1000];
+        free(*slot);
+        *slot = passing(200);
+        if (made % 10000 == 0) leaked(20000);
+    }
+}
+
+// 16 MiB in the first second.
+static void cache(int tick) {
+    if (tick < 100)
+        for (int i = 0; i < 40; i++) cached(4096);
+}
+
+// 8 MiB in batches of two seconds.
+static void sawtooth(int tick) {
+    static void *blocks[2000];
+    static int count;
+    if (tick % 200 == 0)
+        while (count > 0) free(blocks[--count]);
+    for (int i = 0; i < 10; i++) blocks[count++] = batch(4096);
+}
+
+// 64 MiB, of which every other block is freed.
+static void fragmentation(int tick) {
+    enum { COUNT = 64 << 10 };
+    static void *blocks[COUNT];
+    if (tick != 100) return;
+    for (int i = 0; i < COUNT; i++) blocks[i] = fragment(1000);
+    for (int i = 0; i < COUNT; i++)
+        if (i % 16) free(blocks[i]);
+}
+
+// 64 KiB every 10 ms.
+static void mapping_leak(int tick) {
+    (void)tick;
+    filled(mapped(16 * 4096, PROT_READ | PROT_WRITE), 16 * 4096);
+}
+
+// 1 GiB of addresses, of which 16 MiB are used in the first two seconds.
+static void reservation(int tick) {
+    static char *at;
+    static const size_t step = MEBIBYTE / 8;
+    if (tick == 0) at = mapped(1024 * MEBIBYTE, PROT_NONE);
+    if (tick >= 128) return;
+    if (mprotect(at + (size_t)tick * step, step, PROT_READ | PROT_WRITE) != 0) _exit(109);
+    memset(at + (size_t)tick * step, 1, step);
+}
+
+static const struct {
+    const char *name;
+    void (*work)(int tick);
+} scenarios[] = {
+    {"steady_leak", steady_leak}, {"slow_leak", slow_leak},       {"cache", cache},
+    {"sawtooth", sawtooth},       {"fragmentation", fragmentation}, {"mapping_leak", mapping_leak},
+    {"reservation", reservation},
+};
+
+int main(int count, char **arguments) {
+    for (size_t i = 0; count == 2 && i < sizeof scenarios / sizeof *scenarios; i++) {
+        if (strcmp(arguments[1], scenarios[i].name) != 0) continue;
+        expect_unknown_frees();
+        ready();
+        long long started = now_ms();
+        for (int tick = 0; now_ms() - started < WORK_MS; tick++) {
+            scenarios[i].work(tick);
+            long long rest = started + 10LL * (tick + 1) - now_ms();
+            if (rest > 0) pause_ms((long)rest);
+        }
+        done();
+    }
+    return 2;
+}

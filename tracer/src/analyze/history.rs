@@ -1,0 +1,150 @@
+//! What every stack held over the window, in bounded memory: one grid of times for all of them, which gets coarser the
+//! longer the window is.
+
+use std::collections::BTreeMap;
+
+use super::growth::Point;
+use super::mappings::Holder;
+use crate::model::Bytes;
+
+/// Whose sizes they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// A stack of the malloc family, by number; its outstanding bytes.
+    Native(u32),
+    /// A holder of mappings; their resident bytes.
+    Mapping(Holder),
+}
+
+/// The sizes of all sources at evenly spaced times. The last one may come early.
+#[derive(Clone, Debug)]
+pub struct History {
+    spacing_ns: u64,
+    times: Vec<u64>,
+    /// As long as `times` or shorter, by zeros at the end.
+    sizes: BTreeMap<Source, Vec<u64>>,
+}
+
+impl History {
+    /// The most times that are kept, 512 bytes for each source: after a day they are half an hour apart, or less.
+    pub const CAPACITY: usize = 64;
+
+    /// A history that begins with times `spacing_ns` apart.
+    #[must_use]
+    pub const fn new(spacing_ns: u64) -> Self {
+        Self { spacing_ns, times: Vec::new(), sizes: BTreeMap::new() }
+    }
+
+    /// Whether it is time for the next sizes.
+    #[must_use]
+    pub fn is_due(&self, t_ns: u64) -> bool {
+        self.times.last().is_none_or(|last| t_ns >= last.saturating_add(self.spacing_ns))
+    }
+
+    /// Adds the sizes of all sources that hold something at a time later than all before it.
+    pub fn push(&mut self, t_ns: u64, sizes: impl IntoIterator<Item = (Source, Bytes)>) {
+        if self.times.len() == Self::CAPACITY {
+            self.thin();
+        }
+        for (source, Bytes(bytes)) in sizes {
+            let row = self.sizes.entry(source).or_default();
+            row.resize(self.times.len(), 0);
+            row.push(bytes);
+        }
+        self.times.push(t_ns);
+    }
+
+    /// Leaves out every second time, and what held nothing at any of the others.
+    fn thin(&mut self) {
+        fn every_second(values: &mut Vec<u64>) {
+            let mut index = 0;
+            values.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+        }
+        every_second(&mut self.times);
+        self.sizes.values_mut().for_each(every_second);
+        self.sizes.retain(|_, row| row.iter().any(|&bytes| bytes > 0));
+        self.spacing_ns = self.spacing_ns.saturating_mul(2);
+    }
+
+    /// What a source held, oldest first.
+    #[must_use]
+    pub fn of(&self, source: Source) -> Vec<Point> {
+        let row = self.sizes.get(&source).map_or(&[][..], Vec::as_slice);
+        let sizes = row.iter().copied().chain(std::iter::repeat(0));
+        self.times.iter().zip(sizes).map(|(&t_ns, bytes)| Point { t_ns, bytes: Bytes(bytes) }).collect()
+    }
+
+    /// What all sources together held that count.
+    #[must_use]
+    pub fn total(&self, counts: impl Fn(Source) -> bool) -> Vec<Point> {
+        let mut points = self.times.iter().map(|&t_ns| Point { t_ns, bytes: Bytes(0) }).collect::<Vec<_>>();
+        for (_, row) in self.sizes.iter().filter(|(source, _)| counts(**source)) {
+            for (point, bytes) in points.iter_mut().zip(row) {
+                point.bytes.0 = point.bytes.0.saturating_add(*bytes);
+            }
+        }
+        points
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: Source = Source::Native(1);
+    const B: Source = Source::Native(2);
+
+    fn points(history: &History, source: Source) -> Vec<(u64, u64)> {
+        history.of(source).iter().map(|point| (point.t_ns, point.bytes.0)).collect()
+    }
+
+    #[test]
+    fn a_source_holds_nothing_where_it_is_not_mentioned() {
+        let mut history = History::new(10);
+        history.push(10, [(A, Bytes(1))]);
+        history.push(20, [(A, Bytes(2)), (B, Bytes(5))]);
+        history.push(30, [(B, Bytes(6))]);
+        assert_eq!(points(&history, A), [(10, 1), (20, 2), (30, 0)]);
+        assert_eq!(points(&history, B), [(10, 0), (20, 5), (30, 6)]);
+        let total: Vec<_> = history.total(|_| true).iter().map(|point| point.bytes.0).collect();
+        assert_eq!(total, [1, 7, 6]);
+        assert_eq!(history.total(|source| source == A)[1].bytes, Bytes(2));
+        assert!(!history.is_due(39) && history.is_due(40));
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten() {
+        let mut history = History::new(1);
+        history.push(0, []);
+        history.push(1, [(A, Bytes(1))]);
+        (2..200).for_each(|t_ns| {
+            if history.is_due(t_ns) {
+                history.push(t_ns, [(B, Bytes(t_ns))]);
+            }
+        });
+        assert!(!history.sizes.contains_key(&A) && history.sizes.contains_key(&B));
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_bounded_and_even(count in 1..5000_u64) {
+            let mut history = History::new(1);
+            for t_ns in 0..count {
+                if history.is_due(t_ns) {
+                    history.push(t_ns, [(A, Bytes(t_ns * 7))]);
+                }
+            }
+            let points = points(&history, A);
+            prop_assert!(points.len() <= History::CAPACITY);
+            prop_assert!(points.len() as u64 >= count.min(History::CAPACITY as u64 / 2));
+            prop_assert!(points.iter().all(|&(t_ns, bytes)| bytes == 7 * t_ns));
+            let gaps: Vec<_> = points.windows(2).map(|two| two[1].0 - two[0].0).collect();
+            prop_assert!(gaps.windows(2).all(|two| two[0] == two[1]), "{:?}", gaps);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! How much of the traced processes is in memory, and where it went: readings over the window, at a bounded cost.
+//!
+//! Reading takes time from the target too: the kernel walks its page tables with its memory map locked, 7 to 9 ms for
+//! each GiB. So each kind of reading is only made when the ones before it took less than a hundredth of the time.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{process::TracedProcess, session::now_ns};
+use crate::{
+    analyze::{
+        managed::{ManagedHolders, Runtime, Runtimes},
+        mappings::{AddressRange, LiveRange, MappingAccount},
+        reconcile::{self, Evidence, Split, Tracked},
+        residency::{self, ResidencyError},
+        smaps::Vma,
+        threads, verdict,
+    },
+    model::{Address, Bytes, Memory, Part},
+};
+
+/// What is known of the targets' resident memory.
+#[derive(Debug, Default)]
+pub struct ResidentMemory {
+    /// Resident bytes of live ranges at the last look.
+    ranges: HashMap<(u16, AddressRange), Option<Bytes>>,
+    look_pace: Pace,
+    /// By process.
+    before: BTreeMap<u16, Reading>,
+    latest: BTreeMap<u16, Reading>,
+    reading_pace: Pace,
+}
+
+/// Whether a look may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Only if it costs less than a hundredth of the time.
+    Affordable,
+    /// At once: it is the first or the last one.
+    Now,
+}
+
+impl ResidentMemory {
+    /// Reads how much of each live mapping is resident. What cannot be read stays as it was.
+    pub fn look_at_mappings(&mut self, processes: &[TracedProcess], account: &MappingAccount, when: When) {
+        let Some(started) = self.look_pace.begin(when) else { return };
+        let live: Vec<LiveRange> = account.live().collect();
+        for process in running(processes) {
+            let ranges: Vec<_> = live
+                .iter()
+                .filter(|live| live.holder.process == process.index)
+                .map(|live| live.range)
+                .collect();
+            if ranges.is_empty() {
+                continue;
+            }
+            match residency::resident_bytes(process.target.pid(), &ranges) {
+                Ok(resident) => {
+                    self.ranges.retain(|&(index, _), _| index != process.index);
+                    let known = ranges.into_iter().map(|range| (process.index, range)).zip(resident);
+                    self.ranges.extend(known);
+                }
+                Err(error) => log::debug!("cannot read what is resident of {}: {error}", process.name()),
+            }
+        }
+        self.look_pace.end(started);
+    }
+
+    /// How much of a live range was resident at the last look.
+    #[must_use]
+    pub fn of_range(&self, live: &LiveRange) -> Option<Bytes> {
+        self.ranges.get(&(live.holder.process, live.range)).copied().flatten()
+    }
+
+    /// Reads everything that resident memory is split by. `native` tells outstanding bytes of the malloc family by process.
+    /// Whether it was read.
+    pub fn read(
+        &mut self,
+        processes: &[TracedProcess],
+        account: &MappingAccount,
+        native: &BTreeMap<u16, u64>,
+        when: When,
+    ) -> bool {
+        let Some(started) = self.reading_pace.begin(when) else { return false };
+        let is_first = self.before.is_empty();
+        for process in running(processes) {
+            let live = account.live().filter(|live| live.holder.process == process.index);
+            let tracked = live.filter_map(|live| Some((live, self.of_range(&live)?))).collect();
+            let native = native.get(&process.index).copied().unwrap_or(0);
+            match Reading::of(process, tracked, Bytes(native)) {
+                Ok(reading) => _ = self.latest.insert(process.index, reading),
+                Err(error) => log::debug!("cannot read the mappings of {}: {error}", process.name()),
+            }
+        }
+        if is_first {
+            self.before = std::mem::take(&mut self.latest);
+        }
+        self.reading_pace.end(started);
+        true
+    }
+
+    /// Resident bytes of managed heaps at the latest reading.
+    #[must_use]
+    pub fn managed_bytes(&self, managed: &ManagedHolders) -> Option<u64> {
+        let size = split_of(&self.latest, managed).get(&Part::Managed).copied()?;
+        u64::try_from(size).ok()
+    }
+
+    /// Where the memory went, if it was read at the window's start and after. A process that has exited counts as it was
+    /// last seen.
+    #[must_use]
+    pub fn split(&self, managed: &ManagedHolders) -> Option<Memory> {
+        if self.before.is_empty() || self.latest.is_empty() {
+            return None;
+        }
+        let rss = |readings: &BTreeMap<u16, Reading>| readings.values().map(|reading| reading.rss.0).sum();
+        let before = split_of(&self.before, managed);
+        Some(Memory {
+            rss_before_bytes: Some(rss(&self.before)),
+            rss_after_bytes: Some(rss(&self.latest)),
+            parts: reconcile::compare(&before, &split_of(&self.latest, managed)),
+        })
+    }
+
+    /// A runtime in the targets, the one that mapped in the window before others.
+    #[must_use]
+    pub fn runtime(&self, managed: &ManagedHolders) -> Option<Runtime> {
+        let seen = || {
+            self.latest.values().flat_map(|reading| Runtimes::of(&reading.vmas).iter().collect::<Vec<_>>())
+        };
+        managed.runtimes().min().or_else(|| seen().min())
+    }
+
+    /// The allocator that the targets use.
+    #[must_use]
+    pub fn allocator(&self) -> Option<&'static str> {
+        let vmas = self.latest.values().flat_map(|reading| &reading.vmas);
+        verdict::allocator_of(vmas.filter(|vma| vma.executable).map(|vma| vma.name.as_str()))
+    }
+}
+
+/// The resident set size of the targets that still run.
+pub fn rss(processes: &[TracedProcess]) -> Option<Bytes> {
+    let sizes: Vec<_> =
+        running(processes).filter_map(|process| residency::rss(process.target.pid()).ok()).collect();
+    if sizes.is_empty() { None } else { Some(Bytes(sizes.iter().map(|size| size.0).sum())) }
+}
+
+fn running(processes: &[TracedProcess]) -> impl Iterator<Item = &TracedProcess> {
+    processes.iter().filter(|process| !process.target.has_exited())
+}
+
+fn split_of(readings: &BTreeMap<u16, Reading>, managed: &ManagedHolders) -> Split {
+    let mut sum = Split::new();
+    for (part, bytes) in readings.values().flat_map(|reading| reading.split(managed)) {
+        *sum.entry(part).or_default() += bytes;
+    }
+    sum
+}
+
+/// What the memory of a process is split by, as it was at one moment.
+#[derive(Debug)]
+struct Reading {
+    rss: Bytes,
+    vmas: Vec<Vma>,
+    stack_pointers: Vec<Address>,
+    tracked: Vec<(LiveRange, Bytes)>,
+    native: Bytes,
+}
+
+impl Reading {
+    fn of(
+        process: &TracedProcess,
+        tracked: Vec<(LiveRange, Bytes)>,
+        native: Bytes,
+    ) -> Result<Self, ResidencyError> {
+        let pid = process.target.pid();
+        Ok(Self {
+            vmas: residency::vmas(pid)?,
+            rss: residency::rss(pid)?,
+            stack_pointers: threads::stack_pointers(pid),
+            tracked,
+            native,
+        })
+    }
+
+    /// What the parts are depends on what is known of the stacks by now.
+    fn split(&self, managed: &ManagedHolders) -> Split {
+        let tracked = self.tracked.iter().map(|&(live, resident)| Tracked {
+            range: live.range,
+            kind: managed.judged(live.holder).kind,
+            resident,
+        });
+        reconcile::split(&Evidence {
+            vmas: &self.vmas,
+            rss: self.rss,
+            runtimes: &Runtimes::of(&self.vmas),
+            tracked: &tracked.collect::<Vec<_>>(),
+            stack_pointers: &self.stack_pointers,
+            native: self.native,
+        })
+    }
+}
+
+/// Keeps something costly below a hundredth of the time.
+#[derive(Debug, Default)]
+struct Pace {
+    next_ns: u64,
+}
+
+impl Pace {
+    const TIMES_AS_LONG: u64 = 100;
+
+    /// The present time, if it may be done now.
+    fn begin(&self, when: When) -> Option<u64> {
+        let now = now_ns();
+        (when == When::Now || now >= self.next_ns).then_some(now)
+    }
+
+    fn end(&mut self, started_ns: u64) {
+        let now = now_ns();
+        self.next_ns = now + Self::TIMES_AS_LONG * now.saturating_sub(started_ns);
+    }
+}

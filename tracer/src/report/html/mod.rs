@@ -1,0 +1,191 @@
+//! One page for a browser, for someone who was not there: what is outstanding, where the resident memory went, how it
+//! grew, the flame graph, every stack, and what to know before trusting it. It needs no network.
+
+use std::borrow::Cow;
+use std::io;
+
+use serde::Serialize;
+
+use super::svg::Hue;
+use super::text::Facts;
+use super::tree::Tree;
+use super::view::{Role, View};
+use super::{Options, Report, stack_lines};
+use crate::model::{Kind, Memory, Profile, StackReport, TimelinePoint, Verdict, VerdictSummary};
+
+/// The `.html` report.
+pub struct Html;
+
+const PAGE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+impl Report for Html {
+    fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
+        let view = View::new(profile, options);
+        let tree = Tree::new(profile, &view);
+        // A `<` could end the element that holds the data.
+        let data = serde_json::to_string(&data(profile, options, &view, &tree))?.replace('<', "\\u003c");
+        let mut rest = PAGE;
+        for (marker, text) in [("/*STYLE*/", STYLE), ("/*DATA*/", &data), ("/*SCRIPT*/", SCRIPT)] {
+            if let Some((before, after)) = rest.split_once(marker) {
+                out.write_all(before.as_bytes())?;
+                out.write_all(text.as_bytes())?;
+                rest = after;
+            }
+        }
+        out.write_all(rest.as_bytes())
+    }
+}
+
+fn data<'a>(profile: &'a Profile, options: &Options, view: &View<'a>, tree: &Tree<'a>) -> Data<'a> {
+    let facts = Facts::new(profile, options);
+    let nodes = &tree.nodes;
+    Data {
+        headline: facts.headline,
+        verdict: profile.verdict.as_ref(),
+        facts: facts.facts,
+        trust: facts.trust,
+        footer: format!("Recorded by tracer {}.", profile.tracer_version),
+        memory: profile.memory.as_ref(),
+        timeline: &profile.timeline,
+        tree: Nodes {
+            parent: nodes.iter().map(|node| node.parent).collect(),
+            name: nodes.iter().map(|node| node.name).collect(),
+            bytes: nodes.iter().map(|node| node.bytes).collect(),
+            objects: nodes.iter().map(|node| node.objects).collect(),
+            names: tree.names.texts().zip(&tree.names.roles).map(|(text, role)| name(text, role)).collect(),
+        },
+        stacks: view.stacks.iter().zip(&tree.ends_of_stacks).map(|(stack, &node)| row(stack, node)).collect(),
+    }
+}
+
+fn name<'a>(text: Cow<'a, str>, role: &Role<'a>) -> Name<'a> {
+    let place = match role {
+        Role::Frame(frame) => stack_lines::place(frame),
+        _ => String::new(),
+    };
+    Name { text, hue: Hue::of(*role).name(), place }
+}
+
+fn row(stack: &StackReport, node: u32) -> Row<'_> {
+    Row {
+        kind: stack.kind,
+        api: &stack.api,
+        weight: stack.weight_bytes,
+        objects: stack.outstanding_objects,
+        age: stack.oldest_age_ns,
+        growth: stack.growth_bytes_per_second,
+        verdict: stack.verdict,
+        node,
+    }
+}
+
+/// What the page's script draws.
+#[derive(Serialize)]
+struct Data<'a> {
+    headline: String,
+    verdict: Option<&'a VerdictSummary>,
+    facts: Vec<String>,
+    /// What to know before trusting the figures.
+    trust: Vec<String>,
+    footer: String,
+    memory: Option<&'a Memory>,
+    timeline: &'a [TimelinePoint],
+    tree: Nodes<'a>,
+    stacks: Vec<Row<'a>>,
+}
+
+/// The tree, a column a field.
+#[derive(Serialize)]
+struct Nodes<'a> {
+    parent: Vec<u32>,
+    name: Vec<u32>,
+    bytes: Vec<u64>,
+    objects: Vec<u64>,
+    names: Vec<Name<'a>>,
+}
+
+#[derive(Serialize)]
+struct Name<'a> {
+    text: Cow<'a, str>,
+    hue: &'static str,
+    place: String,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    kind: Kind,
+    api: &'a str,
+    weight: u64,
+    objects: u64,
+    age: Option<u64>,
+    growth: Option<f64>,
+    verdict: Option<Verdict>,
+    /// Where the stack ends in the tree.
+    node: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::report::fixtures;
+
+    fn render(profile: &Profile) -> String {
+        let mut out = Vec::new();
+        Html.write(profile, &Options::default(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn embedded(page: &str) -> Value {
+        let (_, data) = page.split_once("id=\"data\">").unwrap();
+        serde_json::from_str(data.split_once("</script>").unwrap().0).unwrap()
+    }
+
+    #[test]
+    fn names_from_the_target_cannot_leave_the_data() {
+        let page = render(&fixtures::hostile());
+        assert_eq!(page.matches("<script").count(), 2, "the data and the script");
+        let data = embedded(&page);
+        let names = data["tree"]["names"].as_array().unwrap();
+        assert!(names.iter().any(|name| name["text"] == "<script>alert(1)</script>"));
+    }
+
+    #[test]
+    fn the_page_loads_nothing() {
+        let page = render(&fixtures::node());
+        for attribute in ["src=", "@import", "url(", "fetch("] {
+            assert!(!page.contains(attribute), "{attribute}");
+        }
+        let addresses: Vec<&str> = page.match_indices("http").map(|(i, _)| &page[i..i + 26]).collect();
+        assert!(
+            addresses
+                .iter()
+                .all(|address| *address == "http://www.w3.org/2000/svg" || address.starts_with("http-equiv")),
+            "{addresses:?}"
+        );
+    }
+
+    #[test]
+    fn the_data_adds_up() {
+        for (name, profile) in fixtures::all() {
+            let data = embedded(&render(&profile));
+            let sum = |list: &Value, key: &str| {
+                list[key].as_array().unwrap().iter().map(|number| number.as_u64().unwrap()).sum::<u64>()
+            };
+            let total = View::new(&profile, &Options::default()).total;
+            assert_eq!(sum(&data["tree"], "bytes"), total, "{name}");
+            let rows = data["stacks"].as_array().unwrap();
+            assert_eq!(rows.iter().map(|row| row["weight"].as_u64().unwrap()).sum::<u64>(), total, "{name}");
+            let nodes = data["tree"]["parent"].as_array().unwrap().len() as u64;
+            assert!(rows.iter().all(|row| (1..nodes).contains(&row["node"].as_u64().unwrap())), "{name}");
+        }
+    }
+
+    #[test]
+    fn golden() {
+        insta::assert_json_snapshot!("html_incomplete", embedded(&render(&fixtures::incomplete())));
+    }
+}

@@ -1,0 +1,112 @@
+//! Measures what tracing costs, on this machine: the traced program's time, and the tracer's own CPU, memory and waits.
+
+mod document;
+mod footprint;
+mod median;
+mod overhead;
+mod tool;
+mod workload;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Subcommand, ValueEnum as _};
+
+use crate::{command, privilege, run};
+
+/// What is measured.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Bench {
+    /// What traced programs lose, next to empty probes, bpftrace and heaptrack.
+    Overhead {
+        /// How often each tool is measured; the median counts.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// How long one measurement takes, in milliseconds.
+        #[arg(long, default_value_t = 1000)]
+        milliseconds: u32,
+        /// Only these workloads.
+        #[arg(long = "workload", value_enum)]
+        workloads: Vec<workload::Kind>,
+    },
+    /// What the tracer itself takes: CPU, memory, and time to attach and to let go.
+    Footprint,
+}
+
+/// What the measurements need and where it is.
+pub struct Bed {
+    /// The tracer that is measured.
+    tracer: PathBuf,
+    /// Puts empty probes in.
+    empty_probes: PathBuf,
+    /// Sources of the workloads.
+    sources: PathBuf,
+    /// Where they are compiled to, and where sockets and reports go.
+    scratch: PathBuf,
+}
+
+/// Builds, measures, prints tables and writes them into `docs/overhead.md`.
+///
+/// # Errors
+/// When something that is needed is not there, or a step fails.
+pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
+    ensure!(privilege::is_root(), "measuring attaches to processes and reads what they take: run it as root");
+    privilege::check_kernel()?;
+    let bed = Bed::make(workspace)?;
+    let document = workspace.join("docs/overhead.md");
+    match what {
+        Bench::Overhead { rounds, milliseconds, workloads } => {
+            let kinds = if workloads.is_empty() { workload::Kind::value_variants() } else { workloads };
+            for &kind in kinds {
+                let table = overhead::measure(&bed, *rounds, *milliseconds, kind)?;
+                println!("{table}");
+                document::replace(&document, kind.name(), &table)?;
+            }
+            Ok(())
+        }
+        Bench::Footprint => {
+            let table = footprint::measure(&bed)?;
+            println!("{table}");
+            document::replace(&document, "footprint", &table)
+        }
+    }
+}
+
+impl Bed {
+    fn make(workspace: &Path) -> Result<Self> {
+        run::build(workspace)?;
+        let mut example = run::cargo(workspace);
+        example.args(["build", "--release", "--package", "tracer", "--example", "empty_probes"]);
+        command::run("building the empty probes", &mut example)?;
+        let scratch = workspace.join("target/bench");
+        fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+        let bed = Self {
+            tracer: run::binary(workspace),
+            empty_probes: workspace.join("target/release/examples/empty_probes"),
+            sources: workspace.join("tests/programs/bench"),
+            scratch,
+        };
+        for program in ["pairs", "blocks"] {
+            bed.compile(program)?;
+        }
+        Ok(bed)
+    }
+
+    fn compile(&self, program: &str) -> Result<()> {
+        let mut compiler = Command::new("gcc");
+        compiler
+            .args(["-O2", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra", "-o"])
+            .arg(self.program(program))
+            .arg(self.sources.join(program).with_extension("c"));
+        command::run_quietly(&format!("compiling {program}"), &mut compiler)
+    }
+
+    /// A compiled workload.
+    fn program(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+}
