@@ -128,7 +128,7 @@ impl StackWindow {
     #[inline(always)]
     pub const fn index(&self, address: u64) -> Option<usize> {
         let offset = address.wrapping_sub(self.start);
-        if offset < self.length && offset % 8 == 0 { Some(offset as usize / 8 % Self::WORDS) } else { None }
+        if offset < self.length && offset & 7 == 0 { Some(offset as usize / 8 % Self::WORDS) } else { None }
     }
 }
 
