@@ -180,9 +180,7 @@ fn compiler(source: &Path) -> Command {
         Some("c") => by_language("gcc", &c_family),
         Some("cc" | "cpp") => by_language("g++", &c_family),
         Some("S") => by_language("gcc", &["-nostdlib", "-static"]),
-        Some("rs") => {
-            by_language("rustc", &["--edition=2024", "-Copt-level=2", "-g", "-Cforce-frame-pointers=yes"])
-        }
+        Some("rs") => by_language("rustc", &["--edition=2024", "-Copt-level=2", "-g"]),
         other => panic!("no compiler for {other:?}"),
     }
 }

@@ -93,6 +93,43 @@ pub struct Capture {
     pub header: StackHeader,
     /// Return addresses, leaf first.
     pub frames: [u64; MAX_FRAMES],
+    /// What the walk has read of the stack.
+    pub window: StackWindow,
+}
+
+/// A stretch of stack memory, copied by one read: that costs hardly more than the read of one word.
+#[repr(C)]
+pub struct StackWindow {
+    /// Where it begins.
+    pub start: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// What is there.
+    pub words: [u64; StackWindow::WORDS],
+}
+
+impl StackWindow {
+    /// How many words a window has at most: ten usual frames.
+    pub const WORDS: usize = 128;
+    /// The most bytes of a window.
+    pub const BYTES: u64 = 8 * Self::WORDS as u64;
+
+    /// How much to read at an address. Not beyond its page: what follows may not be there, and finding that out is dear.
+    #[must_use]
+    #[inline(always)]
+    pub const fn length_at(address: u64) -> u64 {
+        const PAGE: u64 = 4096;
+        let in_page = PAGE - address % PAGE;
+        if in_page < Self::BYTES { in_page } else { Self::BYTES }
+    }
+
+    /// The index of the word at an address, if it is in the window.
+    #[must_use]
+    #[inline(always)]
+    pub const fn index(&self, address: u64) -> Option<usize> {
+        let offset = address.wrapping_sub(self.start);
+        if offset < self.length && offset & 7 == 0 { Some(offset as usize / 8 % Self::WORDS) } else { None }
+    }
 }
 
 /// A hash that takes one word at a time.
@@ -147,6 +184,18 @@ mod tests {
             .collect();
         assert_eq!(hashes.len(), 64 * 64);
         assert_ne!(StackHash::new(0).mix(1).mix(2).finish(), StackHash::new(0).mix(2).mix(1).finish());
+    }
+
+    #[test]
+    fn a_window_has_its_own_words_and_ends_with_a_page() {
+        let mut window = StackWindow { start: 0x1000, length: 16, words: [0; StackWindow::WORDS] };
+        let indexes = [0xff8, 0x1000, 0x1004, 0x1008, 0x1010].map(|address| window.index(address));
+        assert_eq!(indexes, [None, Some(0), None, Some(1), None]);
+        window.length = 0;
+        assert_eq!(window.index(0x1000), None);
+        assert_eq!(StackWindow::length_at(0x7000), StackWindow::BYTES);
+        assert_eq!(StackWindow::length_at(0x7ff8), 8);
+        assert_eq!(StackWindow::length_at(u64::MAX), 1);
     }
 
     #[test]

@@ -115,3 +115,13 @@ pub fn read_word(address: u64) -> Option<u64> {
         unsafe { bpf_probe_read_user((&raw mut word).cast(), size_of::<u64>() as u32, address as *const _) };
     if status == 0 { Some(word) } else { None }
 }
+
+/// Reads `length` bytes of the current thread's memory.
+///
+/// # Safety
+/// There must be room for them at `destination`.
+#[inline(always)]
+pub unsafe fn read_bytes(destination: *mut u8, length: u32, address: u64) -> bool {
+    // SAFETY: the caller answers for the destination; the helper refuses any source that is no readable user memory.
+    unsafe { bpf_probe_read_user(destination.cast(), length, address as *const _) == 0 }
+}

@@ -33,8 +33,8 @@ impl Claimed {
     }
 
     #[inline(always)]
-    fn capture(&self) -> Option<*mut Capture> {
-        CAPTURES.get_ptr_mut(stack_number(self.set, self.way & (WAYS as u32 - 1)))
+    fn number(&self) -> u32 {
+        stack_number(self.set, self.way & (WAYS as u32 - 1))
     }
 
     #[inline(always)]
@@ -64,7 +64,7 @@ pub struct Maker<'a> {
 #[inline(always)]
 pub fn stack(maker: Maker<'_>) -> u32 {
     let Some(claimed) = Claimed::claim() else { return NO_ROOM };
-    let number = claimed.capture().and_then(|capture| number(maker, capture)).unwrap_or(NO_ROOM);
+    let number = number(maker, claimed.number()).unwrap_or(NO_ROOM);
     claimed.release();
     number
 }
@@ -73,15 +73,14 @@ pub fn stack(maker: Maker<'_>) -> u32 {
 #[inline(always)]
 pub fn passes(frame: Frame, process: &ProcessState, returns_to: u64, sp: u64) -> Option<bool> {
     let claimed = Claimed::claim()?;
-    let walk = claimed.capture().map(|capture| walk(frame, process, returns_to, StackHash::new(0), capture));
+    let walk = walk(frame, process, returns_to, StackHash::new(0), claimed.number());
     claimed.release();
-    let walk = walk?;
     let passed = walk.passed == sp.wrapping_add(WORD);
-    if passed || walk.stop == Stop::Base as u8 { Some(passed) } else { None }
+    if passed || walk.stop == Stop::Base as u32 { Some(passed) } else { None }
 }
 
 #[inline(always)]
-fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
+fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
     let Maker { index, process, api, frame, returns_to } = maker;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
     let walk = walk(frame, process, returns_to, hash, capture);
@@ -91,13 +90,14 @@ fn number(maker: Maker<'_>, capture: *mut Capture) -> Option<u32> {
     if totals.delivered.load() == 0 {
         let header = StackHeader {
             event: EventKind::Stack as u8,
-            stop: walk.stop,
+            stop: walk.stop as u8,
             process: index,
             api,
             depth: walk.depth as u16,
             stack: number,
             tid: bpf_get_current_pid_tgid() as u32,
         };
+        let capture = CAPTURES.get_ptr_mut(capture)?;
         // SAFETY: `capture` points at an element of CAPTURES that this run has claimed.
         unsafe { (*capture).header = header };
         // A stack that does not get through is tried again when it next allocates.

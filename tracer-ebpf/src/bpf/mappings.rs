@@ -18,7 +18,7 @@ use super::{
     capture::{self, Maker},
     count::count,
     maps::{EVENTS, PROCESS_INDEX, pid_namespace},
-    threads,
+    threads, unwind,
 };
 
 /// The current process, if its window is open.
@@ -54,6 +54,8 @@ pub fn enter() -> Option<()> {
         return None;
     }
     let (index, process) = current_process()?;
+    let [start, length, ..] = regs.system_call_arguments();
+    unwind::forget_code(process, start, length);
     send(index, process, call, regs, At::Entry)
 }
 

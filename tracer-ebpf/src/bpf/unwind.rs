@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
 use tracer_ebpf::{
     process::{CodeList, ProcessState},
-    stack::{Capture, MAX_FRAMES, StackHash},
+    stack::{MAX_FRAMES, StackHash, StackWindow},
     stop::Stop,
     unwind::{
         CACHE_BITS, Chunk, Frame, MAX_PAGE_PROBES, Mapping, Memory, Row, RowSearch, Rule, Search,
@@ -19,17 +19,55 @@ use tracer_ebpf::{
 
 use super::{
     arch,
-    maps::{UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS, UNWIND_RULES, UNWIND_TABLES},
+    maps::{CAPTURES, UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS, UNWIND_RULES, UNWIND_TABLES},
 };
 
-/// The memory of the current thread.
-struct UserMemory;
+/// The memory of the current thread, read through the window of the capture with this number.
+struct UserMemory {
+    capture: u32,
+}
 
 impl Memory for UserMemory {
     #[inline(always)]
     fn read(&self, address: u64) -> Option<u64> {
-        arch::read_word(address)
+        let mut word = 0;
+        if read_stack(self.capture, address, &raw mut word) == 0 { None } else { Some(word) }
     }
+}
+
+/// Reads a word from the window of a capture, which moves there if need be; 0 when it cannot be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_stack(capture: u32, address: u64, word: *mut u64) -> u32 {
+    let Some(capture) = CAPTURES.get_ptr_mut(capture) else { return 0 };
+    if word.is_null() {
+        return 0;
+    }
+    // SAFETY: it points at an element that this run has claimed.
+    let window = unsafe { &mut (*capture).window };
+    let index = match window.index(address) {
+        Some(index) => index,
+        None if move_window(window, address) => 0,
+        None => return 0,
+    };
+    // SAFETY: the only caller passes a word; the verifier sees to it.
+    unsafe { *word = window.words[index] };
+    1
+}
+
+/// Makes a window begin at an address; `false` when nothing can be read there.
+#[inline(always)]
+fn move_window(window: &mut StackWindow, address: u64) -> bool {
+    // A word that crosses into the next page is read alone.
+    let length = match StackWindow::length_at(address) {
+        ..8 => 8,
+        length => length,
+    };
+    // SAFETY: a window has room for that many.
+    let read = unsafe { arch::read_bytes(window.words.as_mut_ptr().cast(), length as u32, address) };
+    window.start = address;
+    window.length = if read { length } else { 0 };
+    read
 }
 
 /// The arrays that user space fills.
@@ -52,77 +90,87 @@ impl Tables for Maps {
     }
 }
 
-/// A walk up the stack.
+/// A walk up the stack. It holds no pointers, so that global functions can take it.
+#[repr(C)]
 pub struct Walk {
     /// Hash of the frames so far.
     pub hash: StackHash,
     /// How many frames there are.
     pub depth: u32,
     /// Why it ended: a [`Stop`].
-    pub stop: u8,
+    pub stop: u32,
     /// The stack pointer of the frame that the allocator call under way returns to; 0 when the walk did not come to it.
     pub passed: u64,
     frame: Frame,
-    capture: *mut Capture,
-    code: CodeList,
+    /// The mapping that the last frame was in: the next one is often in the same.
+    mapping: Mapping,
     /// The address of the kernel's return trampoline, and the return address that it stands for.
     trampoline: u64,
     returns_to: u64,
-    /// The mapping that the last frame was in: the next one is often in the same.
-    mapping: Mapping,
+    first_mapping: u32,
+    mapping_count: u32,
+    /// The number of the capture that takes the frames.
+    capture: u32,
 }
 
-/// Walks from a frame to the thread's base, and writes return addresses to `capture`, which this run has claimed.
+/// Walks from a frame to the thread's base, and writes return addresses to the capture with this number, which this run has
+/// claimed.
 #[inline(always)]
-pub fn walk(
-    frame: Frame,
-    process: &ProcessState,
-    returns_to: u64,
-    hash: StackHash,
-    capture: *mut Capture,
-) -> Walk {
+pub fn walk(frame: Frame, process: &ProcessState, returns_to: u64, hash: StackHash, capture: u32) -> Walk {
     let code = CodeList::from_bits(process.code.load());
-    let trampoline = process.trampoline.load();
     let mut walk = Walk {
         hash,
         depth: 0,
-        stop: Stop::TooDeep as u8,
+        stop: Stop::TooDeep as u32,
         passed: 0,
         frame,
-        capture,
-        code,
-        trampoline,
-        returns_to,
         mapping: Mapping::default(),
+        trampoline: process.trampoline.load(),
+        returns_to,
+        first_mapping: code.first,
+        mapping_count: code.count,
+        capture,
     };
+    if let Some(capture) = CAPTURES.get_ptr_mut(capture) {
+        // SAFETY: it points at an element that this run has claimed. What is in the window is another walk's.
+        unsafe { (*capture).window.length = 0 };
+    }
     // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
     unsafe {
         bpf_loop(MAX_FRAMES as u32, walk_frame as *mut c_void, (&raw mut walk).cast(), 0);
     }
     // User space wrote the other of its two lists, and then this one again, while this walk was reading it.
     if CodeList::from_bits(process.code.load()).was_overwritten_since(code) {
-        walk.stop = Stop::TableNotReady as u8;
+        walk.stop = Stop::TableNotReady as u32;
     }
     walk.hash = walk.hash.mix(u64::from(walk.stop));
     walk
 }
 
 /// Records one frame and moves to its caller; 1 ends the walk.
-extern "C" fn walk_frame(index: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: `bpf_loop` passes the pointer it was given.
-    let walk = unsafe { &mut *walk };
-    match go_to_caller(index, walk) {
-        Ok(()) => 0,
-        Err(stop) => {
-            walk.stop = stop;
-            1
-        }
+extern "C" fn walk_frame(_index: u32, walk: *mut Walk) -> i64 {
+    let stop = go_to_caller(walk);
+    if stop == STEPPED {
+        return 0;
     }
+    // SAFETY: `bpf_loop` passes the pointer it was given.
+    unsafe { (*walk).stop = stop };
+    1
 }
 
 /// Records the frame and makes its caller the frame; a number of a [`Stop`] when the walk ends here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn go_to_caller(walk: *mut Walk) -> u32 {
+    if walk.is_null() {
+        return Stop::NoRoom as u32;
+    }
+    // SAFETY: the only caller passes a walk; the verifier sees to its size.
+    leave_frame(unsafe { &mut *walk })
+}
+
 #[inline(always)]
-fn go_to_caller(index: u32, walk: &mut Walk) -> Result<(), u8> {
+fn leave_frame(walk: &mut Walk) -> u32 {
     // The outermost allocator call's return address is not on the stack while it runs.
     if walk.frame.registers.ip == walk.trampoline && walk.returns_to != 0 {
         walk.frame.registers.ip = walk.returns_to;
@@ -130,29 +178,34 @@ fn go_to_caller(index: u32, walk: &mut Walk) -> Result<(), u8> {
     }
     let address = walk.frame.lookup_address();
     if !walk.mapping.contains(address) {
-        let found = find_mapping(walk.code.first, walk.code.count, address);
+        let found = find_mapping(walk.first_mapping, walk.mapping_count, address);
         walk.mapping = mapping(found).unwrap_or_default();
         if !walk.mapping.contains(address) {
-            return Err(walk.frame.not_code() as u8);
+            if walk.depth > 0 {
+                return walk.frame.not_code() as u32;
+            }
+            // The thread has just run there, so it is code.
+            walk.mapping.table = Mapping::NOT_READY;
         }
     }
-    let index = index as usize;
+    let ip = walk.frame.address_after();
+    let (Some(capture), index) = (CAPTURES.get_ptr_mut(walk.capture), walk.depth as usize) else {
+        return Stop::NoRoom as u32;
+    };
     if index >= MAX_FRAMES {
-        return Err(Stop::TooDeep as u8);
+        return Stop::TooDeep as u32;
     }
-    let ip = walk.frame.registers.ip;
     // SAFETY: the index is within the frames of a capture that this run has claimed.
-    unsafe { (&raw mut (*walk.capture).frames).cast::<u64>().add(index).write(ip) };
-    walk.hash = walk.hash.mix(ip);
+    unsafe { (&raw mut (*capture).frames).cast::<u64>().add(index).write(ip) };
+    let table = walk.mapping.table;
+    // The same address is another frame once another file is mapped there. Addresses of user space have less than 57 bits.
+    walk.hash = walk.hash.mix(ip ^ u64::from(table) << 52);
     walk.depth = index as u32 + 1;
-    if walk.mapping.table == Mapping::NOT_READY {
-        return Err(Stop::TableNotReady as u8);
+    if table == Mapping::NOT_READY {
+        return Stop::TableNotReady as u32;
     }
-    let rule = find_rule(walk.mapping.table, walk.mapping.svma(address));
-    match step_up(rule, &raw mut walk.frame) {
-        STEPPED => Ok(()),
-        stop => Err(stop as u8),
-    }
+    let rule = find_rule(table, walk.mapping.svma(address));
+    step_up(rule, &raw mut walk.frame, walk.capture)
 }
 
 /// In place of the number of a [`Stop`]: the walk goes on.
@@ -161,13 +214,13 @@ const STEPPED: u32 = u32::MAX;
 /// Replaces a frame, whose code has the rule with these bits, by its caller.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn step_up(rule: u64, frame: *mut Frame) -> u32 {
+extern "C" fn step_up(rule: u64, frame: *mut Frame, capture: u32) -> u32 {
     if frame.is_null() {
         return Stop::NoTable as u32;
     }
     // SAFETY: the only caller passes a frame; the verifier sees to its size.
     let frame = unsafe { &mut *frame };
-    match step(Rule::from_bits(rule), *frame, &UserMemory) {
+    match step(Rule::from_bits(rule), *frame, &UserMemory { capture }) {
         Ok(caller) => {
             *frame = caller;
             STEPPED
@@ -249,5 +302,46 @@ extern "C" fn search_mapping(_index: u32, search: *mut MappingSearch) -> i64 {
     let Some(probe) = search.search.probe() else { return 1 };
     let Some(words) = UNWIND_MAPPINGS.get(probe) else { return 1 };
     search.search.narrow(probe, words[0].load() > search.address);
+    0
+}
+
+struct Forgetting {
+    /// The index after that of the next mapping to look at.
+    next: u32,
+    first: u32,
+    start: u64,
+}
+
+/// The most mappings that one call can make unknown; a library has one.
+const MAX_FORGOTTEN: u32 = 64;
+
+/// Makes the code of a stretch of memory unknown before another file can be mapped there, until user space has looked again.
+#[inline(always)]
+pub fn forget_code(process: &ProcessState, start: u64, length: u64) {
+    let code = CodeList::from_bits(process.code.load());
+    if length == 0 {
+        return;
+    }
+    let last = find_mapping(code.first, code.count, start.wrapping_add(length - 1));
+    let mut forgetting = Forgetting { next: last.wrapping_add(1), first: code.first, start };
+    // SAFETY: the callback has the signature that the helper asks for, and `forgetting` outlives the call.
+    unsafe {
+        bpf_loop(MAX_FORGOTTEN, forget_mapping as *mut c_void, (&raw mut forgetting).cast(), 0);
+    }
+}
+
+/// One mapping, from the last one on; 1 when it is not in the stretch.
+extern "C" fn forget_mapping(_index: u32, forgetting: *mut Forgetting) -> i64 {
+    // SAFETY: `bpf_loop` passes the pointer it was given.
+    let forgetting = unsafe { &mut *forgetting };
+    if forgetting.next <= forgetting.first {
+        return 1;
+    }
+    forgetting.next -= 1;
+    let Some([_, end, _, table]) = UNWIND_MAPPINGS.get(forgetting.next) else { return 1 };
+    if end.load() <= forgetting.start {
+        return 1;
+    }
+    table.store(Mapping::NOT_READY.into());
     0
 }

@@ -63,6 +63,16 @@ impl Frame {
         }
     }
 
+    /// What user space gets to know of the frame: an address of which the byte before lies in the frame's function.
+    #[must_use]
+    #[inline(always)]
+    pub const fn address_after(&self) -> u64 {
+        match self.via {
+            Via::Signal => self.registers.ip.wrapping_add(1),
+            Via::Start | Via::Table | Via::FramePointer => self.registers.ip,
+        }
+    }
+
     /// Why the walk ends when its `ip` is in no executable mapping; the frame is then no frame, and is dropped. If it
     /// was a frame pointer that led here, then that register was none.
     #[must_use]

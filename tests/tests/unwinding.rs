@@ -1,0 +1,268 @@
+//! Whole stacks, through code without frame pointers: the chain of functions is exactly the one that was called.
+
+use tracer_tests::{Frame, Program, Report, Stack, compile, trace};
+
+/// In a chain: code that is not the program's own (the C library, the compiler's, crt1.o).
+const OTHERS: &str = "·";
+
+/// The functions of a stack, leaf first: the program's own by name, neighbours of others' as one [`OTHERS`].
+fn chain<'a>(stack: &'a Stack, source: &str) -> Vec<&'a str> {
+    // Assembly names no source.
+    let own = |frame: &Frame| {
+        frame.file.as_deref().is_some_and(|file| file.ends_with(source)) || frame.is("interrupted")
+    };
+    let name = |frame: &'a Frame| match &frame.function {
+        Some(function) if own(frame) => bare(function),
+        _ => OTHERS,
+    };
+    let mut chain: Vec<_> = stack.frames.iter().map(name).collect();
+    chain.dedup_by(|a, b| *a == OTHERS && *b == OTHERS);
+    chain
+}
+
+/// A function without the program's own scope and its parameters.
+fn bare(function: &str) -> &str {
+    let function = function.strip_prefix("(anonymous namespace)::").unwrap_or(function);
+    let function = function.strip_prefix("unwinding_rust::").unwrap_or(function);
+    function.split('(').next().unwrap_or_default()
+}
+
+/// The only stack of an allocation of this size.
+#[track_caller]
+fn stack_of(report: &Report, bytes: u64) -> &Stack {
+    let found: Vec<_> = report.stacks.iter().filter(|stack| stack.allocated_bytes == bytes).collect();
+    let [stack] = found[..] else { panic!("one stack of {bytes} bytes: {:#?}", report.outlines()) };
+    stack
+}
+
+/// Panics unless the stack of this size has this chain and reached the thread's base.
+#[track_caller]
+fn assert_complete(report: &Report, source: &str, bytes: u64, expected: &[&str]) {
+    let stack = stack_of(report, bytes);
+    assert_eq!(chain(stack, source), expected, "{bytes} bytes: {stack:#?}");
+    assert!(stack.complete, "{bytes} bytes: {:?} {}", stack.stop, stack.outline());
+}
+
+/// Checks every case of `unwinding.c`.
+#[track_caller]
+fn check_c(report: &Report) {
+    let complete = |bytes, expected: &[&str]| assert_complete(report, "unwinding.c", bytes, expected);
+    check_c_up_to_libc(report);
+    complete(101, &["plain_leaf", "plain", "main", OTHERS]);
+    complete(102, &["many_arguments", "main", OTHERS]);
+    complete(103, &["with_alloca", "main", OTHERS]);
+    complete(104, &["with_vla", "main", OTHERS]);
+    complete(105, &["realigned", "main", OTHERS]);
+    complete(106, &[&["recursive"; 21][..], &["main", OTHERS]].concat());
+    complete(107, &["compare", OTHERS, "sorted", "main", OTHERS]);
+    complete(108, &["on_user_signal", OTHERS, "raised", "main", OTHERS]);
+    for bytes in [109, 110] {
+        let interrupted = ["interrupted", "interrupts", "main", OTHERS];
+        complete(bytes, &[&["on_bad_instruction", OTHERS][..], &interrupted].concat());
+    }
+    // The function that glibc puts under a coroutine does not say that it has no caller.
+    let coroutine = stack_of(report, 111);
+    assert_eq!(chain(coroutine, "unwinding.c"), ["in_coroutine", "coroutine", OTHERS], "{coroutine:#?}");
+    assert_eq!(coroutine.stop.as_deref(), Some("frame_pointer_lost"), "{coroutine:#?}");
+    complete(113, &["thread", OTHERS]);
+    complete(114, &["leaves", "last_call", "main", OTHERS]);
+    complete(21 << 12, &["maps", "main", OTHERS]);
+    complete(22 << 12, &["maps_without_libc", "main", OTHERS]);
+    complete(23 << 12, &["maps", "maps_in_room", "main", OTHERS]);
+    for stack in &report.stacks {
+        let last = stack.frames.last().and_then(|frame| frame.function.as_deref());
+        let in_main = chain(stack, "unwinding.c").contains(&"main");
+        assert!(!(stack.complete && in_main) || last == Some("_start"), "main has a caller: {stack:#?}");
+    }
+}
+
+/// Cases that end before they come to the C library.
+#[track_caller]
+fn check_c_up_to_libc(report: &Report) {
+    let deep = stack_of(report, 206);
+    assert_eq!((deep.complete, deep.stop.as_deref()), (false, Some("too_deep")), "{}", deep.outline());
+    assert!(deep.frames.len() >= 127, "{} frames", deep.frames.len());
+    assert!(deep.frames.iter().all(|frame| frame.is("recursive")), "{deep:#?}");
+    // A stack that leads nowhere: no function that was not called, and no claim that this is all.
+    let lost = stack_of(report, 112);
+    assert_eq!(lost.frames[0].function.as_deref(), Some("on_own_stack"), "{lost:#?}");
+    assert!(!lost.complete && lost.frames.len() <= 2, "{lost:#?}");
+}
+
+fn record_c(flags: &[&str]) -> Report {
+    let program = flags.iter().fold(Program::new("unwinding.c"), |program, flag| program.flag(*flag));
+    let mut program = program.start();
+    let report = trace(&mut program);
+    report.assert_exact();
+    // musl's `mmap` hides its caller.
+    if !flags.contains(&"-specs") {
+        report.check_leaks(&program.expect);
+    }
+    program.assert_unharmed();
+    report
+}
+
+const NO_FRAME_POINTERS: &str = "-fomit-frame-pointer";
+
+#[test]
+fn c_at_every_optimisation() {
+    for optimisation in ["-O0", "-O1", "-O2", "-O3", "-Os"] {
+        check_c(&record_c(&[NO_FRAME_POINTERS, optimisation]));
+    }
+}
+
+#[test]
+fn c_that_is_static_or_position_independent() {
+    for linkage in [&["-static"][..], &["-static-pie", "-fPIE"], &["-no-pie"], &["-pie", "-fPIE"]] {
+        check_c(&record_c(&[&[NO_FRAME_POINTERS], linkage].concat()));
+    }
+}
+
+#[test]
+fn c_built_with_and_without_control_flow_protection() {
+    for flags in [&["-fcf-protection=full", "-Wl,-z,ibtplt"][..], &["-fcf-protection=none", "-Wl,-z,lazy"]] {
+        check_c(&record_c(&[&[NO_FRAME_POINTERS], flags].concat()));
+    }
+}
+
+/// musl has no unwind tables: behind its own functions the walk is at a loss, and says so. All before them is there.
+#[test]
+fn c_with_musl() {
+    let specs = ["-specs", "/usr/lib/x86_64-linux-musl/musl-gcc.specs"];
+    for linkage in ["-static", "-Wl,-z,now"] {
+        let report = record_c(&[&[NO_FRAME_POINTERS, linkage][..], &specs].concat());
+        check_c_up_to_libc(&report);
+        let begins = |bytes, expected: &[&str]| {
+            let stack = stack_of(&report, bytes);
+            assert_eq!(chain(stack, "unwinding.c")[..expected.len()], *expected, "{stack:#?}");
+            assert!(stack.complete || stack.stop.as_deref() == Some("frame_pointer_lost"), "{stack:#?}");
+        };
+        begins(101, &["plain_leaf", "plain", "main"]);
+        begins(105, &["realigned", "main"]);
+        begins(106, &[&["recursive"; 21][..], &["main"]].concat());
+        begins(107, &["compare"]);
+        begins(109 + 110, &["on_bad_instruction"]); // at the kernel's return code both end: one stack
+        begins(113, &["thread"]);
+        begins(22 << 12, &["maps_without_libc", "main"]);
+    }
+}
+
+#[test]
+fn cxx_around_exceptions() {
+    for flags in [&["-O0"][..], &["-O2"], &["-Os"], &["-static"]] {
+        let program = Program::new("unwinding.cpp").flag(NO_FRAME_POINTERS);
+        let mut program = flags.iter().fold(program, |program, flag| program.flag(*flag)).start();
+        let report = trace(&mut program);
+        report.assert_exact();
+        report.check_leaks(&program.expect);
+        let complete = |bytes, expected: &[&str]| assert_complete(&report, "unwinding.cpp", bytes, expected);
+        complete(201, &["Guard::~Guard", "passed_through", "catches_and_allocates", "main", OTHERS]);
+        complete(202, &["allocate", "catches_and_allocates", "main", OTHERS]);
+        complete(203, &["Failure::Failure", "throws_copy", "catches_copy", "main", OTHERS]);
+        complete(204, &["Guard::~Guard", "passed_twice", "rethrows", "catches_rethrown", "main", OTHERS]);
+        let through = ["passed_through", "passed_twice", "rethrows", "catches_rethrown", "main", OTHERS];
+        complete(205, &[&["Guard::~Guard"][..], &through].concat());
+        complete(206, &["allocate", "rethrows", "catches_rethrown", "main", OTHERS]);
+        complete(207, &["allocate", "catches_rethrown", "main", OTHERS]);
+        complete(208, &["Circle::draw", "draws", "main", OTHERS]);
+        complete(209, &["before", OTHERS, "sorts", "main", OTHERS]);
+        program.assert_unharmed();
+    }
+}
+
+#[test]
+fn rust_at_every_optimisation() {
+    for optimisation in ["-Copt-level=0", "-Copt-level=2", "-Copt-level=s"] {
+        let mut program = Program::new("unwinding_rust.rs").flag(optimisation).start();
+        let report = trace(&mut program);
+        report.assert_exact();
+        let complete = |bytes, expected: &[&str]| {
+            let stack = stack_of(&report, bytes);
+            let mut own = chain(stack, "unwinding_rust.rs");
+            own.retain(|name| *name != OTHERS);
+            assert_eq!(own, expected, "{stack:#?}");
+            assert!(stack.complete, "{stack:#?}");
+        };
+        complete(301, &["allocate", "main::{{closure}}", "through_object", "main"]);
+        complete(302, &["allocate", "called_back", "sorts", "main"]);
+        complete(
+            303,
+            &[
+                "allocate",
+                "<unwinding_rust::Guard as core::ops::drop::Drop>::drop",
+                "panics",
+                "catches",
+                "main",
+            ],
+        );
+        complete(304, &["allocate", "in_thread"]);
+        program.assert_unharmed();
+    }
+}
+
+#[test]
+fn every_instruction_of_calls_through_the_linkage_table() {
+    for flags in [&["-fcf-protection=full", "-Wl,-z,ibtplt"][..], &["-fcf-protection=none"]] {
+        let program = Program::new("unwinding_steps.c").flag(NO_FRAME_POINTERS).flag("-Wl,-z,lazy");
+        let mut program = flags.iter().fold(program, |program, flag| program.flag(*flag)).start();
+        let report = trace(&mut program);
+        report.assert_exact();
+        let stacks = report.called_by("on_step");
+        let steps: u64 = stacks.iter().map(|stack| stack.allocated_objects).sum();
+        assert!(steps > 100 && stacks.len() > 100, "{steps} steps, {} stacks", stacks.len());
+        for stack in &stacks {
+            let chain = chain(stack, "unwinding_steps.c");
+            let resolving = |frame: &Frame| {
+                frame.function.as_ref().is_some_and(|name| name.starts_with("_dl_runtime_resolve"))
+            };
+            // That one keeps its CFA in rbx, which the walk does not know.
+            if stack.frames.last().is_some_and(resolving) {
+                assert_eq!(stack.stop.as_deref(), Some("unsupported_rule"), "{stack:#?}");
+                continue;
+            }
+            assert!(stack.complete, "{:?}: {}", stack.stop, stack.outline());
+            assert!(matches!(chain[..], ["on_step", OTHERS, "stepped", "main", OTHERS]), "{stack:#?}");
+        }
+        let complete = stacks.iter().filter(|stack| stack.complete).count();
+        assert!(complete > 100, "{complete} of {} stacks", stacks.len());
+        program.assert_unharmed();
+    }
+}
+
+/// A library whose function `name` has a stack frame of its own size.
+fn library(name: &str, room: u32) -> String {
+    let flags = ["-shared", "-fPIC", NO_FRAME_POINTERS].map(str::to_owned);
+    let own = [format!("-DNAME={name}"), format!("-DROOM={room}")];
+    let path = compile("unwinding_library.c", &[&flags[..], &own].concat());
+    path.to_str().expect("paths of tests are UTF-8").to_owned()
+}
+
+/// While the table of a library is being made, its stacks are short and say why. The libraries stay long enough to be named: of faster
+/// ones the names can be wrong (docs/unwinding.md, "Limits").
+#[test]
+fn libraries_that_follow_each_other_at_one_address() {
+    let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS).argument("6");
+    // The code of `third` is that of `first`, byte for byte, under another name.
+    let libraries = [("first", 40), ("second", 400), ("third", 40)];
+    let program =
+        libraries.iter().fold(program, |program, (name, room)| program.argument(library(name, *room)));
+    let mut program = program.start();
+    let report = trace(&mut program);
+    report.assert_exact();
+    for (name, bytes) in [("first", 1000), ("second", 1001), ("third", 1002), ("first", 2000)] {
+        let made = |stack: &&Stack| stack.allocated_bytes == stack.allocated_objects * bytes;
+        let stacks: Vec<_> =
+            report.stacks.iter().filter(|stack| stack.api == "malloc").filter(made).collect();
+        let (complete, short): (Vec<_>, Vec<_>) = stacks.into_iter().partition(|stack| stack.complete);
+        let [whole] = complete[..] else {
+            panic!("one whole stack through {name}: {:#?}", report.outlines())
+        };
+        let caller = if bytes == 2000 { "stays" } else { "cycle" };
+        let functions: Vec<_> =
+            whole.frames.iter().take(4).filter_map(|frame| frame.function.as_deref()).collect();
+        assert_eq!(functions, [name, "leak", caller, "main"], "{whole:#?}");
+        for stack in short {
+            assert_eq!(stack.stop.as_deref(), Some("table_not_ready"), "{stack:#?}");
+        }
+    }
+}
