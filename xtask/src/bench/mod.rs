@@ -23,15 +23,21 @@ use crate::{command, privilege, run};
 pub enum Bench {
     /// What traced programs lose, next to empty probes, bpftrace and heaptrack.
     Overhead {
-        /// How often each tool is measured; the median counts.
-        #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// How long one measurement takes, in milliseconds.
-        #[arg(long, default_value_t = 1000)]
-        milliseconds: u32,
+        /// How often each tool is measured; the median counts [default: 5].
+        #[arg(long)]
+        rounds: Option<usize>,
+        /// How long one measurement takes, in milliseconds [default: 1000].
+        #[arg(long)]
+        milliseconds: Option<u32>,
+        /// Three rounds of 0.2 s, and the document is left alone.
+        #[arg(long)]
+        quick: bool,
         /// Only these workloads.
         #[arg(long = "workload", value_enum)]
         workloads: Vec<workload::Kind>,
+        /// Only these tools, beside what they are compared with; the document is left alone.
+        #[arg(long = "tool", value_enum)]
+        tools: Vec<tool::Tool>,
     },
     /// What the tracer itself takes: CPU, memory, and time to attach and to let go.
     Footprint,
@@ -59,12 +65,19 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
     let bed = Bed::make(workspace)?;
     let document = workspace.join("docs/overhead.md");
     match what {
-        Bench::Overhead { rounds, milliseconds, workloads } => {
+        Bench::Overhead { rounds, milliseconds, quick, workloads, tools } => {
+            let plan = overhead::Plan {
+                rounds: rounds.unwrap_or(if *quick { 3 } else { 5 }),
+                milliseconds: milliseconds.unwrap_or(if *quick { 200 } else { 1000 }),
+                tools: tools.clone(),
+            };
             let kinds = if workloads.is_empty() { workload::Kind::value_variants() } else { workloads };
             for &kind in kinds {
-                let table = overhead::measure(&bed, *rounds, *milliseconds, kind)?;
+                let table = overhead::measure(&bed, &plan, kind)?;
                 println!("{table}");
-                document::replace(&document, kind.name(), &table)?;
+                if !quick && tools.is_empty() {
+                    document::replace(&document, kind.name(), &table)?;
+                }
             }
             Ok(())
         }
