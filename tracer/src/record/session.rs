@@ -19,7 +19,7 @@ use tracer_ebpf::{
 };
 
 use super::{
-    Config,
+    Config, allocators,
     code::CodeFiles,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
@@ -114,7 +114,7 @@ impl Session {
             sampling: sampler.sampling(),
             sample_level: sampler.level(),
         })?;
-        let planner = planner();
+        let planner = planner(&config.declarations);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -188,8 +188,9 @@ impl Session {
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, code, worker, .. } = self;
+        let Self { processes, capture, planner, code, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
+        let index = process.index;
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
             process.attach_new(&object, capture, planner)?;
@@ -197,21 +198,24 @@ impl Session {
             code.install(process.index, &target, capture);
             anyhow::Ok(())
         })?;
+        self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
-        if let Some(worker) = worker {
-            worker.mappings_changed(process.index);
+        if let Some(worker) = &self.worker {
+            worker.mappings_changed(index);
             worker.catch_up();
         }
         Ok(launched.release()?)
+    }
+
+    /// Fails when there is nothing to trace, or not what was declared.
+    pub fn check_allocators(&self) -> Result<()> {
+        allocators::check(&self.config.subject, &self.processes, &self.config.declarations)
     }
 
     /// The line that says that the window is open.
     pub fn announcement(&self) -> String {
         let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
         let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
-        for process in self.processes.iter().filter(|process| process.probes() == 0) {
-            log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
-        }
         let until = match self.config.duration {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
