@@ -13,6 +13,9 @@ pub const MAX_FRAMES: usize = 128;
 /// The number that takes the allocations whose stack found no room in the table.
 pub const NO_ROOM: u32 = 0;
 
+/// The number that has the totals of stacks whose place was given to others: they held nothing any more.
+pub const RETIRED: u32 = 1;
+
 /// The most stacks that a table can have.
 pub const MAX_STACKS: u32 = 1 << STACK_BITS;
 
@@ -38,6 +41,20 @@ impl StackTotals {
     pub fn allocated(&self, bytes: u64) {
         self.allocated_bytes.add(bytes);
         self.allocated_objects.add(1);
+    }
+
+    /// Takes over the totals of a stack that is given up, which is as new then. Nobody may be counting for that stack.
+    pub fn take_over(&self, retired: &Self) {
+        for (sum, word) in [
+            (&self.allocated_bytes, &retired.allocated_bytes),
+            (&self.allocated_objects, &retired.allocated_objects),
+            (&self.freed_bytes, &retired.freed_bytes),
+            (&self.freed_objects, &retired.freed_objects),
+        ] {
+            sum.add(word.load());
+            word.store(0);
+        }
+        retired.delivered.store(0);
     }
 
     /// Counts the release of a block.

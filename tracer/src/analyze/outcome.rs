@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use tracer_ebpf::{
     event::NO_STACK,
     live::{Block, BlockKey},
-    stack::NO_ROOM,
+    stack::{NO_ROOM, RETIRED},
 };
 
 use super::{
@@ -188,6 +188,7 @@ impl Counted {
         let stop = match known {
             Some(known) => known.stop,
             None if number == NO_ROOM || number == NO_STACK => Stop::NoRoom,
+            None if number == RETIRED => Stop::Retired,
             None => Stop::NotDelivered,
         };
         let process = known.map_or(0, |known| known.process);

@@ -6,6 +6,7 @@
 mod code;
 mod memory;
 mod process;
+mod retire;
 mod session;
 
 use std::{
@@ -134,6 +135,7 @@ async fn watch(
             _ = looks.tick() => {
                 session.follow_stale_code();
                 session.note_sizes(When::Affordable);
+                session.retire_stacks();
                 status.update(&session.status());
             }
         }
