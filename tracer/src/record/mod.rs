@@ -7,6 +7,7 @@ mod allocators;
 mod code;
 mod memory;
 mod process;
+mod retire;
 mod sampling;
 mod session;
 
@@ -142,6 +143,7 @@ async fn watch(
             _ = looks.tick() => {
                 session.follow_stale_code();
                 session.note_sizes(When::Affordable);
+                session.retire_stacks();
                 status.update(&session.status());
             }
         }

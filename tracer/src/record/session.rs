@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,7 +15,7 @@ use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
     live::STACK_BITS,
     process::{Gate, MAX_PROCESSES},
-    stack::{StackTotals, mapping_call},
+    stack::{RETIRED, StackTotals, mapping_call},
     stop::Stop,
 };
 
@@ -23,6 +24,7 @@ use super::{
     code::CodeFiles,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
+    retire::{self, Retirement},
     sampling::Sampler,
 };
 use crate::{
@@ -79,6 +81,7 @@ pub struct Session {
     history: History,
     timeline: Vec<TimelinePoint>,
     rate: Rate,
+    retirement: Retirement,
 }
 
 /// When the window opened, and what was then.
@@ -160,6 +163,7 @@ impl Session {
             history: History::new(HISTORY_SPACING_NS),
             timeline: Vec::new(),
             rate: Rate::default(),
+            retirement: Retirement::default(),
         })
     }
 
@@ -299,6 +303,32 @@ impl Session {
             if made {
                 self.trampolines_made.insert(process.index);
             }
+        }
+    }
+
+    /// Gives the places of stacks that hold nothing to others, if the table is filling up.
+    pub fn retire_stacks(&mut self) {
+        if !self.retirement.is_due(self.capture.tables(), now_ns()) {
+            return;
+        }
+        let holding = self.mappings.holding_stacks();
+        let withdrawn = self.retirement.withdraw(self.capture.tables(), &holding);
+        if withdrawn.is_empty() || !retire::wait_for_programs() {
+            return;
+        }
+        // Everything that programs have said of them.
+        self.take_events();
+        let holding = self.mappings.holding_stacks();
+        let gone = Arc::new(self.retirement.vacate(self.capture.tables(), &holding));
+        self.judge_mappings();
+        let Self { mappings, managed, .. } = self;
+        mappings.retire(&gone, RETIRED, |holder| managed.judged(holder));
+        self.managed.forget(|holder| gone.contains(&holder.stack));
+        self.history.forget(|source| gone.contains(&source.stack()));
+        self.stacks.retain(|number, _| !gone.contains(number));
+        log::debug!("the places of {} stacks are free again", gone.len());
+        if let Some(worker) = &self.worker {
+            worker.forget(gone);
         }
     }
 
