@@ -13,6 +13,9 @@ pub const MAX_FRAMES: usize = 128;
 /// The number that takes the allocations whose stack found no room in the table.
 pub const NO_ROOM: u32 = 0;
 
+/// The number that has the totals of stacks whose place was given to others: they held nothing any more.
+pub const RETIRED: u32 = 1;
+
 /// The most stacks that a table can have.
 pub const MAX_STACKS: u32 = 1 << STACK_BITS;
 
@@ -31,6 +34,13 @@ impl StackTotals {
     #[inline(always)]
     pub fn add_allocated(&self, weight: Weight) {
         self.allocated.add(weight);
+    }
+
+    /// Takes over the totals of a stack that is given up, which is as new then. Nobody may be counting for that stack.
+    pub fn take_over(&self, retired: &Self) {
+        self.allocated.take_over(&retired.allocated);
+        self.freed.take_over(&retired.freed);
+        retired.delivered.store(0);
     }
 
     /// Counts the release of a block, of the same weight.
@@ -77,6 +87,12 @@ impl WeightSum {
     fn add(&self, weight: Weight) {
         self.bytes.add(weight.bytes);
         self.objects.add(weight.objects);
+    }
+
+    fn take_over(&self, retired: &Self) {
+        self.add(retired.load());
+        retired.bytes.store(0);
+        retired.objects.store(0);
     }
 
     fn load(&self) -> Weight {

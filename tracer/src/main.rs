@@ -119,6 +119,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         sample: config.sample,
         max_live: config.max_live,
         interval: config.interval,
+        declarations: config.declarations.clone(),
         quiet: config.verbosity == Verbosity::Quiet,
     }
 }
@@ -283,6 +284,6 @@ fn diagnose(color: ColorChoice) -> Result<Exit> {
 
 fn show_plan(config: &PlanConfig) -> Result<Exit> {
     let target = Target::open(config.pid)?;
-    print!("{}", record::plan_of(&target)?);
+    print!("{}", record::plan_of(&target, &config.declarations)?);
     Ok(Exit::Done)
 }

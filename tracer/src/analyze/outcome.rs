@@ -6,7 +6,7 @@ use tracer_ebpf::{
     event::NO_STACK,
     live::{Block, BlockKey},
     sampling::{OBJECT, Sampling, Weight},
-    stack::{NO_ROOM, StackTotals},
+    stack::{NO_ROOM, RETIRED, StackTotals},
 };
 
 use super::{
@@ -216,6 +216,7 @@ impl Counted {
         let stop = match known {
             Some(known) => known.stop,
             None if number == NO_ROOM || number == NO_STACK => Stop::NoRoom,
+            None if number == RETIRED => Stop::Retired,
             None => Stop::NotDelivered,
         };
         let process = known.map_or(0, |known| known.process);

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,15 +15,16 @@ use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
     live::STACK_BITS,
     process::{Gate, MAX_PROCESSES},
-    stack::{StackTotals, mapping_call},
+    stack::{RETIRED, StackTotals, mapping_call},
     stop::Stop,
 };
 
 use super::{
-    Config,
+    Config, allocators,
     code::CodeFiles,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
+    retire::{self, Retirement},
     sampling::Sampler,
 };
 use crate::{
@@ -79,6 +81,7 @@ pub struct Session {
     history: History,
     timeline: Vec<TimelinePoint>,
     rate: Rate,
+    retirement: Retirement,
 }
 
 /// When the window opened, and what was then.
@@ -114,7 +117,7 @@ impl Session {
             sampling: sampler.sampling(),
             sample_level: sampler.level(),
         })?;
-        let planner = planner();
+        let planner = planner(&config.declarations);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -160,6 +163,7 @@ impl Session {
             history: History::new(HISTORY_SPACING_NS),
             timeline: Vec::new(),
             rate: Rate::default(),
+            retirement: Retirement::default(),
         })
     }
 
@@ -188,8 +192,9 @@ impl Session {
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, code, worker, .. } = self;
+        let Self { processes, capture, planner, code, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
+        let index = process.index;
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
             process.attach_new(&object, capture, planner)?;
@@ -197,21 +202,24 @@ impl Session {
             code.install(process.index, &target, capture);
             anyhow::Ok(())
         })?;
+        self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
-        if let Some(worker) = worker {
-            worker.mappings_changed(process.index);
+        if let Some(worker) = &self.worker {
+            worker.mappings_changed(index);
             worker.catch_up();
         }
         Ok(launched.release()?)
+    }
+
+    /// Fails when there is nothing to trace, or not what was declared.
+    pub fn check_allocators(&self) -> Result<()> {
+        allocators::check(&self.config.subject, &self.processes, &self.config.declarations)
     }
 
     /// The line that says that the window is open.
     pub fn announcement(&self) -> String {
         let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
         let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
-        for process in self.processes.iter().filter(|process| process.probes() == 0) {
-            log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
-        }
         let until = match self.config.duration {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
@@ -295,6 +303,32 @@ impl Session {
             if made {
                 self.trampolines_made.insert(process.index);
             }
+        }
+    }
+
+    /// Gives the places of stacks that hold nothing to others, if the table is filling up.
+    pub fn retire_stacks(&mut self) {
+        if !self.retirement.is_due(self.capture.tables(), now_ns()) {
+            return;
+        }
+        let holding = self.mappings.holding_stacks();
+        let withdrawn = self.retirement.withdraw(self.capture.tables(), &holding);
+        if withdrawn.is_empty() || !retire::wait_for_programs() {
+            return;
+        }
+        // Everything that programs have said of them.
+        self.take_events();
+        let holding = self.mappings.holding_stacks();
+        let gone = Arc::new(self.retirement.vacate(self.capture.tables(), &holding));
+        self.judge_mappings();
+        let Self { mappings, managed, .. } = self;
+        mappings.retire(&gone, RETIRED, |holder| managed.judged(holder));
+        self.managed.forget(|holder| gone.contains(&holder.stack));
+        self.history.forget(|source| gone.contains(&source.stack()));
+        self.stacks.retain(|number, _| !gone.contains(number));
+        log::debug!("the places of {} stacks are free again", gone.len());
+        if let Some(worker) = &self.worker {
+            worker.forget(gone);
         }
     }
 

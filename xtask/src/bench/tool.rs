@@ -85,7 +85,7 @@ impl Tool {
                 Attached::start(&mut probes, "ready", Ending::EndOfInput)
             }
             Self::Tracer | Self::Sampled => {
-                let mut tracer = tracer(bed, &pid);
+                let mut tracer = tracer(bed, Some(&pid));
                 if self == Self::Sampled {
                     tracer.args(["--sample", "512KiB"]);
                 }
@@ -116,12 +116,13 @@ impl Tool {
     }
 }
 
-/// The tracer on a process, until it is interrupted.
-pub fn tracer(bed: &Bed, pid: &str) -> Command {
+/// The tracer on a process, or on those that are still to be named, until it is interrupted.
+pub fn tracer(bed: &Bed, pid: Option<&str>) -> Command {
     let mut tracer = Command::new(&bed.tracer);
     tracer
-        .args(["--no-progress", "--pid", pid, "--output"])
+        .args(["--no-progress", "--output"])
         .arg(bed.scratch.join("report.json"))
+        .args(pid.iter().flat_map(|pid| ["--pid", pid]))
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     tracer
