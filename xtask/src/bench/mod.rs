@@ -1,9 +1,11 @@
-//! Measures what tracing costs, on this machine: the traced program's time, and the tracer's own CPU, memory and waits.
+//! Measures, on this machine, what tracing costs (the traced program's time, and the tracer's own CPU, memory and waits) and what reports
+//! take.
 
 mod document;
 mod footprint;
 mod median;
 mod overhead;
+mod reports;
 mod tool;
 mod workload;
 
@@ -35,6 +37,8 @@ pub enum Bench {
     },
     /// What the tracer itself takes: CPU, memory, and time to attach and to let go.
     Footprint,
+    /// What it takes to draw a large recording in each format. Needs no root; writes docs/reports.md.
+    Reports,
 }
 
 /// What the measurements need and where it is.
@@ -49,35 +53,41 @@ pub struct Bed {
     scratch: PathBuf,
 }
 
-/// Builds, measures, prints tables and writes them into `docs/overhead.md`.
+/// Builds, measures, prints tables and writes them into `docs/overhead.md` or `docs/reports.md`.
 ///
 /// # Errors
 /// When something that is needed is not there, or a step fails.
 pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
-    ensure!(privilege::is_root(), "measuring attaches to processes and reads what they take: run it as root");
-    privilege::check_kernel()?;
-    let bed = Bed::make(workspace)?;
-    let document = workspace.join("docs/overhead.md");
+    let overhead = workspace.join("docs/overhead.md");
     match what {
         Bench::Overhead { rounds, milliseconds, workloads } => {
+            let bed = Bed::make(workspace)?;
             let kinds = if workloads.is_empty() { workload::Kind::value_variants() } else { workloads };
             for &kind in kinds {
                 let table = overhead::measure(&bed, *rounds, *milliseconds, kind)?;
-                println!("{table}");
-                document::replace(&document, kind.name(), &table)?;
+                write_down(&overhead, kind.name(), &table)?;
             }
             Ok(())
         }
-        Bench::Footprint => {
-            let table = footprint::measure(&bed)?;
-            println!("{table}");
-            document::replace(&document, "footprint", &table)
+        Bench::Footprint => write_down(&overhead, "footprint", &footprint::measure(&Bed::make(workspace)?)?),
+        Bench::Reports => {
+            write_down(&workspace.join("docs/reports.md"), "reports", &reports::measure(workspace)?)
         }
     }
 }
 
+fn write_down(document: &Path, section: &str, table: &str) -> Result<()> {
+    println!("{table}");
+    document::replace(document, section, table)
+}
+
 impl Bed {
     fn make(workspace: &Path) -> Result<Self> {
+        ensure!(
+            privilege::is_root(),
+            "measuring attaches to processes and reads what they take: run it as root"
+        );
+        privilege::check_kernel()?;
         run::build(workspace)?;
         let mut example = run::cargo(workspace);
         example.args(["build", "--release", "--package", "tracer", "--example", "empty_probes"]);
