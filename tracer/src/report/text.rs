@@ -64,12 +64,16 @@ struct Page<'a> {
     profile: &'a Profile,
     options: &'a Options,
     view: View<'a>,
+    /// The stacks of the view, those that read the same as one.
+    stacks: Vec<StackReport>,
     paint: Paint,
 }
 
 impl<'a> Page<'a> {
     fn new(profile: &'a Profile, options: &'a Options) -> Self {
-        Self { profile, options, view: View::new(profile, options), paint: Paint::new(options) }
+        let view = View::new(profile, options);
+        let stacks = alike_as_one(&view.stacks, view.weight);
+        Self { profile, options, view, stacks, paint: Paint::new(options) }
     }
 
     /// What was outstanding, of whom and when.
@@ -108,8 +112,7 @@ impl<'a> Page<'a> {
             self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
         let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
         let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight).len();
-        let stacks = counted(stacks as u64, "stack");
+        let stacks = counted(self.stacks.len() as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
     }
 
@@ -203,10 +206,9 @@ impl<'a> Page<'a> {
     }
 
     fn stacks(&self) -> String {
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight);
-        let shown = stacks.iter().take(self.options.top);
+        let shown = self.stacks.iter().take(self.options.top);
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
-        let rest = &stacks[blocks.len()..];
+        let rest = &self.stacks[blocks.len()..];
         if !rest.is_empty() {
             let weight = sum(rest, |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
