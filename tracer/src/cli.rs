@@ -12,6 +12,8 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use tracer_ebpf::sampling::Sampling;
+
 use crate::model::{Bytes, Kind, Pid, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::Format;
@@ -112,6 +114,8 @@ pub struct RecordConfig {
     pub top: usize,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample: Bytes,
     /// Live blocks to make room for; sized for the targets when absent.
     pub max_live: Option<u64>,
     /// Time between two points of the timeline.
@@ -139,6 +143,7 @@ impl Default for RecordConfig {
             include: BTreeSet::new(),
             top: 10,
             fail_on: None,
+            sample: Bytes(0),
             max_live: None,
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
@@ -453,6 +458,11 @@ struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fail_on: Option<Bytes>,
 
+    /// Track only a sample of the allocations, one every SIZE bytes (`512KiB`), and estimate the rest: cheaper. 0 tracks
+    /// every one.
+    #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0")]
+    sample: Bytes,
+
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
@@ -534,6 +544,7 @@ impl RecordArguments {
             include: self.include.into_iter().map(Kind::from).collect(),
             top: self.top,
             fail_on: self.fail_on,
+            sample: self.sample,
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),
@@ -610,6 +621,15 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
     Ok(Bytes(size.as_u64()))
 }
 
+/// The mean of a sample.
+fn parse_sample(text: &str) -> Result<Bytes, String> {
+    let size = parse_size(text)?;
+    if size.0 > Sampling::LARGEST_MEAN {
+        return Err(format!("it must be at most {}: larger blocks than that are tracked anyway", Bytes(Sampling::LARGEST_MEAN)));
+    }
+    Ok(size)
+}
+
 fn parse_pattern(text: &str) -> Result<String, String> {
     pattern(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
@@ -663,7 +683,7 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --max-live 1000 --interval 2s -vv --color never --no-progress \
+             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s -vv --color never --no-progress \
              --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
@@ -679,6 +699,7 @@ mod tests {
             include: BTreeSet::from([Kind::File, Kind::Managed]),
             top: 3,
             fail_on: Some(Bytes(1536)),
+            sample: Bytes(512 << 10),
             max_live: Some(1000),
             interval: Duration::from_secs(2),
             declarations: Declarations {
@@ -744,10 +765,11 @@ mod tests {
             ("--pid 1 --format svg", "--output"),
             ("--pid 1 --format png -o -", "png"),
             ("--pid 1 -q -v", "cannot be used with"),
+            ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
+            ("--pid 1 --sample often", "512KiB"),
             ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
             ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
             ("--pid 1 --symbol-prefix my-", "not a symbol"),
-            ("--pid 1 --sample 512KiB", "--sample"),
             ("--pid 1 --follow", "--follow"),
         ];
         for (arguments, reason) in cases {

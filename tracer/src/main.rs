@@ -116,6 +116,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         min_age: config.min_age,
         min_size: config.min_size,
         max_size: config.max_size,
+        sample: config.sample,
         max_live: config.max_live,
         interval: config.interval,
         declarations: config.declarations.clone(),

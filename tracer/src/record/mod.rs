@@ -7,6 +7,7 @@ mod allocators;
 mod code;
 mod memory;
 mod process;
+mod sampling;
 mod session;
 
 use std::{
@@ -50,6 +51,8 @@ pub struct Config {
     pub min_size: Option<Bytes>,
     /// Only requests of at most this many bytes are tracked.
     pub max_size: Option<Bytes>,
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample: Bytes,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
