@@ -59,7 +59,7 @@ pub struct Capture {
     tables: SharedTables,
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
-    multi: Option<[uprobe_multi::Program; 3]>,
+    multi: Option<[uprobe_multi::Program; 4]>,
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
@@ -82,14 +82,19 @@ pub struct Site {
 pub enum Programs {
     /// At entry and return of a function that gives a block.
     Allocate,
+    /// At entry of a function that gives a block, whose exits are probed.
+    AllocateToExits,
+    /// On an instruction that returns.
+    Exit,
     /// At entry of a function that only releases one.
     Release,
 }
 
 const ALLOCATE: &str = "allocate";
 const ALLOCATED: &str = "allocated";
+const EXITED: &str = "exited";
 const RELEASE: &str = "release";
-const UPROBES: [&str; 3] = [ALLOCATE, ALLOCATED, RELEASE];
+const UPROBES: [&str; 4] = [ALLOCATE, ALLOCATED, EXITED, RELEASE];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
 const SYSTEM_CALLS: [(&str, &str); 6] = [
@@ -223,6 +228,8 @@ impl Capture {
         let names: &[&str] = match site.programs {
             // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
             Programs::Allocate => &[ALLOCATE, ALLOCATED],
+            Programs::AllocateToExits => &[ALLOCATE],
+            Programs::Exit => &[EXITED],
             Programs::Release => &[RELEASE],
         };
         let scope = UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?);
@@ -337,13 +344,17 @@ impl Capture {
 }
 
 /// The places of each of the [`UPROBES`], in their order. The returns come after the entries, as in [`Capture::attach_probe`].
-fn places_by_program(sites: &[Site]) -> [(At, Places); 3] {
-    let of = |programs: Programs| -> Places {
-        let sites = sites.iter().filter(|site| site.programs == programs);
+fn places_by_program(sites: &[Site]) -> [(At, Places); 4] {
+    let of = |wanted: &[Programs]| -> Places {
+        let sites = sites.iter().filter(|site| wanted.contains(&site.programs));
         sites.map(|site| (site.offset, site.cookie.to_bits())).collect()
     };
-    let allocate = of(Programs::Allocate);
-    [(At::Entry, allocate.clone()), (At::Return, allocate), (At::Entry, of(Programs::Release))]
+    [
+        (At::Entry, of(&[Programs::Allocate, Programs::AllocateToExits])),
+        (At::Return, of(&[Programs::Allocate])),
+        (At::Entry, of(&[Programs::Exit])),
+        (At::Entry, of(&[Programs::Release])),
+    ]
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
