@@ -4,6 +4,7 @@ mod document;
 mod footprint;
 mod median;
 mod overhead;
+mod soak;
 mod tool;
 mod workload;
 
@@ -35,6 +36,12 @@ pub enum Bench {
     },
     /// What the tracer itself takes: CPU, memory, and time to attach and to let go.
     Footprint,
+    /// Whether the tracer's memory and CPU time stay the same however long it records.
+    Soak {
+        /// How long it records, in minutes.
+        #[arg(long, default_value_t = 30)]
+        minutes: u32,
+    },
 }
 
 /// What the measurements need and where it is.
@@ -73,6 +80,11 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
             println!("{table}");
             document::replace(&document, "footprint", &table)
         }
+        Bench::Soak { minutes } => {
+            let table = soak::measure(&bed, *minutes)?;
+            println!("{table}");
+            document::replace(&document, "soak", &table)
+        }
     }
 }
 
@@ -90,7 +102,7 @@ impl Bed {
             sources: workspace.join("tests/programs/bench"),
             scratch,
         };
-        for program in ["pairs", "blocks"] {
+        for program in ["pairs", "blocks", "soak"] {
             bed.compile(program)?;
         }
         Ok(bed)
