@@ -26,7 +26,7 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{probe::Cookie, process::Gate, unwind::Mapping};
+use tracer_ebpf::{probe::Cookie, process::Gate, sampling::Sampling, unwind::Mapping};
 
 use self::uprobe_multi::{At, Places};
 pub use self::{
@@ -46,6 +46,10 @@ pub struct Settings {
     pub min_size: u64,
     /// The largest request that is tracked, in bytes.
     pub max_size: u64,
+    /// Which of them are kept.
+    pub sampling: Sampling,
+    /// The level of sampling that a process begins with.
+    pub sample_level: u32,
 }
 
 /// The programs in the kernel, and what they are attached to.
@@ -59,6 +63,7 @@ pub struct Capture {
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
+    sample_level: u32,
 }
 
 /// Where a probe goes.
@@ -120,6 +125,8 @@ impl Capture {
             .override_global("HASH_SEED", &seed, true)
             .override_global("MIN_SIZE", &settings.min_size, true)
             .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("SAMPLE_RATE", &settings.sampling.rate, true)
+            .override_global("SAMPLE_CERTAIN_SIZE", &settings.sampling.certain_size, true)
             .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
             .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
@@ -138,7 +145,16 @@ impl Capture {
             .ok();
         let tables = SharedTables::map(&ebpf, sizes)?;
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
-        Ok(Self { ebpf, messages, tables, unwind, multi, probes: Vec::new(), tracepoints: Vec::new() })
+        Ok(Self {
+            ebpf,
+            messages,
+            tables,
+            unwind,
+            multi,
+            probes: Vec::new(),
+            tracepoints: Vec::new(),
+            sample_level: settings.sample_level,
+        })
     }
 
     /// The tables that the programs fill.
@@ -181,6 +197,7 @@ impl Capture {
     pub fn add_process(&mut self, index: u16, pid: Pid) -> Result<()> {
         let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
         HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
+        self.set_sample_level(index, self.sample_level);
         Ok(())
     }
 
@@ -279,6 +296,13 @@ impl Capture {
     pub fn set_trampoline(&self, process: u16, trampoline: Address) {
         if let Some(state) = self.tables.processes().get(usize::from(process)) {
             state.trampoline.store(trampoline.0);
+        }
+    }
+
+    /// Keeps allocations of a process at this level of sampling from now on.
+    pub fn set_sample_level(&self, process: u16, level: u32) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            state.level.store(level.into());
         }
     }
 

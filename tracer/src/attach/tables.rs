@@ -224,10 +224,13 @@ impl RecordWords {
         let word = |offset: usize| self.0[offset / 8].load();
         let block = offset_of!(InFlight, old);
         let key = BlockKey::from_bits(word(offset_of!(InFlight, old_key)))?;
-        let stack = word(block + offset_of!(Block, stack)) as u32;
+        // Two numbers of four bytes, as both architectures lay them out.
+        const { assert!(offset_of!(Block, level) == offset_of!(Block, stack) + 4) };
+        let (stack, level) = (word(block + offset_of!(Block, stack)), word(block + offset_of!(Block, stack)) >> 32);
+        let (stack, level) = (stack as u32, level as u32);
         let size = word(block + offset_of!(Block, size));
         let born_ns = word(block + offset_of!(Block, born_ns));
-        Some((key, Block { size, born_ns, stack, padding: 0 }))
+        Some((key, Block { size, born_ns, stack, level }))
     }
 }
 

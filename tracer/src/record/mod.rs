@@ -3,10 +3,12 @@
 //! Probes go in, the window opens, events are drained until something ends it, the window closes, probes come out, and what
 //! the kernel counted is read at rest.
 
+mod allocators;
 mod code;
 mod memory;
 mod process;
 mod retire;
+mod sampling;
 mod session;
 
 use std::{
@@ -30,6 +32,7 @@ use self::{memory::When, session::Session};
 use crate::{
     cli::Subject,
     model::{Bytes, End, Profile},
+    plan::Declarations,
     readable,
     report::status::StatusLine,
     signals,
@@ -49,10 +52,14 @@ pub struct Config {
     pub min_size: Option<Bytes>,
     /// Only requests of at most this many bytes are tracked.
     pub max_size: Option<Bytes>,
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample: Bytes,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
     pub interval: Duration,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
     /// Whether nothing is said of what goes well.
     pub quiet: bool,
 }
@@ -82,8 +89,9 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
     let mut session = Session::attach(config, &targets)?;
     let mut exits = Exits::watch(session.exit_descriptors()?)?;
     session.open_window()?;
-    if let Some(launched) = &mut launched {
-        session.start(launched)?;
+    match &mut launched {
+        Some(launched) => session.start(launched)?,
+        None => session.check_allocators()?,
     }
     let announcement = session.announcement();
     if !config.quiet {

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::probe::Cookie;
 
+use super::allocators::Found;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Pid},
-    plan::{ObjectPlan, Place, PlanTable, PlannedProbe, Planner},
+    plan::{Declarations, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
@@ -22,6 +23,7 @@ pub struct TracedProcess {
     pub target: Target,
     probed: HashSet<FileId>,
     probes: usize,
+    found: Found,
 }
 
 impl TracedProcess {
@@ -30,12 +32,23 @@ impl TracedProcess {
     /// # Errors
     /// When it cannot be traced.
     pub fn open(index: u16, pid: Pid) -> Result<Self> {
-        Ok(Self { index, target: Target::open(pid)?, probed: HashSet::new(), probes: 0 })
+        Ok(Self {
+            index,
+            target: Target::open(pid)?,
+            probed: HashSet::new(),
+            probes: 0,
+            found: Found::default(),
+        })
     }
 
     /// How many functions are probed.
     pub fn probes(&self) -> usize {
         self.probes
+    }
+
+    /// What was looked at for allocators.
+    pub fn found(&self) -> &Found {
+        &self.found
     }
 
     /// Probes the allocator functions of every mapped file that has not been looked at yet.
@@ -65,14 +78,14 @@ impl TracedProcess {
     }
 
     fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        self.found.add_file(object.path.clone());
         let plan = match plan(object, planner) {
             Ok(plan) => plan,
+            Err(error) if matches!(error.downcast_ref(), Some(PlanError::NotDefined { .. })) => {
+                return Err(error);
+            }
             Err(error) => {
-                log::warn!(
-                    "{}: cannot look for allocators in {}: {error:#}",
-                    self.name(),
-                    object.path.display()
-                );
+                log::warn!("{}: {error:#}", self.name());
                 return Ok(());
             }
         };
@@ -84,6 +97,7 @@ impl TracedProcess {
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
         self.probes += sites.len();
+        self.found.add_plan(&plan, &planner.catalog);
         Ok(())
     }
 
@@ -172,16 +186,22 @@ fn backing(mapping: &Mapping) -> Backing {
 ///
 /// # Errors
 /// When the process is gone, or one of its files is not what it should be.
-pub fn plan_of(target: &Target) -> Result<String> {
-    let planner = planner();
+pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
+    let planner = planner(declarations);
     let mut text = String::new();
+    let mut found = Found::default();
     for object in target.objects()?.opened {
-        let plan = plan(&object, &planner).with_context(|| object.path.display().to_string())?;
+        found.add_file(object.path.clone());
+        let plan = plan(&object, &planner)?;
+        found.add_plan(&plan, &planner.catalog);
         if !plan.probes.is_empty() || !plan.skipped.is_empty() {
             let separator = if text.is_empty() { "" } else { "\n" };
             text += &format!("{separator}{}\n", object.path.display());
             text += &PlanTable { plan: &plan, catalog: &planner.catalog }.to_string();
         }
+    }
+    if let Some(lack) = found.lacks(declarations) {
+        bail!("{} ({}) has no {lack}", printable(target.comm()), target.pid());
     }
     if text.is_empty() {
         text = format!("{} ({}) has no allocator that tracer knows\n", target.comm(), target.pid());
@@ -190,8 +210,8 @@ pub fn plan_of(target: &Target) -> Result<String> {
 }
 
 /// A planner that knows what the running kernel does with a probe.
-pub fn planner() -> Planner {
-    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }
+pub fn planner(declarations: &Declarations) -> Planner {
+    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }.with(declarations)
 }
 
 fn kernel_is_at_least(major: u32, minor: u32) -> bool {
@@ -201,5 +221,10 @@ fn kernel_is_at_least(major: u32, minor: u32) -> bool {
 }
 
 fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {
-    Ok(planner.plan(&object.bytes()?)?)
+    let plan = || Ok(planner.plan_file(&object.path, &object.bytes()?)?);
+    plan().map_err(|error: anyhow::Error| match error.downcast_ref() {
+        // It names the file itself.
+        Some(PlanError::NotDefined { .. }) => error,
+        _ => error.context(format!("cannot look for allocators in {}", object.path.display())),
+    })
 }

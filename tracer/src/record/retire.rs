@@ -43,7 +43,7 @@ impl Retirement {
         let is_first = self.seen.is_empty();
         self.seen.resize(totals.len(), 0);
         for ((totals, seen), number) in totals.iter().zip(&mut self.seen).zip(0..) {
-            let allocated = totals.allocated_objects.load();
+            let allocated = totals.allocated().objects;
             let at_rest = std::mem::replace(seen, allocated) == allocated && !is_first;
             if at_rest && holds_nothing(totals) && !holding.contains(&number) && tables.withdraw(number) {
                 self.withdrawn.insert(number);
@@ -74,8 +74,8 @@ impl Retirement {
 
 fn holds_nothing(totals: &StackTotals) -> bool {
     // Freed first: a block that is freed between the two reads must not make up for another.
-    let freed = (totals.freed_objects.load(), totals.freed_bytes.load());
-    freed == (totals.allocated_objects.load(), totals.allocated_bytes.load())
+    let freed = totals.freed();
+    freed == totals.allocated()
 }
 
 /// Waits until every BPF program that runs now has ended: they are readers of RCU, and `membarrier` waits for a grace
