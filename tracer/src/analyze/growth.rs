@@ -140,7 +140,7 @@ pub struct Judgement {
 }
 
 /// The shortest history that is judged, from the first allocation on.
-pub const SHORTEST: Duration = Duration::from_secs(8);
+pub const SHORTEST: Duration = Duration::from_secs(6);
 
 /// The fewest points that are judged.
 pub const FEWEST_POINTS: usize = 12;
@@ -152,11 +152,11 @@ pub const FEWEST_BLOCKS: u64 = 8;
 ///
 /// | verdict | when |
 /// |---|---|
-/// | `steady` | nothing is left; or it does not rise any more, and at least half of what was allocated was freed |
+/// | `steady` | nothing is left; or it does not rise any more, and most of it was freed, what is left being young |
 /// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST_POINTS`] points |
 /// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, known to a fifth, and every quarter of the history left about as much of them |
 /// | `growing` | its second half rises, but that does not hold |
-/// | `one_off` | it does not rise any more, and less than half was freed |
+/// | `one_off` | it does not rise any more, and keeps what it has |
 #[must_use]
 pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     let judgement = |verdict, reason| Judgement { verdict, reason };
@@ -183,11 +183,19 @@ pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
             Verdict::Growing,
             "it grows, but too little of what is left is old, or it does not grow steadily",
         )
-    } else if turnover.freed_objects >= turnover.allocated_objects.div_ceil(2) {
+    } else if turns_over(turnover, first.t_ns) {
         judgement(Verdict::Steady, "it frees as much as it allocates")
     } else {
         judgement(Verdict::OneOff, "it stopped growing and keeps what it has")
     }
+}
+
+/// Whether it frees about as much as it allocates: nine tenths of it, or half and does not keep the old blocks.
+fn turns_over(turnover: &Turnover, from_ns: u64) -> bool {
+    let [first, second, third, last] = turnover.births.quarters_since(from_ns);
+    let keeps_the_old = first + second > third + last;
+    let enough = if keeps_the_old { 0.9 } else { 0.5 };
+    turnover.freed_objects as f64 >= turnover.allocated_objects as f64 * enough
 }
 
 /// Whether every quarter of the history left about as much. The old ones may have left a third less than the third one:

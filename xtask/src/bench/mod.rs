@@ -6,6 +6,7 @@ mod footprint;
 mod median;
 mod overhead;
 mod reports;
+mod soak;
 mod tool;
 mod unwind;
 mod workload;
@@ -46,6 +47,12 @@ pub enum Bench {
     Footprint,
     /// What it takes to draw a large recording in each format. Needs no root; writes docs/reports.md.
     Reports,
+    /// Whether the tracer's memory and CPU time stay the same however long it records.
+    Soak {
+        /// How long it records, in minutes.
+        #[arg(long, default_value_t = 30)]
+        minutes: u32,
+    },
     /// What walking stacks costs, by unwind tables and by frame pointers, and what making the tables takes.
     Unwind {
         /// How often each depth is measured; the median counts.
@@ -100,6 +107,9 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
         Bench::Reports => {
             write_down(&workspace.join("docs/reports.md"), "reports", &reports::measure(workspace)?)
         }
+        Bench::Soak { minutes } => {
+            write_down(&overhead, "soak", &soak::measure(&Bed::make(workspace)?, *minutes)?)
+        }
         Bench::Unwind { rounds, milliseconds } => {
             let tables = unwind::measure(&Bed::make(workspace)?, *rounds, *milliseconds)?;
             write_down(&workspace.join("docs/unwinding.md"), "cost", &tables)
@@ -132,7 +142,7 @@ impl Bed {
             sources: workspace.join("tests/programs/bench"),
             scratch,
         };
-        for program in ["pairs", "blocks"] {
+        for program in ["pairs", "blocks", "soak"] {
             bed.compile(program)?;
         }
         Ok(bed)
