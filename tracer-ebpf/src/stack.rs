@@ -46,6 +46,13 @@ impl StackTotals {
         self.freed_bytes.add(bytes);
         self.freed_objects.add(1);
     }
+
+    /// Forgets what was counted, not that the frames are known. To be called while nobody counts.
+    pub fn clear(&self) {
+        for word in [&self.allocated_bytes, &self.allocated_objects, &self.freed_bytes, &self.freed_objects] {
+            word.store(0);
+        }
+    }
 }
 
 /// What precedes the frames in a ring-buffer event of kind [`EventKind::Stack`](crate::event::EventKind::Stack).

@@ -5,7 +5,8 @@ pub const RECORD_SETS: u32 = 512;
 /// How many sets of eight captures there are; a thread has one only while its stack is walked.
 pub const CAPTURE_SETS: u32 = 32;
 
-/// The outermost allocator call of a thread that has not returned.
+/// The outermost allocator call of a thread that has not returned. It belongs to the window in which it was entered: a mark
+/// opens a new one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct InFlight {
@@ -17,6 +18,8 @@ pub struct InFlight {
     pub cookie: u64,
     /// Requested bytes.
     pub size: u64,
+    /// When the window opened that it belongs to.
+    pub opened_ns: u64,
     /// Argument 0, where the result is stored by some functions.
     pub arg0: u64,
     /// Not 0 when the size is one that is tracked.

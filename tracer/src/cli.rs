@@ -12,10 +12,10 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use crate::model::{Bytes, Kind, Pid, Verdict};
-use crate::report::Format;
+use crate::model::{Bytes, Kind, Pid, Process, Verdict};
 use crate::report::destination::{Destination, Place, WriteError};
 use crate::report::filter::pattern;
+use crate::report::{Format, Options};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +115,10 @@ pub struct RecordConfig {
     pub max_live: Option<u64>,
     /// Time between two points of the timeline.
     pub interval: Duration,
+    /// Leave out what is allocated before so much time has passed.
+    pub mark_after: Option<Duration>,
+    /// Whether to show the recording as it goes on, all over the terminal.
+    pub tui: bool,
     /// How much is said on standard error.
     pub verbosity: Verbosity,
     /// When to use colour.
@@ -138,10 +142,36 @@ impl Default for RecordConfig {
             fail_on: None,
             max_live: None,
             interval: Duration::from_secs(1),
+            mark_after: None,
+            tui: false,
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
             progress: true,
         }
+    }
+}
+
+impl RecordConfig {
+    /// Where the reports go: the default place when no other was named.
+    #[must_use]
+    pub fn destinations(&self, target: &Process) -> Vec<Destination> {
+        if !self.outputs.is_empty() {
+            return self.outputs.clone();
+        }
+        let place = Place::Path(default_output(&target.comm, target.pid));
+        vec![Destination { format: Format::Svg, place }]
+    }
+
+    /// What the reports show.
+    #[must_use]
+    pub fn view(&self) -> Options {
+        Options { include: self.include.clone(), top: self.top, ..Options::default() }
+    }
+
+    /// Whether nothing is said of what goes well.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.verbosity == Verbosity::Quiet
     }
 }
 
@@ -430,6 +460,15 @@ struct RecordArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
     interval: Duration,
 
+    /// Begin anew after this time: what was allocated before counts no more, nor do its frees. SIGUSR2 does the same at
+    /// any moment.
+    #[arg(long, value_name = "TIME", value_parser = parse_positive_time)]
+    mark_after: Option<Duration>,
+
+    /// Watch the recording as it goes on: verdict, timeline, stacks and their frames; `?` there lists the keys.
+    #[arg(long, conflicts_with_all = ["quiet", "no_progress"])]
+    tui: bool,
+
     /// On standard error, say only what went wrong.
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
@@ -482,6 +521,15 @@ impl RecordArguments {
                 min.0, max.0
             )));
         }
+        if let (Some(mark), Some(duration)) = (self.mark_after, self.duration)
+            && mark >= duration
+        {
+            return Err(wrong(format!(
+                "--mark-after {} is not before the end of --duration {}: nothing would be left",
+                time(mark),
+                time(duration)
+            )));
+        }
         let outputs = destinations(&self.outputs, self.format)?;
         let verbosity = match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -501,6 +549,8 @@ impl RecordArguments {
             fail_on: self.fail_on,
             max_live: self.max_live,
             interval: self.interval,
+            mark_after: self.mark_after,
+            tui: self.tui,
             verbosity,
             color,
             progress: !self.no_progress && verbosity != Verbosity::Quiet,
@@ -619,7 +669,7 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --max-live 1000 --interval 2s -vv --color never --no-progress",
+             --include file,managed --top 3 --fail-on 1.5KiB --max-live 1000 --interval 2s --mark-after 5s --tui -vv --color never",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
@@ -636,12 +686,14 @@ mod tests {
             fail_on: Some(Bytes(1536)),
             max_live: Some(1000),
             interval: Duration::from_secs(2),
+            mark_after: Some(Duration::from_secs(5)),
+            tui: true,
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
-            progress: false,
+            progress: true,
         };
         assert_eq!(config, expected);
-        assert!(!record("-q --pid 1").progress);
+        assert!(!record("-q --pid 1").progress && !record("--no-progress --pid 1").progress);
     }
 
     #[test]
@@ -681,6 +733,8 @@ mod tests {
             ("--pid 1 -d 30", "30s"),
             ("--pid 1 -d -30s", "-3"),
             ("--pid 1 --interval 1ms", "at least 10ms"),
+            ("--pid 1 -d 5s --mark-after 5s", "nothing would be left"),
+            ("--pid 1 --tui -q", "cannot be used with"),
             ("--pid 1 --min-size many", "512KiB"),
             ("--pid 1 --min-size 2KiB --max-size 1KiB", "nothing can be both"),
             ("--pid 1 --max-live 0", "1.."),

@@ -51,7 +51,9 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
             return None;
         }
         Some(stale) => {
-            abandon(ctx, stale.get());
+            if belongs_to(stale.get(), process) {
+                abandon(ctx, stale.get());
+            }
             stale
         }
         None => threads::claim()?,
@@ -64,6 +66,7 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
         return_address: arch::read_word(regs.sp()).unwrap_or(0),
         cookie: cookie.to_bits(),
         size,
+        opened_ns: process.opened_ns.load(),
         arg0: regs.arg0(),
         tracked: size_is_tracked(size).into(),
         ..InFlight::default()
@@ -80,6 +83,12 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     }
     record.set(call);
     Some(())
+}
+
+/// Whether a call was entered in the window that is open now. What it released is unknown to any other.
+#[inline(always)]
+fn belongs_to(call: &InFlight, process: &ProcessState) -> bool {
+    call.opened_ns == process.opened_ns.load()
 }
 
 /// A call never returned. What it was to release is gone from the table, so it counts as released.
@@ -104,6 +113,10 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
         return None;
     }
     let process = PROCESSES.get(cookie.process.into())?;
+    if !belongs_to(&call, process) {
+        record.release();
+        return None;
+    }
     match new_block(&call, cookie.signature.result, regs) {
         NewBlock::At(address) => {
             settle_old(&call);

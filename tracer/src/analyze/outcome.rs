@@ -116,6 +116,22 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// Makes what is held agree with the totals. Where blocks come and go, those that are live and the totals are read at different
+    /// moments; the totals of a stack agree with each other.
+    pub fn settle_held(&mut self) {
+        let window_ns = self.window_ns();
+        for (&number, totals) in &self.native {
+            let held = self.held.entry(number).or_insert_with(|| Held::nothing(window_ns));
+            let bytes = totals.allocated_bytes.saturating_sub(totals.freed_bytes);
+            let objects = totals.allocated_objects.saturating_sub(totals.freed_objects);
+            if self.min_age_ns == 0 {
+                (held.bytes, held.objects) = (bytes, objects);
+            } else {
+                (held.bytes, held.objects) = (held.bytes.min(bytes), held.objects.min(objects));
+            }
+        }
+    }
+
     /// Every stack that allocated, largest weight first.
     #[must_use]
     pub fn stacks(&self) -> Vec<StackReport> {

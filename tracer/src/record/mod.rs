@@ -4,13 +4,17 @@
 //! the kernel counted is read at rest.
 
 mod code;
+mod console;
+mod findings;
 mod memory;
+mod onlooker;
 mod process;
+mod requests;
 mod session;
 
 use std::{
     future::{pending, poll_fn},
-    io::{self, Write as _},
+    io,
     os::fd::OwnedFd,
     task::Poll,
     time::Duration,
@@ -21,17 +25,18 @@ use tokio::{
     io::unix::AsyncFd,
     select,
     signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc::UnboundedReceiver,
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-pub use self::process::plan_of;
-use self::{memory::When, session::Session};
+pub use self::{
+    console::Console, findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request,
+};
+use self::{memory::When, requests::Requests, session::Session};
 use crate::{
     cli::Subject,
     model::{Bytes, End, Profile},
-    readable,
-    report::status::StatusLine,
-    signals,
+    readable, signals,
     target::launch::Launched,
 };
 
@@ -52,6 +57,8 @@ pub struct Config {
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
     pub interval: Duration,
+    /// Open a new window so long after the first one.
+    pub mark_after: Option<Duration>,
     /// Whether nothing is said of what goes well.
     pub quiet: bool,
 }
@@ -66,12 +73,18 @@ pub struct Recorded {
 }
 
 /// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command may go on.
+/// Besides signals, `keys` can ask something of it.
 ///
 /// # Errors
 /// One line that says what is in the way and what to do: a process that cannot be traced, a missing capability, a kernel
 /// that is too old.
-pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
+pub async fn record(
+    config: &Config,
+    keys: UnboundedReceiver<Request>,
+    onlooker: &mut dyn Onlooker,
+) -> Result<Recorded> {
     let mut interrupts = Interrupts::new()?;
+    let mut requests = Requests::listen(keys)?;
     let mut launched = launch(&config.subject)?;
     let targets = match (&launched, &config.subject) {
         (Some(launched), _) => vec![launched.pid()],
@@ -86,13 +99,17 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
     }
     let announcement = session.announcement();
     if !config.quiet {
-        status.suspend(|| _ = writeln!(io::stderr(), "{announcement}"));
+        onlooker.say(&announcement);
     }
 
-    let end = watch(config, &mut session, status, &mut interrupts, &mut exits).await?;
-    signals::let_signals_kill();
+    requests.mark_after(config.mark_after);
+    let asked =
+        Asked { requests, onlooker: &mut *onlooker, snapshot: false, mark: false, quiet: config.quiet };
+    let end = watch(config, &mut session, asked, &mut interrupts, &mut exits).await;
+    let end = end.inspect_err(|_| onlooker.finish())?;
     session.close_window(end);
-    status.finish();
+    onlooker.finish();
+    signals::let_signals_kill();
     log::info!("taking the probes out");
     let profile = session.finish()?;
     if end == End::Interrupted
@@ -113,7 +130,7 @@ fn launch(subject: &Subject) -> Result<Option<Launched>> {
 async fn watch(
     config: &Config,
     session: &mut Session,
-    status: &StatusLine,
+    mut asked: Asked<'_>,
     interrupts: &mut Interrupts,
     exits: &mut Exits,
 ) -> Result<End> {
@@ -129,18 +146,58 @@ async fn watch(
             () = interrupts.next() => return Ok(End::Interrupted),
             () = at(deadline) => return Ok(End::Duration),
             () = exits.all() => return Ok(End::TargetExited),
+            request = asked.requests.next() => match request {
+                Request::Snapshot => asked.snapshot = true,
+                Request::Mark => asked.mark = true,
+                Request::End => return Ok(End::Interrupted),
+            },
             ready = session.events_ready() => ready?,
             _ = snapshots.tick() => session.snapshot(When::Affordable),
             _ = looks.tick() => {
                 session.follow_stale_code();
                 session.note_sizes(When::Affordable);
-                status.update(&session.status());
+                asked.onlooker.show(&session.status());
             }
         }
         session.take_events();
+        asked.answer(session)?;
         if session.target_has_executed() {
             return Ok(End::TargetExec);
         }
+    }
+}
+
+/// What was asked of the recording, until it is done.
+struct Asked<'a> {
+    requests: Requests,
+    onlooker: &'a mut dyn Onlooker,
+    snapshot: bool,
+    mark: bool,
+    quiet: bool,
+}
+
+impl Asked<'_> {
+    /// Does what can be done now; the rest has to wait until the findings before are dealt with.
+    fn answer(&mut self, session: &mut Session) -> Result<()> {
+        if session.is_being_read() {
+            return Ok(());
+        }
+        let ready = self.onlooker.is_ready();
+        if self.snapshot && ready {
+            self.snapshot = false;
+            session.snapshot(When::Now);
+            self.onlooker.snapshot(session.findings());
+        } else if self.mark && !self.snapshot {
+            self.mark = false;
+            session.mark()?;
+            self.onlooker.marked();
+            if !self.quiet {
+                self.onlooker.say("marked: from now on only new allocations count");
+            }
+        } else if ready && self.onlooker.wants_findings() {
+            self.onlooker.look(session.findings());
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ pub mod human;
 pub mod json;
 pub mod pprof;
 pub mod saved;
+pub mod snapshot;
 pub mod speedscope;
 pub mod status;
 pub mod svg;

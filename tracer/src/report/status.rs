@@ -93,8 +93,8 @@ fn columns() -> usize {
     rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col)).max(21) - 1
 }
 
-/// The line on the terminal. It is gone when this is dropped.
-#[derive(Debug)]
+/// The line on the terminal. It is gone when the last copy of this is dropped.
+#[derive(Clone, Debug)]
 pub struct StatusLine(ProgressBar);
 
 impl StatusLine {
@@ -127,12 +127,6 @@ impl StatusLine {
     /// Runs what writes to the terminal, with the line out of its way.
     pub fn suspend<R>(&self, write: impl FnOnce() -> R) -> R {
         self.0.suspend(write)
-    }
-}
-
-impl Drop for StatusLine {
-    fn drop(&mut self) {
-        self.finish();
     }
 }
 

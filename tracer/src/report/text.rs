@@ -9,7 +9,9 @@ use super::human::{Change, Count, Span, counted, moment, per_minute, printable, 
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, sum};
 use super::{Format, Options, Report, Weight};
-use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
+use crate::model::{
+    Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
+};
 
 /// The text summary.
 #[derive(Debug, Default)]
@@ -92,7 +94,7 @@ impl<'a> Page<'a> {
     fn when(&self) -> String {
         let window = &self.profile.window;
         let start = moment(&window.started_at);
-        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window.end))
+        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window))
     }
 
     /// `node (1234)`, or all of them.
@@ -372,8 +374,11 @@ fn growth(part: &PartSize) -> i64 {
     part.after_bytes.saturating_sub(part.before_bytes)
 }
 
-const fn ending(end: End) -> &'static str {
-    match end {
+const fn ending(window: &Window) -> &'static str {
+    if window.snapshot {
+        return "a snapshot; the recording went on";
+    }
+    match window.end {
         End::Duration => "recorded for the time asked for",
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",

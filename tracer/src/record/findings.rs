@@ -1,0 +1,127 @@
+//! What a recording has found so far, apart from the recording: it can be made a profile on another thread, while the recording goes on.
+//!
+//! What is cheap is copied when the findings are taken: what user space itself keeps. What takes time is left to
+//! [`Findings::profile`]: reading the tables that the programs fill, judging each stack, putting them in order.
+
+use std::{
+    sync::{Arc, mpsc::Receiver},
+    time::Duration,
+};
+
+use tracer_ebpf::{counter::Counter, stack::StackTotals};
+
+use crate::{
+    analyze::{
+        managed::Runtime,
+        outcome::{self, Counted, NativeTotals},
+        verdict::{self, Facts},
+    },
+    attach::SharedTables,
+    model::{Events, Memory, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
+    symbolize::Names,
+};
+
+/// What was found so far.
+pub struct Findings {
+    /// The tables that the programs fill, and may still be filling.
+    pub(super) tables: Arc<SharedTables>,
+    /// The names of frames.
+    pub(super) names: Names,
+    /// Says when every stack that is known has its names.
+    pub(super) named: Option<Receiver<()>>,
+    /// What user space counted; stacks have no frames yet.
+    pub(super) counted: Counted,
+    /// Events that user space counted.
+    pub(super) events: Events,
+    pub(super) processes: Vec<Process>,
+    pub(super) window: Window,
+    pub(super) settings: Settings,
+    pub(super) memory: Memory,
+    pub(super) runtime: Option<Runtime>,
+    pub(super) allocator: Option<&'static str>,
+    pub(super) timeline: Vec<TimelinePoint>,
+}
+
+impl Findings {
+    /// The profile of them.
+    #[must_use]
+    pub fn profile(mut self) -> Profile {
+        self.read_tables();
+        self.count_kernel_events();
+        let Self { tables, names, named, mut counted, mut events, processes, window, memory, .. } = self;
+        drop(tables);
+        if let Some(named) = named {
+            // An error says that nobody names any more.
+            let _ = named.recv();
+        }
+        for (&number, stack) in &mut counted.stacks {
+            stack.frames = names.frames(number).unwrap_or_default();
+        }
+        let stacks = counted.stacks();
+        outcome::count_incomplete(&mut events, &stacks);
+        let verdict = verdict::of(&Facts {
+            window: Duration::from_nanos(window.duration_ns),
+            memory: Some(&memory),
+            stacks: &stacks,
+            freed_older_blocks: events.unmatched_frees > 0,
+            outstanding: &counted.outstanding(),
+            runtime: self.runtime,
+            allocator: self.allocator,
+        });
+        Profile {
+            schema: SCHEMA.to_owned(),
+            tracer_version: env!("CARGO_PKG_VERSION").to_owned(),
+            target: processes[0].clone(),
+            processes: if processes.len() > 1 { processes } else { Vec::new() },
+            window,
+            settings: self.settings,
+            events,
+            totals: outcome::totals(&stacks),
+            memory: Some(memory),
+            timeline: self.timeline,
+            stacks,
+            verdict: Some(verdict),
+        }
+    }
+
+    /// Reads what the programs counted by stack, and which blocks are live.
+    fn read_tables(&mut self) {
+        let window_ns = self.window.duration_ns;
+        let min_age_ns = self.counted.min_age_ns;
+        self.counted.held = outcome::held_by_stack(self.tables.live_blocks(), |_| window_ns, min_age_ns);
+        let totals = self.tables.totals().iter().zip(0..);
+        // A stack that is on its way to us is one that came after the findings were taken.
+        let is_known = |totals: &StackTotals, number| {
+            totals.delivered.load() == 0 || self.counted.stacks.contains_key(&number)
+        };
+        let totals = totals.filter(|(totals, number)| !self.window.snapshot || is_known(totals, *number));
+        let totals = totals.map(|(totals, number)| (number, read(totals)));
+        self.counted.native = totals.filter(|(_, totals)| *totals != NativeTotals::default()).collect();
+        if self.window.snapshot {
+            self.counted.settle_held();
+        }
+    }
+
+    fn count_kernel_events(&mut self) {
+        let Self { tables, counted, events, .. } = self;
+        let allocated: u64 = counted.native.values().map(|totals| totals.allocated_objects).sum();
+        let freed: u64 = counted.native.values().map(|totals| totals.freed_objects).sum();
+        events.allocations += allocated + tables.count(Counter::LiveTableFull);
+        events.frees += freed;
+        events.unmatched_frees += tables.count(Counter::UnmatchedFree);
+        events.failed_allocations += tables.count(Counter::Failed);
+        let losses = Counter::ALL.iter().filter(|counter| counter.is_loss());
+        events.lost.extend(losses.map(|&counter| (counter.name().to_owned(), tables.count(counter))));
+    }
+}
+
+/// The totals of a stack, of which the programs may be counting more: freed first, so that it is never above allocated.
+pub(super) fn read(totals: &StackTotals) -> NativeTotals {
+    let (freed_bytes, freed_objects) = (totals.freed_bytes.load(), totals.freed_objects.load());
+    NativeTotals {
+        freed_bytes,
+        freed_objects,
+        allocated_bytes: totals.allocated_bytes.load(),
+        allocated_objects: totals.allocated_objects.load(),
+    }
+}
