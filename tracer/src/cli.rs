@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -168,6 +168,14 @@ impl RecordConfig {
         Options { include: self.include.clone(), top: self.top, ..Options::default() }
     }
 
+    /// Where a launched command writes while the terminal is in use.
+    #[must_use]
+    pub fn command_output(&self) -> Option<PathBuf> {
+        let Subject::Command(command) = &self.subject else { return None };
+        let name = Path::new(&command.program).file_name().unwrap_or_default();
+        self.tui.then(|| PathBuf::from(format!("tracer-{}.out", plain(&name.to_string_lossy()))))
+    }
+
     /// Whether nothing is said of what goes well.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
@@ -278,10 +286,13 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
 /// The file that gets the flame graph when no `-o` names one: `tracer-<comm>-<pid>.svg`.
 #[must_use]
 pub fn default_output(comm: &str, pid: Pid) -> PathBuf {
-    // A process names itself as it likes, and must not choose the directory with it.
+    PathBuf::from(format!("tracer-{}-{pid}.svg", plain(comm)))
+}
+
+/// A process names itself as it likes, and must not choose the directory with it.
+fn plain(name: &str) -> String {
     let plain = |letter: char| if letter.is_alphanumeric() || "-_.+".contains(letter) { letter } else { '_' };
-    let comm: String = comm.chars().map(plain).collect();
-    PathBuf::from(format!("tracer-{comm}-{pid}.svg"))
+    name.chars().map(plain).collect()
 }
 
 /// Finds out whether the default output can be written: its name is only known once the target is.

@@ -121,7 +121,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         max_live: config.max_live,
         interval: config.interval,
         mark_after: config.mark_after,
-        quiet: config.is_quiet(),
+        command_output: config.command_output(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write as _};
 
+use anyhow::Result;
+
 use super::{Findings, Onlooker};
 use crate::{
     cli::RecordConfig,
@@ -32,8 +34,15 @@ fn print(line: &StatusLine, text: &str) {
 }
 
 impl Onlooker for Console<'_> {
+    fn begin(&mut self, line: &str) -> Result<()> {
+        self.say(line);
+        Ok(())
+    }
+
     fn say(&mut self, line: &str) {
-        print(&self.line, line);
+        if !self.config.is_quiet() {
+            print(&self.line, line);
+        }
     }
 
     fn show(&mut self, status: &Status<'_>) {

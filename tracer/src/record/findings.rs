@@ -5,7 +5,7 @@
 
 use std::{
     sync::{Arc, mpsc::Receiver},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracer_ebpf::{counter::Counter, stack::StackTotals};
@@ -46,7 +46,9 @@ impl Findings {
     /// The profile of them.
     #[must_use]
     pub fn profile(mut self) -> Profile {
+        let started = Instant::now();
         self.read_tables();
+        log::debug!("the tables were read in {:?}", started.elapsed());
         self.count_kernel_events();
         let Self { tables, names, named, mut counted, mut events, processes, window, memory, .. } = self;
         drop(tables);
@@ -68,6 +70,7 @@ impl Findings {
             runtime: self.runtime,
             allocator: self.allocator,
         });
+        log::debug!("a profile of {} stacks was made in {:?}", stacks.len(), started.elapsed());
         Profile {
             schema: SCHEMA.to_owned(),
             tracer_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -13,9 +13,11 @@ mod requests;
 mod session;
 
 use std::{
+    fs::File,
     future::{pending, poll_fn},
     io,
     os::fd::OwnedFd,
+    path::PathBuf,
     task::Poll,
     time::Duration,
 };
@@ -59,8 +61,8 @@ pub struct Config {
     pub interval: Duration,
     /// Open a new window so long after the first one.
     pub mark_after: Option<Duration>,
-    /// Whether nothing is said of what goes well.
-    pub quiet: bool,
+    /// Where the output of a launched command goes; to the tracer's own if not given.
+    pub command_output: Option<PathBuf>,
 }
 
 /// What came of a recording.
@@ -85,7 +87,7 @@ pub async fn record(
 ) -> Result<Recorded> {
     let mut interrupts = Interrupts::new()?;
     let mut requests = Requests::listen(keys)?;
-    let mut launched = launch(&config.subject)?;
+    let mut launched = launch(config)?;
     let targets = match (&launched, &config.subject) {
         (Some(launched), _) => vec![launched.pid()],
         (None, Subject::Processes(pids)) => pids.clone(),
@@ -98,13 +100,10 @@ pub async fn record(
         session.start(launched)?;
     }
     let announcement = session.announcement();
-    if !config.quiet {
-        onlooker.say(&announcement);
-    }
+    onlooker.begin(&announcement)?;
 
     requests.mark_after(config.mark_after);
-    let asked =
-        Asked { requests, onlooker: &mut *onlooker, snapshot: false, mark: false, quiet: config.quiet };
+    let asked = Asked { requests, onlooker: &mut *onlooker, snapshot: false, mark: false };
     let end = watch(config, &mut session, asked, &mut interrupts, &mut exits).await;
     let end = end.inspect_err(|_| onlooker.finish())?;
     session.close_window(end);
@@ -121,9 +120,12 @@ pub async fn record(
     Ok(Recorded { profile, command: launched })
 }
 
-fn launch(subject: &Subject) -> Result<Option<Launched>> {
-    let Subject::Command(command) = subject else { return Ok(None) };
-    Ok(Some(Launched::spawn(&command.program, &command.arguments, command.as_root)?))
+fn launch(config: &Config) -> Result<Option<Launched>> {
+    let Subject::Command(command) = &config.subject else { return Ok(None) };
+    let output = config.command_output.as_ref().map(|path| {
+        File::create(path).with_context(|| format!("cannot write the command's output to {}", path.display()))
+    });
+    Ok(Some(Launched::spawn(&command.program, &command.arguments, command.as_root, output.transpose()?)?))
 }
 
 /// Takes events and snapshots until something ends the window.
@@ -173,7 +175,6 @@ struct Asked<'a> {
     onlooker: &'a mut dyn Onlooker,
     snapshot: bool,
     mark: bool,
-    quiet: bool,
 }
 
 impl Asked<'_> {
@@ -183,19 +184,22 @@ impl Asked<'_> {
             return Ok(());
         }
         let ready = self.onlooker.is_ready();
+        let started = Instant::now();
+        let took = |what| log::debug!("{what} took {:?} of the time for events", started.elapsed());
         if self.snapshot && ready {
             self.snapshot = false;
             session.snapshot(When::Now);
             self.onlooker.snapshot(session.findings());
+            took("a snapshot");
         } else if self.mark && !self.snapshot {
             self.mark = false;
             session.mark()?;
+            took("a mark");
             self.onlooker.marked();
-            if !self.quiet {
-                self.onlooker.say("marked: from now on only new allocations count");
-            }
+            self.onlooker.say("marked: from now on only new allocations count");
         } else if ready && self.onlooker.wants_findings() {
             self.onlooker.look(session.findings());
+            took("a look");
         }
         Ok(())
     }

@@ -1,12 +1,20 @@
 //! Who looks on while a recording is made.
 
+use anyhow::Result;
+
 use super::Findings;
 use crate::report::status::Status;
 
 /// Is told what happens, and gets the findings so far when they are asked for. Called between events, which the kernel
 /// keeps for a moment only: what takes time belongs on another thread.
 pub trait Onlooker {
-    /// The window is open, or marked: one line about it.
+    /// The window is open; one line about it.
+    ///
+    /// # Errors
+    /// When what is to be shown cannot be.
+    fn begin(&mut self, line: &str) -> Result<()>;
+
+    /// One line about what happened.
     fn say(&mut self, line: &str);
 
     /// How it stands; several times a second.

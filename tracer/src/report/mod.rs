@@ -20,12 +20,12 @@ pub mod status;
 pub mod svg;
 pub mod text;
 
-mod stack_lines;
+pub(crate) mod stack_lines;
 mod tree;
-mod view;
+pub(crate) mod view;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
 use std::collections::BTreeSet;
 use std::fmt;

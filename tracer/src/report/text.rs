@@ -386,7 +386,7 @@ const fn ending(window: &Window) -> &'static str {
     }
 }
 
-const fn part_name(part: Part) -> &'static str {
+pub(crate) const fn part_name(part: Part) -> &'static str {
     match part {
         Part::Native => "native (malloc)",
         Part::Mapping => "mappings",
@@ -410,7 +410,7 @@ const fn kind_name(kind: Kind) -> (&'static str, &'static str) {
 }
 
 /// `None` for the verdict that says nothing.
-const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
+pub(crate) const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
     match verdict {
         Verdict::Leaking => Some("leaking"),
         Verdict::Growing => Some("growing"),

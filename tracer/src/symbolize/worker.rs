@@ -5,7 +5,7 @@
 //! the code is still mapped.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -127,6 +127,16 @@ fn look_ahead(symbolizer: &mut Symbolizer) {
 
 fn name_stacks(queue: &Receiver<Job>, names: &Names) {
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
+    // Stacks have most of their frames in common.
+    let mut known: HashSet<Arc<Frame>> = HashSet::new();
+    let mut shared = |frame: Frame| match known.get(&frame) {
+        Some(twin) => Arc::clone(twin),
+        None => {
+            let frame = Arc::new(frame);
+            known.insert(Arc::clone(&frame));
+            frame
+        }
+    };
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
@@ -139,7 +149,7 @@ fn name_stacks(queue: &Receiver<Job>, names: &Names) {
                     Some(symbolizer) => symbolizer.symbolize(&frames),
                     None => frames.iter().map(|&ip| Frame { ip, ..Frame::default() }).collect(),
                 };
-                names.insert(number, frames.into_iter().map(Arc::new).collect());
+                names.insert(number, frames.into_iter().map(&mut shared).collect());
             }
             Job::Answer(answer) => {
                 let _ = answer.send(());
