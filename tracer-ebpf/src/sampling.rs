@@ -39,6 +39,12 @@ pub struct Weight {
 }
 
 impl Weight {
+    /// The smaller of each.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self { bytes: self.bytes.min(other.bytes), objects: self.objects.min(other.objects) }
+    }
+
     /// The weight of a block that was certain to be kept.
     #[must_use]
     #[inline(always)]

@@ -64,6 +64,7 @@ fn profile(number: usize, depth: usize) -> Profile {
             started_at: "2026-11-22T13:05:12Z".into(),
             duration_ns: 600 * SECOND,
             end: End::Interrupted,
+            snapshot: false,
         },
         settings: Settings {
             sample_bytes: 0,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum
 
 use tracer_ebpf::sampling::Sampling;
 
-use crate::model::{Bytes, Kind, Pid, Verdict};
+use crate::model::{Bytes, Kind, Pid, Process, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
-use crate::report::Format;
 use crate::report::destination::{Destination, Place, WriteError};
 use crate::report::filter::pattern;
+use crate::report::{Format, Options};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +122,10 @@ pub struct RecordConfig {
     pub interval: Duration,
     /// Allocators that only the user knows.
     pub declarations: Declarations,
+    /// Leave out what is allocated before so much time has passed.
+    pub mark_after: Option<Duration>,
+    /// Whether to show the recording as it goes on, all over the terminal.
+    pub tui: bool,
     /// How much is said on standard error.
     pub verbosity: Verbosity,
     /// When to use colour.
@@ -147,10 +151,44 @@ impl Default for RecordConfig {
             max_live: None,
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
+            mark_after: None,
+            tui: false,
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
             progress: true,
         }
+    }
+}
+
+impl RecordConfig {
+    /// Where the reports go: the default place when no other was named.
+    #[must_use]
+    pub fn destinations(&self, target: &Process) -> Vec<Destination> {
+        if !self.outputs.is_empty() {
+            return self.outputs.clone();
+        }
+        let place = Place::Path(default_output(&target.comm, target.pid));
+        vec![Destination { format: Format::Svg, place }]
+    }
+
+    /// What the reports show.
+    #[must_use]
+    pub fn view(&self) -> Options {
+        Options { include: self.include.clone(), top: self.top, ..Options::default() }
+    }
+
+    /// Where a launched command writes while the terminal is in use.
+    #[must_use]
+    pub fn command_output(&self) -> Option<PathBuf> {
+        let Subject::Command(command) = &self.subject else { return None };
+        let name = Path::new(&command.program).file_name().unwrap_or_default();
+        self.tui.then(|| PathBuf::from(format!("tracer-{}.out", plain(&name.to_string_lossy()))))
+    }
+
+    /// Whether nothing is said of what goes well.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.verbosity == Verbosity::Quiet
     }
 }
 
@@ -261,10 +299,13 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
 /// The file that gets the flame graph when no `-o` names one: `tracer-<comm>-<pid>.svg`.
 #[must_use]
 pub fn default_output(comm: &str, pid: Pid) -> PathBuf {
-    // A process names itself as it likes, and must not choose the directory with it.
+    PathBuf::from(format!("tracer-{}-{pid}.svg", plain(comm)))
+}
+
+/// A process names itself as it likes, and must not choose the directory with it.
+fn plain(name: &str) -> String {
     let plain = |letter: char| if letter.is_alphanumeric() || "-_.+".contains(letter) { letter } else { '_' };
-    let comm: String = comm.chars().map(plain).collect();
-    PathBuf::from(format!("tracer-{comm}-{pid}.svg"))
+    name.chars().map(plain).collect()
 }
 
 /// Finds out whether the default output can be written: its name is only known once the target is.
@@ -474,6 +515,14 @@ struct RecordArguments {
 
     #[command(flatten)]
     allocators: AllocatorArguments,
+    /// Begin anew after this time: what was allocated before counts no more, nor do its frees. SIGUSR2 does the same at
+    /// any moment.
+    #[arg(long, value_name = "TIME", value_parser = parse_positive_time)]
+    mark_after: Option<Duration>,
+
+    /// Watch the recording as it goes on: verdict, timeline, stacks and their frames; `?` there lists the keys.
+    #[arg(long, conflicts_with_all = ["quiet", "no_progress"])]
+    tui: bool,
 
     /// On standard error, say only what went wrong.
     #[arg(short, long, conflicts_with = "verbose")]
@@ -527,6 +576,15 @@ impl RecordArguments {
                 min.0, max.0
             )));
         }
+        if let (Some(mark), Some(duration)) = (self.mark_after, self.duration)
+            && mark >= duration
+        {
+            return Err(wrong(format!(
+                "--mark-after {} is not before the end of --duration {}: nothing would be left",
+                time(mark),
+                time(duration)
+            )));
+        }
         let outputs = destinations(&self.outputs, self.format)?;
         let verbosity = match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -548,6 +606,8 @@ impl RecordArguments {
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),
+            mark_after: self.mark_after,
+            tui: self.tui,
             verbosity,
             color,
             progress: !self.no_progress && verbosity != Verbosity::Quiet,
@@ -683,8 +743,8 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s -vv --color never --no-progress \
-             --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
+             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s --mark-after 5s --tui -vv \
+             --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
@@ -706,12 +766,14 @@ mod tests {
                 prefixes: vec!["my_".parse().unwrap()],
                 allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
             },
+            mark_after: Some(Duration::from_secs(5)),
+            tui: true,
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
-            progress: false,
+            progress: true,
         };
         assert_eq!(config, expected);
-        assert!(!record("-q --pid 1").progress);
+        assert!(!record("-q --pid 1").progress && !record("--no-progress --pid 1").progress);
     }
 
     #[test]
@@ -755,6 +817,8 @@ mod tests {
             ("--pid 1 -d 30", "30s"),
             ("--pid 1 -d -30s", "-3"),
             ("--pid 1 --interval 1ms", "at least 10ms"),
+            ("--pid 1 -d 5s --mark-after 5s", "nothing would be left"),
+            ("--pid 1 --tui -q", "cannot be used with"),
             ("--pid 1 --min-size many", "512KiB"),
             ("--pid 1 --min-size 2KiB --max-size 1KiB", "nothing can be both"),
             ("--pid 1 --max-live 0", "1.."),

@@ -46,7 +46,9 @@ pub struct NativeTotals {
 impl From<&StackTotals> for NativeTotals {
     /// Objects are rounded so that what is left of them is what the live blocks add up to.
     fn from(totals: &StackTotals) -> Self {
-        let (allocated, freed) = (totals.allocated(), totals.freed());
+        // Freed first: programs may be counting more, and freed must not be above allocated.
+        let freed = totals.freed();
+        let allocated = totals.allocated();
         let allocated_objects = allocated.whole_objects();
         let left = Weight { bytes: 0, objects: allocated.objects.saturating_sub(freed.objects) };
         Self {
@@ -143,6 +145,20 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// Makes what is held agree with the totals. Where blocks come and go, those that are live and the totals are read at different
+    /// moments; the totals of a stack agree with each other.
+    pub fn settle_held(&mut self) {
+        let window_ns = self.window_ns();
+        for (&number, totals) in &self.native {
+            let held = self.held.entry(number).or_insert_with(|| Held::nothing(window_ns));
+            let left = Weight {
+                bytes: totals.allocated_bytes.saturating_sub(totals.freed_bytes),
+                objects: totals.allocated_objects.saturating_sub(totals.freed_objects) * OBJECT,
+            };
+            held.weight = if self.min_age_ns == 0 { left } else { held.weight.min(left) };
+        }
+    }
+
     /// Every stack that allocated, largest weight first.
     #[must_use]
     pub fn stacks(&self) -> Vec<StackReport> {

@@ -89,6 +89,9 @@ pub struct Window {
     pub duration_ns: u64,
     /// Why it ended.
     pub end: End,
+    /// Whether the recording went on: `end` says nothing then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshot: bool,
 }
 
 /// Why a recording ended.

@@ -9,7 +9,9 @@ use super::human::{Change, Count, Span, counted, moment, per_minute, printable, 
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, sum};
 use super::{Format, Options, Report, Weight};
-use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
+use crate::model::{
+    Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
+};
 
 /// The text summary.
 #[derive(Debug, Default)]
@@ -96,7 +98,7 @@ impl<'a> Page<'a> {
     fn when(&self) -> String {
         let window = &self.profile.window;
         let start = moment(&window.started_at);
-        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window.end))
+        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window))
     }
 
     /// `node (1234)`, or all of them.
@@ -374,8 +376,11 @@ fn growth(part: &PartSize) -> i64 {
     part.after_bytes.saturating_sub(part.before_bytes)
 }
 
-const fn ending(end: End) -> &'static str {
-    match end {
+const fn ending(window: &Window) -> &'static str {
+    if window.snapshot {
+        return "a snapshot; the recording went on";
+    }
+    match window.end {
         End::Duration => "recorded for the time asked for",
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
@@ -383,7 +388,7 @@ const fn ending(end: End) -> &'static str {
     }
 }
 
-const fn part_name(part: Part) -> &'static str {
+pub(crate) const fn part_name(part: Part) -> &'static str {
     match part {
         Part::Native => "native (malloc)",
         Part::Mapping => "mappings",
@@ -407,7 +412,7 @@ const fn kind_name(kind: Kind) -> (&'static str, &'static str) {
 }
 
 /// `None` for the verdict that says nothing.
-const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
+pub(crate) const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
     match verdict {
         Verdict::Leaking => Some("leaking"),
         Verdict::Growing => Some("growing"),

@@ -38,6 +38,12 @@ impl<'a> View<'a> {
     }
 }
 
+/// The stacks to draw, those that read the same as one, heaviest first.
+pub(crate) fn drawn_stacks(profile: &Profile, options: &Options) -> Vec<StackReport> {
+    let view = View::new(profile, options);
+    alike_as_one(&view.stacks, view.weight)
+}
+
 /// Stacks that read the same as one, heaviest first, as they come in: a compiler of a language runtime compiles a function again as it
 /// gets hot, so one leak has many stacks whose addresses alone differ.
 pub(super) fn alike_as_one(stacks: &[&StackReport], weight: Weight) -> Vec<StackReport> {
@@ -206,7 +212,7 @@ pub(super) fn stop_name(stack: &StackReport) -> Option<Cow<'_, str>> {
 }
 
 /// What to call a frame, safe to print, never empty.
-pub(super) fn frame_label(frame: &Frame) -> Cow<'_, str> {
+pub(crate) fn frame_label(frame: &Frame) -> Cow<'_, str> {
     let label = match &frame.function {
         Some(function) => printable(function),
         None => Cow::Owned(printable(&frame.label()).into_owned()),
@@ -215,7 +221,7 @@ pub(super) fn frame_label(frame: &Frame) -> Cow<'_, str> {
 }
 
 /// What to call the api. No number is its last word: the count that follows it in a line would be mistaken for another.
-pub(super) fn api_name(stack: &StackReport) -> Cow<'_, str> {
+pub(crate) fn api_name(stack: &StackReport) -> Cow<'_, str> {
     let api = printable(stack.api.trim());
     match api.rsplit_once(char::is_whitespace) {
         Some((head, tail)) if tail.starts_with(|c: char| c.is_ascii_digit()) => {
