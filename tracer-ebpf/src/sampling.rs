@@ -173,7 +173,7 @@ const fn probability(y: u64) -> u64 {
     let mut sum = CERTAIN;
     let mut term = 10;
     while term > 1 {
-        sum = CERTAIN - ((u / term) * sum >> 32);
+        sum = CERTAIN - (((u / term) * sum) >> 32);
         term -= 1;
     }
     let fraction = (u * sum) >> 32;

@@ -123,7 +123,7 @@ fn stack(frames: Vec<Arc<Frame>>, dice: &mut Dice) -> StackReport {
 fn frame(place: usize, dice: &mut Dice) -> Frame {
     let offset = 0x1000 + 16 * place as u64;
     let function = place / 4;
-    let has_source = function % 4 == 0;
+    let has_source = function.is_multiple_of(4);
     Frame {
         ip: Address(0x5555_5555_0000 + offset),
         function: Some(format!(
