@@ -1,6 +1,7 @@
 //! The command line tool: one place that decides what is printed where, and the exit status.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write as _},
     path::Path,
     process::ExitCode,
@@ -11,10 +12,11 @@ use clap::ColorChoice;
 use log::LevelFilter;
 use tracer::{
     cli::{
-        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
+        self, Action, DiffConfig, Drawing, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity,
+        ViewConfig,
     },
-    doctor,
-    model::Profile,
+    doctor, manual,
+    model::{Kind, Profile},
     record,
     report::{
         Format, Options, Report as _,
@@ -40,6 +42,13 @@ fn main() -> ExitCode {
         Action::Plan(config) => show_plan(&config),
         Action::Report(config) => draw_again(&config),
         Action::Diff(config) => compare(&config),
+        Action::Completions(shell) => {
+            manual::write_completions(shell, &mut io::stdout().lock());
+            Ok(Exit::Done)
+        }
+        Action::Man(command) => manual::write_man(command.as_deref(), &mut io::stdout().lock())
+            .map(|()| Exit::Done)
+            .context("cannot write the man page"),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tracer: {}", one_line(&error));
@@ -131,7 +140,7 @@ fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
         place: Place::Path(cli::default_output(&profile.target.comm, profile.target.pid)),
     };
     let destinations = if config.outputs.is_empty() { vec![default] } else { config.outputs.clone() };
-    let options = Options { include: config.include.clone(), top: config.top, ..Options::default() };
+    let options = options(&config.include, config.top, config.drawing);
     let (written, errors) = write_all(&destinations, profile, &options);
 
     let on_stderr = destinations.iter().any(|destination| destination.place == Place::Stdout);
@@ -263,7 +272,12 @@ fn compare(config: &DiffConfig) -> Result<Exit> {
 }
 
 fn view_options(view: &ViewConfig) -> Options {
-    Options { include: view.include.clone(), top: view.top, ..Options::default() }
+    options(&view.include, view.top, view.drawing)
+}
+
+fn options(include: &BTreeSet<Kind>, top: usize, drawing: Drawing) -> Options {
+    let Drawing { weight, flame_order: order } = drawing;
+    Options { include: include.clone(), top, weight, order, ..Options::default() }
 }
 
 /// Prints a summary where no report goes.
