@@ -196,8 +196,12 @@ fn assert_speedscope_agrees(browser: &mut Browser) {
     browser.wait_for("document.querySelector('table')");
     let mut checked = 0;
     for stack in RECORDING.report.stacks.iter().filter(|stack| stack.weight_bytes > 0) {
-        let Some(function) = stack.frames.first().and_then(|frame| frame.function.as_deref()) else { continue };
-        let row = format!("[...document.querySelectorAll('tr')].find(row => row.lastElementChild.textContent.trim() === {function:?})");
+        let Some(function) = stack.frames.first().and_then(|frame| frame.function.as_deref()) else {
+            continue;
+        };
+        let row = format!(
+            "[...document.querySelectorAll('tr')].find(row => row.lastElementChild.textContent.trim() === {function:?})"
+        );
         let row = browser.text(&format!("{row}.innerText"));
         let held = RECORDING.held_by(function).0;
         let held = if held < 1024 { format!("{held} B") } else { format!("{:.2} KB", held as f64 / 1024.0) };

@@ -12,9 +12,10 @@ use log::LevelFilter;
 use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
     cli::{
-        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
+        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity,
+        ViewConfig,
     },
-    doctor,
+    doctor, manual,
     model::Profile,
     record::{self, Console},
     report::{
@@ -40,6 +41,13 @@ fn main() -> ExitCode {
         Action::Plan(config) => show_plan(&config),
         Action::Report(config) => draw_again(&config),
         Action::Diff(config) => compare(&config),
+        Action::Completions(shell) => {
+            manual::write_completions(shell, &mut io::stdout().lock());
+            Ok(Exit::Done)
+        }
+        Action::Man(command) => manual::write_man(command.as_deref(), &mut io::stdout().lock())
+            .map(|()| Exit::Done)
+            .context("cannot write the man page"),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tracer: {}", one_line(&error));
@@ -262,7 +270,7 @@ fn compare(config: &DiffConfig) -> Result<Exit> {
 }
 
 fn view_options(view: &ViewConfig) -> Options {
-    Options { include: view.include.clone(), top: view.top, ..Options::default() }
+    view.drawing.options(&view.include, view.top)
 }
 
 /// Prints a summary where no report goes.

@@ -215,6 +215,7 @@ impl Counted {
         }
         let history = self.history.of(source);
         stack.growth_bytes_per_second = growth::rate(&history);
+        stack.history_bytes = evenly_spaced(&history);
         if stack.kind.counts_by_default() {
             let turnover = Turnover {
                 allocated_objects: stack.allocated_objects,
@@ -250,6 +251,7 @@ impl Counted {
             resident_bytes: None,
             oldest_age_ns: None,
             growth_bytes_per_second: None,
+            history_bytes: Vec::new(),
             verdict: None,
             complete: stop.is_complete(),
             stop: (!stop.is_complete()).then(|| stop.name().to_owned()),
@@ -272,7 +274,11 @@ impl Counted {
                 weight_bytes: held.resident_bytes.unwrap_or(0),
                 resident_bytes: held.resident_bytes,
                 outstanding_bytes: if all { totals.outstanding_bytes() } else { held.held.weight.bytes },
-                outstanding_objects: if all { totals.outstanding_objects() } else { held.held.weight.whole_objects() },
+                outstanding_objects: if all {
+                    totals.outstanding_objects()
+                } else {
+                    held.held.weight.whole_objects()
+                },
                 allocated_bytes: totals.allocated_bytes,
                 allocated_objects: totals.allocated_objects,
                 freed_bytes: totals.freed_bytes,
@@ -356,6 +362,18 @@ pub fn count_incomplete(events: &mut Events, stacks: &[StackReport]) {
         }
     }
     events.incomplete_stacks.retain(|_, allocations| *allocations > 0);
+}
+
+/// Points of a history that go into the report: enough for a line as small as a word.
+const HISTORY_POINTS: usize = 24;
+
+/// The sizes at so many points of a history, its first and its last one among them. Nothing when it was always 0.
+fn evenly_spaced(history: &[growth::Point]) -> Vec<u64> {
+    let points = history.len().min(HISTORY_POINTS);
+    if points < 2 || history.iter().all(|point| point.bytes.0 == 0) {
+        return Vec::new();
+    }
+    (0..points).map(|i| history[i * (history.len() - 1) / (points - 1)].bytes.0).collect()
 }
 
 #[cfg(test)]

@@ -403,6 +403,7 @@ mod tests {
             resident_bytes: None,
             oldest_age_ns: None,
             growth_bytes_per_second: Some(rate),
+            history_bytes: Vec::new(),
             verdict: Some(verdict),
             complete: true,
             stop: None,

@@ -310,6 +310,9 @@ pub struct StackReport {
     /// Growth rate over the timeline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth_bytes_per_second: Option<f64>,
+    /// What it weighed at evenly spaced times, from the start of the window to its end; empty when that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history_bytes: Vec<u64>,
     /// What its history says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
@@ -327,7 +330,13 @@ impl StackReport {
     /// All but the frames.
     #[must_use]
     pub fn without_frames(&self) -> Self {
-        Self { api: self.api.clone(), stop: self.stop.clone(), frames: Vec::new(), ..*self }
+        Self {
+            api: self.api.clone(),
+            history_bytes: self.history_bytes.clone(),
+            stop: self.stop.clone(),
+            frames: Vec::new(),
+            ..*self
+        }
     }
 }
 

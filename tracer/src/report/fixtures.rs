@@ -91,6 +91,7 @@ pub(super) fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> S
         resident_bytes: None,
         oldest_age_ns: (objects > 0).then_some(61 * SECOND),
         growth_bytes_per_second: None,
+        history_bytes: vec![],
         verdict: None,
         complete: true,
         stop: None,
@@ -154,6 +155,7 @@ fn under_node(mut inner: Vec<Frame>) -> Vec<Frame> {
 pub fn node() -> Profile {
     let leak = StackReport {
         growth_bytes_per_second: Some(742_000.0),
+        history_bytes: (0..=6).map(|i| i * 7 * MIB).collect(),
         verdict: Some(Verdict::Leaking),
         ..stack(
             "malloc",

@@ -74,7 +74,8 @@ struct Page<'a> {
 impl<'a> Page<'a> {
     fn new(profile: &'a Profile, options: &'a Options) -> Self {
         let view = View::new(profile, options);
-        let stacks = alike_as_one(&view.stacks, view.weight);
+        let mut stacks = alike_as_one(&view.stacks, view.weight);
+        stacks.retain(|stack| view.weight.of(stack) > 0);
         Self { profile, options, view, stacks, paint: Paint::new(options) }
     }
 
@@ -110,9 +111,7 @@ impl<'a> Page<'a> {
     }
 
     fn amount(&self) -> String {
-        let objects =
-            self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
-        let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
+        let (bytes, objects) = (self.view.bytes(), self.view.objects());
         let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
         let stacks = counted(self.stacks.len() as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
@@ -185,7 +184,7 @@ impl<'a> Page<'a> {
         if seconds >= 1.0 {
             _ = write!(text, " ({})", per_minute(change.0 as f64 / seconds));
         }
-        let mut parts: Vec<&PartSize> = parts.iter().collect();
+        let mut parts: Vec<&PartSize> = parts.iter().filter(|part| growth(part) != 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
         for part in parts {
             let growth = growth(part);
@@ -276,6 +275,9 @@ impl<'a> Page<'a> {
                 format!("not shown: {} of {meaning} (--include {name})", Bytes(bytes))
             })
             .collect();
+        if self.options.includes(Kind::Allocator) {
+            lines.push(NATIVE_IN_ALLOCATOR.to_owned());
+        }
         if reserved > 0 {
             lines.push(format!(
                 "not counted: {} that is mapped, but has no memory behind it",
@@ -340,6 +342,10 @@ impl<'a> Page<'a> {
         lines.collect::<Vec<_>>().join("\n")
     }
 }
+
+/// What is to be known when both are drawn.
+pub(super) const NATIVE_IN_ALLOCATOR: &str =
+    "counted twice: native blocks lie in the memory that the allocator took from the kernel";
 
 /// Every setting of the recording.
 fn in_force(settings: &Settings) -> String {

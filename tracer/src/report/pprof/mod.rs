@@ -28,6 +28,7 @@ mod label {
     pub const COMPLETE: &str = "complete";
     pub const STOP: &str = "stop";
     pub const VERDICT: &str = "verdict";
+    pub const HISTORY: &str = "history_bytes";
     pub const GROWTH: &str = "growth_bytes_per_second";
     pub const OLDEST_AGE: &str = "oldest_age";
     pub const OUTSTANDING: &str = "outstanding_bytes";

@@ -137,6 +137,10 @@ impl<'a> Tables<'a> {
             // The shortest text that reads back as the same number.
             text(label::GROWTH, &rate.to_string());
         }
+        if !stack.history_bytes.is_empty() {
+            let sizes: Vec<String> = stack.history_bytes.iter().map(u64::to_string).collect();
+            text(label::HISTORY, &sizes.join(" "));
+        }
         if !stack.complete {
             text(label::COMPLETE, "false");
         }
