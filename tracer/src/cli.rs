@@ -110,6 +110,8 @@ pub struct RecordConfig {
     pub max_size: Option<Bytes>,
     /// Kinds to draw besides `native` and `mapping`.
     pub include: BTreeSet<Kind>,
+    /// Only stacks with one of these verdicts; empty for any.
+    pub only: Vec<Verdict>,
     /// How many stacks the text summary shows.
     pub top: usize,
     /// Fail when at least this much is outstanding.
@@ -141,6 +143,7 @@ impl Default for RecordConfig {
             min_size: None,
             max_size: None,
             include: BTreeSet::new(),
+            only: Vec::new(),
             top: 10,
             fail_on: None,
             sample: Bytes(0),
@@ -450,6 +453,10 @@ struct RecordArguments {
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     include: Vec<Included>,
 
+    /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    only: Vec<Verdict>,
+
     /// How many stacks the text summary shows.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
     top: usize,
@@ -542,6 +549,7 @@ impl RecordArguments {
             min_size: self.min_size,
             max_size: self.max_size,
             include: self.include.into_iter().map(Kind::from).collect(),
+            only: self.only,
             top: self.top,
             fail_on: self.fail_on,
             sample: self.sample,
@@ -625,7 +633,10 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
 fn parse_sample(text: &str) -> Result<Bytes, String> {
     let size = parse_size(text)?;
     if size.0 > Sampling::LARGEST_MEAN {
-        return Err(format!("it must be at most {}: larger blocks than that are tracked anyway", Bytes(Sampling::LARGEST_MEAN)));
+        return Err(format!(
+            "it must be at most {}: larger blocks than that are tracked anyway",
+            Bytes(Sampling::LARGEST_MEAN)
+        ));
     }
     Ok(size)
 }
@@ -683,7 +694,7 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s -vv --color never --no-progress \
+             --include file,managed --only leaking --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s -vv --color never --no-progress \
              --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
@@ -697,6 +708,7 @@ mod tests {
             min_size: Some(Bytes(4096)),
             max_size: Some(Bytes(1 << 20)),
             include: BTreeSet::from([Kind::File, Kind::Managed]),
+            only: vec![Verdict::Leaking],
             top: 3,
             fail_on: Some(Bytes(1536)),
             sample: Bytes(512 << 10),
@@ -727,11 +739,8 @@ mod tests {
     #[test]
     fn other_commands_are_told_apart() {
         assert_eq!(parse("doctor").ok(), Some(Action::Doctor { color: ColorChoice::Auto }));
-        let plan = PlanConfig {
-            pid: Pid(7),
-            declarations: Declarations::default(),
-            color: ColorChoice::Always,
-        };
+        let plan =
+            PlanConfig { pid: Pid(7), declarations: Declarations::default(), color: ColorChoice::Always };
         assert_eq!(parse("plan --pid 7 --color always").ok(), Some(Action::Plan(plan)));
     }
 

@@ -94,8 +94,12 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = StatusLine::new(config.progress);
-    let recorded = runtime.block_on(record::record(&record_config(config), &status))?;
+    let mut recorded = runtime.block_on(record::record(&record_config(config), &status))?;
     drop(status);
+    if !config.only.is_empty() {
+        let only = config.only.iter().copied().collect();
+        Filter { only, ..Filter::default() }.apply(&mut recorded.profile);
+    }
 
     let written = write_reports(config, &recorded.profile);
     // Not before the reports are written: the command may go on for long.

@@ -169,6 +169,7 @@ impl Counted {
             freed_bytes: totals.freed_bytes,
             freed_objects: totals.freed_objects,
             oldest_age_ns: (held.weight.objects > 0).then_some(held.oldest_age_ns),
+            median_age_ns: held.births.median_age_ns(held.weight.bytes),
             ..self.bare_stack(number, Kind::Native)
         };
         self.judge(&mut stack, Source::Native(number), &held);
@@ -206,7 +207,9 @@ impl Counted {
                 births: held.births,
                 standard_error: Bytes(held.variance.sqrt() as u64),
             };
-            stack.verdict = Some(growth::judge(&history, &turnover).verdict);
+            let judgement = growth::judge(&history, &turnover);
+            stack.verdict = Some(judgement.verdict);
+            stack.reason = Some(judgement.reason.to_owned());
         }
     }
 
@@ -219,9 +222,9 @@ impl Counted {
             None if number == RETIRED => Stop::Retired,
             None => Stop::NotDelivered,
         };
-        let process = known.map_or(0, |known| known.process);
+        let pid = || self.pids.get(usize::from(known?.process)).copied();
         StackReport {
-            pid: if self.pids.len() > 1 { self.pids.get(usize::from(process)).copied() } else { None },
+            pid: if self.pids.len() > 1 { pid() } else { None },
             kind,
             api: known.map_or_else(|| "unknown".to_owned(), |known| known.api.clone()),
             weight_bytes: 0,
@@ -233,8 +236,10 @@ impl Counted {
             freed_objects: 0,
             resident_bytes: None,
             oldest_age_ns: None,
+            median_age_ns: None,
             growth_bytes_per_second: None,
             verdict: None,
+            reason: None,
             complete: stop.is_complete(),
             stop: (!stop.is_complete()).then(|| stop.name().to_owned()),
             frames: known.map_or_else(Vec::new, |known| known.frames.clone()),
@@ -256,12 +261,17 @@ impl Counted {
                 weight_bytes: held.resident_bytes.unwrap_or(0),
                 resident_bytes: held.resident_bytes,
                 outstanding_bytes: if all { totals.outstanding_bytes() } else { held.held.weight.bytes },
-                outstanding_objects: if all { totals.outstanding_objects() } else { held.held.weight.whole_objects() },
+                outstanding_objects: if all {
+                    totals.outstanding_objects()
+                } else {
+                    held.held.weight.whole_objects()
+                },
                 allocated_bytes: totals.allocated_bytes,
                 allocated_objects: totals.allocated_objects,
                 freed_bytes: totals.freed_bytes,
                 freed_objects: totals.freed_objects,
                 oldest_age_ns: (held.held.weight.objects > 0).then_some(held.held.oldest_age_ns),
+                median_age_ns: held.held.births.median_age_ns(held.resident_bytes.unwrap_or(0)),
                 ..self.bare_stack(holder.stack, self.managed.judged(*holder).kind)
             };
             self.judge(&mut stack, Source::Mapping(*holder), &held.held);

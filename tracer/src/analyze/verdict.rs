@@ -210,7 +210,16 @@ fn largest_part(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let share = growth.share(largest);
     let bytes = Bytes(largest);
     if largest == growth.held {
-        held_sentence(facts, growth)
+        let (sentence, leaking) = held_sentence(facts, growth);
+        // What the program keeps on purpose is not what can be done something about.
+        match retained_sentence(facts, growth) {
+            retained
+                if leaking == Some(false) && retained.1 == leaking && growth.retained > growth.held / 2 =>
+            {
+                retained
+            }
+            _ => (sentence, leaking),
+        }
     } else if largest == growth.managed {
         (format!("{}{share}", managed_sentence(facts.runtime)), None)
     } else if largest == growth.retained {
@@ -402,8 +411,10 @@ mod tests {
             freed_objects: 0,
             resident_bytes: None,
             oldest_age_ns: None,
+            median_age_ns: None,
             growth_bytes_per_second: Some(rate),
             verdict: Some(verdict),
+            reason: None,
             complete: true,
             stop: None,
             frames: vec![
@@ -418,6 +429,7 @@ mod tests {
             part,
             before_bytes: 1000,
             after_bytes: 1000 + bytes,
+            runtime: None,
             note: None,
         };
         Memory { rss_before_bytes: None, rss_after_bytes: None, parts: grown.iter().map(part).collect() }

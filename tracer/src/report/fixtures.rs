@@ -89,8 +89,10 @@ pub(super) fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> S
         freed_objects: objects,
         resident_bytes: None,
         oldest_age_ns: (objects > 0).then_some(61 * SECOND),
+        median_age_ns: (objects > 0).then_some(30 * SECOND),
         growth_bytes_per_second: None,
         verdict: None,
+        reason: None,
         complete: true,
         stop: None,
         frames: frames.into_iter().map(Arc::new).collect(),
@@ -238,6 +240,7 @@ pub fn node() -> Profile {
         part,
         before_bytes: before,
         after_bytes: after,
+        runtime: (part == Part::Managed).then(|| "V8".to_owned()),
         note: note.map(str::to_owned),
     };
     Profile {

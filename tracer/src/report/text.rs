@@ -182,19 +182,17 @@ impl<'a> Page<'a> {
         }
         let mut parts: Vec<&PartSize> = parts.iter().collect();
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
-        for part in parts {
+        for part in parts.into_iter().filter(|part| growth(part) != 0) {
             let growth = growth(part);
             let share = match u64::try_from(growth) {
                 Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
                 _ => String::new(),
             };
-            _ = write!(
-                text,
-                "\n  {:<18} {:>12}  {share:>8}",
-                part_name(part.part),
-                Change(growth).to_string()
-            );
-            if let Some(note) = &part.note {
+            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_name(part), Change(growth).to_string());
+            let leaks = self.profile.verdict.as_ref().is_some_and(|verdict| verdict.leaking == Some(true));
+            if leaks && part.part == Part::Native && growth > 0 {
+                text += "  leaking: see the stacks below";
+            } else if let Some(note) = &part.note {
                 _ = write!(text, "  {}", self.paint.dim(&printable(note)));
             }
             text.truncate(text.trim_end().len());
@@ -238,6 +236,9 @@ impl<'a> Page<'a> {
         }
         if let Some(age) = stack.oldest_age_ns {
             _ = write!(text, ", oldest {}", Span(age));
+        }
+        if let Some(age) = stack.median_age_ns.filter(|_| stack.outstanding_objects > 1) {
+            _ = write!(text, ", median {}", Span(age));
         }
         if let Some(verdict) = stack.verdict.and_then(verdict_name) {
             _ = write!(text, ", {}", self.paint.strong(verdict));
@@ -359,6 +360,11 @@ fn figures(stack: &StackReport) -> String {
         Kind::Native => {
             format!("{} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
         }
+        _ if stack.resident_bytes.is_none() && stack.outstanding_bytes > 0 => format!(
+            "{} mapped in {}, not known how much of it is resident",
+            Bytes(stack.outstanding_bytes),
+            counted(stack.outstanding_objects, "mapping")
+        ),
         _ => format!(
             "{} resident of {} in {}",
             Bytes(stack.weight_bytes),
@@ -381,8 +387,8 @@ const fn ending(end: End) -> &'static str {
     }
 }
 
-const fn part_name(part: Part) -> &'static str {
-    match part {
+fn part_name(part: &PartSize) -> String {
+    let name = match part.part {
         Part::Native => "native (malloc)",
         Part::Mapping => "mappings",
         Part::Managed => "managed heap",
@@ -390,6 +396,10 @@ const fn part_name(part: Part) -> &'static str {
         Part::File => "files",
         Part::Stack => "thread stacks",
         Part::Unexplained => "unexplained",
+    };
+    match &part.runtime {
+        Some(runtime) => format!("{name} ({})", printable(runtime)),
+        None => name.to_owned(),
     }
 }
 

@@ -82,6 +82,10 @@ fn add(sum: &mut StackReport, stack: &StackReport) {
     sum.growth_bytes_per_second =
         sum.growth_bytes_per_second.zip(stack.growth_bytes_per_second).map(|(a, b)| a + b);
     sum.oldest_age_ns = sum.oldest_age_ns.max(stack.oldest_age_ns);
+    // Of several it cannot be told; where one holds nothing to speak of, it is that of the other.
+    if stack.weight_bytes > sum.weight_bytes / 100 {
+        sum.median_age_ns = None;
+    }
 }
 
 /// Saturates: a profile read from a file may hold any number.
