@@ -35,7 +35,7 @@ def arenas():
 
 
 def objects():
-    kept.extend((number, str(number)) for number in range(3000))
+    kept.extend((number, str(number)) for number in range(1000))
 
 
 if name == "extension":

@@ -101,6 +101,15 @@ impl Births {
         *part = part.saturating_add(bytes.0);
     }
 
+    /// What is left of these and of others, over the same span.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        for (part, more) in self.bytes.iter_mut().zip(others.bytes) {
+            *part = part.saturating_add(more);
+        }
+        self
+    }
+
     /// How old half of the oldest `bytes` are at least at the end; within a part they are taken to be spread evenly.
     #[must_use]
     pub fn median_age_ns(&self, bytes: u64) -> Option<u64> {

@@ -10,6 +10,7 @@ use tracer_ebpf::{
 };
 
 use super::{
+    compiled::{self, Judged},
     growth::{self, Births, Point, Turnover},
     history::{History, Source},
     managed::ManagedHolders,
@@ -147,7 +148,9 @@ impl Counted {
     #[must_use]
     pub fn stacks(&self) -> Vec<StackReport> {
         let native = self.native.iter().map(|(&number, totals)| self.native_stack(number, totals));
-        let mut stacks: Vec<_> = native.chain(self.mapping_stacks()).collect();
+        let mut judged: Vec<_> = native.chain(self.mapping_stacks()).collect();
+        compiled::judge_together(&mut judged, &self.history);
+        let mut stacks: Vec<_> = judged.into_iter().map(|judged| judged.stack).collect();
         stacks.sort_by(|a, b| {
             (b.weight_bytes, b.outstanding_bytes, b.allocated_bytes)
                 .cmp(&(a.weight_bytes, a.outstanding_bytes, a.allocated_bytes))
@@ -158,9 +161,9 @@ impl Counted {
         stacks
     }
 
-    fn native_stack(&self, number: u32, totals: &NativeTotals) -> StackReport {
+    fn native_stack(&self, number: u32, totals: &NativeTotals) -> Judged {
         let held = self.held.get(&number).copied().unwrap_or_else(|| self.nothing());
-        let mut stack = StackReport {
+        let stack = StackReport {
             weight_bytes: held.weight.bytes,
             outstanding_bytes: held.weight.bytes,
             outstanding_objects: held.weight.whole_objects(),
@@ -172,8 +175,7 @@ impl Counted {
             median_age_ns: held.births.median_age_ns(held.weight.bytes),
             ..self.bare_stack(number, Kind::Native)
         };
-        self.judge(&mut stack, Source::Native(number), &held);
-        stack
+        self.judge(stack, Source::Native(number), &held)
     }
 
     /// What kinds `native` and `mapping` held over the window.
@@ -194,9 +196,10 @@ impl Counted {
     }
 
     /// Says how a stack grew, and whether that is a leak.
-    fn judge(&self, stack: &mut StackReport, source: Source, held: &Held) {
+    fn judge(&self, mut stack: StackReport, source: Source, held: &Held) -> Judged {
+        let Held { births, variance, .. } = *held;
         if matches!(stack.kind, Kind::Allocator | Kind::File) {
-            return;
+            return Judged { stack, source, births, variance };
         }
         let history = self.history.of(source);
         stack.growth_bytes_per_second = growth::rate(&history);
@@ -204,13 +207,14 @@ impl Counted {
             let turnover = Turnover {
                 allocated_objects: stack.allocated_objects,
                 freed_objects: stack.freed_objects,
-                births: held.births,
-                standard_error: Bytes(held.variance.sqrt() as u64),
+                births,
+                standard_error: Bytes(variance.sqrt() as u64),
             };
             let judgement = growth::judge(&history, &turnover);
             stack.verdict = Some(judgement.verdict);
             stack.reason = Some(judgement.reason.to_owned());
         }
+        Judged { stack, source, births, variance }
     }
 
     /// A stack with nothing but its frames.
@@ -246,7 +250,7 @@ impl Counted {
         }
     }
 
-    fn mapping_stacks(&self) -> impl Iterator<Item = StackReport> + '_ {
+    fn mapping_stacks(&self) -> impl Iterator<Item = Judged> + '_ {
         let held = self.held_by_holder();
         self.mappings.iter().map(move |(holder, totals)| {
             // What holds nothing has nothing resident, which is known without a look.
@@ -274,9 +278,8 @@ impl Counted {
                 median_age_ns: held.held.births.median_age_ns(held.resident_bytes.unwrap_or(0)),
                 ..self.bare_stack(holder.stack, self.managed.judged(*holder).kind)
             };
-            self.judge(&mut stack, Source::Mapping(*holder), &held.held);
             drop_system_call_wrappers(&mut stack.frames);
-            stack
+            self.judge(stack, Source::Mapping(*holder), &held.held)
         })
     }
 
@@ -353,7 +356,7 @@ pub fn count_incomplete(events: &mut Events, stacks: &[StackReport]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         analyze::mappings::AddressRange,
@@ -387,6 +390,11 @@ mod tests {
             opened_ns: 0,
             ended_ns: 1000,
         }
+    }
+
+    /// A stack of nothing.
+    pub(in super::super) fn bare() -> StackReport {
+        counted().bare_stack(9, Kind::Native)
     }
 
     fn held(bytes: u64, objects: u64, oldest_age_ns: u64) -> Held {

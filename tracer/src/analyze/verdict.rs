@@ -322,7 +322,10 @@ fn place_name(frames: &[std::sync::Arc<Frame>]) -> String {
 /// Code that allocates for its caller.
 fn is_of_language(frame: &Frame) -> bool {
     const MODULES: [&str; 5] = ["libc.so", "libstdc++.so", "libc++.so", "libc++abi.so", "ld-"];
-    const FUNCTIONS: [&str; 10] = [
+    const FUNCTIONS: [&str; 13] = [
+        "os::malloc",
+        "os::realloc",
+        "AllocateHeap",
         "std::",
         "void std::",
         "__gnu_cxx::",

@@ -156,6 +156,7 @@ pub fn node() -> Profile {
     let leak = StackReport {
         growth_bytes_per_second: Some(742_000.0),
         verdict: Some(Verdict::Leaking),
+        reason: Some("it grows steadily, and its old blocks are never freed".to_owned()),
         ..stack(
             "malloc",
             64 * KIB,
