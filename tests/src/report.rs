@@ -49,6 +49,7 @@ pub struct PartSize {
     pub part: String,
     pub before_bytes: i64,
     pub after_bytes: i64,
+    pub runtime: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
