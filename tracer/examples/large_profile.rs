@@ -112,6 +112,8 @@ fn stack(frames: Vec<Arc<Frame>>, dice: &mut Dice) -> StackReport {
         freed_objects: 2 * objects,
         resident_bytes: None,
         oldest_age_ns: Some(dice.below(600) as u64 * SECOND),
+        median_age_ns: None,
+        reason: None,
         growth_bytes_per_second: Some((size * objects) as f64 / 600.0),
         history_bytes: (0..24).map(|i| size * objects * i / 23).collect(),
         verdict: Some(Verdict::Growing),

@@ -15,10 +15,10 @@ use clap_complete::Shell;
 
 use tracer_ebpf::sampling::Sampling;
 
-use crate::model::{Bytes, Kind, Pid, Process, Verdict};
+use crate::model::{Bytes, Kind, Pid, Process, Profile, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::destination::{Destination, Place, WriteError};
-use crate::report::filter::pattern;
+use crate::report::filter::{Filter, pattern};
 use crate::report::{FlameOrder, Format, Options, Weight};
 
 /// What the command line asks for.
@@ -145,6 +145,8 @@ pub struct RecordConfig {
     pub max_size: Option<Bytes>,
     /// Kinds to draw besides `native` and `mapping`.
     pub include: BTreeSet<Kind>,
+    /// Only stacks with one of these verdicts; empty for any.
+    pub only: Vec<Verdict>,
     /// How many stacks the text summary shows.
     pub top: usize,
     /// What is drawn how.
@@ -182,6 +184,7 @@ impl Default for RecordConfig {
             min_size: None,
             max_size: None,
             include: BTreeSet::new(),
+            only: Vec::new(),
             top: 10,
             drawing: Drawing::default(),
             fail_on: None,
@@ -213,6 +216,13 @@ impl RecordConfig {
     #[must_use]
     pub fn view(&self) -> Options {
         self.drawing.options(&self.include, self.top)
+    }
+
+    /// Leaves out what is not to be shown at all.
+    pub fn leave_out(&self, profile: &mut Profile) {
+        if !self.only.is_empty() {
+            Filter { only: self.only.iter().copied().collect(), ..Filter::default() }.apply(profile);
+        }
     }
 
     /// Where a launched command writes while the terminal is in use.
@@ -552,6 +562,10 @@ struct RecordArguments {
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     include: Vec<Included>,
 
+    /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    only: Vec<Verdict>,
+
     /// How many stacks the text summary shows.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
     top: usize,
@@ -664,6 +678,7 @@ impl RecordArguments {
             min_size: self.min_size,
             max_size: self.max_size,
             include: self.include.into_iter().map(Kind::from).collect(),
+            only: self.only,
             top: self.top,
             drawing: self.drawing,
             fail_on: self.fail_on,
@@ -811,7 +826,7 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s \
+             --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s \
              --mark-after 5s --tui -vv --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
@@ -825,6 +840,7 @@ mod tests {
             min_size: Some(Bytes(4096)),
             max_size: Some(Bytes(1 << 20)),
             include: BTreeSet::from([Kind::File, Kind::Managed]),
+            only: vec![Verdict::Leaking],
             top: 3,
             drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
             fail_on: Some(Bytes(1536)),

@@ -103,9 +103,10 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (_, keys) = unbounded_channel();
     let mut console = Console::new(config);
-    let recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
+    let mut recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
     // A snapshot may still be being written.
     drop(console);
+    config.leave_out(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
     // Not before the reports are written: the command may go on for long.

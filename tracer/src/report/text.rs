@@ -192,13 +192,11 @@ impl<'a> Page<'a> {
                 Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
                 _ => String::new(),
             };
-            _ = write!(
-                text,
-                "\n  {:<18} {:>12}  {share:>8}",
-                part_name(part.part),
-                Change(growth).to_string()
-            );
-            if let Some(note) = &part.note {
+            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_label(part), Change(growth).to_string());
+            let leaks = self.profile.verdict.as_ref().is_some_and(|verdict| verdict.leaking == Some(true));
+            if leaks && part.part == Part::Native && growth > 0 {
+                text += "  leaking: see the stacks below";
+            } else if let Some(note) = &part.note {
                 _ = write!(text, "  {}", self.paint.dim(&printable(note)));
             }
             text.truncate(text.trim_end().len());
@@ -241,6 +239,9 @@ impl<'a> Page<'a> {
         }
         if let Some(age) = stack.oldest_age_ns {
             _ = write!(text, ", oldest {}", Span(age));
+        }
+        if let Some(age) = stack.median_age_ns.filter(|_| stack.outstanding_objects > 1) {
+            _ = write!(text, ", median {}", Span(age));
         }
         if let Some(verdict) = stack.verdict.and_then(verdict_name) {
             _ = write!(text, ", {}", self.paint.strong(verdict));
@@ -369,6 +370,11 @@ fn figures(stack: &StackReport) -> String {
         Kind::Native => {
             format!("{} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
         }
+        _ if stack.resident_bytes.is_none() && stack.outstanding_bytes > 0 => format!(
+            "{} mapped in {}, not known how much of it is resident",
+            Bytes(stack.outstanding_bytes),
+            counted(stack.outstanding_objects, "mapping")
+        ),
         _ => format!(
             "{} resident of {} in {}",
             Bytes(stack.weight_bytes),
@@ -391,6 +397,14 @@ const fn ending(window: &Window) -> &'static str {
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
         End::TargetExec => "ended when the process executed another program",
+    }
+}
+
+fn part_label(part: &PartSize) -> String {
+    let name = part_name(part.part);
+    match &part.runtime {
+        Some(runtime) => format!("{name} ({})", printable(runtime)),
+        None => name.to_owned(),
     }
 }
 

@@ -114,6 +114,10 @@ fn add(sum: &mut StackReport, stack: &StackReport) {
         sum.history_bytes.clear();
     }
     sum.oldest_age_ns = sum.oldest_age_ns.max(stack.oldest_age_ns);
+    // Of several it cannot be told; where one holds nothing to speak of, it is that of the other.
+    if stack.weight_bytes > sum.weight_bytes / 100 {
+        sum.median_age_ns = None;
+    }
 }
 
 /// Saturates: a profile read from a file may hold any number.
