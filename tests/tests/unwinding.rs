@@ -231,38 +231,91 @@ fn every_instruction_of_calls_through_the_linkage_table() {
 
 /// A library whose function `name` has a stack frame of its own size.
 fn library(name: &str, room: u32) -> String {
-    let flags = ["-shared", "-fPIC", NO_FRAME_POINTERS].map(str::to_owned);
+    let flags = ["-shared", "-fPIC", "-Wl,-Bsymbolic", NO_FRAME_POINTERS].map(str::to_owned);
     let own = [format!("-DNAME={name}"), format!("-DROOM={room}")];
     let path = compile("unwinding_library.c", &[&flags[..], &own].concat());
     path.to_str().expect("paths of tests are UTF-8").to_owned()
 }
 
-/// While the table of a library is being made, its stacks are short and say why. The libraries stay long enough to be named: of faster
-/// ones the names can be wrong (docs/unwinding.md, "Limits").
-#[test]
-fn libraries_that_follow_each_other_at_one_address() {
-    let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS).argument("6");
-    // The code of `third` is that of `first`, byte for byte, under another name.
-    let libraries = [("first", 40), ("second", 400), ("third", 40)];
-    let program =
-        libraries.iter().fold(program, |program, (name, room)| program.argument(library(name, *room)));
-    let mut program = program.start();
+/// The libraries of `unwinding_loads.c`. The code of `third` is that of `first`, byte for byte, under another name.
+fn libraries() -> [String; 3] {
+    [("first", 40), ("second", 400), ("third", 40)].map(|(name, room)| library(name, room))
+}
+
+fn record_loads(cycles: u32, calls: u32, pause_us: u32) -> Report {
+    let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS);
+    let numbers = [cycles, calls, pause_us].map(|number| number.to_string());
+    let arguments = numbers.into_iter().chain(libraries());
+    let mut program = arguments.fold(program, |program, argument| program.argument(argument)).start();
     let report = trace(&mut program);
     report.assert_exact();
-    for (name, bytes) in [("first", 1000), ("second", 1001), ("third", 1002), ("first", 2000)] {
-        let made = |stack: &&Stack| stack.allocated_bytes == stack.allocated_objects * bytes;
-        let stacks: Vec<_> =
-            report.stacks.iter().filter(|stack| stack.api == "malloc").filter(made).collect();
-        let (complete, short): (Vec<_>, Vec<_>) = stacks.into_iter().partition(|stack| stack.complete);
+    program.assert_unharmed();
+    report
+}
+
+/// The stacks of blocks of this size.
+fn stacks_of(report: &Report, bytes: u64) -> Vec<&Stack> {
+    let made = |stack: &&Stack| {
+        stack.api == "malloc"
+            && stack.allocated_bytes == stack.allocated_objects * bytes
+            && stack.allocated_bytes > 0
+    };
+    report.stacks.iter().filter(made).collect()
+}
+
+/// While the table of a library is being made, its stacks are short and say why.
+#[test]
+fn libraries_that_follow_each_other_at_one_address() {
+    let report = record_loads(6, 300, 1000);
+    for (name, bytes, caller) in [
+        ("first", 1000, "cycle"),
+        ("second", 1001, "cycle"),
+        ("third", 1002, "cycle"),
+        ("first", 2000, "again"),
+        ("third", 3000, "again"),
+    ] {
+        let (complete, short): (Vec<_>, Vec<_>) =
+            stacks_of(&report, bytes).into_iter().partition(|stack| stack.complete);
         let [whole] = complete[..] else {
             panic!("one whole stack through {name}: {:#?}", report.outlines())
         };
-        let caller = if bytes == 2000 { "stays" } else { "cycle" };
         let functions: Vec<_> =
             whole.frames.iter().take(4).filter_map(|frame| frame.function.as_deref()).collect();
-        assert_eq!(functions, [name, "leak", caller, "main"], "{whole:#?}");
+        let above = if caller == "again" { if bytes == 2000 { "stays" } else { "replaced" } } else { "main" };
+        assert_eq!(functions, [name, "leak", caller, above], "{whole:#?}");
         for stack in short {
             assert_eq!(stack.stop.as_deref(), Some("table_not_ready"), "{stack:#?}");
         }
     }
+}
+
+/// Libraries that come and go faster than anybody can look: what is not known is not named, and nothing has another's name.
+#[test]
+fn libraries_that_are_gone_before_they_are_looked_at() {
+    for (cycles, calls, pause_us) in [(3000, 1, 0), (600, 3, 100), (150, 3, 1000)] {
+        let report = record_loads(cycles, calls, pause_us);
+        let mut seen = 0;
+        for (name, bytes) in [("first", 1000), ("second", 1001), ("third", 1002)] {
+            for stack in stacks_of(&report, bytes) {
+                seen += stack.allocated_objects;
+                let leaf = stack.frames[0].function.as_deref();
+                assert!(leaf.is_none_or(|leaf| leaf == name), "{bytes} bytes by {name}: {stack:#?}");
+                assert!(!stack.complete || leaf == Some(name), "{stack:#?}");
+                assert!(stack.complete || stack.stop.as_deref() == Some("table_not_ready"), "{stack:#?}");
+            }
+        }
+        assert_eq!(seen, u64::from(cycles * calls), "every block has a stack");
+    }
+}
+
+#[test]
+fn code_whose_mapping_was_split() {
+    let mut program =
+        Program::new("unwinding_split.c").flag(NO_FRAME_POINTERS).flag("-fno-pie").flag("-no-pie").start();
+    let report = trace(&mut program);
+    report.assert_exact();
+    report.check_leaks(&program.expect);
+    let chain = ["in_third", "in_second", "in_first", "main", OTHERS];
+    assert_complete(&report, "unwinding_split.c", 501, &chain);
+    program.assert_unharmed();
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use object::{Object, ObjectSection};
 use proptest::prelude::*;
-use tracer::unwind::{Table, TableError, load_bias};
+use tracer::unwind::{CodeSegments, Table, TableError};
 use tracer_ebpf::unwind::{PAGE_SIZE, Rule};
 
 /// The dynamic linker: 200 KB with hand-written code, signal frames and PLT rows.
@@ -34,7 +34,7 @@ fn section_headers() -> Range<usize> {
 
 /// What may be done with whatever came out.
 fn survives(bytes: &[u8]) -> Result<(), TestCaseError> {
-    let _ = load_bias(bytes, 0x7f00_0000_0000, 0x1000);
+    let _ = CodeSegments::of(bytes).load_bias(0x7f00_0000_0000, 0x1000);
     let Ok(table) = Table::from_elf(bytes) else { return Ok(()) };
     // A row takes at least one byte of the file, and the ends of a function 3 more rows; code may span a little more
     // than the file.
@@ -131,10 +131,13 @@ fn the_load_bias_follows_the_executable_segment() {
     let at = executable_segment(bytes);
     let field = |offset| u64::from_le_bytes(bytes[at + offset..at + offset + 8].try_into().expect("8 bytes"));
     let (offset, vaddr) = (field(0x08), field(0x10));
-    assert_eq!(load_bias(bytes, 0x7f00_0000_0000 + vaddr, offset), Some(0x7f00_0000_0000));
-    assert_eq!(load_bias(bytes, 0x7f00_0000_0000 + vaddr + 0x1000, offset + 0x1000), Some(0x7f00_0000_0000));
-    assert_eq!(load_bias(bytes, 0x7f00_0000_0000, u64::MAX), None);
-    assert_eq!(load_bias(b"", 0, 0), None);
+    assert_eq!(CodeSegments::of(bytes).load_bias(0x7f00_0000_0000 + vaddr, offset), Some(0x7f00_0000_0000));
+    assert_eq!(
+        CodeSegments::of(bytes).load_bias(0x7f00_0000_0000 + vaddr + 0x1000, offset + 0x1000),
+        Some(0x7f00_0000_0000)
+    );
+    assert_eq!(CodeSegments::of(bytes).load_bias(0x7f00_0000_0000, u64::MAX), None);
+    assert_eq!(CodeSegments::of(b"").load_bias(0, 0), None);
 }
 
 #[test]

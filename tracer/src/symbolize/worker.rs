@@ -14,7 +14,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::Symbolizer;
+use super::{CodeView, Symbolizer};
+use crate::drain::{NewStack, WalkedCode};
 use crate::model::{Address, Frame, Pid};
 
 /// Stacks by number, with the names of their frames.
@@ -26,8 +27,9 @@ enum Job {
         number: u32,
         process: u16,
         frames: Vec<Address>,
+        walked: WalkedCode,
     },
-    MappingsChanged(u16),
+    Code(CodeView),
     /// Says so when everything before it is done.
     Answer(Sender<()>),
 }
@@ -69,13 +71,16 @@ impl Worker {
     }
 
     /// Names the frames of a stack.
-    pub fn name(&self, number: u32, process: u16, frames: Vec<Address>) {
-        let _ = self.jobs.send(Job::Name { number, process, frames });
+    pub fn name(&self, stack: &NewStack) {
+        let &NewStack { number, process, walked, .. } = stack;
+        let _ = self.jobs.send(Job::Name { number, process, frames: stack.frames.clone(), walked });
     }
 
-    /// A process has mapped or unmapped code.
-    pub fn mappings_changed(&self, process: u16) {
-        let _ = self.jobs.send(Job::MappingsChanged(process));
+    /// What processes have mapped from now on.
+    pub fn add_code(&self, views: Vec<CodeView>) {
+        for view in views {
+            let _ = self.jobs.send(Job::Code(view));
+        }
     }
 
     /// Waits until everything that was asked for is done.
@@ -105,23 +110,16 @@ impl Worker {
     }
 }
 
-/// Opens what is mapped, so that it can be read when the process is gone.
-fn look_ahead(symbolizer: &mut Symbolizer) {
-    symbolizer.symbolize(&[]);
-}
-
 fn name_stacks(queue: &Receiver<Job>, named: &Shared) {
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
-                let mut symbolizer = Symbolizer::new(pid);
-                look_ahead(&mut symbolizer);
-                symbolizers.insert(index, symbolizer);
+                symbolizers.insert(index, Symbolizer::new(pid));
             }
-            Job::Name { number, process, frames } => {
+            Job::Name { number, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {
-                    Some(symbolizer) => symbolizer.symbolize(&frames),
+                    Some(symbolizer) => symbolizer.symbolize_walked(&frames, walked),
                     None => frames.iter().map(|&ip| Frame { ip, ..Frame::default() }).collect(),
                 };
                 lock(named).insert(number, frames.into_iter().map(Arc::new).collect());
@@ -129,10 +127,9 @@ fn name_stacks(queue: &Receiver<Job>, named: &Shared) {
             Job::Answer(answer) => {
                 let _ = answer.send(());
             }
-            Job::MappingsChanged(process) => {
-                if let Some(symbolizer) = symbolizers.get_mut(&process) {
-                    symbolizer.mappings_changed();
-                    look_ahead(symbolizer);
+            Job::Code(view) => {
+                if let Some(symbolizer) = symbolizers.get_mut(&view.process) {
+                    symbolizer.add_code(&view);
                 }
             }
         }

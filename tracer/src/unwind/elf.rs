@@ -70,22 +70,40 @@ pub(super) fn read(bytes: &[u8]) -> Result<Elf<'_>, TableError> {
     Ok(Elf { length, code: executable(segments, endian, length), entry, sections })
 }
 
-/// What the loader added to a file's addresses, for a mapping of it: `svma = avma - bias`. `start` is where the mapping
-/// begins, `file_offset` where it begins in the file, both as in `/proc/PID/maps`. `None` when the file has no
-/// executable segment there.
-#[must_use]
-pub fn load_bias(elf: &[u8], start: u64, file_offset: u64) -> Option<u64> {
-    let header = Header::parse(elf).ok()?;
-    let endian = header.endian().ok()?;
-    let segments = header.program_headers(endian, elf).ok()?;
-    segments.iter().filter(|segment| is_executable(segment, endian)).find_map(|segment| {
-        // The kernel maps whole pages: the mapping may begin before the segment does.
-        let offset = segment.p_offset(endian);
-        let end = offset.checked_add(segment.p_filesz(endian))?;
-        let into = file_offset.wrapping_sub(offset);
-        let covers = offset & !(MIN_PAGE - 1) <= file_offset && file_offset < end;
-        covers.then(|| start.wrapping_sub(segment.p_vaddr(endian).wrapping_add(into)))
-    })
+/// The executable segments of a file: from which part of it code is mapped, and at which svma.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CodeSegments(Vec<(Range<u64>, u64)>);
+
+impl CodeSegments {
+    /// Those of an ELF file; none of what is no ELF file.
+    #[must_use]
+    pub fn of(elf: &[u8]) -> Self {
+        Self::read(elf).unwrap_or_default()
+    }
+
+    fn read(elf: &[u8]) -> Option<Self> {
+        let header = Header::parse(elf).ok()?;
+        let endian = header.endian().ok()?;
+        let segments = header.program_headers(endian, elf).ok()?;
+        let executable = segments.iter().filter(|segment| is_executable(segment, endian));
+        let ranges = executable.filter_map(|segment| {
+            let offset = segment.p_offset(endian);
+            Some((offset..offset.checked_add(segment.p_filesz(endian))?, segment.p_vaddr(endian)))
+        });
+        Some(Self(ranges.collect()))
+    }
+
+    /// What the loader added to the file's addresses, for a mapping of it or of a part of it: `svma = avma - bias`. `start` is where
+    /// the mapping begins, `file_offset` where it begins in the file, both as in `/proc/PID/maps`. `None` when the file has no
+    /// executable segment there.
+    #[must_use]
+    pub fn load_bias(&self, start: u64, file_offset: u64) -> Option<u64> {
+        self.0.iter().find_map(|(file, svma)| {
+            // The kernel maps whole pages: the mapping may begin before the segment does.
+            let covers = file.start & !(MIN_PAGE - 1) <= file_offset && file_offset < file.end;
+            covers.then(|| start.wrapping_sub(svma.wrapping_add(file_offset.wrapping_sub(file.start))))
+        })
+    }
 }
 
 /// Whether the file is a program or the dynamic linker. A library may name an entry point, too, but it is just where its code

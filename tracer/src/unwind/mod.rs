@@ -15,7 +15,7 @@ mod table;
 mod walk;
 
 pub use disk::{Cache, CacheError, CacheLimits, Origin};
-pub use elf::load_bias;
+pub use elf::CodeSegments;
 pub use rules::Rules;
 pub use table::{Table, TableError, TableStats};
 pub use walk::{CodeMap, MAX_FRAMES, OverlappingMappings, Walk};
