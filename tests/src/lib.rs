@@ -14,6 +14,7 @@
 //! started is ended when its value is dropped.
 
 pub mod bpf;
+mod browser;
 mod leftovers;
 mod lines;
 mod process;
@@ -21,6 +22,7 @@ mod program;
 mod report;
 mod tracer;
 
+pub use browser::Browser;
 pub use leftovers::{assert_text_is_pristine, modified_text};
 pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};

@@ -5,7 +5,7 @@ use std::process::Command;
 use tracer_tests::{Program, Report, Running, Stack, Tracer, programs_dir};
 
 /// Shorter than the programs work.
-const WINDOW: &str = "9500ms";
+const WINDOW: &str = "7500ms";
 
 /// A recording of a scenario, judged.
 struct Judged(Report);

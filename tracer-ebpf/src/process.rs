@@ -22,6 +22,8 @@ pub struct ProcessState {
     pub code_changes: Word,
     /// How many of these changes user space had seen when it made the list.
     pub code_changes_seen: Word,
+    /// The level of [sampling](crate::sampling) that is in force.
+    pub level: Word,
 }
 
 /// Where the executable mappings of a process stand in the array of all mappings, sorted by address.

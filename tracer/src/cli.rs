@@ -5,17 +5,20 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use crate::model::{Bytes, Kind, Pid, Verdict};
-use crate::report::Format;
+use tracer_ebpf::sampling::Sampling;
+
+use crate::model::{Bytes, Kind, Pid, Process, Verdict};
+use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::destination::{Destination, Place, WriteError};
 use crate::report::filter::pattern;
+use crate::report::{Format, Options};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,10 +114,18 @@ pub struct RecordConfig {
     pub top: usize,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample: Bytes,
     /// Live blocks to make room for; sized for the targets when absent.
     pub max_live: Option<u64>,
     /// Time between two points of the timeline.
     pub interval: Duration,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
+    /// Leave out what is allocated before so much time has passed.
+    pub mark_after: Option<Duration>,
+    /// Whether to show the recording as it goes on, all over the terminal.
+    pub tui: bool,
     /// How much is said on standard error.
     pub verbosity: Verbosity,
     /// When to use colour.
@@ -136,12 +147,48 @@ impl Default for RecordConfig {
             include: BTreeSet::new(),
             top: 10,
             fail_on: None,
+            sample: Bytes(0),
             max_live: None,
             interval: Duration::from_secs(1),
+            declarations: Declarations::default(),
+            mark_after: None,
+            tui: false,
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
             progress: true,
         }
+    }
+}
+
+impl RecordConfig {
+    /// Where the reports go: the default place when no other was named.
+    #[must_use]
+    pub fn destinations(&self, target: &Process) -> Vec<Destination> {
+        if !self.outputs.is_empty() {
+            return self.outputs.clone();
+        }
+        let place = Place::Path(default_output(&target.comm, target.pid));
+        vec![Destination { format: Format::Svg, place }]
+    }
+
+    /// What the reports show.
+    #[must_use]
+    pub fn view(&self) -> Options {
+        Options { include: self.include.clone(), top: self.top, ..Options::default() }
+    }
+
+    /// Where a launched command writes while the terminal is in use.
+    #[must_use]
+    pub fn command_output(&self) -> Option<PathBuf> {
+        let Subject::Command(command) = &self.subject else { return None };
+        let name = Path::new(&command.program).file_name().unwrap_or_default();
+        self.tui.then(|| PathBuf::from(format!("tracer-{}.out", plain(&name.to_string_lossy()))))
+    }
+
+    /// Whether nothing is said of what goes well.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.verbosity == Verbosity::Quiet
     }
 }
 
@@ -187,10 +234,12 @@ pub enum Verbosity {
 }
 
 /// Of which process to show the probe plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanConfig {
     /// The process.
     pub pid: Pid,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
     /// When to use colour.
     pub color: ColorChoice,
 }
@@ -240,7 +289,9 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
         Some(Sub::Diff { base, new, view }) => {
             Ok(Action::Diff(DiffConfig { base, new, view: view.validate(cli.color)? }))
         }
-        Some(Sub::Plan { pid }) => Ok(Action::Plan(PlanConfig { pid, color: cli.color })),
+        Some(Sub::Plan { pid, allocators }) => {
+            Ok(Action::Plan(PlanConfig { pid, declarations: allocators.into(), color: cli.color }))
+        }
         None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
 }
@@ -248,10 +299,13 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
 /// The file that gets the flame graph when no `-o` names one: `tracer-<comm>-<pid>.svg`.
 #[must_use]
 pub fn default_output(comm: &str, pid: Pid) -> PathBuf {
-    // A process names itself as it likes, and must not choose the directory with it.
+    PathBuf::from(format!("tracer-{}-{pid}.svg", plain(comm)))
+}
+
+/// A process names itself as it likes, and must not choose the directory with it.
+fn plain(name: &str) -> String {
     let plain = |letter: char| if letter.is_alphanumeric() || "-_.+".contains(letter) { letter } else { '_' };
-    let comm: String = comm.chars().map(plain).collect();
-    PathBuf::from(format!("tracer-{comm}-{pid}.svg"))
+    name.chars().map(plain).collect()
 }
 
 /// Finds out whether the default output can be written: its name is only known once the target is.
@@ -306,6 +360,8 @@ enum Sub {
         /// The process.
         #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
         pid: Pid,
+        #[command(flatten)]
+        allocators: AllocatorArguments,
     },
     /// Draw a saved recording again: other formats, fewer stacks.
     Report {
@@ -368,6 +424,28 @@ fn destinations(outputs: &[PathBuf], format: Option<Format>) -> Result<Vec<Desti
     destinations.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))
 }
 
+/// What no table of allocators can know.
+#[derive(Args, Debug)]
+#[group(skip)]
+struct AllocatorArguments {
+    /// Also trace these functions of a file, each as one whose arguments it has: `libpool.so:malloc=pool_get,free=pool_put`.
+    /// FILE is a name or a path as the target sees it; LIKE is malloc, new (a malloc that throws), calloc, realloc,
+    /// reallocarray, posix_memalign, aligned_alloc, memalign or free; `malloc+1=f` has one more argument in front. May be
+    /// repeated.
+    #[arg(long = "allocator", value_name = "FILE:LIKE=FUNCTION,...", value_parser = parse_allocator)]
+    allocators: Vec<Allocator>,
+
+    /// Also trace the malloc family under this prefix: `my_` for my_malloc, my_free and so on. May be repeated.
+    #[arg(long = "symbol-prefix", value_name = "PREFIX", value_parser = parse_prefix)]
+    prefixes: Vec<SymbolPrefix>,
+}
+
+impl From<AllocatorArguments> for Declarations {
+    fn from(arguments: AllocatorArguments) -> Self {
+        Self { prefixes: arguments.prefixes, allocators: arguments.allocators }
+    }
+}
+
 #[derive(Args, Debug)]
 #[group(skip)]
 struct RecordArguments {
@@ -421,6 +499,11 @@ struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fail_on: Option<Bytes>,
 
+    /// Track only a sample of the allocations, one every SIZE bytes (`512KiB`), and estimate the rest: cheaper. 0 tracks
+    /// every one.
+    #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0")]
+    sample: Bytes,
+
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
@@ -429,6 +512,17 @@ struct RecordArguments {
     /// Time between two points of the timeline.
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
     interval: Duration,
+
+    #[command(flatten)]
+    allocators: AllocatorArguments,
+    /// Begin anew after this time: what was allocated before counts no more, nor do its frees. SIGUSR2 does the same at
+    /// any moment.
+    #[arg(long, value_name = "TIME", value_parser = parse_positive_time)]
+    mark_after: Option<Duration>,
+
+    /// Watch the recording as it goes on: verdict, timeline, stacks and their frames; `?` there lists the keys.
+    #[arg(long, conflicts_with_all = ["quiet", "no_progress"])]
+    tui: bool,
 
     /// On standard error, say only what went wrong.
     #[arg(short, long, conflicts_with = "verbose")]
@@ -482,6 +576,15 @@ impl RecordArguments {
                 min.0, max.0
             )));
         }
+        if let (Some(mark), Some(duration)) = (self.mark_after, self.duration)
+            && mark >= duration
+        {
+            return Err(wrong(format!(
+                "--mark-after {} is not before the end of --duration {}: nothing would be left",
+                time(mark),
+                time(duration)
+            )));
+        }
         let outputs = destinations(&self.outputs, self.format)?;
         let verbosity = match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -499,8 +602,12 @@ impl RecordArguments {
             include: self.include.into_iter().map(Kind::from).collect(),
             top: self.top,
             fail_on: self.fail_on,
+            sample: self.sample,
             max_live: self.max_live,
             interval: self.interval,
+            declarations: self.allocators.into(),
+            mark_after: self.mark_after,
+            tui: self.tui,
             verbosity,
             color,
             progress: !self.no_progress && verbosity != Verbosity::Quiet,
@@ -535,6 +642,14 @@ fn parse_pid(text: &str) -> Result<Pid, String> {
     }
 }
 
+fn parse_allocator(text: &str) -> Result<Allocator, String> {
+    text.parse().map_err(|error: crate::plan::declared::AllocatorSyntaxError| error.to_string())
+}
+
+fn parse_prefix(text: &str) -> Result<SymbolPrefix, String> {
+    text.parse().map_err(|error: crate::plan::ApiSyntaxError| error.to_string())
+}
+
 fn parse_time(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -564,6 +679,18 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
     let size: Result<bytesize::ByteSize, _> = text.parse();
     let size = size.map_err(|_| "a size is a number of bytes or has a unit, such as 512KiB, 1MiB or 10MB")?;
     Ok(Bytes(size.as_u64()))
+}
+
+/// The mean of a sample.
+fn parse_sample(text: &str) -> Result<Bytes, String> {
+    let size = parse_size(text)?;
+    if size.0 > Sampling::LARGEST_MEAN {
+        return Err(format!(
+            "it must be at most {}: larger blocks than that are tracked anyway",
+            Bytes(Sampling::LARGEST_MEAN)
+        ));
+    }
+    Ok(size)
 }
 
 fn parse_pattern(text: &str) -> Result<String, String> {
@@ -619,7 +746,8 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --max-live 1000 --interval 2s -vv --color never --no-progress",
+             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s --mark-after 5s --tui -vv \
+             --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
@@ -634,14 +762,21 @@ mod tests {
             include: BTreeSet::from([Kind::File, Kind::Managed]),
             top: 3,
             fail_on: Some(Bytes(1536)),
+            sample: Bytes(512 << 10),
             max_live: Some(1000),
             interval: Duration::from_secs(2),
+            declarations: Declarations {
+                prefixes: vec!["my_".parse().unwrap()],
+                allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
+            },
+            mark_after: Some(Duration::from_secs(5)),
+            tui: true,
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
-            progress: false,
+            progress: true,
         };
         assert_eq!(config, expected);
-        assert!(!record("-q --pid 1").progress);
+        assert!(!record("-q --pid 1").progress && !record("--no-progress --pid 1").progress);
     }
 
     #[test]
@@ -657,7 +792,8 @@ mod tests {
     #[test]
     fn other_commands_are_told_apart() {
         assert_eq!(parse("doctor").ok(), Some(Action::Doctor { color: ColorChoice::Auto }));
-        let plan = PlanConfig { pid: Pid(7), color: ColorChoice::Always };
+        let plan =
+            PlanConfig { pid: Pid(7), declarations: Declarations::default(), color: ColorChoice::Always };
         assert_eq!(parse("plan --pid 7 --color always").ok(), Some(Action::Plan(plan)));
     }
 
@@ -681,6 +817,8 @@ mod tests {
             ("--pid 1 -d 30", "30s"),
             ("--pid 1 -d -30s", "-3"),
             ("--pid 1 --interval 1ms", "at least 10ms"),
+            ("--pid 1 -d 5s --mark-after 5s", "nothing would be left"),
+            ("--pid 1 --tui -q", "cannot be used with"),
             ("--pid 1 --min-size many", "512KiB"),
             ("--pid 1 --min-size 2KiB --max-size 1KiB", "nothing can be both"),
             ("--pid 1 --max-live 0", "1.."),
@@ -691,7 +829,11 @@ mod tests {
             ("--pid 1 --format svg", "--output"),
             ("--pid 1 --format png -o -", "png"),
             ("--pid 1 -q -v", "cannot be used with"),
-            ("--pid 1 --sample 512KiB", "--sample"),
+            ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
+            ("--pid 1 --sample often", "512KiB"),
+            ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
+            ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
+            ("--pid 1 --symbol-prefix my-", "not a symbol"),
             ("--pid 1 --follow", "--follow"),
         ];
         for (arguments, reason) in cases {

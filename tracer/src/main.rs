@@ -9,21 +9,21 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::ColorChoice;
 use log::LevelFilter;
+use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
     cli::{
         self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
     },
     doctor,
     model::Profile,
-    record,
+    record::{self, Console},
     report::{
-        Format, Options, Report as _,
+        Options, Report as _,
         destination::{Destination, Place, write_all},
         diff::Diff,
         filter::{Filter, pattern},
         human::printable,
         saved,
-        status::StatusLine,
         text::Text,
     },
     target::{
@@ -93,9 +93,11 @@ fn record(config: &RecordConfig) -> Result<Exit> {
         cli::check_default_directory()?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = StatusLine::new(config.progress);
-    let recorded = runtime.block_on(record::record(&record_config(config), &status))?;
-    drop(status);
+    let (_, keys) = unbounded_channel();
+    let mut console = Console::new(config);
+    let recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
+    // A snapshot may still be being written.
+    drop(console);
 
     let written = write_reports(config, &recorded.profile);
     // Not before the reports are written: the command may go on for long.
@@ -116,20 +118,19 @@ fn record_config(config: &RecordConfig) -> record::Config {
         min_age: config.min_age,
         min_size: config.min_size,
         max_size: config.max_size,
+        sample: config.sample,
         max_live: config.max_live,
         interval: config.interval,
-        quiet: config.verbosity == Verbosity::Quiet,
+        declarations: config.declarations.clone(),
+        mark_after: config.mark_after,
+        command_output: config.command_output(),
     }
 }
 
 /// Writes every report, and the summary to standard output, or to standard error when a report goes there.
 fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
-    let default = Destination {
-        format: Format::Svg,
-        place: Place::Path(cli::default_output(&profile.target.comm, profile.target.pid)),
-    };
-    let destinations = if config.outputs.is_empty() { vec![default] } else { config.outputs.clone() };
-    let options = Options { include: config.include.clone(), top: config.top, ..Options::default() };
+    let destinations = config.destinations(&profile.target);
+    let options = config.view();
     let (written, errors) = write_all(&destinations, profile, &options);
 
     let on_stderr = destinations.iter().any(|destination| destination.place == Place::Stdout);
@@ -282,6 +283,6 @@ fn diagnose(color: ColorChoice) -> Result<Exit> {
 
 fn show_plan(config: &PlanConfig) -> Result<Exit> {
     let target = Target::open(config.pid)?;
-    print!("{}", record::plan_of(&target)?);
+    print!("{}", record::plan_of(&target, &config.declarations)?);
     Ok(Exit::Done)
 }

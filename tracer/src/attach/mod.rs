@@ -4,6 +4,7 @@
 //! however it ends.
 
 mod extents;
+mod grace;
 mod shared;
 mod tables;
 pub mod tracefs;
@@ -14,6 +15,7 @@ pub mod uprobe_multi;
 use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
+    sync::Arc,
     thread,
 };
 
@@ -30,6 +32,7 @@ use aya_log::EbpfLogger;
 use tracer_ebpf::{
     probe::Cookie,
     process::{CodeList, Gate},
+    sampling::Sampling,
     unwind::Mapping,
 };
 
@@ -51,19 +54,24 @@ pub struct Settings {
     pub min_size: u64,
     /// The largest request that is tracked, in bytes.
     pub max_size: u64,
+    /// Which of them are kept.
+    pub sampling: Sampling,
+    /// The level of sampling that a process begins with.
+    pub sample_level: u32,
 }
 
 /// The programs in the kernel, and what they are attached to.
 pub struct Capture {
     ebpf: Ebpf,
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
-    tables: SharedTables,
+    tables: Arc<SharedTables>,
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
-    multi: Option<[uprobe_multi::Program; 3]>,
+    multi: Option<[uprobe_multi::Program; 4]>,
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
+    sample_level: u32,
 }
 
 /// Where a probe goes.
@@ -82,14 +90,19 @@ pub struct Site {
 pub enum Programs {
     /// At entry and return of a function that gives a block.
     Allocate,
+    /// At entry of a function that gives a block, whose exits are probed.
+    AllocateToExits,
+    /// On an instruction that returns.
+    Exit,
     /// At entry of a function that only releases one.
     Release,
 }
 
 const ALLOCATE: &str = "allocate";
 const ALLOCATED: &str = "allocated";
+const EXITED: &str = "exited";
 const RELEASE: &str = "release";
-const UPROBES: [&str; 3] = [ALLOCATE, ALLOCATED, RELEASE];
+const UPROBES: [&str; 4] = [ALLOCATE, ALLOCATED, EXITED, RELEASE];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
 const SYSTEM_CALLS: [(&str, &str); 6] = [
@@ -125,6 +138,8 @@ impl Capture {
             .override_global("HASH_SEED", &seed, true)
             .override_global("MIN_SIZE", &settings.min_size, true)
             .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("SAMPLE_RATE", &settings.sampling.rate, true)
+            .override_global("SAMPLE_CERTAIN_SIZE", &settings.sampling.certain_size, true)
             .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
             .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
@@ -141,15 +156,37 @@ impl Capture {
         let messages = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
             .ok();
-        let tables = SharedTables::map(&ebpf, sizes)?;
+        let tables = Arc::new(SharedTables::map(&ebpf, sizes)?);
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
-        Ok(Self { ebpf, messages, tables, unwind, multi, probes: Vec::new(), tracepoints: Vec::new() })
+        Ok(Self {
+            ebpf,
+            messages,
+            tables,
+            unwind,
+            multi,
+            probes: Vec::new(),
+            tracepoints: Vec::new(),
+            sample_level: settings.sample_level,
+        })
     }
 
     /// The tables that the programs fill.
     #[must_use]
-    pub fn tables(&self) -> &SharedTables {
+    pub fn tables(&self) -> &Arc<SharedTables> {
         &self.tables
+    }
+
+    /// Forgets everything that was counted. The windows must be closed; then what [`Capture::open_window`] opens has nothing of what was
+    /// before.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or somebody else holds the tables to read them.
+    pub fn clear(&mut self) -> Result<()> {
+        // A call that returns from now on belongs to no window.
+        self.tables.processes().iter().for_each(|state| state.opened_ns.store(0));
+        grace::wait().context("cannot wait for the BPF programs")?;
+        let tables = Arc::get_mut(&mut self.tables).context("the tables are being read")?;
+        tables.clear()
     }
 
     /// Passes on what the programs have to say to people.
@@ -219,6 +256,7 @@ impl Capture {
     pub fn add_process(&mut self, index: u16, pid: Pid) -> Result<()> {
         let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
         HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
+        self.set_sample_level(index, self.sample_level);
         Ok(())
     }
 
@@ -244,6 +282,8 @@ impl Capture {
         let names: &[&str] = match site.programs {
             // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
             Programs::Allocate => &[ALLOCATE, ALLOCATED],
+            Programs::AllocateToExits => &[ALLOCATE],
+            Programs::Exit => &[EXITED],
             Programs::Release => &[RELEASE],
         };
         let scope = UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?);
@@ -309,7 +349,8 @@ impl Capture {
     pub fn open_window(&self, process: u16, now_ns: u64) {
         if let Some(state) = self.tables.processes().get(usize::from(process)) {
             state.opened_ns.store(now_ns);
-            state.gate.store(Gate::Open as u64);
+            // Not that of a program that is another one by now.
+            state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
         }
     }
 
@@ -317,6 +358,13 @@ impl Capture {
     pub fn set_trampoline(&self, process: u16, trampoline: Address) {
         if let Some(state) = self.tables.processes().get(usize::from(process)) {
             state.trampoline.store(trampoline.0);
+        }
+    }
+
+    /// Keeps allocations of a process at this level of sampling from now on.
+    pub fn set_sample_level(&self, process: u16, level: u32) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            state.level.store(level.into());
         }
     }
 
@@ -351,13 +399,17 @@ impl Capture {
 }
 
 /// The places of each of the [`UPROBES`], in their order. The returns come after the entries, as in [`Capture::attach_probe`].
-fn places_by_program(sites: &[Site]) -> [(At, Places); 3] {
-    let of = |programs: Programs| -> Places {
-        let sites = sites.iter().filter(|site| site.programs == programs);
+fn places_by_program(sites: &[Site]) -> [(At, Places); 4] {
+    let of = |wanted: &[Programs]| -> Places {
+        let sites = sites.iter().filter(|site| wanted.contains(&site.programs));
         sites.map(|site| (site.offset, site.cookie.to_bits())).collect()
     };
-    let allocate = of(Programs::Allocate);
-    [(At::Entry, allocate.clone()), (At::Return, allocate), (At::Entry, of(Programs::Release))]
+    [
+        (At::Entry, of(&[Programs::Allocate, Programs::AllocateToExits])),
+        (At::Return, of(&[Programs::Allocate])),
+        (At::Entry, of(&[Programs::Exit])),
+        (At::Entry, of(&[Programs::Release])),
+    ]
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,33 +15,33 @@ use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
     live::STACK_BITS,
     process::{Gate, MAX_PROCESSES},
-    stack::{StackTotals, mapping_call},
+    stack::{RETIRED, StackTotals, mapping_call},
     stop::Stop,
 };
 
 use super::{
-    Config,
+    Config, allocators,
     code::CodeFiles,
+    findings::Findings,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
+    retire::{self, Retirement},
+    sampling::Sampler,
 };
 use crate::{
     analyze::{
         history::{History, Source},
         managed::ManagedHolders,
         mappings::MappingAccount,
-        outcome::{self, Counted, KnownStack, NativeTotals},
+        outcome::{Counted, KnownStack},
         residency,
-        verdict::{self, Facts},
     },
     attach::{Capture, Settings, Sizes},
     drain::{Drain, Event, NewStack},
-    model::{
-        Bytes, End, Events, Kind, Memory, Pid, Profile, SCHEMA, Settings as InForce, TimelinePoint, Window,
-    },
+    model::{Bytes, End, Events, Kind, Memory, Pid, Profile, Settings as InForce, TimelinePoint, Window},
     plan::{ApiId, Planner},
     report::status::Status,
-    symbolize::{NamedStacks, Worker},
+    symbolize::{Names, Worker},
     target::{Target, launch::Launched},
 };
 
@@ -62,9 +63,11 @@ pub struct Session {
     processes: Vec<TracedProcess>,
     descriptions: Vec<crate::model::Process>,
     max_live: u64,
+    sampler: Sampler,
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
+    names: Names,
     code: CodeFiles,
     stacks: BTreeMap<u32, NewStack>,
     mappings: MappingAccount,
@@ -75,10 +78,14 @@ pub struct Session {
     unnamed: Vec<u32>,
     trampolines_made: BTreeSet<u16>,
     mapping_events: u64,
+    /// Runs of programs that were missed, and events that could not be read, before the window.
+    missed_before: u64,
+    malformed_before: u64,
     window: OpenWindow,
     history: History,
     timeline: Vec<TimelinePoint>,
     rate: Rate,
+    retirement: Retirement,
 }
 
 /// When the window opened, and what was then.
@@ -100,7 +107,8 @@ impl Session {
         }
         let open = |(index, &pid)| TracedProcess::open(index as u16, pid);
         let mut processes: Vec<_> = targets.iter().enumerate().map(open).collect::<Result<_>>()?;
-        let max_live = config.max_live.unwrap_or_else(|| room_for(&processes));
+        let sampler = Sampler::new(config.sample);
+        let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
         let mut code = CodeFiles::new();
         for process in &processes {
             code.read(&process.target);
@@ -110,8 +118,10 @@ impl Session {
             sizes: Sizes::with_room_for(max_live, MAX_STACKS),
             min_size: config.min_size.map_or(0, |size| size.0),
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
+            sampling: sampler.sampling(),
+            sample_level: sampler.level(),
         })?;
-        let planner = planner();
+        let planner = planner(&config.declarations);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -141,8 +151,10 @@ impl Session {
             descriptions: processes.iter().map(|process| process.target.describe()).collect(),
             processes,
             max_live,
+            sampler,
             capture,
             drain,
+            names: worker.names().clone(),
             worker: Some(worker),
             code,
             stacks: BTreeMap::new(),
@@ -153,10 +165,13 @@ impl Session {
             unnamed: Vec::new(),
             trampolines_made: BTreeSet::new(),
             mapping_events: 0,
+            missed_before: 0,
+            malformed_before: 0,
             window: OpenWindow::default(),
             history: History::new(HISTORY_SPACING_NS),
             timeline: Vec::new(),
             rate: Rate::default(),
+            retirement: Retirement::default(),
         })
     }
 
@@ -170,6 +185,11 @@ impl Session {
         if let Some(gone) = self.processes.iter().find(|process| process.target.has_exited()) {
             bail!("{} exited while it was being attached to", gone.name());
         }
+        self.begin_window();
+        Ok(())
+    }
+
+    fn begin_window(&mut self) {
         self.find_trampolines();
         self.window.rss_before = memory::rss(&self.processes);
         self.resident.read(&self.processes, &self.mappings, &BTreeMap::new(), When::Now);
@@ -180,7 +200,6 @@ impl Session {
         }
         self.history.push(0, []);
         self.rate = Rate { at_ns: self.window.opened_ns, ..Rate::default() };
-        Ok(())
     }
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
@@ -197,20 +216,23 @@ impl Session {
             }
             anyhow::Ok(())
         })?;
+        self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
-        if let Some(worker) = worker {
+        if let Some(worker) = &self.worker {
             worker.catch_up();
         }
         Ok(launched.release()?)
+    }
+
+    /// Fails when there is nothing to trace, or not what was declared.
+    pub fn check_allocators(&self) -> Result<()> {
+        allocators::check(&self.config.subject, &self.processes, &self.config.declarations)
     }
 
     /// The line that says that the window is open.
     pub fn announcement(&self) -> String {
         let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
         let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
-        for process in self.processes.iter().filter(|process| process.probes() == 0) {
-            log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
-        }
         let until = match self.config.duration {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
@@ -278,12 +300,13 @@ impl Session {
     /// Has stacks named that were made in code which was not known then.
     fn name_unnamed(&mut self, of_process: impl Fn(u16) -> bool) {
         let Self { unnamed, stacks, worker: Some(worker), .. } = self else { return };
-        unnamed.retain(|number| match stacks.get(number) {
-            Some(stack) if of_process(stack.process) => {
+        unnamed.retain(|number| {
+            let Some(stack) = stacks.get(number) else { return false };
+            let is_due = of_process(stack.process);
+            if is_due {
                 worker.name(stack);
-                false
             }
-            _ => true,
+            !is_due
         });
     }
 
@@ -310,6 +333,32 @@ impl Session {
             if made {
                 self.trampolines_made.insert(process.index);
             }
+        }
+    }
+
+    /// Gives the places of stacks that hold nothing to others, if the table is filling up.
+    pub fn retire_stacks(&mut self) {
+        if self.is_being_read() || !self.retirement.is_due(self.capture.tables(), now_ns()) {
+            return;
+        }
+        let holding = self.mappings.holding_stacks();
+        let withdrawn = self.retirement.withdraw(self.capture.tables(), &holding);
+        if withdrawn.is_empty() || !retire::wait_for_programs() {
+            return;
+        }
+        // Everything that programs have said of them.
+        self.take_events();
+        let holding = self.mappings.holding_stacks();
+        let gone = Arc::new(self.retirement.vacate(self.capture.tables(), &holding));
+        self.judge_mappings();
+        let Self { mappings, managed, .. } = self;
+        mappings.retire(&gone, RETIRED, |holder| managed.judged(holder));
+        self.managed.forget(|holder| gone.contains(&holder.stack));
+        self.history.forget(|source| gone.contains(&source.stack()));
+        self.stacks.retain(|number, _| !gone.contains(number));
+        log::debug!("the places of {} stacks are free again", gone.len());
+        if let Some(worker) = &self.worker {
+            worker.forget(gone);
         }
     }
 
@@ -358,7 +407,7 @@ impl Session {
             mapped.entry(Source::Mapping(live.holder)).or_default().0 += resident;
         }
         let native = self.capture.tables().totals().iter().zip(0..).filter_map(|(totals, number)| {
-            let (bytes, _) = outstanding(totals);
+            let bytes = totals.outstanding().bytes;
             (bytes > 0).then_some((Source::Native(number), Bytes(bytes)))
         });
         self.history.push(t_ns, native.chain(mapped));
@@ -366,8 +415,8 @@ impl Session {
 
     /// Tells the heaps of runtimes among the mappings, as far as their stacks have names by now.
     fn judge_mappings(&mut self) {
-        let Self { managed, mappings, worker: Some(worker), .. } = self else { return };
-        managed.learn(mappings.totals(), |stack| worker.frames(stack));
+        let Self { managed, mappings, names, .. } = self;
+        managed.learn(mappings.totals(), |stack| names.frames(stack));
     }
 
     fn mapping_weight(&self) -> u64 {
@@ -380,7 +429,7 @@ impl Session {
     fn native_by_process(&self) -> BTreeMap<u16, u64> {
         let mut sizes = BTreeMap::new();
         for (totals, number) in self.capture.tables().totals().iter().zip(0..) {
-            let (bytes, _) = outstanding(totals);
+            let bytes = totals.outstanding().bytes;
             if bytes > 0 {
                 let process = self.stacks.get(&number).map_or(0, |stack| stack.process);
                 *sizes.entry(process).or_default() += bytes;
@@ -395,8 +444,8 @@ impl Session {
             .tables()
             .totals()
             .iter()
-            .map(outstanding)
-            .fold((0, 0), |sum, stack| (sum.0 + stack.0, sum.1 + stack.1))
+            .map(StackTotals::outstanding)
+            .fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.whole_objects()))
     }
 
     /// What the recording looks like right now.
@@ -425,10 +474,7 @@ impl Session {
     }
 
     fn events_so_far(&self) -> u64 {
-        let totals = self.capture.tables().totals().iter();
-        let counted: u64 =
-            totals.map(|totals| totals.allocated_objects.load() + totals.freed_objects.load()).sum();
-        counted + self.capture.tables().count(Counter::UnmatchedFree) + self.mapping_events
+        self.sampler.calls_so_far(self.capture.tables()) + self.mapping_events
     }
 
     /// From now on events do not count.
@@ -449,47 +495,66 @@ impl Session {
         self.capture.detach();
         self.take_events();
         self.name_unnamed(|_| true);
-        let worker = self.worker.take().context("the session has been finished already")?;
-        let named = worker.finish()?;
-        self.managed.learn(self.mappings.totals(), |stack| named.get(&stack).cloned());
-        let counted = self.counted(named);
-        let stacks = counted.stacks();
-        let mut events = self.events(&counted);
-        outcome::count_incomplete(&mut events, &stacks);
-        let memory = self.memory();
-        let verdict = verdict::of(&Facts {
-            window: Duration::from_nanos(self.window.closed_ns.saturating_sub(self.window.opened_ns)),
-            memory: Some(&memory),
-            stacks: &stacks,
-            freed_older_blocks: events.unmatched_frees > 0,
-            outstanding: &counted.outstanding(),
-            runtime: self.resident.runtime(&self.managed),
-            allocator: self.resident.allocator(),
-        });
-        Ok(Profile {
-            schema: SCHEMA.to_owned(),
-            tracer_version: env!("CARGO_PKG_VERSION").to_owned(),
-            target: self.descriptions[0].clone(),
-            processes: if self.descriptions.len() > 1 { self.descriptions.clone() } else { Vec::new() },
+        self.worker.take().context("the session has been finished already")?.finish()?;
+        Ok(self.findings().profile())
+    }
+
+    /// What was found so far. It can be made a profile while the recording goes on.
+    pub fn findings(&mut self) -> Findings {
+        self.judge_mappings();
+        let ended_ns = self.window.end.map_or_else(now_ns, |_| self.window.closed_ns);
+        Findings {
+            tables: Arc::clone(self.capture.tables()),
+            sampler: self.sampler,
+            names: self.names.clone(),
+            named: self.worker.as_ref().map(Worker::caught_up),
+            counted: self.counted(ended_ns),
+            events: self.events(),
+            processes: self.descriptions.clone(),
             window: Window {
                 started_at: self.window.started_at.clone(),
-                duration_ns: self.window.closed_ns.saturating_sub(self.window.opened_ns),
+                duration_ns: ended_ns.saturating_sub(self.window.opened_ns),
                 end: self.window.end.unwrap_or(End::Interrupted),
+                snapshot: self.window.end.is_none(),
             },
             settings: InForce {
-                sample_bytes: 0,
+                sample_bytes: self.sampler.mean().0,
                 min_age_ns: nanos(self.config.min_age),
                 min_size: self.config.min_size,
                 max_size: self.config.max_size,
                 max_live: self.max_live,
             },
-            events,
-            totals: outcome::totals(&stacks),
-            memory: Some(memory),
-            timeline: std::mem::take(&mut self.timeline),
-            stacks,
-            verdict: Some(verdict),
-        })
+            memory: self.memory(),
+            runtime: self.resident.runtime(&self.managed),
+            allocator: self.resident.allocator(),
+            timeline: self.timeline.clone(),
+        }
+    }
+
+    /// Whether somebody is reading the tables to make a profile.
+    pub fn is_being_read(&self) -> bool {
+        Arc::strong_count(self.capture.tables()) > 1
+    }
+
+    /// Ends the window and opens a new one, with the probes where they are: what was allocated before counts no more. In between no
+    /// event counts, some 10 ms; nobody may be reading the tables.
+    pub fn mark(&mut self) -> Result<()> {
+        self.capture.close_windows();
+        self.capture.clear()?;
+        self.take_events();
+        self.mappings = MappingAccount::new();
+        for process in &self.processes {
+            // One that is ending has nothing mapped.
+            self.mappings.add_process(process.index, process.initial_mappings().unwrap_or_default());
+        }
+        self.history = History::new(HISTORY_SPACING_NS);
+        self.resident = ResidentMemory::default();
+        self.timeline.clear();
+        self.mapping_events = 0;
+        self.missed_before = self.capture.runs_missed_by_kernel();
+        self.malformed_before = self.drain.malformed();
+        self.begin_window();
+        Ok(())
     }
 
     /// Where the resident memory went.
@@ -501,42 +566,29 @@ impl Session {
         })
     }
 
-    /// Everything that was counted; the tables are at rest.
-    fn counted(&self, mut named: NamedStacks) -> Counted {
-        let tables = self.capture.tables();
-        let min_age_ns = nanos(self.config.min_age);
-        let window_ns = self.window.closed_ns.saturating_sub(self.window.opened_ns);
-        let native = tables.totals().iter().zip(0..).filter_map(|(totals, number)| {
-            let totals = NativeTotals {
-                allocated_bytes: totals.allocated_bytes.load(),
-                allocated_objects: totals.allocated_objects.load(),
-                freed_bytes: totals.freed_bytes.load(),
-                freed_objects: totals.freed_objects.load(),
-            };
-            (totals != NativeTotals::default()).then_some((number, totals))
-        });
+    /// Everything that user space knows. What the programs counted comes to it later.
+    fn counted(&self, ended_ns: u64) -> Counted {
         let stacks = self.stacks.iter().map(|(&number, stack)| {
-            let frames = named.remove(&number).unwrap_or_default();
             let known = KnownStack {
                 process: stack.process,
                 api: self.api_name(stack.api),
                 stop: stack.stop,
-                frames,
+                frames: Vec::new(),
             };
             (number, known)
         });
         Counted {
             pids: self.descriptions.iter().map(|process| process.pid).collect::<Vec<Pid>>(),
             stacks: stacks.collect(),
-            native: native.collect(),
-            held: outcome::held_by_stack(tables.live_blocks(), |_| window_ns, min_age_ns),
+            native: BTreeMap::new(),
+            held: BTreeMap::new(),
             mappings: self.mappings.totals().collect(),
             ranges: self.mappings.live().map(|live| (live, self.resident.of_range(&live))).collect(),
             managed: self.managed.clone(),
             history: self.history.clone(),
-            min_age_ns,
+            min_age_ns: nanos(self.config.min_age),
             opened_ns: self.window.opened_ns,
-            ended_ns: self.window.closed_ns,
+            ended_ns,
         }
     }
 
@@ -549,24 +601,23 @@ impl Session {
         }
     }
 
-    fn events(&self, counted: &Counted) -> Events {
-        let tables = self.capture.tables();
+    /// Events that user space counted.
+    fn events(&self) -> Events {
         let calls = self.mappings.calls();
         let losses = self.mappings.losses();
-        let allocated: u64 = counted.native.values().map(|totals| totals.allocated_objects).sum();
-        let freed: u64 = counted.native.values().map(|totals| totals.freed_objects).sum();
-        let by_kernel = Counter::ALL.iter().filter(|counter| counter.is_loss());
-        let mut lost: BTreeMap<String, u64> =
-            by_kernel.map(|&counter| (counter.name().to_owned(), tables.count(counter))).collect();
-        lost.insert("missed_by_kernel".to_owned(), self.capture.runs_missed_by_kernel());
-        lost.insert("malformed_event".to_owned(), self.drain.malformed() + losses.malformed);
-        lost.insert("mapping_table_full".to_owned(), losses.table_full);
+        let missed = self.capture.runs_missed_by_kernel() - self.missed_before;
+        let malformed = self.drain.malformed() - self.malformed_before + losses.malformed;
+        let lost = [
+            ("missed_by_kernel", missed),
+            ("malformed_event", malformed),
+            ("mapping_table_full", losses.table_full),
+        ];
         Events {
-            allocations: allocated + tables.count(Counter::LiveTableFull) + calls.allocations,
-            frees: freed + calls.frees,
-            unmatched_frees: tables.count(Counter::UnmatchedFree) + calls.unmatched_frees,
-            failed_allocations: tables.count(Counter::Failed) + calls.failed_allocations,
-            lost,
+            allocations: calls.allocations,
+            frees: calls.frees,
+            unmatched_frees: calls.unmatched_frees,
+            failed_allocations: calls.failed_allocations,
+            lost: lost.into_iter().map(|(cause, number)| (cause.to_owned(), number)).collect(),
             incomplete_stacks: BTreeMap::new(),
         }
     }
@@ -592,11 +643,10 @@ impl Rate {
     }
 }
 
-/// One block for every 128 bytes that the targets have resident, and at least a million: 28 MiB of tables.
-fn room_for(processes: &[TracedProcess]) -> u64 {
+/// What the targets have resident.
+fn resident(processes: &[TracedProcess]) -> Bytes {
     let sizes = processes.iter().filter_map(|process| residency::rss(process.target.pid()).ok());
-    let resident: u64 = sizes.map(|bytes| bytes.0).sum();
-    (resident / 128).clamp(1 << 20, 1 << 24)
+    Bytes(sizes.map(|bytes| bytes.0).sum())
 }
 
 /// Whether an event maps code.
@@ -607,16 +657,6 @@ fn maps_code(event: &MappingEvent) -> bool {
         && event.result >= 0
         && MappingCall::try_from(event.call) == Ok(MappingCall::Mmap)
         && protection & PROT_EXEC != 0
-}
-
-/// Bytes and blocks of a stack that are not freed.
-fn outstanding(totals: &StackTotals) -> (u64, u64) {
-    // Freed first: a block that is freed between the two reads must not count below zero.
-    let (freed_bytes, freed_objects) = (totals.freed_bytes.load(), totals.freed_objects.load());
-    (
-        totals.allocated_bytes.load().saturating_sub(freed_bytes),
-        totals.allocated_objects.load().saturating_sub(freed_objects),
-    )
 }
 
 /// The monotonic clock.

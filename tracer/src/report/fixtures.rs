@@ -50,6 +50,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
             started_at: "2026-11-22T13:05:12Z".into(),
             duration_ns: 62 * SECOND,
             end: End::Interrupted,
+            snapshot: false,
         },
         settings: Settings {
             sample_bytes: 0,

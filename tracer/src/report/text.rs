@@ -9,7 +9,9 @@ use super::human::{Change, Count, Span, counted, moment, per_minute, printable, 
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, sum};
 use super::{Format, Options, Report, Weight};
-use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
+use crate::model::{
+    Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
+};
 
 /// The text summary.
 #[derive(Debug, Default)]
@@ -64,12 +66,16 @@ struct Page<'a> {
     profile: &'a Profile,
     options: &'a Options,
     view: View<'a>,
+    /// The stacks of the view, those that read the same as one.
+    stacks: Vec<StackReport>,
     paint: Paint,
 }
 
 impl<'a> Page<'a> {
     fn new(profile: &'a Profile, options: &'a Options) -> Self {
-        Self { profile, options, view: View::new(profile, options), paint: Paint::new(options) }
+        let view = View::new(profile, options);
+        let stacks = alike_as_one(&view.stacks, view.weight);
+        Self { profile, options, view, stacks, paint: Paint::new(options) }
     }
 
     /// What was outstanding, of whom and when.
@@ -92,7 +98,7 @@ impl<'a> Page<'a> {
     fn when(&self) -> String {
         let window = &self.profile.window;
         let start = moment(&window.started_at);
-        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window.end))
+        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window))
     }
 
     /// `node (1234)`, or all of them.
@@ -108,8 +114,7 @@ impl<'a> Page<'a> {
             self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
         let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
         let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight).len();
-        let stacks = counted(stacks as u64, "stack");
+        let stacks = counted(self.stacks.len() as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
     }
 
@@ -157,7 +162,7 @@ impl<'a> Page<'a> {
         limits.extend(settings.min_size.map(|size| format!("only requests of at least {size}")));
         limits.extend(settings.max_size.map(|size| format!("only requests of at most {size}")));
         if settings.sample_bytes > 0 {
-            limits.push(format!("estimates from one sample every {}", Bytes(settings.sample_bytes)));
+            limits.push(format!("estimated from a sample of one per {}", Bytes(settings.sample_bytes)));
         }
         (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")))
     }
@@ -203,10 +208,9 @@ impl<'a> Page<'a> {
     }
 
     fn stacks(&self) -> String {
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight);
-        let shown = stacks.iter().take(self.options.top);
+        let shown = self.stacks.iter().take(self.options.top);
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
-        let rest = &stacks[blocks.len()..];
+        let rest = &self.stacks[blocks.len()..];
         if !rest.is_empty() {
             let weight = sum(rest, |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
@@ -342,7 +346,7 @@ fn in_force(settings: &Settings) -> String {
     let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
     let sample = match settings.sample_bytes {
         0 => "every allocation tracked".to_owned(),
-        bytes => format!("one sample every {}", Bytes(bytes)),
+        bytes => format!("a sample of one per {}", Bytes(bytes)),
     };
     format!(
         "settings: {sample}; minimal age {}; minimal size {}; maximal size {}; room for {}",
@@ -372,8 +376,11 @@ fn growth(part: &PartSize) -> i64 {
     part.after_bytes.saturating_sub(part.before_bytes)
 }
 
-const fn ending(end: End) -> &'static str {
-    match end {
+const fn ending(window: &Window) -> &'static str {
+    if window.snapshot {
+        return "a snapshot; the recording went on";
+    }
+    match window.end {
         End::Duration => "recorded for the time asked for",
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
@@ -381,7 +388,7 @@ const fn ending(end: End) -> &'static str {
     }
 }
 
-const fn part_name(part: Part) -> &'static str {
+pub(crate) const fn part_name(part: Part) -> &'static str {
     match part {
         Part::Native => "native (malloc)",
         Part::Mapping => "mappings",
@@ -405,7 +412,7 @@ const fn kind_name(kind: Kind) -> (&'static str, &'static str) {
 }
 
 /// `None` for the verdict that says nothing.
-const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
+pub(crate) const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
     match verdict {
         Verdict::Leaking => Some("leaking"),
         Verdict::Growing => Some("growing"),

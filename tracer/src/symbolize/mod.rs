@@ -24,6 +24,7 @@ mod exports;
 mod mappings;
 mod object_file;
 mod perf_map;
+mod pool;
 mod process;
 mod view;
 mod worker;
@@ -32,24 +33,26 @@ mod worker;
 mod tests;
 
 pub use self::view::CodeView;
-pub use self::worker::{NamedStacks, Worker};
+pub use self::worker::{Names, Worker};
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::mappings::{AddressSpace, FileId, Mapping, Region};
 use self::object_file::{Function, ObjectFile};
 use self::perf_map::PerfMap;
+use self::pool::FramePool;
 use self::process::Process;
 use self::view::Views;
 use crate::drain::WalkedCode;
 use crate::model::{Address, Frame, Pid};
 
-/// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names.
+/// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names; stacks share them.
 const CACHED_FRAMES: usize = 32 << 10;
 
 /// Regions that are no longer mapped and still remembered, before all of them are forgotten.
@@ -70,6 +73,7 @@ pub struct Symbolizer {
     modules: HashMap<(Option<FileId>, PathBuf), Rc<Module>>,
     perf_map: PerfMap,
     frames: FrameCache,
+    pool: FramePool,
     read: MappingsRead,
 }
 
@@ -121,6 +125,7 @@ impl Symbolizer {
             modules: HashMap::new(),
             perf_map: PerfMap::default(),
             frames: FrameCache::default(),
+            pool: FramePool::default(),
             read: MappingsRead::No,
         }
     }
@@ -128,7 +133,7 @@ impl Symbolizer {
     /// The frames of one stack of return addresses, leaf first: for each address the functions inlined there,
     /// innermost first, then the function they are in. What cannot be named is a frame with module and offset, or
     /// with nothing but its address.
-    pub fn symbolize(&mut self, addresses: &[Address]) -> Vec<Frame> {
+    pub fn symbolize(&mut self, addresses: &[Address]) -> Vec<Arc<Frame>> {
         self.read_mappings(addresses);
         let regions: Vec<_> =
             addresses.iter().map(|&address| self.space.find(call(address)).cloned()).collect();
@@ -136,7 +141,7 @@ impl Symbolizer {
     }
 
     /// As [`Symbolizer::symbolize`], by what was mapped when the stack was walked.
-    pub fn symbolize_walked(&mut self, addresses: &[Address], walked: WalkedCode) -> Vec<Frame> {
+    pub fn symbolize_walked(&mut self, addresses: &[Address], walked: WalkedCode) -> Vec<Arc<Frame>> {
         if self.views.is_empty() {
             return self.symbolize(addresses);
         }
@@ -164,7 +169,7 @@ impl Symbolizer {
     }
 
     /// The frames of addresses, each in the region of code that is at the call before it.
-    fn name(&mut self, addresses: &[Address], regions: &[Option<Region<Rc<Module>>>]) -> Vec<Frame> {
+    fn name(&mut self, addresses: &[Address], regions: &[Option<Region<Rc<Module>>>]) -> Vec<Arc<Frame>> {
         let mut frames = Vec::with_capacity(addresses.len());
         let mut perf_map_is_current = false;
         for (&address, region) in addresses.iter().zip(regions) {
@@ -194,9 +199,11 @@ impl Symbolizer {
         address: Address,
         region: Option<&Region<Rc<Module>>>,
         perf_map_is_current: &mut bool,
-    ) -> Rc<[Frame]> {
+    ) -> Rc<[Arc<Frame>]> {
         let mut frame = Frame { ip: address, ..Frame::default() };
-        let Some(process) = self.process.as_ref().filter(|_| address.0 > 0) else { return Rc::new([frame]) };
+        let Some(process) = self.process.as_ref().filter(|_| address.0 > 0) else {
+            return Rc::new([self.pool.share(frame)]);
+        };
         let call = call(address);
         if let Some(region) = region {
             let key = (address, region.module.number, region.file_offset(call));
@@ -206,9 +213,8 @@ impl Symbolizer {
             frame = region.module.frame(frame, region, call);
             let functions = region.module.functions(region, call, process);
             if !functions.is_empty() {
-                let frames: Rc<[Frame]> =
-                    functions.into_iter().map(|function| name(&frame, function)).collect();
-                let key = (address, region.module.number, region.file_offset(call));
+                let named = functions.into_iter().map(|function| self.pool.share(name(&frame, function)));
+                let frames: Rc<[Arc<Frame>]> = named.collect();
                 self.frames.insert(key, &frames);
                 return frames;
             }
@@ -221,7 +227,7 @@ impl Symbolizer {
             frame.function = Some(name.to_owned());
             frame.language = Some("jit".to_owned());
         }
-        Rc::new([frame])
+        Rc::new([self.pool.share(frame)])
     }
 
     /// Makes the mappings current, if they have changed or do not cover `addresses`.
@@ -353,14 +359,14 @@ type CodeKey = (Address, u64, u64);
 /// their addresses, so the addresses in use survive.
 #[derive(Default)]
 struct FrameCache {
-    new: HashMap<CodeKey, Rc<[Frame]>>,
-    old: HashMap<CodeKey, Rc<[Frame]>>,
+    new: HashMap<CodeKey, Rc<[Arc<Frame>]>>,
+    old: HashMap<CodeKey, Rc<[Arc<Frame>]>>,
     /// How many frames `new` holds.
     frames: usize,
 }
 
 impl FrameCache {
-    fn get(&mut self, key: CodeKey) -> Option<Rc<[Frame]>> {
+    fn get(&mut self, key: CodeKey) -> Option<Rc<[Arc<Frame>]>> {
         if let Some(frames) = self.new.get(&key) {
             return Some(Rc::clone(frames));
         }
@@ -369,7 +375,7 @@ impl FrameCache {
         Some(frames)
     }
 
-    fn insert(&mut self, key: CodeKey, frames: &Rc<[Frame]>) {
+    fn insert(&mut self, key: CodeKey, frames: &Rc<[Arc<Frame>]>) {
         if self.frames + frames.len() > CACHED_FRAMES {
             self.old = std::mem::take(&mut self.new);
             self.frames = 0;
