@@ -507,7 +507,7 @@ mod tests {
     fn pushes_and_subtractions_are_followed_to_the_return() {
         // push rbx; sub rsp, 32; call +0; add rsp, 32; pop rbx; ret
         let code = [0x53, 0x48, 0x83, 0xec, 32, 0xe8, 0, 0, 0, 0, 0x48, 0x83, 0xc4, 32, 0x5b, 0xc3];
-        let rows = vec![
+        let rows = [
             (START, sp(8)),
             (START + 1, sp(16)),
             (START + 5, sp(48)),
