@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use tracer_ebpf::sampling::Sampling;
 
-use crate::model::{Bytes, Kind, Pid, Process, Verdict};
+use crate::model::{Bytes, Kind, Pid, Process, Profile, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::destination::{Destination, Place, WriteError};
-use crate::report::filter::pattern;
-use crate::report::{Format, Options};
+use crate::report::filter::{Filter, pattern};
+use crate::report::{FlameOrder, Format, Options, Weight};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub enum Action {
     Report(ReportConfig),
     /// `tracer diff`
     Diff(DiffConfig),
+    /// `tracer completions`
+    Completions(Shell),
+    /// `tracer man`, of one of the commands or of all
+    Man(Option<String>),
 }
 
 /// What to draw again of a saved recording.
@@ -69,8 +74,38 @@ pub struct ViewConfig {
     pub include: BTreeSet<Kind>,
     /// How many stacks the summary shows.
     pub top: usize,
+    /// What is drawn how.
+    pub drawing: Drawing,
     /// When to use colour.
     pub color: ColorChoice,
+}
+
+/// What is drawn how.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
+#[group(skip)]
+pub struct Drawing {
+    /// What makes a stack heavy: order, shares and widths.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Weight::Bytes)]
+    pub weight: Weight,
+
+    /// Which way flame graphs grow.
+    #[arg(long, value_name = "ORDER", value_enum, default_value_t = FlameOrder::Flame)]
+    pub flame_order: FlameOrder,
+}
+
+impl Drawing {
+    /// What reports show, drawn like this.
+    #[must_use]
+    pub fn options(self, include: &BTreeSet<Kind>, top: usize) -> Options {
+        let Self { weight, flame_order: order } = self;
+        Options { include: include.clone(), top, weight, order, ..Options::default() }
+    }
+}
+
+impl Default for Drawing {
+    fn default() -> Self {
+        Self { weight: Weight::Bytes, flame_order: FlameOrder::Flame }
+    }
 }
 
 /// Which stacks of a recording to keep.
@@ -110,8 +145,12 @@ pub struct RecordConfig {
     pub max_size: Option<Bytes>,
     /// Kinds to draw besides `native` and `mapping`.
     pub include: BTreeSet<Kind>,
+    /// Only stacks with one of these verdicts; empty for any.
+    pub only: Vec<Verdict>,
     /// How many stacks the text summary shows.
     pub top: usize,
+    /// What is drawn how.
+    pub drawing: Drawing,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
     /// Mean bytes between sampled allocations; 0 tracks every one.
@@ -145,7 +184,9 @@ impl Default for RecordConfig {
             min_size: None,
             max_size: None,
             include: BTreeSet::new(),
+            only: Vec::new(),
             top: 10,
+            drawing: Drawing::default(),
             fail_on: None,
             sample: Bytes(0),
             max_live: None,
@@ -174,7 +215,14 @@ impl RecordConfig {
     /// What the reports show.
     #[must_use]
     pub fn view(&self) -> Options {
-        Options { include: self.include.clone(), top: self.top, ..Options::default() }
+        self.drawing.options(&self.include, self.top)
+    }
+
+    /// Leaves out what is not to be shown at all.
+    pub fn leave_out(&self, profile: &mut Profile) {
+        if !self.only.is_empty() {
+            Filter { only: self.only.iter().copied().collect(), ..Filter::default() }.apply(profile);
+        }
     }
 
     /// Where a launched command writes while the terminal is in use.
@@ -292,8 +340,16 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
         Some(Sub::Plan { pid, allocators }) => {
             Ok(Action::Plan(PlanConfig { pid, declarations: allocators.into(), color: cli.color }))
         }
+        Some(Sub::Completions { shell }) => Ok(Action::Completions(shell)),
+        Some(Sub::Man { command }) => Ok(Action::Man(command)),
         None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
+}
+
+/// The whole command line, for what is made from it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// The file that gets the flame graph when no `-o` names one: `tracer-<comm>-<pid>.svg`.
@@ -381,6 +437,17 @@ enum Sub {
         #[command(flatten)]
         view: ViewArguments,
     },
+    /// Print the completions of a shell, for instance into /etc/bash_completion.d/tracer.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the man page, of tracer or of one of its commands: `tracer man | man -l -`.
+    Man {
+        /// The command.
+        #[arg(value_parser = ["doctor", "plan", "report", "diff"])]
+        command: Option<String>,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -401,6 +468,9 @@ struct ViewArguments {
     /// How many stacks the text summary shows.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
     top: usize,
+
+    #[command(flatten)]
+    drawing: Drawing,
 }
 
 impl ViewArguments {
@@ -409,6 +479,7 @@ impl ViewArguments {
             outputs: destinations(&self.outputs, self.format)?,
             include: self.include.into_iter().map(Kind::from).collect(),
             top: self.top,
+            drawing: self.drawing,
             color,
         })
     }
@@ -491,9 +562,16 @@ struct RecordArguments {
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     include: Vec<Included>,
 
+    /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    only: Vec<Verdict>,
+
     /// How many stacks the text summary shows.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
     top: usize,
+
+    #[command(flatten)]
+    drawing: Drawing,
 
     /// Exit with status 3 when at least this much is outstanding at the end.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -600,7 +678,9 @@ impl RecordArguments {
             min_size: self.min_size,
             max_size: self.max_size,
             include: self.include.into_iter().map(Kind::from).collect(),
+            only: self.only,
             top: self.top,
+            drawing: self.drawing,
             fail_on: self.fail_on,
             sample: self.sample,
             max_live: self.max_live,
@@ -746,8 +826,8 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s --mark-after 5s --tui -vv \
-             --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
+             --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s \
+             --mark-after 5s --tui -vv --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
@@ -760,7 +840,9 @@ mod tests {
             min_size: Some(Bytes(4096)),
             max_size: Some(Bytes(1 << 20)),
             include: BTreeSet::from([Kind::File, Kind::Managed]),
+            only: vec![Verdict::Leaking],
             top: 3,
+            drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
             fail_on: Some(Bytes(1536)),
             sample: Bytes(512 << 10),
             max_live: Some(1000),

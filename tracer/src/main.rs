@@ -12,9 +12,10 @@ use log::LevelFilter;
 use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
     cli::{
-        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
+        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity,
+        ViewConfig,
     },
-    doctor,
+    doctor, manual,
     model::Profile,
     record::{self, Console},
     report::{
@@ -40,6 +41,13 @@ fn main() -> ExitCode {
         Action::Plan(config) => show_plan(&config),
         Action::Report(config) => draw_again(&config),
         Action::Diff(config) => compare(&config),
+        Action::Completions(shell) => {
+            manual::write_completions(shell, &mut io::stdout().lock());
+            Ok(Exit::Done)
+        }
+        Action::Man(command) => manual::write_man(command.as_deref(), &mut io::stdout().lock())
+            .map(|()| Exit::Done)
+            .context("cannot write the man page"),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tracer: {}", one_line(&error));
@@ -95,9 +103,10 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (_, keys) = unbounded_channel();
     let mut console = Console::new(config);
-    let recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
+    let mut recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
     // A snapshot may still be being written.
     drop(console);
+    config.leave_out(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
     // Not before the reports are written: the command may go on for long.
@@ -262,7 +271,7 @@ fn compare(config: &DiffConfig) -> Result<Exit> {
 }
 
 fn view_options(view: &ViewConfig) -> Options {
-    Options { include: view.include.clone(), top: view.top, ..Options::default() }
+    view.drawing.options(&view.include, view.top)
 }
 
 /// Prints a summary where no report goes.

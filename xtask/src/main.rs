@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod dist;
 mod lint;
+mod npm;
 mod privilege;
 mod run;
 mod setup;
@@ -69,7 +70,7 @@ impl Xtask {
                 if arguments.is_empty() { demo::demo(workspace) } else { run::exec(workspace, &arguments) }
             }
             Self::Test => {
-                setup::programs_of_tests()?;
+                setup::programs_of_tests(workspace)?;
                 test::test(workspace)
             }
             Self::Lint => lint::lint(workspace),

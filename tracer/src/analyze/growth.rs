@@ -101,6 +101,32 @@ impl Births {
         *part = part.saturating_add(bytes.0);
     }
 
+    /// What is left of these and of others, over the same span.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        for (part, more) in self.bytes.iter_mut().zip(others.bytes) {
+            *part = part.saturating_add(more);
+        }
+        self
+    }
+
+    /// How old half of the oldest `bytes` are at least at the end; within a part they are taken to be spread evenly.
+    #[must_use]
+    pub fn median_age_ns(&self, bytes: u64) -> Option<u64> {
+        let length = self.end_ns.saturating_sub(self.start_ns) as f64 / Self::PARTS as f64;
+        let mut wanted = bytes as f64 / 2.0;
+        for (part, &born) in self.bytes.iter().enumerate() {
+            let born = born as f64;
+            if born > 0.0 && born >= wanted {
+                let at = self.start_ns as f64 + length * (part as f64 + wanted / born);
+                // A float cast saturates.
+                return Some(self.end_ns.saturating_sub(at as u64));
+            }
+            wanted -= born;
+        }
+        None
+    }
+
     fn part_at(&self, t_ns: u64) -> usize {
         let length = u128::from(self.end_ns.saturating_sub(self.start_ns).max(1));
         let part = u128::from(t_ns.saturating_sub(self.start_ns)) * Self::PARTS as u128 / length;
@@ -319,6 +345,27 @@ mod tests {
         let few = |count: u64| (0..count).map(move |n| (n * 60 / count, FOREVER, 1000));
         assert_ne!(verdict(60, few(FEWEST_BLOCKS - 1)), Verdict::Leaking);
         assert_eq!(verdict(60, few(FEWEST_BLOCKS)), Verdict::Leaking);
+    }
+
+    #[test]
+    fn half_of_the_bytes_are_older_than_the_median() {
+        let mut births = Births::new(0, 32 * SECOND);
+        assert_eq!(births.median_age_ns(0), None);
+        (0..32).for_each(|second| births.add(second * SECOND, Bytes(100)));
+        assert_eq!(births.median_age_ns(3200), Some(16 * SECOND));
+        // The oldest quarter alone.
+        assert_eq!(births.median_age_ns(800), Some(28 * SECOND));
+        assert_eq!(births.median_age_ns(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_cache_that_was_cut_back_is_one_off() {
+        let made = || leak(0, 2, 1000).chain((0..200).map(|n| (n / 100, 2, 10)));
+        assert_eq!(
+            verdict(60, (0..100).map(|n| (1, if n % 2 == 0 { FOREVER } else { 1 }, 1000))),
+            Verdict::OneOff
+        );
+        assert_eq!(verdict(60, made()), Verdict::Steady);
     }
 
     #[test]

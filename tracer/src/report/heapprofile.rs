@@ -33,7 +33,9 @@ impl Report for HeapProfile {
 /// Writes the tree, without recursion: a stack can be deeper than ours is.
 fn write_nodes(tree: &Tree<'_>, out: &mut dyn io::Write) -> io::Result<()> {
     let mut children: Vec<Vec<u32>> = vec![Vec::new(); tree.nodes.len()];
-    for (node, i) in tree.nodes.iter().zip(0..).skip(1) {
+    let totals = tree.totals(Weight::Bytes);
+    // A mapping that was never touched weighs nothing.
+    for (node, i) in tree.nodes.iter().zip(0..).skip(1).filter(|(_, i)| totals[*i as usize] > 0) {
         children[node.parent as usize].push(i);
     }
     let names = tree.names.texts().zip(&tree.names.roles);

@@ -8,7 +8,8 @@ use super::human::printable;
 use super::{Options, QuickMap, Weight};
 use crate::model::{Frame, Kind, Pid, Profile, StackReport};
 
-/// The stacks to draw, heaviest first; all have a weight.
+/// The stacks to draw, heaviest first; all hold something, but those that hold blocks may have no bytes: a mapping that was
+/// never touched.
 pub(super) struct View<'a> {
     pub stacks: Vec<&'a StackReport>,
     pub weight: Weight,
@@ -19,7 +20,8 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     pub fn new(profile: &'a Profile, options: &Options) -> Self {
         let weight = options.weight;
-        let drawn = |stack: &&StackReport| options.includes(stack.kind) && weight.of(stack) > 0;
+        let holds = |stack: &StackReport| stack.weight_bytes > 0 || stack.outstanding_objects > 0;
+        let drawn = |stack: &&StackReport| options.includes(stack.kind) && holds(stack);
         let mut stacks: Vec<_> = profile.stacks.iter().filter(drawn).collect();
         // Stable: what is equally heavy keeps the profile's order.
         stacks.sort_by_key(|stack| std::cmp::Reverse(weight.of(stack)));
@@ -105,7 +107,17 @@ fn add(sum: &mut StackReport, stack: &StackReport) {
     sum.resident_bytes = sum.resident_bytes.zip(stack.resident_bytes).map(|(a, b)| a.saturating_add(b));
     sum.growth_bytes_per_second =
         sum.growth_bytes_per_second.zip(stack.growth_bytes_per_second).map(|(a, b)| a + b);
+    if sum.history_bytes.len() == stack.history_bytes.len() {
+        let more = sum.history_bytes.iter_mut().zip(&stack.history_bytes);
+        more.for_each(|(size, more)| *size = size.saturating_add(*more));
+    } else {
+        sum.history_bytes.clear();
+    }
     sum.oldest_age_ns = sum.oldest_age_ns.max(stack.oldest_age_ns);
+    // Of several it cannot be told; where one holds nothing to speak of, it is that of the other.
+    if stack.weight_bytes > sum.weight_bytes / 100 {
+        sum.median_age_ns = None;
+    }
 }
 
 /// Saturates: a profile read from a file may hold any number.

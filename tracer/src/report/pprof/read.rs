@@ -20,6 +20,9 @@ const MAX_UNPACKED: u64 = 512 << 20;
 /// size in memory while it is read.
 const MAX_MESSAGE: usize = 1 << 20;
 
+/// Times at which a stack's size is known; the tracer writes fewer.
+const MAX_HISTORY: usize = 256;
+
 /// Why a file is no profile of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum PprofError {
@@ -220,6 +223,10 @@ impl Tables<'_> {
         };
         let api = labels.text(label::API)?.unwrap_or_default();
         let stop = labels.text(label::STOP)?;
+        let history_bytes = labels.text(label::HISTORY)?.map_or_else(Vec::new, |sizes| {
+            sizes.split(' ').take(MAX_HISTORY).map_while(|size| size.parse().ok()).collect()
+        });
+        budget.charge(history_bytes.len() * size_of::<u64>())?;
         budget.charge(api.len() + stop.map_or(0, str::len))?;
         Ok(StackReport {
             pid,
@@ -234,8 +241,11 @@ impl Tables<'_> {
             freed_objects: freed(label::FREED_OBJECTS, allocated_objects, outstanding_objects)?,
             resident_bytes: labels.number(label::RESIDENT)?,
             oldest_age_ns: labels.number(label::OLDEST_AGE)?,
+            median_age_ns: labels.number(label::MEDIAN_AGE)?,
             growth_bytes_per_second: labels.text(label::GROWTH)?.and_then(|rate| rate.parse().ok()),
+            history_bytes,
             verdict: labels.named(label::VERDICT)?,
+            reason: labels.text(label::REASON)?.map(str::to_owned),
             complete: labels.text(label::COMPLETE)? != Some("false"),
             stop: stop.map(str::to_owned),
             frames,
