@@ -49,6 +49,8 @@ counters! {
     UnreadableResult = 8, "unreadable_result", true;
     /// A mapping event for which the ring buffer had no room.
     MappingEventDropped = 9, "mapping_event_dropped", true;
+    /// A child or a new program of a followed process for which there was no place among the traced processes.
+    ProcessNotFollowed = 13, "process_not_followed", true;
 }
 
 /// How many counters there are; a power of two, so that indexes are masked.

@@ -17,7 +17,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
-use crate::bpf::{calls, exec, mappings, private_stack};
+use crate::bpf::{calls, children, exec, mappings, private_stack};
 
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
@@ -75,6 +75,20 @@ pub fn any_syscall_exit(_ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     exec::executed();
+    0
+}
+
+/// A process or thread has been made, and has not run yet.
+#[raw_tracepoint(tracepoint = "task_newtask")]
+pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+    children::forked(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// A thread exits.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn process_exit(ctx: RawTracePointContext) -> i32 {
+    children::exited(ctx.arg(0));
     0
 }
 

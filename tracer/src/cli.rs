@@ -95,6 +95,8 @@ pub struct Keep {
 pub struct RecordConfig {
     /// What to trace.
     pub subject: Subject,
+    /// Whether to trace the targets' children, too.
+    pub follow: bool,
     /// How long; until Ctrl-C or the end of the target when absent.
     pub duration: Option<Duration>,
     /// The reports to write; none asks for [`default_output`].
@@ -128,6 +130,7 @@ impl Default for RecordConfig {
     fn default() -> Self {
         Self {
             subject: Subject::Processes(Vec::new()),
+            follow: false,
             duration: None,
             outputs: Vec::new(),
             min_age: Duration::ZERO,
@@ -383,6 +386,10 @@ struct RecordArguments {
     #[arg(long, requires = "launch", conflicts_with = "pids")]
     as_root: bool,
 
+    /// Also trace the children of the targets, now and later, and the programs they execute; each is accounted by itself.
+    #[arg(long)]
+    follow: bool,
+
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time)]
     duration: Option<Duration>,
@@ -491,6 +498,7 @@ impl RecordArguments {
         };
         Ok(RecordConfig {
             subject: subject(self.pids, self.launch, self.as_root).map_err(wrong)?,
+            follow: self.follow,
             duration: self.duration,
             outputs,
             min_age: self.min_age,
@@ -692,7 +700,6 @@ mod tests {
             ("--pid 1 --format png -o -", "png"),
             ("--pid 1 -q -v", "cannot be used with"),
             ("--pid 1 --sample 512KiB", "--sample"),
-            ("--pid 1 --follow", "--follow"),
         ];
         for (arguments, reason) in cases {
             let message = refused(arguments);

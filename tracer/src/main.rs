@@ -112,6 +112,7 @@ fn record(config: &RecordConfig) -> Result<Exit> {
 fn record_config(config: &RecordConfig) -> record::Config {
     record::Config {
         subject: config.subject.clone(),
+        follow: config.follow,
         duration: config.duration,
         min_age: config.min_age,
         min_size: config.min_size,

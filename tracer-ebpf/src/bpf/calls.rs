@@ -21,14 +21,21 @@ use super::{
     capture::{self, Maker},
     count::count,
     live,
-    maps::{PROCESSES, TOTALS, size_is_tracked},
+    mappings::current_index,
+    maps::{PROCESSES, TOTALS, follows, size_is_tracked},
     threads,
 };
 
+/// The cookie of the probe. Where children are followed a probe is everybody's, and the current process belongs in it; none when
+/// that is not traced.
 #[inline(always)]
-fn cookie<C: EbpfContext>(ctx: &C) -> Cookie {
+fn cookie<C: EbpfContext>(ctx: &C) -> Option<Cookie> {
     // SAFETY: the helper reads the cookie of the probe whose context this is.
-    Cookie::from_bits(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
+    let cookie = Cookie::from_bits(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+    if !follows() {
+        return Some(cookie);
+    }
+    Some(Cookie { process: current_index()?, ..cookie })
 }
 
 /// The state of a process whose window is open.
@@ -41,7 +48,7 @@ pub fn open_process(index: u32) -> Option<&'static ProcessState> {
 /// Entry of an allocating function: remembers the call, and releases what it releases.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) -> Option<()> {
-    let cookie = cookie(ctx);
+    let cookie = cookie(ctx)?;
     let process = open_process(cookie.process.into())?;
     let regs = UserRegisters::at_probe(ctx.regs);
 
@@ -95,7 +102,7 @@ fn abandon(ctx: &ProbeContext, call: &InFlight) {
 /// Return of an allocating function: accounts the block.
 #[inline(always)]
 pub fn leave(ctx: &RetProbeContext) -> Option<()> {
-    let cookie = cookie(ctx);
+    let cookie = cookie(ctx)?;
     let regs = UserRegisters::at_probe(ctx.regs);
     let record = threads::current()?;
     let call = *record.get();
@@ -189,7 +196,7 @@ fn account(ctx: &RetProbeContext, cookie: Cookie, process: &ProcessState, call: 
 /// Entry of a function that only releases a block.
 #[inline(always)]
 pub fn release(ctx: &ProbeContext) -> Option<()> {
-    let cookie = cookie(ctx);
+    let cookie = cookie(ctx)?;
     let process = open_process(cookie.process.into())?;
     let regs = UserRegisters::at_probe(ctx.regs);
     let key = BlockKey::new(cookie.process, regs.argument(cookie.signature.old?))?;

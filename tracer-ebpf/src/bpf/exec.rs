@@ -3,11 +3,18 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{event::EventKind, process::Gate, stack::StackHeader};
 
-use super::{mappings::current_process, maps::EVENTS};
+use super::{
+    children,
+    mappings::current_process,
+    maps::{EVENTS, follows},
+};
 
 /// A process has executed a program. User space sees the gate at its next look, and at once by the ring buffer.
 #[inline(always)]
 pub fn executed() -> Option<()> {
+    if follows() {
+        return children::executed();
+    }
     let (index, process) = current_process()?;
     process.gate.store(Gate::Exec as u64);
     let event = StackHeader {

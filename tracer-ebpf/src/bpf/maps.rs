@@ -25,9 +25,14 @@ const NO_PREALLOC: u32 = 1;
 #[map]
 pub static PROCESSES: Array<ProcessState> = Array::with_max_entries(MAX_PROCESSES, MMAPABLE);
 
-/// Index of the process with a given tgid, for what is not filtered by the kernel.
+/// How many indexes of [`PROCESSES`] are taken.
 #[map]
-pub static PROCESS_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, 0);
+pub static PROCESS_COUNT: Array<Word> = Array::with_max_entries(1, MMAPABLE);
+
+/// Index of the process with a given tgid, for what is not filtered by the kernel. Children that share their parent's memory until
+/// they execute a program (`vfork`) have their parent's index, so there is room for more.
+#[map]
+pub static PROCESS_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(2 * MAX_PROCESSES, 0);
 
 /// Who has which record of [`RECORDS`], by thread.
 #[map]
@@ -112,6 +117,37 @@ static MIN_SIZE: Global<u64> = Global::new(0);
 /// The largest request that is tracked.
 #[unsafe(no_mangle)]
 static MAX_SIZE: Global<u64> = Global::new(u64::MAX);
+
+/// Not 0 when children are followed: then probes are everybody's, and the current process tells whose call it is.
+#[unsafe(no_mangle)]
+static FOLLOWS: Global<u32> = Global::new(0);
+/// Offset of `pid` in the kernel's `struct task_struct`.
+#[unsafe(no_mangle)]
+static TASK_PID: Global<u32> = Global::new(0);
+/// Offset of `signal` there.
+#[unsafe(no_mangle)]
+static TASK_SIGNAL: Global<u32> = Global::new(0);
+/// Offset of `live` in `struct signal_struct`.
+#[unsafe(no_mangle)]
+static SIGNAL_LIVE: Global<u32> = Global::new(0);
+
+/// Whether children are followed.
+#[inline(always)]
+pub fn follows() -> bool {
+    FOLLOWS.load() != 0
+}
+
+/// Offset of `pid` in the kernel's `struct task_struct`.
+#[inline(always)]
+pub fn task_pid() -> u64 {
+    TASK_PID.load().into()
+}
+
+/// Offsets of `signal` in `struct task_struct`, and of `live` in `struct signal_struct`.
+#[inline(always)]
+pub fn live_threads() -> [u64; 2] {
+    [TASK_SIGNAL.load().into(), SIGNAL_LIVE.load().into()]
+}
 
 /// Device and inode of the pid namespace in which processes are known; 0 for that of the machine.
 #[unsafe(no_mangle)]

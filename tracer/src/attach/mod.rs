@@ -3,6 +3,8 @@
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
 //! however it ends.
 
+mod kernel_types;
+mod processes;
 mod shared;
 mod tables;
 pub mod tracefs;
@@ -19,21 +21,24 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, RingBuf},
+    maps::{MapData, RingBuf},
     programs::{
         ProgramFd, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{probe::Cookie, process::Gate, unwind::Mapping};
+use tracer_ebpf::{probe::Cookie, unwind::Mapping};
 
-use self::uprobe_multi::{At, Places};
+use self::{
+    kernel_types::TaskOffsets,
+    uprobe_multi::{At, Places},
+};
 pub use self::{
     tables::{SharedTables, Sizes},
     unwind_tables::{UnwindSizes, UnwindTables},
 };
-use crate::model::{Address, Pid};
+use crate::model::Pid;
 
 /// What the programs are loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +51,8 @@ pub struct Settings {
     pub min_size: u64,
     /// The largest request that is tracked, in bytes.
     pub max_size: u64,
+    /// Whether the children of traced processes are traced, too.
+    pub follow: bool,
 }
 
 /// The programs in the kernel, and what they are attached to.
@@ -56,6 +63,8 @@ pub struct Capture {
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
     multi: Option<[uprobe_multi::Program; 3]>,
+    /// Whether probes are everybody's; see [`processes`].
+    follows: bool,
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
@@ -107,6 +116,8 @@ impl Capture {
         let namespace = pid_namespace();
         // The programs are loaded without the messages that nobody would see.
         let log_level = log::max_level() as u8;
+        let follows = u32::from(settings.follow);
+        let task = if settings.follow { processes::task_offsets(namespace)? } else { TaskOffsets::default() };
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("LIVE", sizes.live_buckets)
@@ -122,6 +133,10 @@ impl Capture {
             .override_global("MAX_SIZE", &settings.max_size, true)
             .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
             .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
+            .override_global("FOLLOWS", &follows, true)
+            .override_global("TASK_PID", &task.pid, true)
+            .override_global("TASK_SIGNAL", &task.signal, true)
+            .override_global("SIGNAL_LIVE", &task.live, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
         let mut ebpf = loader.load(object).context("the kernel does not take the BPF maps")?;
@@ -138,7 +153,8 @@ impl Capture {
             .ok();
         let tables = SharedTables::map(&ebpf, sizes)?;
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
-        Ok(Self { ebpf, messages, tables, unwind, multi, probes: Vec::new(), tracepoints: Vec::new() })
+        let (follows, probes, tracepoints) = (settings.follow, Vec::new(), Vec::new());
+        Ok(Self { ebpf, messages, tables, unwind, multi, follows, probes, tracepoints })
     }
 
     /// The tables that the programs fill.
@@ -174,41 +190,36 @@ impl Capture {
         state.is_some_and(|state| self.unwind.set_code(process, state, code))
     }
 
-    /// Makes a process known to the tracepoints under its index.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn add_process(&mut self, index: u16, pid: Pid) -> Result<()> {
-        let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
-        HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
-        Ok(())
-    }
-
-    /// Attaches the probes of one file, which this process can open by that path, to one process.
+    /// Attaches the probes of one file, which this process can open by that path, to one process; to all of them where children are
+    /// followed.
     ///
     /// # Errors
     /// When the kernel refuses: the file or process is gone, or there is no permission.
     pub fn attach_probes(&mut self, file: &Path, sites: &[Site], pid: Pid) -> Result<()> {
+        let scope = (!self.follows).then_some(pid);
         match &self.multi {
             Some(programs) => {
                 for (program, (at, places)) in programs.iter().zip(places_by_program(sites)) {
                     if !places.is_empty() {
-                        self.probes.push(Box::new(program.attach(file, &places, at, pid)?));
+                        self.probes.push(Box::new(program.attach(file, &places, at, scope)?));
                     }
                 }
                 Ok(())
             }
-            None => sites.iter().try_for_each(|&site| self.attach_probe(file, site, pid)),
+            None => sites.iter().try_for_each(|&site| self.attach_probe(file, site, scope)),
         }
     }
 
-    fn attach_probe(&mut self, file: &Path, site: Site, pid: Pid) -> Result<()> {
+    fn attach_probe(&mut self, file: &Path, site: Site, scope: Option<Pid>) -> Result<()> {
         let names: &[&str] = match site.programs {
             // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
             Programs::Allocate => &[ALLOCATE, ALLOCATED],
             Programs::Release => &[RELEASE],
         };
-        let scope = UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?);
+        let scope = match scope {
+            Some(pid) => UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?),
+            None => UProbeScope::AllProcesses,
+        };
         for name in names {
             let program = uprobe(&mut self.ebpf, name)?;
             let point = UProbeAttachPoint {
@@ -265,28 +276,6 @@ impl Capture {
                 .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
         }
         Ok(())
-    }
-
-    /// Opens the window of a process: from now on its events count.
-    pub fn open_window(&self, process: u16, now_ns: u64) {
-        if let Some(state) = self.tables.processes().get(usize::from(process)) {
-            state.opened_ns.store(now_ns);
-            state.gate.store(Gate::Open as u64);
-        }
-    }
-
-    /// Tells the programs where a process returns to from probed functions.
-    pub fn set_trampoline(&self, process: u16, trampoline: Address) {
-        if let Some(state) = self.tables.processes().get(usize::from(process)) {
-            state.trampoline.store(trampoline.0);
-        }
-    }
-
-    /// Closes every window that is open: calls that begin from now on do not count.
-    pub fn close_windows(&self) {
-        for state in self.tables.processes() {
-            state.gate.compare_exchange(Gate::Open as u64, Gate::Closed as u64);
-        }
     }
 
     /// Takes every probe away, in parallel, since the kernel waits for each until no CPU can be in it. When it returns, no

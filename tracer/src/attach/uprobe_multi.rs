@@ -126,11 +126,11 @@ fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
 }
 
 impl Program {
-    /// Attaches to the places of a file, for one process; until the result is dropped.
+    /// Attaches to the places of a file, for one process or all; until the result is dropped.
     ///
     /// # Errors
     /// When the kernel refuses: the file or process is gone, or there is no permission.
-    pub fn attach(&self, file: &Path, places: &Places, at: At, pid: Pid) -> io::Result<OwnedFd> {
+    pub fn attach(&self, file: &Path, places: &Places, at: At, scope: Option<Pid>) -> io::Result<OwnedFd> {
         const UPROBE_MULTI_RETURN: u32 = 1;
         let path = CString::new(file.as_os_str().as_bytes())?;
         let flags = if at == At::Return { UPROBE_MULTI_RETURN } else { 0 };
@@ -142,7 +142,7 @@ impl Program {
             cookies: places.cookies.as_ptr() as u64,
             count: places.offsets.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?,
             flags_of_uprobes: flags,
-            pid: pid.0,
+            pid: scope.map_or(0, |pid| pid.0),
             ..LinkCreate::default()
         })
     }

@@ -3,6 +3,7 @@
 //! Probes go in, the window opens, events are drained until something ends it, the window closes, probes come out, and what
 //! the kernel counted is read at rest.
 
+mod children;
 mod code;
 mod memory;
 mod process;
@@ -48,6 +49,8 @@ pub struct Config {
     pub min_size: Option<Bytes>,
     /// Only requests of at most this many bytes are tracked.
     pub max_size: Option<Bytes>,
+    /// Whether to trace the children of the targets, too.
+    pub follow: bool,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
@@ -128,7 +131,7 @@ async fn watch(
             biased;
             () = interrupts.next() => return Ok(End::Interrupted),
             () = at(deadline) => return Ok(End::Duration),
-            () = exits.all() => return Ok(End::TargetExited),
+            () = exits.all(), if !config.follow => return Ok(End::TargetExited),
             ready = session.events_ready() => ready?,
             _ = snapshots.tick() => session.snapshot(When::Affordable),
             _ = looks.tick() => {
@@ -140,6 +143,9 @@ async fn watch(
         session.take_events();
         if session.target_has_executed() {
             return Ok(End::TargetExec);
+        }
+        if session.everyone_is_gone() {
+            return Ok(End::TargetExited);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One traced process: its identity, the files it has mapped, and the probes in them.
 
-use std::collections::HashSet;
+use std::{cell::RefCell, collections::HashSet, rc::Rc};
 
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::probe::Cookie;
@@ -14,13 +14,16 @@ use crate::{
     target::{FileId, Mapping, Object, Target},
 };
 
+/// The files that have been probed. Where children are followed a probe is everybody's, so all processes have this in common.
+pub type Probed = Rc<RefCell<HashSet<FileId>>>;
+
 /// A process that is traced.
 pub struct TracedProcess {
     /// Its place in the tables.
     pub index: u16,
     /// The process itself.
     pub target: Target,
-    probed: HashSet<FileId>,
+    probed: Probed,
     probes: usize,
 }
 
@@ -29,8 +32,18 @@ impl TracedProcess {
     ///
     /// # Errors
     /// When it cannot be traced.
-    pub fn open(index: u16, pid: Pid) -> Result<Self> {
-        Ok(Self { index, target: Target::open(pid)?, probed: HashSet::new(), probes: 0 })
+    pub fn open(pid: Pid) -> Result<Self> {
+        Ok(Self::new(0, Target::open(pid)?, Probed::default()))
+    }
+
+    /// A process with this place in the tables. The files in `probed` have their probes.
+    pub fn new(index: u16, target: Target, probed: Probed) -> Self {
+        Self { index, target, probed, probes: 0 }
+    }
+
+    /// From now on the files that have been probed are these, for others too.
+    pub fn share(&mut self, probed: &Probed) {
+        self.probed = Rc::clone(probed);
     }
 
     /// How many functions are probed.
@@ -43,14 +56,14 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        let objects = self.target.objects_where(|id| !self.probed.contains(&id));
+        let objects = self.target.objects_where(|id| !self.probed.borrow().contains(&id));
         let objects = objects.with_context(|| self.unreadable())?;
         for unopened in &objects.unopened {
-            self.probed.insert(unopened.id);
+            self.probed.borrow_mut().insert(unopened.id);
             log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
         }
         for object in objects.opened {
-            self.probed.insert(object.id);
+            self.probed.borrow_mut().insert(object.id);
             self.attach_object(&object, capture, planner)?;
         }
         Ok(())
@@ -61,7 +74,11 @@ impl TracedProcess {
     /// # Errors
     /// As [`TracedProcess::attach`].
     pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        if self.probed.insert(object.id) { self.attach_object(object, capture, planner) } else { Ok(()) }
+        if self.probed.borrow_mut().insert(object.id) {
+            self.attach_object(object, capture, planner)
+        } else {
+            Ok(())
+        }
     }
 
     fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
@@ -112,8 +129,15 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone.
     pub fn initial_mappings(&self) -> Result<InitialMappings> {
-        let mappings = self.target.mappings();
-        let mappings = mappings.with_context(|| self.unreadable())?;
+        Self::mapped_by(&self.target).with_context(|| self.unreadable())
+    }
+
+    /// What a process has mapped now.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn mapped_by(target: &Target) -> Result<InitialMappings> {
+        let mappings = target.mappings()?;
         let heap_end =
             mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.end).max();
         let range = |mapping: &Mapping| AddressRange { start: mapping.start, end: mapping.end };

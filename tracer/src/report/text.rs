@@ -7,7 +7,7 @@ use std::io;
 use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
 use super::stack_lines::{Paint, stack_lines};
-use super::view::{View, alike_as_one, api_name, process_name, sum};
+use super::view::{View, alike_as_one, api_name, process_name, sum, target_name};
 use super::{Format, Options, Report, Weight};
 use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
 
@@ -98,7 +98,7 @@ impl<'a> Page<'a> {
     /// `node (1234)`, or all of them.
     fn processes(&self) -> String {
         match &self.profile.processes[..] {
-            [] | [_] => process_name(self.profile, None),
+            [] | [_] => target_name(self.profile),
             several => format!("{} processes", several.len()),
         }
     }
@@ -234,7 +234,7 @@ impl<'a> Page<'a> {
             self.paint.bold(&api_name(stack))
         );
         if self.profile.processes.len() > 1 {
-            _ = write!(text, " in {}", process_name(self.profile, stack.pid));
+            _ = write!(text, " in {}", process_name(self.profile, stack));
         }
         if let Some(age) = stack.oldest_age_ns {
             _ = write!(text, ", oldest {}", Span(age));

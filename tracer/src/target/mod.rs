@@ -140,6 +140,8 @@ impl Target {
             comm: self.comm.clone(),
             exe: self.exe.as_ref().map(|path| path.to_string_lossy().into_owned()),
             command: self.command.clone(),
+            from: None,
+            end: None,
         }
     }
 
