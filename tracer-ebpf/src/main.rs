@@ -13,11 +13,12 @@
 mod bpf;
 
 use aya_ebpf::{
+    EbpfContext as _,
     macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
-use crate::bpf::{calls, children, exec, mappings, private_stack};
+use crate::bpf::{calls, children, exec, mappings, maps, private_stack};
 
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
@@ -35,12 +36,24 @@ pub fn allocated(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// Entry of a function that only releases a block.
+/// [`allocate`] and [`allocated`] in one, for probes that are in other processes, too: 1 at the entry says that the return is of no
+/// interest.
+#[uprobe]
+pub fn call(ctx: ProbeContext) -> u32 {
+    private_stack::forgo(&ctx);
+    if calls::is_return(&ctx) {
+        calls::leave(&RetProbeContext::new(ctx.as_ptr()));
+        return 0;
+    }
+    calls::enter(&ctx).is_none().into()
+}
+
+/// Entry of a function that only releases a block. 1 says what it says in [`call`].
 #[uprobe]
 pub fn release(ctx: ProbeContext) -> u32 {
     private_stack::forgo(&ctx);
     calls::release(&ctx);
-    0
+    maps::follows().into()
 }
 
 /// Entry of `munmap` and `mremap`: what they release is gone from here on.

@@ -2,7 +2,10 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
+    },
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::debug;
@@ -43,6 +46,14 @@ fn cookie<C: EbpfContext>(ctx: &C) -> Option<Cookie> {
 pub fn open_process(index: u32) -> Option<&'static ProcessState> {
     let process = PROCESSES.get(index)?;
     (process.gate.load() == Gate::Open as u64).then_some(process)
+}
+
+/// Whether a probe that is at entry and return sees a return: at the entry the kernel stands where the probe is.
+#[inline(always)]
+pub fn is_return(ctx: &ProbeContext) -> bool {
+    // SAFETY: the helper reads the context of the probe, and gives the place of the probe.
+    let probed = unsafe { bpf_get_func_ip(ctx.as_ptr()) };
+    UserRegisters::at_probe(ctx.regs).ip() != probed
 }
 
 /// Entry of an allocating function: remembers the call, and releases what it releases.

@@ -8,7 +8,7 @@ mod count;
 pub mod exec;
 mod live;
 pub mod mappings;
-mod maps;
+pub mod maps;
 pub mod private_stack;
 mod threads;
 mod unwind;

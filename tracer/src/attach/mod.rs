@@ -62,12 +62,19 @@ pub struct Capture {
     tables: SharedTables,
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
-    multi: Option<[uprobe_multi::Program; 3]>,
+    multi: Option<Vec<MultiProgram>>,
     /// Whether probes are everybody's; see [`processes`].
     follows: bool,
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
+}
+
+/// A program that is attached to many places at once.
+struct MultiProgram {
+    sites: Programs,
+    at: At,
+    program: uprobe_multi::Program,
 }
 
 /// Where a probe goes.
@@ -93,6 +100,8 @@ pub enum Programs {
 const ALLOCATE: &str = "allocate";
 const ALLOCATED: &str = "allocated";
 const RELEASE: &str = "release";
+/// [`ALLOCATE`] and [`ALLOCATED`] in one.
+const CALL: &str = "call";
 const UPROBES: [&str; 3] = [ALLOCATE, ALLOCATED, RELEASE];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
@@ -140,7 +149,7 @@ impl Capture {
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
         let mut ebpf = loader.load(object).context("the kernel does not take the BPF maps")?;
-        let multi = uprobe_multi::load(object, &ebpf, UPROBES)
+        let multi = load_multi(object, &ebpf, settings.follow)
             .inspect_err(|error| log::info!("each probe is attached by itself: {error:#}"))
             .ok();
         if multi.is_none() {
@@ -199,9 +208,11 @@ impl Capture {
         let scope = (!self.follows).then_some(pid);
         match &self.multi {
             Some(programs) => {
-                for (program, (at, places)) in programs.iter().zip(places_by_program(sites)) {
+                for MultiProgram { sites: served, at, program } in programs {
+                    let sites = sites.iter().filter(|site| site.programs == *served);
+                    let places: Places = sites.map(|site| (site.offset, site.cookie.to_bits())).collect();
                     if !places.is_empty() {
-                        self.probes.push(Box::new(program.attach(file, &places, at, scope)?));
+                        self.probes.push(Box::new(program.attach(file, &places, *at, scope)?));
                     }
                 }
                 Ok(())
@@ -296,19 +307,35 @@ impl Capture {
     #[must_use]
     pub fn runs_missed_by_kernel(&self) -> u64 {
         let loaded = self.ebpf.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd()));
-        let multi = self.multi.iter().flatten().map(uprobe_multi::Program::as_fd);
+        let multi = self.multi.iter().flatten().map(|multi| multi.program.as_fd());
         loaded.chain(multi).filter_map(recursion_misses).sum()
     }
 }
 
-/// The places of each of the [`UPROBES`], in their order. The returns come after the entries, as in [`Capture::attach_probe`].
-fn places_by_program(sites: &[Site]) -> [(At, Places); 3] {
-    let of = |programs: Programs| -> Places {
-        let sites = sites.iter().filter(|site| site.programs == programs);
-        sites.map(|site| (site.offset, site.cookie.to_bits())).collect()
-    };
-    let allocate = of(Programs::Allocate);
-    [(At::Entry, allocate.clone()), (At::Return, allocate), (At::Entry, of(Programs::Release))]
+/// The uprobe programs for links of many uprobes. Where children are followed the probes are in other processes too, which take no
+/// notice of returns if the kernel lets the program say so at entry.
+fn load_multi(object: &[u8], ebpf: &Ebpf, follow: bool) -> Result<Vec<MultiProgram>> {
+    let with = |sites, at, program| MultiProgram { sites, at, program };
+    if follow {
+        // All of one kind: they share an array of programs, which the kernel lets programs of one kind have.
+        match uprobe_multi::load(object, ebpf, [(CALL, At::Both), (RELEASE, At::Both)]) {
+            Ok([call, release]) => {
+                return Ok(vec![
+                    with(Programs::Allocate, At::Both, call),
+                    with(Programs::Release, At::Both, release),
+                ]);
+            }
+            Err(error) => log::info!("other processes notice returns from allocators: {error:#}"),
+        }
+    }
+    let names = [(ALLOCATE, At::Entry), (ALLOCATED, At::Return), (RELEASE, At::Entry)];
+    let [allocate, allocated, release] = uprobe_multi::load(object, ebpf, names)?;
+    // Entry first, as in `Capture::attach_probe`.
+    Ok(vec![
+        with(Programs::Allocate, At::Entry, allocate),
+        with(Programs::Allocate, At::Return, allocated),
+        with(Programs::Release, At::Entry, release),
+    ])
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {

@@ -6,6 +6,7 @@ use std::io;
 
 use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
+use super::processes::process_lines;
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, sum, target_name};
 use super::{Format, Options, Report, Weight};
@@ -24,6 +25,7 @@ impl Report for Text<'_> {
         let sections = [
             page.headline(),
             page.memory(),
+            page.by_process(),
             page.stacks(),
             page.not_shown(),
             page.losses(),
@@ -202,6 +204,15 @@ impl<'a> Page<'a> {
         text
     }
 
+    /// What each process holds, when there are several.
+    fn by_process(&self) -> String {
+        if self.profile.processes.len() < 2 {
+            return String::new();
+        }
+        let lines = process_lines(self.profile, &self.view, self.options.top);
+        format!("{}\n{}", self.paint.bold("By process"), lines.join("\n"))
+    }
+
     fn stacks(&self) -> String {
         let stacks = alike_as_one(&self.view.stacks, self.view.weight);
         let shown = stacks.iter().take(self.options.top);
@@ -377,7 +388,7 @@ const fn ending(end: End) -> &'static str {
         End::Duration => "recorded for the time asked for",
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
-        End::TargetExec => "ended when the process executed another program",
+        End::TargetExec => "ended when the process executed another program (--follow goes on in that)",
     }
 }
 
@@ -436,6 +447,7 @@ fn loss_meaning(cause: &str) -> Option<&'static str> {
         "missed_free" => "an address was allocated again, but its release was not seen",
         "unreadable_result" => "the address of the new block could not be read",
         "mapping_event_dropped" => "mappings changed faster than the tracer could read: give it a free CPU",
+        "process_not_followed" => "processes came that are not in here: 1,024 are followed at most",
         _ => return None,
     })
 }
