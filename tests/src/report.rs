@@ -19,6 +19,8 @@ static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
 #[expect(missing_docs, reason = "the fields are those of the schema, which describes them")]
 pub struct Report {
     pub target: Target,
+    #[serde(default)]
+    pub processes: Vec<Target>,
     pub window: Window,
     #[serde(default)]
     pub settings: serde_json::Value,
@@ -58,6 +60,8 @@ pub struct Target {
     pub exe: Option<String>,
     #[serde(default)]
     pub command: Vec<String>,
+    pub from: Option<usize>,
+    pub end: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -92,6 +96,8 @@ pub struct Totals {
 #[derive(Clone, Debug, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the schema, which describes them")]
 pub struct Stack {
+    pub pid: Option<u32>,
+    pub process: Option<usize>,
     pub kind: String,
     pub api: String,
     pub weight_bytes: u64,
@@ -220,6 +226,14 @@ impl Report {
     /// in none of them, so this holds under loss too.
     #[track_caller]
     pub fn assert_sums(&self) {
+        self.assert_balanced();
+        let totals = self.totals;
+        assert!(totals.allocated_objects <= self.events.allocations, "{totals:?} {:?}", self.events);
+    }
+
+    /// Panics unless the figures of memory add up; with sampling, the calls are counted and these are estimated.
+    #[track_caller]
+    pub fn assert_balanced(&self) {
         for stack in &self.stacks {
             let what = stack.outline();
             assert_eq!(stack.allocated_bytes - stack.freed_bytes, stack.outstanding_bytes, "bytes of {what}");
@@ -242,7 +256,6 @@ impl Report {
         assert!(sum(|stack| stack.allocated_bytes) <= totals.allocated_bytes, "allocated bytes");
         assert!(sum(|stack| stack.freed_objects) <= totals.freed_objects, "freed objects");
         assert!(self.stacks.is_sorted_by(|a, b| a.weight_bytes >= b.weight_bytes), "largest weight first");
-        assert!(totals.allocated_objects <= self.events.allocations, "{totals:?} {:?}", self.events);
     }
 
     /// Panics unless the report says what the program said that it would do, and nothing else.
@@ -298,6 +311,27 @@ impl Report {
     #[must_use]
     pub fn called_by(&self, function: &str) -> Vec<&Stack> {
         self.stacks.iter().filter(|stack| stack.called_by(function)).collect()
+    }
+
+    /// The process whose stacks the named function made.
+    #[track_caller]
+    #[must_use]
+    pub fn process_of(&self, function: &str) -> usize {
+        let mut places: Vec<_> = self.called_by(function).iter().map(|stack| stack.process).collect();
+        places.dedup();
+        let [Some(place)] = places[..] else {
+            panic!("{function} is in one process: {:#?}", self.outlines())
+        };
+        assert_eq!(self.called_by(function)[0].pid, Some(self.processes[place].pid));
+        place
+    }
+
+    /// Outstanding bytes and objects of the malloc family in one process.
+    #[must_use]
+    pub fn native_of(&self, process: usize) -> (u64, u64) {
+        let stacks =
+            self.stacks.iter().filter(|stack| stack.process == Some(process) && stack.kind == "native");
+        stacks.fold((0, 0), |sum, stack| (sum.0 + stack.outstanding_bytes, sum.1 + stack.outstanding_objects))
     }
 
     /// The stacks with the named function anywhere.

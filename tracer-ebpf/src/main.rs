@@ -12,13 +12,15 @@
 
 mod bpf;
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext as _,
     macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
-use crate::bpf::{calls, children, exec, mappings, maps, private_stack};
+use crate::bpf::{calls, children, exec, mappings, private_stack};
 
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
@@ -38,9 +40,12 @@ pub fn allocated(ctx: RetProbeContext) -> u32 {
 
 /// [`allocate`] and [`allocated`] in one, for probes that are in other processes, too: 1 at the entry says that the return is of no
 /// interest.
-#[uprobe]
-pub fn call(ctx: ProbeContext) -> u32 {
-    private_stack::forgo(&ctx);
+// Without aya's attribute, which makes a program that returns 0 whatever the function says.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn call(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
+    private_stack::forgo_in_session(&ctx);
     if calls::is_return(&ctx) {
         calls::leave(&RetProbeContext::new(ctx.as_ptr()));
         return 0;
@@ -48,12 +53,12 @@ pub fn call(ctx: ProbeContext) -> u32 {
     calls::enter(&ctx).is_none().into()
 }
 
-/// Entry of a function that only releases a block. 1 says what it says in [`call`].
+/// Entry of a function that only releases a block.
 #[uprobe]
 pub fn release(ctx: ProbeContext) -> u32 {
     private_stack::forgo(&ctx);
     calls::release(&ctx);
-    maps::follows().into()
+    0
 }
 
 /// Entry of `munmap` and `mremap`: what they release is gone from here on.

@@ -18,6 +18,8 @@ pub struct ProcessState {
     pub opened_ns: Word,
     /// Its executable mappings: a [`CodeList`].
     pub code: Word,
+    /// The level of [sampling](crate::sampling) that is in force.
+    pub level: Word,
     /// The name of the thread that made it or of the program it executed, as [`Comm`].
     pub comm: [Word; 2],
     /// Where it came from: an [`Origin`].

@@ -12,10 +12,14 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use tracer_ebpf::sampling::Sampling;
+
 use crate::model::{Bytes, Kind, Pid, Verdict};
+use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::Format;
 use crate::report::destination::{Destination, Place, WriteError};
 use crate::report::filter::pattern;
+use crate::target::choice::Choice;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,10 +117,14 @@ pub struct RecordConfig {
     pub top: usize,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample: Bytes,
     /// Live blocks to make room for; sized for the targets when absent.
     pub max_live: Option<u64>,
     /// Time between two points of the timeline.
     pub interval: Duration,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
     /// How much is said on standard error.
     pub verbosity: Verbosity,
     /// When to use colour.
@@ -139,8 +147,10 @@ impl Default for RecordConfig {
             include: BTreeSet::new(),
             top: 10,
             fail_on: None,
+            sample: Bytes(0),
             max_live: None,
             interval: Duration::from_secs(1),
+            declarations: Declarations::default(),
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
             progress: true,
@@ -153,6 +163,8 @@ impl Default for RecordConfig {
 pub enum Subject {
     /// Running processes, each once.
     Processes(Vec<Pid>),
+    /// Running processes, by what they are.
+    Chosen(Choice),
     /// A command to start.
     Command(CommandLine),
 }
@@ -190,10 +202,12 @@ pub enum Verbosity {
 }
 
 /// Of which process to show the probe plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanConfig {
     /// The process.
     pub pid: Pid,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
     /// When to use colour.
     pub color: ColorChoice,
 }
@@ -243,7 +257,9 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
         Some(Sub::Diff { base, new, view }) => {
             Ok(Action::Diff(DiffConfig { base, new, view: view.validate(cli.color)? }))
         }
-        Some(Sub::Plan { pid }) => Ok(Action::Plan(PlanConfig { pid, color: cli.color })),
+        Some(Sub::Plan { pid, allocators }) => {
+            Ok(Action::Plan(PlanConfig { pid, declarations: allocators.into(), color: cli.color }))
+        }
         None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
 }
@@ -309,6 +325,8 @@ enum Sub {
         /// The process.
         #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
         pid: Pid,
+        #[command(flatten)]
+        allocators: AllocatorArguments,
     },
     /// Draw a saved recording again: other formats, fewer stacks.
     Report {
@@ -371,15 +389,46 @@ fn destinations(outputs: &[PathBuf], format: Option<Format>) -> Result<Vec<Desti
     destinations.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))
 }
 
+/// What no table of allocators can know.
+#[derive(Args, Debug)]
+#[group(skip)]
+struct AllocatorArguments {
+    /// Also trace these functions of a file, each as one whose arguments it has: `libpool.so:malloc=pool_get,free=pool_put`.
+    /// FILE is a name or a path as the target sees it; LIKE is malloc, new (a malloc that throws), calloc, realloc,
+    /// reallocarray, posix_memalign, aligned_alloc, memalign or free; `malloc+1=f` has one more argument in front. May be
+    /// repeated.
+    #[arg(long = "allocator", value_name = "FILE:LIKE=FUNCTION,...", value_parser = parse_allocator)]
+    allocators: Vec<Allocator>,
+
+    /// Also trace the malloc family under this prefix: `my_` for my_malloc, my_free and so on. May be repeated.
+    #[arg(long = "symbol-prefix", value_name = "PREFIX", value_parser = parse_prefix)]
+    prefixes: Vec<SymbolPrefix>,
+}
+
+impl From<AllocatorArguments> for Declarations {
+    fn from(arguments: AllocatorArguments) -> Self {
+        Self { prefixes: arguments.prefixes, allocators: arguments.allocators }
+    }
+}
+
 #[derive(Args, Debug)]
 #[group(skip)]
 struct RecordArguments {
     /// Trace this process (may be repeated).
-    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, required_unless_present = "launch")]
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, required_unless_present_any = ["launch", "names", "cgroups"])]
     pids: Vec<Pid>,
 
+    /// Trace all processes with this name: the process' own, or the file name of its program (may be repeated).
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
+
+    /// Trace all processes in this control group and below it: its directory, or its name as in /proc/PID/cgroup (may be
+    /// repeated).
+    #[arg(long = "cgroup", value_name = "PATH")]
+    cgroups: Vec<PathBuf>,
+
     /// Start this command and trace it from its first instruction.
-    #[arg(last = true, value_name = "COMMAND", conflicts_with = "pids")]
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["pids", "names", "cgroups"])]
     launch: Vec<OsString>,
 
     /// Under sudo, start the command as root and not as the user who called sudo.
@@ -428,6 +477,11 @@ struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fail_on: Option<Bytes>,
 
+    /// Track only a sample of the allocations, one every SIZE bytes (`512KiB`), and estimate the rest: cheaper. 0 tracks
+    /// every one.
+    #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0")]
+    sample: Bytes,
+
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
@@ -436,6 +490,9 @@ struct RecordArguments {
     /// Time between two points of the timeline.
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
     interval: Duration,
+
+    #[command(flatten)]
+    allocators: AllocatorArguments,
 
     /// On standard error, say only what went wrong.
     #[arg(short, long, conflicts_with = "verbose")]
@@ -497,7 +554,8 @@ impl RecordArguments {
             (false, _) => Verbosity::Debug,
         };
         Ok(RecordConfig {
-            subject: subject(self.pids, self.launch, self.as_root).map_err(wrong)?,
+            subject: subject(self.pids, self.names, self.cgroups, self.launch, self.as_root)
+                .map_err(wrong)?,
             follow: self.follow,
             duration: self.duration,
             outputs,
@@ -507,8 +565,10 @@ impl RecordArguments {
             include: self.include.into_iter().map(Kind::from).collect(),
             top: self.top,
             fail_on: self.fail_on,
+            sample: self.sample,
             max_live: self.max_live,
             interval: self.interval,
+            declarations: self.allocators.into(),
             verbosity,
             color,
             progress: !self.no_progress && verbosity != Verbosity::Quiet,
@@ -516,14 +576,21 @@ impl RecordArguments {
     }
 }
 
-fn subject(pids: Vec<Pid>, launch: Vec<OsString>, as_root: bool) -> Result<Subject, String> {
+fn subject(
+    pids: Vec<Pid>,
+    names: Vec<String>,
+    cgroups: Vec<PathBuf>,
+    launch: Vec<OsString>,
+    as_root: bool,
+) -> Result<Subject, String> {
     if let Some(twice) = first_repeated(&pids) {
         return Err(format!("--pid {twice} is given twice"));
     }
     let mut words = launch.into_iter();
     Ok(match words.next() {
         Some(program) => Subject::Command(CommandLine { program, arguments: words.collect(), as_root }),
-        None => Subject::Processes(pids),
+        None if names.is_empty() && cgroups.is_empty() => Subject::Processes(pids),
+        None => Subject::Chosen(Choice { pids, names, cgroups }),
     })
 }
 
@@ -541,6 +608,14 @@ fn parse_pid(text: &str) -> Result<Pid, String> {
         Ok(_) => Err(format!("process ids end at {LARGEST}")),
         Err(_) => Err("a process id is a number, as `pgrep -l NAME` shows it".into()),
     }
+}
+
+fn parse_allocator(text: &str) -> Result<Allocator, String> {
+    text.parse().map_err(|error: crate::plan::declared::AllocatorSyntaxError| error.to_string())
+}
+
+fn parse_prefix(text: &str) -> Result<SymbolPrefix, String> {
+    text.parse().map_err(|error: crate::plan::ApiSyntaxError| error.to_string())
 }
 
 fn parse_time(text: &str) -> Result<Duration, String> {
@@ -572,6 +647,18 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
     let size: Result<bytesize::ByteSize, _> = text.parse();
     let size = size.map_err(|_| "a size is a number of bytes or has a unit, such as 512KiB, 1MiB or 10MB")?;
     Ok(Bytes(size.as_u64()))
+}
+
+/// The mean of a sample.
+fn parse_sample(text: &str) -> Result<Bytes, String> {
+    let size = parse_size(text)?;
+    if size.0 > Sampling::LARGEST_MEAN {
+        return Err(format!(
+            "it must be at most {}: larger blocks than that are tracked anyway",
+            Bytes(Sampling::LARGEST_MEAN)
+        ));
+    }
+    Ok(size)
 }
 
 fn parse_pattern(text: &str) -> Result<String, String> {
@@ -627,7 +714,8 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --max-live 1000 --interval 2s -vv --color never --no-progress",
+             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s -vv --color never --no-progress \
+             --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
@@ -642,14 +730,30 @@ mod tests {
             include: BTreeSet::from([Kind::File, Kind::Managed]),
             top: 3,
             fail_on: Some(Bytes(1536)),
+            sample: Bytes(512 << 10),
             max_live: Some(1000),
             interval: Duration::from_secs(2),
+            declarations: Declarations {
+                prefixes: vec!["my_".parse().unwrap()],
+                allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
+            },
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
             progress: false,
         };
         assert_eq!(config, expected);
         assert!(!record("-q --pid 1").progress);
+    }
+
+    #[test]
+    fn processes_are_chosen_by_what_they_are() {
+        let choice = Choice {
+            pids: vec![Pid(1)],
+            names: vec!["node".into(), "nginx".into()],
+            cgroups: vec!["system.slice/a.service".into()],
+        };
+        let config = record("--name node --name nginx --cgroup system.slice/a.service --pid 1 --follow");
+        assert_eq!((config.subject, config.follow), (Subject::Chosen(choice), true));
     }
 
     #[test]
@@ -665,7 +769,8 @@ mod tests {
     #[test]
     fn other_commands_are_told_apart() {
         assert_eq!(parse("doctor").ok(), Some(Action::Doctor { color: ColorChoice::Auto }));
-        let plan = PlanConfig { pid: Pid(7), color: ColorChoice::Always };
+        let plan =
+            PlanConfig { pid: Pid(7), declarations: Declarations::default(), color: ColorChoice::Always };
         assert_eq!(parse("plan --pid 7 --color always").ok(), Some(Action::Plan(plan)));
     }
 
@@ -699,7 +804,13 @@ mod tests {
             ("--pid 1 --format svg", "--output"),
             ("--pid 1 --format png -o -", "png"),
             ("--pid 1 -q -v", "cannot be used with"),
-            ("--pid 1 --sample 512KiB", "--sample"),
+            ("--name node -- node", "cannot be used with"),
+            ("--cgroup a -- node", "cannot be used with"),
+            ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
+            ("--pid 1 --sample often", "512KiB"),
+            ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
+            ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
+            ("--pid 1 --symbol-prefix my-", "not a symbol"),
         ];
         for (arguments, reason) in cases {
             let message = refused(arguments);

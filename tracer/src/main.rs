@@ -117,8 +117,10 @@ fn record_config(config: &RecordConfig) -> record::Config {
         min_age: config.min_age,
         min_size: config.min_size,
         max_size: config.max_size,
+        sample: config.sample,
         max_live: config.max_live,
         interval: config.interval,
+        declarations: config.declarations.clone(),
         quiet: config.verbosity == Verbosity::Quiet,
     }
 }
@@ -283,6 +285,6 @@ fn diagnose(color: ColorChoice) -> Result<Exit> {
 
 fn show_plan(config: &PlanConfig) -> Result<Exit> {
     let target = Target::open(config.pid)?;
-    print!("{}", record::plan_of(&target)?);
+    print!("{}", record::plan_of(&target, &config.declarations)?);
     Ok(Exit::Done)
 }

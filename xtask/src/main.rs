@@ -38,7 +38,7 @@ enum Xtask {
     Test,
     /// Check format, lints, documentation, licences and scripts.
     Lint,
-    /// Measure what tracing costs, and write it into docs/overhead.md. As root.
+    /// Measure what tracing costs, and write it into docs/overhead.md and docs/unwinding.md. As root.
     Bench {
         /// What is measured.
         #[command(subcommand)]

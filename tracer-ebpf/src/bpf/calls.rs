@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext,
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip, bpf_get_prandom_u32},
     },
     programs::{ProbeContext, RetProbeContext},
 };
@@ -15,7 +15,7 @@ use tracer_ebpf::{
     probe::{Cookie, ResultPlace, Signature},
     process::{Gate, ProcessState},
     size::saturating_product,
-    thread::InFlight,
+    thread::{Fate, InFlight},
     unwind::{Frame, Via},
 };
 
@@ -25,7 +25,7 @@ use super::{
     count::count,
     live,
     mappings::current_index,
-    maps::{PROCESSES, TOTALS, follows, size_is_tracked},
+    maps::{PROCESSES, follows, sampling, size_is_tracked},
     threads,
 };
 
@@ -77,13 +77,15 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let Signature { size, count: elements, old, .. } = cookie.signature;
     let size = size.map_or(0, |arg| regs.argument(arg));
     let size = elements.map_or(size, |arg| saturating_product(size, regs.argument(arg)));
+    let (fate, level) = fate(size, process);
     let mut call = InFlight {
         sp: regs.sp(),
         return_address: arch::read_word(regs.sp()).unwrap_or(0),
         cookie: cookie.to_bits(),
         size,
         arg0: regs.arg0(),
-        tracked: size_is_tracked(size).into(),
+        fate: fate as u32,
+        level,
         ..InFlight::default()
     };
     // Released now: another thread can get the address before this call returns.
@@ -98,6 +100,30 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     }
     record.set(call);
     Some(())
+}
+
+/// What becomes of a block, and the level of sampling that it is decided at.
+///
+/// Also of one that is left out the call is remembered until it returns: what it calls must not be taken for another allocation.
+#[inline(always)]
+fn fate(size: u64, process: &ProcessState) -> (Fate, u32) {
+    if !size_is_tracked(size) {
+        return (Fate::Filtered, 0);
+    }
+    if sampling().keeps_every_one() {
+        return (Fate::Kept, 0);
+    }
+    let level = process.level.load() as u32;
+    // SAFETY: the helper only makes a number.
+    let random = unsafe { bpf_get_prandom_u32() };
+    (if is_kept(size, level, random) != 0 { Fate::Kept } else { Fate::Unsampled }, level)
+}
+
+/// Whether a block goes into the sample.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_kept(size: u64, level: u32, random: u32) -> u32 {
+    sampling().keeps(size, level, random).into()
 }
 
 /// A call never returned. What it was to release is gone from the table, so it counts as released.
@@ -125,8 +151,10 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
     match new_block(&call, cookie.signature.result, regs) {
         NewBlock::At(address) => {
             settle_old(&call);
-            if call.tracked != 0 {
+            if call.fate == Fate::Kept as u32 {
                 account(ctx, cookie, process, &call, address);
+            } else if call.fate == Fate::Unsampled as u32 {
+                count(Counter::Unsampled);
             } else {
                 count(Counter::Filtered);
             }
@@ -196,11 +224,12 @@ fn account(ctx: &RetProbeContext, cookie: Cookie, process: &ProcessState, call: 
         capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame, returns_to: 0 });
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
-    let block = Block { size: call.size, born_ns, stack, padding: 0 };
-    if live::insert(ctx, key, block)
-        && let Some(totals) = TOTALS.get(stack)
-    {
-        totals.allocated(call.size);
+    let block = Block { size: call.size, born_ns, stack, level: call.level };
+    if !sampling().keeps_every_one() {
+        count(Counter::Sampled);
+    }
+    if live::insert(ctx, key, block) {
+        live::allocated(&block);
     }
 }
 

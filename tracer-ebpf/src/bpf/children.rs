@@ -89,6 +89,7 @@ fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<u16> {
     process.comm[1].store(comm[1]);
     process.from.store(from.to_bits());
     process.opened_ns.store(origin.opened_ns.load());
+    process.level.store(origin.level.load());
     process.trampoline.store(origin.trampoline.load());
     // A child that was forked has its parent's code.
     process.code.store(if from.executed { CodeList::default().to_bits() } else { origin.code.load() });

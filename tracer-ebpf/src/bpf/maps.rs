@@ -10,6 +10,7 @@ use tracer_ebpf::{
     counter::{STRIPES, Stripe},
     live::{Block, LiveBucket},
     process::{MAX_PROCESSES, ProcessState},
+    sampling::Sampling,
     slots::{SlotSet, WAYS},
     stack::{Capture, StackTotals},
     thread::{CAPTURE_SETS, InFlight, RECORD_SETS},
@@ -102,6 +103,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 #[map]
 pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
+/// As [`NO_PROGRAMS`], for a program of another kind: the kernel lets programs of one kind only have an array.
+#[map]
+pub static NO_SESSION_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
 /// Number of buckets of [`LIVE`].
 #[unsafe(no_mangle)]
 static LIVE_BUCKETS: Global<u32> = Global::new(1);
@@ -118,6 +123,12 @@ static MIN_SIZE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static MAX_SIZE: Global<u64> = Global::new(u64::MAX);
 
+/// See [`Sampling::rate`].
+#[unsafe(no_mangle)]
+static SAMPLE_RATE: Global<u64> = Global::new(0);
+/// See [`Sampling::certain_size`].
+#[unsafe(no_mangle)]
+static SAMPLE_CERTAIN_SIZE: Global<u64> = Global::new(0);
 /// Not 0 when children are followed: then probes are everybody's, and the current process tells whose call it is.
 #[unsafe(no_mangle)]
 static FOLLOWS: Global<u32> = Global::new(0);
@@ -187,4 +198,10 @@ pub fn hash_seed() -> u64 {
 #[inline(always)]
 pub fn size_is_tracked(size: u64) -> bool {
     size >= MIN_SIZE.load() && size <= MAX_SIZE.load()
+}
+
+/// Which allocations are kept.
+#[inline(always)]
+pub fn sampling() -> Sampling {
+    Sampling { rate: SAMPLE_RATE.load(), certain_size: SAMPLE_CERTAIN_SIZE.load() }
 }

@@ -8,7 +8,7 @@ mod count;
 pub mod exec;
 mod live;
 pub mod mappings;
-pub mod maps;
+mod maps;
 pub mod private_stack;
 mod threads;
 mod unwind;

@@ -54,7 +54,7 @@ fn median(values: &mut [f64]) -> Option<f64> {
 }
 
 /// Whether the sizes rise by more than chance: Mann–Kendall, one-sided, 1 %.
-fn rises(points: &[Point]) -> bool {
+fn rises(points: &[Point], standard_error: Bytes) -> bool {
     /// The standard normal distribution's 99 % quantile.
     const QUANTILE: f64 = 2.326;
 
@@ -65,17 +65,17 @@ fn rises(points: &[Point]) -> bool {
     sizes.sort_unstable();
     let ties: f64 = sizes.chunk_by(|a, b| a == b).map(|tie| term(tie.len())).sum();
     let variance = term(points.len()) - ties;
-    variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE && is_material(points)
+    variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE && is_material(points, standard_error)
 }
 
 /// Whether the rise is at least a hundredth of the size: of a hundred stacks that waver by a block, the test for a trend
-/// takes one for rising.
-fn is_material(points: &[Point]) -> bool {
+/// takes one for rising. And it is more than the sample may make it, whose errors last as long as the blocks do.
+fn is_material(points: &[Point], standard_error: Bytes) -> bool {
     let (Some(first), Some(last), Some(rate)) = (points.first(), points.last(), rate(points)) else {
         return false;
     };
     let seconds = Duration::from_nanos(last.t_ns.saturating_sub(first.t_ns)).as_secs_f64();
-    rate * seconds >= last.bytes.0 as f64 / 100.0
+    rate * seconds >= (last.bytes.0 as f64 / 100.0).max(3.0 * standard_error.0 as f64)
 }
 
 /// When what is left was allocated: outstanding bytes by time of birth, in equal parts of a span.
@@ -126,6 +126,8 @@ pub struct Turnover {
     pub freed_objects: u64,
     /// When those were allocated that are left.
     pub births: Births,
+    /// Of the bytes that are left, when they are estimated from a sample; else 0.
+    pub standard_error: Bytes,
 }
 
 /// A verdict and why.
@@ -152,7 +154,7 @@ pub const FEWEST_BLOCKS: u64 = 8;
 /// |---|---|
 /// | `steady` | nothing is left; or it does not rise any more, and at least half of what was allocated was freed |
 /// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST_POINTS`] points |
-/// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, and every quarter of the history left about as much of them |
+/// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, known to a fifth, and every quarter of the history left about as much of them |
 /// | `growing` | its second half rises, but that does not hold |
 /// | `one_off` | it does not rise any more, and less than half was freed |
 #[must_use]
@@ -172,9 +174,11 @@ pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     }
     let (_, second_half) = history.split_at(history.len() / 2);
     let left = turnover.allocated_objects.saturating_sub(turnover.freed_objects);
-    if left >= FEWEST_BLOCKS && accumulates(turnover.births.quarters_since(first.t_ns)) {
+    // A fifth is what 25 samples give: six for each quarter.
+    let is_known = last.bytes.0 / 5 >= turnover.standard_error.0;
+    if left >= FEWEST_BLOCKS && is_known && accumulates(turnover.births.quarters_since(first.t_ns)) {
         judgement(Verdict::Leaking, "it grows steadily, and its old blocks are never freed")
-    } else if rises(second_half) {
+    } else if rises(second_half, turnover.standard_error) {
         judgement(
             Verdict::Growing,
             "it grows, but too little of what is left is old, or it does not grow steadily",
@@ -219,6 +223,15 @@ mod tests {
 
     /// The judgement after `seconds` in which the blocks given by (second of birth, lifetime, bytes) came and went.
     fn verdict(seconds: u64, blocks: impl IntoIterator<Item = (u64, u64, u64)>) -> Verdict {
+        verdict_with_error(seconds, blocks, Bytes(0))
+    }
+
+    /// The same with an error in the bytes that are left.
+    fn verdict_with_error(
+        seconds: u64,
+        blocks: impl IntoIterator<Item = (u64, u64, u64)>,
+        standard_error: Bytes,
+    ) -> Verdict {
         let mut sizes = vec![0; seconds as usize + 1];
         let mut births = Births::new(0, seconds * SECOND);
         let (mut allocated_objects, mut freed_objects) = (0, 0);
@@ -232,7 +245,7 @@ mod tests {
                 freed_objects += 1;
             }
         }
-        judge(&series(sizes), &Turnover { allocated_objects, freed_objects, births }).verdict
+        judge(&series(sizes), &Turnover { allocated_objects, freed_objects, births, standard_error }).verdict
     }
 
     const FOREVER: u64 = u64::MAX;
@@ -301,10 +314,17 @@ mod tests {
     }
 
     #[test]
+    fn a_few_samples_are_neither_leak_nor_growth() {
+        // 60 kB are left. Ten samples tell that to a third, fifty to a seventh.
+        assert_eq!(verdict_with_error(60, leak(0, 60, 1000), Bytes(19_000)), Verdict::OneOff);
+        assert_eq!(verdict_with_error(60, leak(0, 60, 1000), Bytes(8500)), Verdict::Leaking);
+    }
+
+    #[test]
     fn a_rise_by_a_block_is_no_growth() {
         let sizes = (0..40).map(|t| 1_000_000 + 5 * t);
-        assert!(!rises(&series(sizes)));
-        assert!(rises(&series((0..40).map(|t| 1_000_000 + 5000 * t))));
+        assert!(!rises(&series(sizes), Bytes(0)));
+        assert!(rises(&series((0..40).map(|t| 1_000_000 + 5000 * t)), Bytes(0)));
     }
 
     #[test]
@@ -359,12 +379,13 @@ mod tests {
             points in prop::collection::vec((any::<u64>(), any::<u64>()), 0..70),
             allocated_objects in any::<u64>(), freed_objects in any::<u64>(),
             born in prop::collection::vec((any::<u64>(), any::<u64>()), 0..9),
-            start in any::<u64>(), end in any::<u64>(),
+            start in any::<u64>(), end in any::<u64>(), error in any::<u64>(),
         ) {
             let points: Vec<_> = points.iter().map(|&(t_ns, bytes)| Point { t_ns, bytes: Bytes(bytes) }).collect();
             let mut births = Births::new(start, end);
             born.iter().for_each(|&(born_ns, bytes)| births.add(born_ns, Bytes(bytes)));
-            let _ = judge(&points, &Turnover { allocated_objects, freed_objects, births });
+            let standard_error = Bytes(error);
+            let _ = judge(&points, &Turnover { allocated_objects, freed_objects, births, standard_error });
             prop_assert!(rate(&points).is_none_or(f64::is_finite));
         }
     }

@@ -211,6 +211,11 @@ impl ManagedHolders {
         }
     }
 
+    /// Forgets what was judged of holders.
+    pub fn forget(&mut self, gone: impl Fn(&Holder) -> bool) {
+        self.0.retain(|holder, _| !gone(holder));
+    }
+
     /// The holder with the kind that its mappings are, as far as it is known.
     #[must_use]
     pub fn judged(&self, holder: Holder) -> Holder {

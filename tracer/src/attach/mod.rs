@@ -28,7 +28,7 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{probe::Cookie, unwind::Mapping};
+use tracer_ebpf::{probe::Cookie, sampling::Sampling, unwind::Mapping};
 
 use self::{
     kernel_types::TaskOffsets,
@@ -51,6 +51,10 @@ pub struct Settings {
     pub min_size: u64,
     /// The largest request that is tracked, in bytes.
     pub max_size: u64,
+    /// Which of them are kept.
+    pub sampling: Sampling,
+    /// The level of sampling that a process begins with.
+    pub sample_level: u32,
     /// Whether the children of traced processes are traced, too.
     pub follow: bool,
 }
@@ -68,6 +72,7 @@ pub struct Capture {
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
+    sample_level: u32,
 }
 
 /// A program that is attached to many places at once.
@@ -140,6 +145,8 @@ impl Capture {
             .override_global("HASH_SEED", &seed, true)
             .override_global("MIN_SIZE", &settings.min_size, true)
             .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("SAMPLE_RATE", &settings.sampling.rate, true)
+            .override_global("SAMPLE_CERTAIN_SIZE", &settings.sampling.certain_size, true)
             .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
             .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
             .override_global("FOLLOWS", &follows, true)
@@ -162,8 +169,17 @@ impl Capture {
             .ok();
         let tables = SharedTables::map(&ebpf, sizes)?;
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
-        let (follows, probes, tracepoints) = (settings.follow, Vec::new(), Vec::new());
-        Ok(Self { ebpf, messages, tables, unwind, multi, follows, probes, tracepoints })
+        Ok(Self {
+            ebpf,
+            messages,
+            tables,
+            unwind,
+            multi,
+            follows: settings.follow,
+            probes: Vec::new(),
+            tracepoints: Vec::new(),
+            sample_level: settings.sample_level,
+        })
     }
 
     /// The tables that the programs fill.
@@ -317,12 +333,12 @@ impl Capture {
 fn load_multi(object: &[u8], ebpf: &Ebpf, follow: bool) -> Result<Vec<MultiProgram>> {
     let with = |sites, at, program| MultiProgram { sites, at, program };
     if follow {
-        // All of one kind: they share an array of programs, which the kernel lets programs of one kind have.
-        match uprobe_multi::load(object, ebpf, [(CALL, At::Both), (RELEASE, At::Both)]) {
+        // Probes of releases stand where no return probe may be: the kernel must not even be able to make one.
+        match uprobe_multi::load(object, ebpf, [(CALL, At::Both), (RELEASE, At::Entry)]) {
             Ok([call, release]) => {
                 return Ok(vec![
                     with(Programs::Allocate, At::Both, call),
-                    with(Programs::Release, At::Both, release),
+                    with(Programs::Release, At::Entry, release),
                 ]);
             }
             Err(error) => log::info!("other processes notice returns from allocators: {error:#}"),

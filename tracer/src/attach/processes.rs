@@ -40,6 +40,7 @@ impl Capture {
         }
         let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
         HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
+        self.set_sample_level(index, self.sample_level);
         Ok(index)
     }
 
@@ -125,6 +126,13 @@ impl Capture {
     pub fn set_trampoline(&self, process: u16, trampoline: Address) {
         if let Some(state) = self.state(process) {
             state.trampoline.store(trampoline.0);
+        }
+    }
+
+    /// Keeps allocations of a process at this level of sampling from now on.
+    pub fn set_sample_level(&self, process: u16, level: u32) {
+        if let Some(state) = self.state(process) {
+            state.level.store(level.into());
         }
     }
 

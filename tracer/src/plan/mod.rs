@@ -17,6 +17,7 @@
 //! ```
 //!
 //! - [`api`]: the table of allocator functions.
+//! - [`declared`]: the functions that the user names.
 //! - `object`: what is read of the file: executable segments and symbols.
 //! - `forward`: which functions only call another one that is probed.
 //! - `table`: a plan as text.
@@ -24,6 +25,7 @@
 
 pub mod api;
 mod arch;
+pub mod declared;
 mod forward;
 mod object;
 pub mod placement;
@@ -31,14 +33,17 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use tracer_ebpf::probe::Signature;
 
 pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
+pub use declared::{Allocator, Declarations};
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
 pub use table::PlanTable;
 
 use arch::x86_64::{Candidate, Function, Need, long_branches};
+use declared::Numbered;
 use forward::forwards;
 use object::{Named, Object, Symbols};
 use placement::Spot;
@@ -61,6 +66,16 @@ pub enum PlanError {
     /// The file claims more allocator functions than any real one has.
     #[error("malformed ELF file: it defines more than a thousand allocator functions")]
     TooManyFunctions,
+    /// A file has no function of the name that its user declared.
+    #[error("{file} has no function {function}{near}")]
+    NotDefined {
+        /// The file.
+        file: String,
+        /// The function.
+        function: String,
+        /// Functions of similar names, for people.
+        near: String,
+    },
 }
 
 /// What is probed in one ELF file.
@@ -70,6 +85,18 @@ pub struct ObjectPlan {
     pub probes: Vec<PlannedProbe>,
     /// Allocator functions that are not probed.
     pub skipped: Vec<Skipped>,
+}
+
+impl ObjectPlan {
+    /// The symbols of all functions that it speaks of.
+    pub fn names<'a>(&'a self, catalog: &'a Catalog) -> impl Iterator<Item = String> + 'a {
+        let probed = self.probes.iter().flat_map(|probe| {
+            catalog.get(probe.api).map(|api| api.name.to_string()).into_iter().chain(probe.aliases.clone())
+        });
+        // A skipped function may have several names.
+        let skipped = self.skipped.iter().flat_map(|skipped| skipped.name.split(", ").map(str::to_owned));
+        probed.chain(skipped)
+    }
 }
 
 /// An allocator function, and the probes on it.
@@ -129,6 +156,7 @@ pub struct Planner {
     /// Whether functions that may leave by a C++ exception are probed. An exception thrown while their return probe is
     /// pending ends the target: see [`Api::throws`].
     pub throwing_functions: bool,
+    pub(crate) declared: Vec<Numbered>,
 }
 
 /// Plans one ELF file with the default [`Planner`].
@@ -140,6 +168,45 @@ pub fn plan_object(elf: &[u8]) -> Result<ObjectPlan, PlanError> {
 }
 
 impl Planner {
+    /// A planner that knows what its user declares, besides.
+    #[must_use]
+    pub fn with(mut self, declarations: &Declarations) -> Self {
+        for prefix in &declarations.prefixes {
+            self.catalog.add_prefix(prefix);
+        }
+        for allocator in &declarations.allocators {
+            let functions = allocator.functions.iter().map(|api| {
+                let known = self.catalog.find(api.name.as_bytes()).and_then(|id| self.catalog.get(id));
+                let throws = api.throws || known.is_some_and(|known| known.throws);
+                self.catalog.add_unnamed(Api { throws, ..api.clone() })
+            });
+            let functions = functions.collect();
+            self.declared.push(Numbered { allocator: allocator.clone(), functions });
+        }
+        self
+    }
+
+    /// Plans the ELF file that a target has mapped from this path, with what is declared for it.
+    ///
+    /// # Errors
+    /// When the bytes are not a well-formed x86_64 ELF file, or it has not the functions that are declared.
+    pub fn plan_file(&self, path: &Path, elf: &[u8]) -> Result<ObjectPlan, PlanError> {
+        let declared: Vec<&Numbered> =
+            self.declared.iter().filter(|numbered| numbered.allocator.is_in(path)).collect();
+        if declared.is_empty() {
+            return self.plan(elf);
+        }
+        let mut planner = self.clone();
+        let functions = declared.iter().flat_map(|numbered| &numbered.functions);
+        functions.clone().for_each(|&id| planner.catalog.name(id));
+        let object = Object::parse(elf)?;
+        let symbols = object.allocator_symbols(&planner.catalog)?;
+        match functions.clone().find(|&&id| !symbols.has(&planner.catalog, id)) {
+            Some(&id) => Err(not_defined(&object, path, planner.symbol(id))),
+            None => planner.plan(elf),
+        }
+    }
+
     /// Plans one ELF file. A file without allocator functions has an empty plan.
     ///
     /// # Errors
@@ -222,6 +289,14 @@ impl Planner {
         };
         let aliases = self.names(named).split_off(1);
         Ok(Draft { api, aliases, role: *role, function, entry, moved })
+    }
+}
+
+fn not_defined(object: &Object<'_>, path: &Path, function: &str) -> PlanError {
+    PlanError::NotDefined {
+        file: path.display().to_string(),
+        function: function.to_owned(),
+        near: declared::suggestion(&declared::near(function, object.function_names())),
     }
 }
 

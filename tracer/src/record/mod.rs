@@ -3,10 +3,13 @@
 //! Probes go in, the window opens, events are drained until something ends it, the window closes, probes come out, and what
 //! the kernel counted is read at rest.
 
+mod allocators;
 mod children;
 mod code;
 mod memory;
 mod process;
+mod retire;
+mod sampling;
 mod session;
 
 use std::{
@@ -29,11 +32,12 @@ pub use self::process::plan_of;
 use self::{memory::When, session::Session};
 use crate::{
     cli::Subject,
-    model::{Bytes, End, Profile},
+    model::{Bytes, End, Pid, Profile},
+    plan::Declarations,
     readable,
     report::status::StatusLine,
     signals,
-    target::launch::Launched,
+    target::{Target, choice::Choice, launch::Launched},
 };
 
 /// What to record.
@@ -49,12 +53,16 @@ pub struct Config {
     pub min_size: Option<Bytes>,
     /// Only requests of at most this many bytes are tracked.
     pub max_size: Option<Bytes>,
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample: Bytes,
     /// Whether to trace the children of the targets, too.
     pub follow: bool,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
     pub interval: Duration,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
     /// Whether nothing is said of what goes well.
     pub quiet: bool,
 }
@@ -79,13 +87,15 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
     let targets = match (&launched, &config.subject) {
         (Some(launched), _) => vec![launched.pid()],
         (None, Subject::Processes(pids)) => pids.clone(),
+        (None, Subject::Chosen(choice)) => traceable(choice)?,
         (None, Subject::Command(_)) => Vec::new(),
     };
     let mut session = Session::attach(config, &targets)?;
     let mut exits = Exits::watch(session.exit_descriptors()?)?;
     session.open_window()?;
-    if let Some(launched) = &mut launched {
-        session.start(launched)?;
+    match &mut launched {
+        Some(launched) => session.start(launched)?,
+        None => session.check_allocators()?,
     }
     let announcement = session.announcement();
     if !config.quiet {
@@ -105,6 +115,19 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
         interrupts.pass_on(launched);
     }
     Ok(Recorded { profile, command: launched })
+}
+
+/// The chosen processes that can be traced. Of many, some may not be able to, or have gone.
+fn traceable(choice: &Choice) -> Result<Vec<Pid>> {
+    let mut refused = Vec::new();
+    let mut pids = choice.pids()?;
+    pids.retain(|&pid| Target::open(pid).map_err(|error| refused.push(error)).is_ok());
+    let mut refused = refused.into_iter();
+    if pids.is_empty() {
+        return Err(refused.next().context("nobody was chosen")?.into());
+    }
+    refused.for_each(|error| log::warn!("left out: {error}"));
+    Ok(pids)
 }
 
 fn launch(subject: &Subject) -> Result<Option<Launched>> {
@@ -131,12 +154,17 @@ async fn watch(
             biased;
             () = interrupts.next() => return Ok(End::Interrupted),
             () = at(deadline) => return Ok(End::Duration),
-            () = exits.all(), if !config.follow => return Ok(End::TargetExited),
+            // A program may be executed and over before anybody looks.
+            () = exits.all(), if !config.follow => {
+                let executed = session.target_has_executed();
+                return Ok(if executed { End::TargetExec } else { End::TargetExited });
+            }
             ready = session.events_ready() => ready?,
             _ = snapshots.tick() => session.snapshot(When::Affordable),
             _ = looks.tick() => {
                 session.follow_stale_code();
                 session.note_sizes(When::Affordable);
+                session.retire_stacks();
                 status.update(&session.status());
             }
         }

@@ -1,21 +1,36 @@
 //! One traced process: its identity, the files it has mapped, and the probes in them.
 
-use std::{cell::RefCell, collections::HashSet, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    os::unix::fs::FileExt as _,
+    rc::Rc,
+};
 
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::probe::Cookie;
 
+use super::allocators::Found;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Pid},
-    plan::{ObjectPlan, Place, PlanTable, PlannedProbe, Planner},
+    plan::{Declarations, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
 
-/// The files that have been probed. Where children are followed a probe is everybody's, so all processes have this in common.
-pub type Probed = Rc<RefCell<HashSet<FileId>>>;
+/// What has been probed. Where children are followed a probe is everybody's, so all processes have this in common.
+pub type Probed = Rc<RefCell<ProbedFiles>>;
+
+/// The files that have been probed.
+#[derive(Default)]
+pub struct ProbedFiles {
+    /// How many functions in each.
+    functions: HashMap<FileId, usize>,
+    /// The offsets of the probes in each, where children are followed.
+    places: HashSet<Vec<u64>>,
+}
 
 /// A process that is traced.
 pub struct TracedProcess {
@@ -25,6 +40,7 @@ pub struct TracedProcess {
     pub target: Target,
     probed: Probed,
     probes: usize,
+    found: Found,
 }
 
 impl TracedProcess {
@@ -38,7 +54,7 @@ impl TracedProcess {
 
     /// A process with this place in the tables. The files in `probed` have their probes.
     pub fn new(index: u16, target: Target, probed: Probed) -> Self {
-        Self { index, target, probed, probes: 0 }
+        Self { index, target, probed, probes: 0, found: Found::default() }
     }
 
     /// From now on the files that have been probed are these, for others too.
@@ -51,22 +67,25 @@ impl TracedProcess {
         self.probes
     }
 
+    /// What was looked at for allocators.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
     /// Probes the allocator functions of every mapped file that has not been looked at yet.
     ///
     /// # Errors
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        let objects = self.target.objects_where(|id| !self.probed.borrow().contains(&id));
-        let objects = objects.with_context(|| self.unreadable())?;
+        let (known, mut probes) = (Rc::clone(&self.probed), 0);
+        let is_new = |id| known.borrow().functions.get(&id).map(|functions| probes += functions).is_none();
+        let objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
+        self.probes = probes;
         for unopened in &objects.unopened {
-            self.probed.borrow_mut().insert(unopened.id);
+            self.probed.borrow_mut().functions.insert(unopened.id, 0);
             log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
         }
-        for object in objects.opened {
-            self.probed.borrow_mut().insert(object.id);
-            self.attach_object(&object, capture, planner)?;
-        }
-        Ok(())
+        objects.opened.iter().try_for_each(|object| self.attach_new(object, capture, planner))
     }
 
     /// As [`TracedProcess::attach`], for one file.
@@ -74,34 +93,62 @@ impl TracedProcess {
     /// # Errors
     /// As [`TracedProcess::attach`].
     pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        if self.probed.borrow_mut().insert(object.id) {
-            self.attach_object(object, capture, planner)
-        } else {
-            Ok(())
+        if self.probed.borrow_mut().functions.insert(object.id, 0).is_some() {
+            return Ok(());
         }
+        let functions = self.attach_object(object, capture, planner)?;
+        self.probed.borrow_mut().functions.insert(object.id, functions);
+        self.probes += functions;
+        Ok(())
     }
 
-    fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+    /// Attaches the probes of a file, and tells how many functions they are in.
+    fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<usize> {
+        self.found.add_file(object.path.clone());
         let plan = match plan(object, planner) {
             Ok(plan) => plan,
+            Err(error) if matches!(error.downcast_ref(), Some(PlanError::NotDefined { .. })) => {
+                return Err(error);
+            }
             Err(error) => {
-                log::warn!(
-                    "{}: cannot look for allocators in {}: {error:#}",
-                    self.name(),
-                    object.path.display()
-                );
-                return Ok(());
+                log::warn!("{}: {error:#}", self.name());
+                return Ok(0);
             }
         };
         let sites: Vec<Site> = plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        if capture.follows() && self.is_probed_elsewhere(object, &sites) {
+            log::debug!(
+                "{} is a file that has been probed already, under another name",
+                object.path.display()
+            );
+            self.found.add_plan(&plan, &planner.catalog);
+            return Ok(sites.len());
+        }
         if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
             if self.target.has_exited() {
                 bail!("{} exited while it was being attached to", self.name());
             }
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
-        self.probes += sites.len();
-        Ok(())
+        self.found.add_plan(&plan, &planner.catalog);
+        Ok(sites.len())
+    }
+
+    /// Whether probes that are everybody's are in this file already. Two overlays of one image show one file under two identities: then
+    /// its code in memory has been changed at every place where another file just like it was probed.
+    fn is_probed_elsewhere(&self, object: &Object, sites: &[Site]) -> bool {
+        let places = sites.iter().map(|site| site.offset).collect();
+        if sites.is_empty() || self.probed.borrow_mut().places.insert(places) {
+            return false;
+        }
+        let Ok(memory) = self.target.open_file("mem") else { return false };
+        sites.iter().all(|site| {
+            let (mut in_file, mut in_memory) = ([0], [0]);
+            let address = object.address_of(site.offset);
+            address.is_some_and(|address| memory.read_exact_at(&mut in_memory, address.0).is_ok())
+                && object.file.read_exact_at(&mut in_file, site.offset).is_ok()
+                && in_file != in_memory
+        })
     }
 
     fn site(&self, object: &Object, planner: &Planner, probe: &PlannedProbe) -> Site {
@@ -196,16 +243,22 @@ fn backing(mapping: &Mapping) -> Backing {
 ///
 /// # Errors
 /// When the process is gone, or one of its files is not what it should be.
-pub fn plan_of(target: &Target) -> Result<String> {
-    let planner = planner();
+pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
+    let planner = planner(declarations);
     let mut text = String::new();
+    let mut found = Found::default();
     for object in target.objects()?.opened {
-        let plan = plan(&object, &planner).with_context(|| object.path.display().to_string())?;
+        found.add_file(object.path.clone());
+        let plan = plan(&object, &planner)?;
+        found.add_plan(&plan, &planner.catalog);
         if !plan.probes.is_empty() || !plan.skipped.is_empty() {
             let separator = if text.is_empty() { "" } else { "\n" };
             text += &format!("{separator}{}\n", object.path.display());
             text += &PlanTable { plan: &plan, catalog: &planner.catalog }.to_string();
         }
+    }
+    if let Some(lack) = found.lacks(declarations) {
+        bail!("{} ({}) has no {lack}", printable(target.comm()), target.pid());
     }
     if text.is_empty() {
         text = format!("{} ({}) has no allocator that tracer knows\n", target.comm(), target.pid());
@@ -214,8 +267,8 @@ pub fn plan_of(target: &Target) -> Result<String> {
 }
 
 /// A planner that knows what the running kernel does with a probe.
-pub fn planner() -> Planner {
-    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }
+pub fn planner(declarations: &Declarations) -> Planner {
+    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }.with(declarations)
 }
 
 fn kernel_is_at_least(major: u32, minor: u32) -> bool {
@@ -225,5 +278,10 @@ fn kernel_is_at_least(major: u32, minor: u32) -> bool {
 }
 
 fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {
-    Ok(planner.plan(&object.bytes()?)?)
+    let plan = || Ok(planner.plan_file(&object.path, &object.bytes()?)?);
+    plan().map_err(|error: anyhow::Error| match error.downcast_ref() {
+        // It names the file itself.
+        Some(PlanError::NotDefined { .. }) => error,
+        _ => error.context(format!("cannot look for allocators in {}", object.path.display())),
+    })
 }

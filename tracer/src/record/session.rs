@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,16 +15,18 @@ use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
     live::STACK_BITS,
     process::MAX_PROCESSES,
-    stack::{StackTotals, mapping_call},
+    stack::{RETIRED, StackTotals, mapping_call},
     stop::Stop,
 };
 
 use super::{
-    Config,
+    Config, allocators,
     children::{Children, Family},
     code::CodeFiles,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
+    retire::{self, Retirement},
+    sampling::Sampler,
 };
 use crate::{
     analyze::{
@@ -67,6 +70,7 @@ pub struct Session {
     /// By index.
     descriptions: BTreeMap<u16, crate::model::Process>,
     max_live: u64,
+    sampler: Sampler,
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
@@ -83,6 +87,7 @@ pub struct Session {
     history: History,
     timeline: Vec<TimelinePoint>,
     rate: Rate,
+    retirement: Retirement,
 }
 
 /// When the window opened, and what was then.
@@ -104,7 +109,8 @@ impl Session {
         }
         let mut processes: Vec<_> =
             targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;
-        let max_live = config.max_live.unwrap_or_else(|| room_for(&processes));
+        let sampler = Sampler::new(config.sample);
+        let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
         let mut code = CodeFiles::new();
         for process in &processes {
             code.read(&process.target);
@@ -114,13 +120,15 @@ impl Session {
             sizes: Sizes::with_room_for(max_live, MAX_STACKS),
             min_size: config.min_size.map_or(0, |size| size.0),
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
+            sampling: sampler.sampling(),
+            sample_level: sampler.level(),
             follow: config.follow,
         })?;
         for process in &mut processes {
             process.index = capture.add_process(process.target.pid())?;
         }
         let children = Children::join(&mut capture, &mut processes, &mut code)?;
-        let planner = planner();
+        let planner = planner(&config.declarations);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -160,6 +168,7 @@ impl Session {
                 .collect(),
             processes,
             max_live,
+            sampler,
             capture,
             drain,
             worker: Some(worker),
@@ -176,6 +185,7 @@ impl Session {
             history: History::new(HISTORY_SPACING_NS),
             timeline: Vec::new(),
             rate: Rate::default(),
+            retirement: Retirement::default(),
         })
     }
 
@@ -208,8 +218,9 @@ impl Session {
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, code, worker, .. } = self;
+        let Self { processes, capture, planner, code, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
+        let index = process.index;
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
             process.attach_new(&object, capture, planner)?;
@@ -217,23 +228,24 @@ impl Session {
             code.install(process.index, &target, capture);
             anyhow::Ok(())
         })?;
+        self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
-        if let Some(worker) = worker {
-            worker.mappings_changed(process.index);
+        if let Some(worker) = &self.worker {
+            worker.mappings_changed(index);
             worker.catch_up();
         }
         Ok(launched.release()?)
+    }
+
+    /// Fails when there is nothing to trace, or not what was declared.
+    pub fn check_allocators(&self) -> Result<()> {
+        allocators::check(&self.config.subject, &self.processes, &self.config.declarations)
     }
 
     /// The line that says that the window is open.
     pub fn announcement(&self) -> String {
         let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
         let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
-        // Where children are followed, processes have probes in common.
-        let bare = |process: &&TracedProcess| !self.config.follow && process.probes() == 0;
-        for process in self.processes.iter().filter(bare) {
-            log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
-        }
         let until = match self.config.duration {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
@@ -342,6 +354,32 @@ impl Session {
         }
     }
 
+    /// Gives the places of stacks that hold nothing to others, if the table is filling up.
+    pub fn retire_stacks(&mut self) {
+        if !self.retirement.is_due(self.capture.tables(), now_ns()) {
+            return;
+        }
+        let holding = self.mappings.holding_stacks();
+        let withdrawn = self.retirement.withdraw(self.capture.tables(), &holding);
+        if withdrawn.is_empty() || !retire::wait_for_programs() {
+            return;
+        }
+        // Everything that programs have said of them.
+        self.take_events();
+        let holding = self.mappings.holding_stacks();
+        let gone = Arc::new(self.retirement.vacate(self.capture.tables(), &holding));
+        self.judge_mappings();
+        let Self { mappings, managed, .. } = self;
+        mappings.retire(&gone, RETIRED, |holder| managed.judged(holder));
+        self.managed.forget(|holder| gone.contains(&holder.stack));
+        self.history.forget(|source| gone.contains(&source.stack()));
+        self.stacks.retain(|number, _| !gone.contains(number));
+        log::debug!("the places of {} stacks are free again", gone.len());
+        if let Some(worker) = &self.worker {
+            worker.forget(gone);
+        }
+    }
+
     /// Whether a target has replaced its program.
     pub fn target_has_executed(&self) -> bool {
         !self.config.follow && self.processes.iter().any(|process| self.capture.is_over(process.index))
@@ -384,7 +422,7 @@ impl Session {
             mapped.entry(Source::Mapping(live.holder)).or_default().0 += resident;
         }
         let native = self.capture.tables().totals().iter().zip(0..).filter_map(|(totals, number)| {
-            let (bytes, _) = outstanding(totals);
+            let bytes = totals.outstanding().bytes;
             (bytes > 0).then_some((Source::Native(number), Bytes(bytes)))
         });
         self.history.push(t_ns, native.chain(mapped));
@@ -406,7 +444,7 @@ impl Session {
     fn native_by_process(&self) -> BTreeMap<u16, u64> {
         let mut sizes = BTreeMap::new();
         for (totals, number) in self.capture.tables().totals().iter().zip(0..) {
-            let (bytes, _) = outstanding(totals);
+            let bytes = totals.outstanding().bytes;
             if bytes > 0 {
                 let process = self.stacks.get(&number).map_or(0, |stack| stack.process);
                 *sizes.entry(process).or_default() += bytes;
@@ -421,8 +459,8 @@ impl Session {
             .tables()
             .totals()
             .iter()
-            .map(outstanding)
-            .fold((0, 0), |sum, stack| (sum.0 + stack.0, sum.1 + stack.1))
+            .map(StackTotals::outstanding)
+            .fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.whole_objects()))
     }
 
     /// What the recording looks like right now.
@@ -451,10 +489,7 @@ impl Session {
     }
 
     fn events_so_far(&self) -> u64 {
-        let totals = self.capture.tables().totals().iter();
-        let counted: u64 =
-            totals.map(|totals| totals.allocated_objects.load() + totals.freed_objects.load()).sum();
-        counted + self.capture.tables().count(Counter::UnmatchedFree) + self.mapping_events
+        self.sampler.calls_so_far(self.capture.tables()) + self.mapping_events
     }
 
     /// From now on events do not count.
@@ -479,7 +514,7 @@ impl Session {
         self.managed.learn(self.mappings.totals(), |stack| named.get(&stack).cloned());
         let counted = self.counted(named);
         let stacks = counted.stacks();
-        let mut events = self.events(&counted);
+        let mut events = self.events();
         outcome::count_incomplete(&mut events, &stacks);
         let memory = self.memory();
         let verdict = verdict::of(&Facts {
@@ -506,7 +541,7 @@ impl Session {
                 end: self.window.end.unwrap_or(End::Interrupted),
             },
             settings: InForce {
-                sample_bytes: 0,
+                sample_bytes: self.sampler.mean().0,
                 min_age_ns: nanos(self.config.min_age),
                 min_size: self.config.min_size,
                 max_size: self.config.max_size,
@@ -536,12 +571,7 @@ impl Session {
         let min_age_ns = nanos(self.config.min_age);
         let window_ns = self.window.closed_ns.saturating_sub(self.window.opened_ns);
         let native = tables.totals().iter().zip(0..).filter_map(|(totals, number)| {
-            let totals = NativeTotals {
-                allocated_bytes: totals.allocated_bytes.load(),
-                allocated_objects: totals.allocated_objects.load(),
-                freed_bytes: totals.freed_bytes.load(),
-                freed_objects: totals.freed_objects.load(),
-            };
+            let totals = NativeTotals::from(totals);
             (totals != NativeTotals::default()).then_some((number, totals))
         });
         let stacks = self.stacks.iter().map(|(&number, stack)| {
@@ -558,7 +588,12 @@ impl Session {
             pids: self.descriptions.values().map(|process| process.pid).collect::<Vec<Pid>>(),
             stacks: stacks.collect(),
             native: native.collect(),
-            held: outcome::held_by_stack(tables.live_blocks(), |_| window_ns, min_age_ns),
+            held: outcome::held_by_stack(
+                tables.live_blocks(),
+                |_| window_ns,
+                min_age_ns,
+                self.sampler.sampling(),
+            ),
             mappings: self.mappings.totals().collect(),
             ranges: self.mappings.live().map(|live| (live, self.resident.of_range(&live))).collect(),
             managed: self.managed.clone(),
@@ -578,12 +613,11 @@ impl Session {
         }
     }
 
-    fn events(&self, counted: &Counted) -> Events {
+    fn events(&self) -> Events {
         let tables = self.capture.tables();
         let calls = self.mappings.calls();
         let losses = self.mappings.losses();
-        let allocated: u64 = counted.native.values().map(|totals| totals.allocated_objects).sum();
-        let freed: u64 = counted.native.values().map(|totals| totals.freed_objects).sum();
+        let native = self.sampler.calls(tables);
         let by_kernel = Counter::ALL.iter().filter(|counter| counter.is_loss());
         let mut lost: BTreeMap<String, u64> =
             by_kernel.map(|&counter| (counter.name().to_owned(), tables.count(counter))).collect();
@@ -591,9 +625,9 @@ impl Session {
         lost.insert("malformed_event".to_owned(), self.drain.malformed() + losses.malformed);
         lost.insert("mapping_table_full".to_owned(), losses.table_full);
         Events {
-            allocations: allocated + tables.count(Counter::LiveTableFull) + calls.allocations,
-            frees: freed + calls.frees,
-            unmatched_frees: tables.count(Counter::UnmatchedFree) + calls.unmatched_frees,
+            allocations: native.allocations + calls.allocations,
+            frees: native.frees + calls.frees,
+            unmatched_frees: native.unmatched_frees + calls.unmatched_frees,
             failed_allocations: tables.count(Counter::Failed) + calls.failed_allocations,
             lost,
             incomplete_stacks: BTreeMap::new(),
@@ -621,11 +655,10 @@ impl Rate {
     }
 }
 
-/// One block for every 128 bytes that the targets have resident, and at least a million: 28 MiB of tables.
-fn room_for(processes: &[TracedProcess]) -> u64 {
+/// What the targets have resident.
+fn resident(processes: &[TracedProcess]) -> Bytes {
     let sizes = processes.iter().filter_map(|process| residency::rss(process.target.pid()).ok());
-    let resident: u64 = sizes.map(|bytes| bytes.0).sum();
-    (resident / 128).clamp(1 << 20, 1 << 24)
+    Bytes(sizes.map(|bytes| bytes.0).sum())
 }
 
 /// Whether an event maps code.
@@ -636,16 +669,6 @@ fn maps_code(event: &MappingEvent) -> bool {
         && event.result >= 0
         && MappingCall::try_from(event.call) == Ok(MappingCall::Mmap)
         && protection & PROT_EXEC != 0
-}
-
-/// Bytes and blocks of a stack that are not freed.
-fn outstanding(totals: &StackTotals) -> (u64, u64) {
-    // Freed first: a block that is freed between the two reads must not count below zero.
-    let (freed_bytes, freed_objects) = (totals.freed_bytes.load(), totals.freed_objects.load());
-    (
-        totals.allocated_bytes.load().saturating_sub(freed_bytes),
-        totals.allocated_objects.load().saturating_sub(freed_objects),
-    )
 }
 
 /// The monotonic clock.

@@ -159,7 +159,7 @@ impl<'a> Page<'a> {
         limits.extend(settings.min_size.map(|size| format!("only requests of at least {size}")));
         limits.extend(settings.max_size.map(|size| format!("only requests of at most {size}")));
         if settings.sample_bytes > 0 {
-            limits.push(format!("estimates from one sample every {}", Bytes(settings.sample_bytes)));
+            limits.push(format!("estimated from a sample of one per {}", Bytes(settings.sample_bytes)));
         }
         (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")))
     }
@@ -353,7 +353,7 @@ fn in_force(settings: &Settings) -> String {
     let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
     let sample = match settings.sample_bytes {
         0 => "every allocation tracked".to_owned(),
-        bytes => format!("one sample every {}", Bytes(bytes)),
+        bytes => format!("a sample of one per {}", Bytes(bytes)),
     };
     format!(
         "settings: {sample}; minimal age {}; minimal size {}; maximal size {}; room for {}",

@@ -5,7 +5,7 @@
 //! the code is still mapped.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -29,6 +29,8 @@ enum Job {
         process: u16,
         frames: Vec<Address>,
     },
+    /// What comes under these numbers from now on is other stacks.
+    Forget(Arc<HashSet<u32>>),
     MappingsChanged(u16),
     /// Says so when everything before it is done.
     Answer(Sender<()>),
@@ -78,6 +80,11 @@ impl Worker {
     /// Names the frames of a stack.
     pub fn name(&self, number: u32, process: u16, frames: Vec<Address>) {
         let _ = self.jobs.send(Job::Name { number, process, frames });
+    }
+
+    /// Forgets stacks; their numbers may be given to others.
+    pub fn forget(&self, stacks: Arc<HashSet<u32>>) {
+        let _ = self.jobs.send(Job::Forget(stacks));
     }
 
     /// A process has mapped or unmapped code.
@@ -133,10 +140,11 @@ fn name_stacks(queue: &Receiver<Job>, named: &Shared) {
             Job::Name { number, process, frames } => {
                 let frames = match symbolizers.get_mut(&process) {
                     Some(symbolizer) => symbolizer.symbolize(&frames),
-                    None => frames.iter().map(|&ip| Frame { ip, ..Frame::default() }).collect(),
+                    None => frames.iter().map(|&ip| Arc::new(Frame { ip, ..Frame::default() })).collect(),
                 };
-                lock(named).insert(number, frames.into_iter().map(Arc::new).collect());
+                lock(named).insert(number, frames);
             }
+            Job::Forget(stacks) => lock(named).retain(|number, _| !stacks.contains(number)),
             Job::Answer(answer) => {
                 let _ = answer.send(());
             }
@@ -147,5 +155,25 @@ fn name_stacks(queue: &Receiver<Job>, named: &Shared) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forgotten_stacks_have_no_names() {
+        let worker = Worker::start().unwrap();
+        let name = |number, ip| worker.name(number, 0, vec![Address(ip)]);
+        name(7, 1);
+        name(8, 2);
+        worker.forget(Arc::new([7].into()));
+        name(9, 3);
+        name(8, 4);
+        let named = worker.finish().unwrap();
+        let mut ips: Vec<_> = named.iter().map(|(number, frames)| (*number, frames[0].ip.0)).collect();
+        ips.sort_unstable();
+        assert_eq!(ips, [(8, 4), (9, 3)]);
     }
 }

@@ -45,7 +45,7 @@ fn with_blocks(bed: &Bed, blocks: u64) -> Result<String> {
     let mut target = Dialogue::start(command.arg(blocks.to_string()))?;
     let ready = target.line_with("ready ")?;
     let pid = ready.trim_start_matches("ready ").to_owned();
-    let mut tracer = tracer(bed, &pid);
+    let mut tracer = tracer(bed, Some(&pid));
     // Room for all of them: from outside nobody can tell that a small process will hold five million blocks.
     tracer.args(["--max-live", &blocks.max(1 << 20).to_string()]);
     let began = Instant::now();
@@ -76,7 +76,7 @@ fn node(bed: &Bed) -> Result<String> {
     let running = Kind::Node.start(bed, &[])?;
     let began = Instant::now();
     let attached =
-        Attached::start(&mut tracer(bed, &running.pid.to_string()), "recording ", Ending::Interrupt)?;
+        Attached::start(&mut tracer(bed, Some(&running.pid.to_string())), "recording ", Ending::Interrupt)?;
     let attach = began.elapsed();
     let before = Taken::by(&attached)?;
     thread::sleep(WATCH);

@@ -5,6 +5,7 @@ mod footprint;
 mod median;
 mod overhead;
 mod tool;
+mod unwind;
 mod workload;
 
 use std::{
@@ -35,6 +36,15 @@ pub enum Bench {
     },
     /// What the tracer itself takes: CPU, memory, and time to attach and to let go.
     Footprint,
+    /// What walking stacks costs, by unwind tables and by frame pointers, and what making the tables takes.
+    Unwind {
+        /// How often each depth is measured; the median counts.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// How long one measurement takes, in milliseconds.
+        #[arg(long, default_value_t = 300)]
+        milliseconds: u32,
+    },
 }
 
 /// What the measurements need and where it is.
@@ -43,13 +53,15 @@ pub struct Bed {
     tracer: PathBuf,
     /// Puts empty probes in.
     empty_probes: PathBuf,
+    /// Makes unwind tables, and says how long that took.
+    unwind_tables: PathBuf,
     /// Sources of the workloads.
     sources: PathBuf,
     /// Where they are compiled to, and where sockets and reports go.
     scratch: PathBuf,
 }
 
-/// Builds, measures, prints tables and writes them into `docs/overhead.md`.
+/// Builds, measures, prints tables and writes them into `docs/overhead.md` and `docs/unwinding.md`.
 ///
 /// # Errors
 /// When something that is needed is not there, or a step fails.
@@ -73,6 +85,11 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
             println!("{table}");
             document::replace(&document, "footprint", &table)
         }
+        Bench::Unwind { rounds, milliseconds } => {
+            let tables = unwind::measure(&bed, *rounds, *milliseconds)?;
+            println!("{tables}");
+            document::replace(&workspace.join("docs/unwinding.md"), "cost", &tables)
+        }
     }
 }
 
@@ -80,13 +97,14 @@ impl Bed {
     fn make(workspace: &Path) -> Result<Self> {
         run::build(workspace)?;
         let mut example = run::cargo(workspace);
-        example.args(["build", "--release", "--package", "tracer", "--example", "empty_probes"]);
-        command::run("building the empty probes", &mut example)?;
+        example.args(["build", "--release", "--package", "tracer", "--examples"]);
+        command::run("building the programs to compare with", &mut example)?;
         let scratch = workspace.join("target/bench");
         fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
         let bed = Self {
             tracer: run::binary(workspace),
             empty_probes: workspace.join("target/release/examples/empty_probes"),
+            unwind_tables: workspace.join("target/release/examples/unwind_tables"),
             sources: workspace.join("tests/programs/bench"),
             scratch,
         };
@@ -97,12 +115,19 @@ impl Bed {
     }
 
     fn compile(&self, program: &str) -> Result<()> {
+        self.compile_as(program, program, &["-fno-omit-frame-pointer"])
+    }
+
+    /// Compiles a source under a name of its own.
+    fn compile_as(&self, name: &str, source: &str, flags: &[&str]) -> Result<()> {
         let mut compiler = Command::new("gcc");
         compiler
-            .args(["-O2", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra", "-o"])
-            .arg(self.program(program))
-            .arg(self.sources.join(program).with_extension("c"));
-        command::run_quietly(&format!("compiling {program}"), &mut compiler)
+            .args(["-O2", "-g", "-pthread", "-Wall", "-Wextra"])
+            .args(flags)
+            .arg("-o")
+            .arg(self.program(name))
+            .arg(self.sources.join(source).with_extension("c"));
+        command::run_quietly(&format!("compiling {name}"), &mut compiler)
     }
 
     /// A compiled workload.

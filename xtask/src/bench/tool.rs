@@ -82,7 +82,7 @@ impl Tool {
                 Attached::start(&mut probes, "ready", Ending::EndOfInput)
             }
             Self::Tracer => {
-                let mut tracer = tracer(bed, &pid);
+                let mut tracer = tracer(bed, Some(&pid));
                 let attached = Attached::start(&mut tracer, "recording ", Ending::Interrupt)?;
                 // The status line is due every 200 ms; with it the tracer learns the address of the return trampoline.
                 thread::sleep(Duration::from_millis(400));
@@ -110,12 +110,13 @@ impl Tool {
     }
 }
 
-/// The tracer on a process, until it is interrupted.
-pub fn tracer(bed: &Bed, pid: &str) -> Command {
+/// The tracer on a process, or on those that are still to be named, until it is interrupted.
+pub fn tracer(bed: &Bed, pid: Option<&str>) -> Command {
     let mut tracer = Command::new(&bed.tracer);
     tracer
-        .args(["--no-progress", "--pid", pid, "--output"])
+        .args(["--no-progress", "--output"])
         .arg(bed.scratch.join("report.json"))
+        .args(pid.iter().flat_map(|pid| ["--pid", pid]))
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     tracer
