@@ -11,6 +11,9 @@ use std::{
 use tempfile::TempDir;
 use tracer_tests::{Program, Running, Tracer, trace, trace_with};
 
+/// How many blocks [`program`] makes, and how many of them it leaks.
+const BLOCKS: [&str; 2] = ["1000", "30"];
+
 /// A target of which everything is known.
 fn program() -> Program {
     Program::new("live_blocks.c")
@@ -50,17 +53,20 @@ fn root_for(executable: &Path) -> TempDir {
 
 /// Starts the program in a root directory, with mounts, pids and users of its own.
 #[track_caller]
-fn start_contained(root: &Path) -> Running {
+fn start_contained(root: &Path, arguments: &[&str]) -> Running {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "chroot"]);
-    command.arg(root).args(["/program", "1000", "30"]);
+    command.arg(root).arg("/program").args(arguments);
     Running::start_in_pid_namespace(command)
 }
 
 #[test]
 fn a_program_in_a_musl_container() {
-    let root = root_for(&musl_program().build());
-    let mut program = start_contained(root.path());
+    let root = TempDir::new().expect("a temporary directory");
+    copy(&musl_program().build(), &root.path().join("program"));
+    let library = format!("lib/ld-musl-{}.so.1", std::env::consts::ARCH);
+    copy(&Path::new("/").join(&library), &root.path().join(&library));
+    let mut program = start_contained(root.path(), &BLOCKS);
     let report = trace(&mut program);
     report.check(&program.expect);
     let [stack] = report.called_by("make_blocks")[..] else { panic!("{:#?}", report.outlines()) };
@@ -71,7 +77,7 @@ fn a_program_in_a_musl_container() {
 #[test]
 fn a_program_in_a_glibc_container() {
     let root = root_for(&program().build());
-    let mut program = start_contained(root.path());
+    let mut program = start_contained(root.path(), &BLOCKS);
     let report = trace(&mut program);
     report.check(&program.expect);
     assert!(report.events.incomplete_stacks.is_empty(), "{:?}", report.events);
@@ -83,7 +89,7 @@ fn a_program_in_a_glibc_container() {
 #[test]
 fn following_in_a_container() {
     let root = root_for(&Program::new("family.c").build());
-    let mut program = start_contained(root.path());
+    let mut program = start_contained(root.path(), &[]);
     let recording = Tracer::new().options(["--follow"]).pid(program.pid()).start();
     program.go();
     program.wait_for_lines(&["done", "orphaned"]);
@@ -101,7 +107,7 @@ fn following_in_a_container() {
 #[test]
 fn files_that_were_replaced_while_they_are_mapped() {
     let root = root_for(&program().build());
-    let mut program = start_contained(root.path());
+    let mut program = start_contained(root.path(), &BLOCKS);
     // As a package manager does it: the new file takes the place of the old one, which lives on without a name.
     let files: Vec<PathBuf> = files_below(root.path());
     assert!(files.len() >= 3, "{files:?}");
@@ -119,7 +125,7 @@ fn files_that_were_replaced_while_they_are_mapped() {
 #[test]
 fn files_that_were_deleted_while_they_are_mapped() {
     let root = root_for(&program().build());
-    let mut program = start_contained(root.path());
+    let mut program = start_contained(root.path(), &BLOCKS);
     files_below(root.path()).iter().for_each(|file| fs::remove_file(file).expect("it can be deleted"));
     trace(&mut program).check(&program.expect);
     program.assert_unharmed();
@@ -170,7 +176,7 @@ fn names_of_files_that_are_not_in_utf8() {
     let path = directory.path().join(OsStr::from_bytes(b"prog\xff\xferam"));
     copy(&program().build(), &path);
     let mut command = Command::new(&path);
-    command.args(["1000", "30"]);
+    command.args(BLOCKS);
     let mut program = Running::start(command);
     let report = trace_with(&mut program, Tracer::new());
     report.check(&program.expect);
