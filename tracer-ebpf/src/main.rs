@@ -53,6 +53,14 @@ pub extern "C" fn call(ctx: *mut c_void) -> u32 {
     calls::enter(&ctx).is_none().into()
 }
 
+/// An instruction that returns from a function which must not have a return probe.
+#[uprobe]
+pub fn exited(ctx: ProbeContext) -> u32 {
+    private_stack::forgo(&ctx);
+    calls::exit(&ctx);
+    0
+}
+
 /// Entry of a function that only releases a block.
 #[uprobe]
 pub fn release(ctx: ProbeContext) -> u32 {

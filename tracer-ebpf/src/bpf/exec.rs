@@ -5,8 +5,8 @@ use tracer_ebpf::{event::EventKind, process::Gate, stack::StackHeader};
 
 use super::{
     children,
-    mappings::current_process,
-    maps::{EVENTS, follows},
+    mappings::current_index,
+    maps::{EVENTS, PROCESSES, follows},
 };
 
 /// A process has executed a program. User space sees the gate at its next look, and at once by the ring buffer.
@@ -15,11 +15,13 @@ pub fn executed() -> Option<()> {
     if follows() {
         return children::executed();
     }
-    let (index, process) = current_process()?;
+    // The window may be closed for a mark: it must not open again.
+    let index = current_index()?;
+    let process = PROCESSES.get(index.into())?;
     process.gate.store(Gate::Exec as u64);
     let event = StackHeader {
         event: EventKind::Exec as u8,
-        process: index,
+        process: index as u16,
         tid: bpf_get_current_pid_tgid() as u32,
         ..StackHeader::default()
     };

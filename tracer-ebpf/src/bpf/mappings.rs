@@ -23,7 +23,7 @@ use super::{
 
 /// The current process, if its window is open.
 #[inline(always)]
-pub fn current_process() -> Option<(u16, &'static ProcessState)> {
+fn current_process() -> Option<(u16, &'static ProcessState)> {
     let index = current_index()?;
     Some((index, open_process(index.into())?))
 }

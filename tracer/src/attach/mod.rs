@@ -3,6 +3,7 @@
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
 //! however it ends.
 
+mod grace;
 mod kernel_types;
 mod processes;
 mod shared;
@@ -13,8 +14,10 @@ mod unwind_tables;
 pub mod uprobe_multi;
 
 use std::{
+    cell::Cell,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
+    sync::Arc,
     thread,
 };
 
@@ -63,12 +66,13 @@ pub struct Settings {
 pub struct Capture {
     ebpf: Ebpf,
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
-    tables: SharedTables,
+    tables: Arc<SharedTables>,
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
     multi: Option<Vec<MultiProgram>>,
     /// Whether probes are everybody's; see [`processes`].
     follows: bool,
+    windows_are_open: Cell<bool>,
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
@@ -77,7 +81,7 @@ pub struct Capture {
 
 /// A program that is attached to many places at once.
 struct MultiProgram {
-    sites: Programs,
+    sites: &'static [Programs],
     at: At,
     program: uprobe_multi::Program,
 }
@@ -98,16 +102,21 @@ pub struct Site {
 pub enum Programs {
     /// At entry and return of a function that gives a block.
     Allocate,
+    /// At entry of a function that gives a block, whose exits are probed.
+    AllocateToExits,
+    /// On an instruction that returns.
+    Exit,
     /// At entry of a function that only releases one.
     Release,
 }
 
 const ALLOCATE: &str = "allocate";
 const ALLOCATED: &str = "allocated";
+const EXITED: &str = "exited";
 const RELEASE: &str = "release";
 /// [`ALLOCATE`] and [`ALLOCATED`] in one.
 const CALL: &str = "call";
-const UPROBES: [&str; 3] = [ALLOCATE, ALLOCATED, RELEASE];
+const UPROBES: [&str; 4] = [ALLOCATE, ALLOCATED, EXITED, RELEASE];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
 const SYSTEM_CALLS: [(&str, &str); 6] = [
@@ -167,7 +176,7 @@ impl Capture {
         let messages = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
             .ok();
-        let tables = SharedTables::map(&ebpf, sizes)?;
+        let tables = Arc::new(SharedTables::map(&ebpf, sizes)?);
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
         Ok(Self {
             ebpf,
@@ -176,6 +185,7 @@ impl Capture {
             unwind,
             multi,
             follows: settings.follow,
+            windows_are_open: Cell::new(false),
             probes: Vec::new(),
             tracepoints: Vec::new(),
             sample_level: settings.sample_level,
@@ -184,8 +194,21 @@ impl Capture {
 
     /// The tables that the programs fill.
     #[must_use]
-    pub fn tables(&self) -> &SharedTables {
+    pub fn tables(&self) -> &Arc<SharedTables> {
         &self.tables
+    }
+
+    /// Forgets everything that was counted. The windows must be closed; then what [`Capture::open_window`] opens has nothing of what was
+    /// before.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or somebody else holds the tables to read them.
+    pub fn clear(&mut self) -> Result<()> {
+        // A call that returns from now on belongs to no window.
+        self.tables.processes().iter().for_each(|state| state.opened_ns.store(0));
+        grace::wait().context("cannot wait for the BPF programs")?;
+        let tables = Arc::get_mut(&mut self.tables).context("the tables are being read")?;
+        tables.clear()
     }
 
     /// Passes on what the programs have to say to people.
@@ -225,7 +248,7 @@ impl Capture {
         match &self.multi {
             Some(programs) => {
                 for MultiProgram { sites: served, at, program } in programs {
-                    let sites = sites.iter().filter(|site| site.programs == *served);
+                    let sites = sites.iter().filter(|site| served.contains(&site.programs));
                     let places: Places = sites.map(|site| (site.offset, site.cookie.to_bits())).collect();
                     if !places.is_empty() {
                         self.probes.push(Box::new(program.attach(file, &places, *at, scope)?));
@@ -241,6 +264,8 @@ impl Capture {
         let names: &[&str] = match site.programs {
             // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
             Programs::Allocate => &[ALLOCATE, ALLOCATED],
+            Programs::AllocateToExits => &[ALLOCATE],
+            Programs::Exit => &[EXITED],
             Programs::Release => &[RELEASE],
         };
         let scope = match scope {
@@ -332,25 +357,32 @@ impl Capture {
 /// notice of returns if the kernel lets the program say so at entry.
 fn load_multi(object: &[u8], ebpf: &Ebpf, follow: bool) -> Result<Vec<MultiProgram>> {
     let with = |sites, at, program| MultiProgram { sites, at, program };
+    let alone = |allocate, exited, release| {
+        [
+            with(&[Programs::AllocateToExits][..], At::Entry, allocate),
+            with(&[Programs::Exit], At::Entry, exited),
+            with(&[Programs::Release], At::Entry, release),
+        ]
+    };
     if follow {
-        // Probes of releases stand where no return probe may be: the kernel must not even be able to make one.
-        match uprobe_multi::load(object, ebpf, [(CALL, At::Both), (RELEASE, At::Entry)]) {
-            Ok([call, release]) => {
-                return Ok(vec![
-                    with(Programs::Allocate, At::Both, call),
-                    with(Programs::Release, At::Entry, release),
-                ]);
+        // The others stand where no return probe may be: the kernel must not even be able to make one there.
+        let names = [(CALL, At::Both), (ALLOCATE, At::Entry), (EXITED, At::Entry), (RELEASE, At::Entry)];
+        match uprobe_multi::load(object, ebpf, names) {
+            Ok([call, allocate, exited, release]) => {
+                let call = with(&[Programs::Allocate], At::Both, call);
+                return Ok([call].into_iter().chain(alone(allocate, exited, release)).collect());
             }
             Err(error) => log::info!("other processes notice returns from allocators: {error:#}"),
         }
     }
-    let names = [(ALLOCATE, At::Entry), (ALLOCATED, At::Return), (RELEASE, At::Entry)];
-    let [allocate, allocated, release] = uprobe_multi::load(object, ebpf, names)?;
+    let names = [(ALLOCATE, At::Entry), (ALLOCATED, At::Return), (EXITED, At::Entry), (RELEASE, At::Entry)];
+    let [allocate, allocated, exited, release] = uprobe_multi::load(object, ebpf, names)?;
     // Entry first, as in `Capture::attach_probe`.
     Ok(vec![
-        with(Programs::Allocate, At::Entry, allocate),
-        with(Programs::Allocate, At::Return, allocated),
-        with(Programs::Release, At::Entry, release),
+        with(&[Programs::Allocate, Programs::AllocateToExits], At::Entry, allocate),
+        with(&[Programs::Allocate], At::Return, allocated),
+        with(&[Programs::Exit], At::Entry, exited),
+        with(&[Programs::Release], At::Entry, release),
     ])
 }
 

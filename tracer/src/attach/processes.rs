@@ -111,6 +111,7 @@ impl Capture {
     /// Opens the windows of all processes: from now on their events count.
     pub fn open_windows(&self, now_ns: u64) {
         // A child that is being made just now copies its parent's state: it is looked at again until there is no new one.
+        self.windows_are_open.set(true);
         let mut opened = 0;
         while opened < self.processes().len() {
             let states = self.processes();
@@ -119,6 +120,13 @@ impl Capture {
                 state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
             }
             opened = states.len();
+        }
+    }
+
+    /// Opens the window of a process that was forked while the others were being opened.
+    pub fn open_late_window(&self, index: u16) {
+        if let Some(state) = self.state(index).filter(|_| self.windows_are_open.get()) {
+            state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
         }
     }
 
@@ -138,6 +146,7 @@ impl Capture {
 
     /// Closes every window that is open: calls that begin from now on do not count.
     pub fn close_windows(&self) {
+        self.windows_are_open.set(false);
         for state in self.tables.processes() {
             state.gate.compare_exchange(Gate::Open as u64, Gate::Closed as u64);
         }

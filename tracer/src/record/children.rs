@@ -187,11 +187,7 @@ impl Family<'_> {
 
     /// Gives a process its code and its probes.
     fn adopt(&mut self, mut process: TracedProcess) {
-        // It was forked while the windows were being opened.
-        let state = &self.capture.processes()[usize::from(process.index)];
-        if self.capture.processes()[0].opened_ns.load() != 0 {
-            state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
-        }
+        self.capture.open_late_window(process.index);
         self.code.read(&process.target);
         self.code.install(process.index, &process.target, self.capture);
         if let Err(error) = process.attach(self.capture, self.planner)

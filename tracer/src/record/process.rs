@@ -2,20 +2,20 @@
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     os::unix::fs::FileExt as _,
     rc::Rc,
 };
 
 use anyhow::{Context as _, Result, bail};
-use tracer_ebpf::probe::Cookie;
+use tracer_ebpf::probe::{Cookie, WayOut};
 
 use super::allocators::Found;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Pid},
-    plan::{Declarations, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
+    plan::{Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
@@ -115,14 +115,16 @@ impl TracedProcess {
                 return Ok(0);
             }
         };
-        let sites: Vec<Site> = plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        let mut sites: Vec<Site> =
+            plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        sites.extend(self.exits(&plan));
         if capture.follows() && self.is_probed_elsewhere(object, &sites) {
             log::debug!(
                 "{} is a file that has been probed already, under another name",
                 object.path.display()
             );
             self.found.add_plan(&plan, &planner.catalog);
-            return Ok(sites.len());
+            return Ok(plan.probes.len());
         }
         if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
             if self.target.has_exited() {
@@ -131,7 +133,7 @@ impl TracedProcess {
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
         self.found.add_plan(&plan, &planner.catalog);
-        Ok(sites.len())
+        Ok(plan.probes.len())
     }
 
     /// Whether probes that are everybody's are in this file already. Two overlays of one image show one file under two identities: then
@@ -151,6 +153,27 @@ impl TracedProcess {
         })
     }
 
+    /// The exits of functions whose return is not probed. Several may have one in common.
+    fn exits(&self, plan: &ObjectPlan) -> Vec<Site> {
+        let mut sites = BTreeMap::new();
+        for probe in &plan.probes {
+            let Place::EntryAndExits { exits, .. } = &probe.place else { continue };
+            let cookie = self.cookie(probe);
+            let site = |offset| Site { offset, cookie, programs: Programs::Exit };
+            sites.extend(exits.known.iter().map(|exit| (exit.file_offset, site(exit.file_offset))));
+        }
+        sites.into_values().collect()
+    }
+
+    fn cookie(&self, probe: &PlannedProbe) -> Cookie {
+        let way_out = match probe.place {
+            Place::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => WayOut::Exits,
+            Place::EntryAndExits { .. } => WayOut::SomeExits,
+            Place::EntryAndReturn(_) | Place::Entry { .. } => WayOut::Trampoline,
+        };
+        Cookie { process: self.index, api: probe.api.0, signature: probe.signature, way_out }
+    }
+
     fn site(&self, object: &Object, planner: &Planner, probe: &PlannedProbe) -> Site {
         let site = probe.place.site();
         log::debug!(
@@ -163,9 +186,10 @@ impl TracedProcess {
         );
         Site {
             offset: site.file_offset,
-            cookie: Cookie { process: self.index, api: probe.api.0, signature: probe.signature },
+            cookie: self.cookie(probe),
             programs: match probe.place {
                 Place::EntryAndReturn(_) => Programs::Allocate,
+                Place::EntryAndExits { .. } => Programs::AllocateToExits,
                 Place::Entry { .. } => Programs::Release,
             },
         }
