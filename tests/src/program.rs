@@ -286,6 +286,17 @@ impl Running {
         found.unwrap_or_else(|why| panic!("the program prints {expected:?}: {why}"));
     }
 
+    /// Waits until it has printed all of these lines, in any order.
+    #[track_caller]
+    pub fn wait_for_lines(&mut self, expected: &[&str]) {
+        let mut missing = expected.to_vec();
+        while !missing.is_empty() {
+            let place = |line: &str| missing.iter().position(|missing| *missing == line);
+            let found = self.stdout.find(STEP_LIMIT, place);
+            missing.remove(found.unwrap_or_else(|why| panic!("the program prints {missing:?}: {why}")));
+        }
+    }
+
     /// Lets it do its work, and waits until that is done.
     #[track_caller]
     pub fn work(&mut self) {

@@ -19,6 +19,8 @@ static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
 #[expect(missing_docs, reason = "the fields are those of the schema, which describes them")]
 pub struct Report {
     pub target: Target,
+    #[serde(default)]
+    pub processes: Vec<Target>,
     pub window: Window,
     #[serde(default)]
     pub settings: serde_json::Value,
@@ -59,6 +61,8 @@ pub struct Target {
     pub exe: Option<String>,
     #[serde(default)]
     pub command: Vec<String>,
+    pub from: Option<usize>,
+    pub end: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -95,6 +99,8 @@ pub struct Totals {
 #[derive(Clone, Debug, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of the schema, which describes them")]
 pub struct Stack {
+    pub pid: Option<u32>,
+    pub process: Option<usize>,
     pub kind: String,
     pub api: String,
     pub weight_bytes: u64,
@@ -311,6 +317,27 @@ impl Report {
     #[must_use]
     pub fn called_by(&self, function: &str) -> Vec<&Stack> {
         self.stacks.iter().filter(|stack| stack.called_by(function)).collect()
+    }
+
+    /// The process whose stacks the named function made.
+    #[track_caller]
+    #[must_use]
+    pub fn process_of(&self, function: &str) -> usize {
+        let mut places: Vec<_> = self.called_by(function).iter().map(|stack| stack.process).collect();
+        places.dedup();
+        let [Some(place)] = places[..] else {
+            panic!("{function} is in one process: {:#?}", self.outlines())
+        };
+        assert_eq!(self.called_by(function)[0].pid, Some(self.processes[place].pid));
+        place
+    }
+
+    /// Outstanding bytes and objects of the malloc family in one process.
+    #[must_use]
+    pub fn native_of(&self, process: usize) -> (u64, u64) {
+        let stacks =
+            self.stacks.iter().filter(|stack| stack.process == Some(process) && stack.kind == "native");
+        stacks.fold((0, 0), |sum, stack| (sum.0 + stack.outstanding_bytes, sum.1 + stack.outstanding_objects))
     }
 
     /// The stacks with the named function anywhere.

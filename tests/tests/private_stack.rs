@@ -42,8 +42,17 @@ fn the_pattern_is_what_this_kernel_writes() {
 
 #[test]
 fn uprobe_programs_stay_on_the_threads_own_stack() {
+    check_programs(Tracer::new());
+}
+
+#[test]
+fn those_that_follow_children_do_too() {
+    check_programs(Tracer::new().options(["--follow"]));
+}
+
+fn check_programs(tracer: Tracer) {
     let program = Program::new("busy.c").start();
-    let recording = Tracer::new().pid(program.pid()).start();
+    let recording = tracer.pid(program.pid()).start();
     let held = programs_held_by(recording.pid());
     let info = |id| LoadedProgram::by_id(id).and_then(|program| program.info()).expect("it is loaded");
     let uprobes: Vec<ProgramInfo> =

@@ -55,6 +55,8 @@ counters! {
     Sampled = 11, "sampled_allocations", false;
     /// Releases of blocks that were kept in the sample; not counted without sampling.
     SampleFreed = 12, "sampled_frees", false;
+    /// A child or a new program of a followed process for which there was no place among the traced processes.
+    ProcessNotFollowed = 13, "process_not_followed", true;
 }
 
 /// How many counters there are; a power of two, so that indexes are masked.

@@ -86,6 +86,51 @@ pub enum EventKind {
     Mapping = 2,
     /// The target replaced its program by `exec`.
     Exec = 3,
+    /// A [`ProcessEvent`].
+    Process = 4,
+}
+
+/// A followed process has come or gone. The state of the processes tells that too; the event says it at once, and between the events
+/// of mappings where it belongs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessEvent {
+    /// [`EventKind::Process`].
+    pub event: u8,
+    /// A [`ProcessChange`].
+    pub change: u8,
+    /// Index of the process that has come or gone.
+    pub process: u16,
+    /// Index of the one that it came from; of one that is gone, its own.
+    pub from: u16,
+    /// Zero.
+    pub padding: u16,
+}
+
+/// What became of a followed process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ProcessChange {
+    /// It was forked.
+    Forked = 1,
+    /// It is the new program of a process.
+    Executed = 2,
+    /// It exited.
+    Exited = 3,
+}
+
+impl TryFrom<u8> for ProcessChange {
+    type Error = u8;
+
+    fn try_from(number: u8) -> Result<Self, u8> {
+        match number {
+            1 => Ok(Self::Forked),
+            2 => Ok(Self::Executed),
+            3 => Ok(Self::Exited),
+            unknown => Err(unknown),
+        }
+    }
 }
 
 const _: () = assert!(size_of::<MappingEvent>() == 80);
+const _: () = assert!(size_of::<ProcessEvent>() == 8);

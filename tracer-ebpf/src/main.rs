@@ -12,12 +12,15 @@
 
 mod bpf;
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
+    EbpfContext as _,
     macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
-use crate::bpf::{calls, exec, mappings, private_stack};
+use crate::bpf::{calls, children, exec, mappings, private_stack};
 
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
@@ -33,6 +36,21 @@ pub fn allocated(ctx: RetProbeContext) -> u32 {
     private_stack::forgo(&ctx);
     calls::leave(&ctx);
     0
+}
+
+/// [`allocate`] and [`allocated`] in one, for probes that are in other processes, too: 1 at the entry says that the return is of no
+/// interest.
+// Without aya's attribute, which makes a program that returns 0 whatever the function says.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn call(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
+    private_stack::forgo_in_session(&ctx);
+    if calls::is_return(&ctx) {
+        calls::leave(&RetProbeContext::new(ctx.as_ptr()));
+        return 0;
+    }
+    calls::enter(&ctx).is_none().into()
 }
 
 /// An instruction that returns from a function which must not have a return probe.
@@ -83,6 +101,20 @@ pub fn any_syscall_exit(_ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     exec::executed();
+    0
+}
+
+/// A process or thread has been made, and has not run yet.
+#[raw_tracepoint(tracepoint = "task_newtask")]
+pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+    children::forked(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// A thread exits.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn process_exit(ctx: RawTracePointContext) -> i32 {
+    children::exited(ctx.arg(0));
     0
 }
 

@@ -24,7 +24,42 @@ pub struct ProcessState {
     pub code_changes_seen: Word,
     /// The level of [sampling](crate::sampling) that is in force.
     pub level: Word,
+    /// The name of the thread that made it or of the program it executed, as [`Comm`].
+    pub comm: [Word; 2],
+    /// Where it came from: an [`Origin`].
+    pub from: Word,
+    /// Its pid, in the numbers of user space. Written last: until then the others are not to be read. 0 where children are not
+    /// followed.
+    pub tgid: Word,
 }
+
+/// Where a process came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Index of the process that it was forked from, or was before it executed its program; its own index when it was there from the
+    /// start.
+    pub index: u16,
+    /// Whether it executed a program of its own.
+    pub executed: bool,
+}
+
+impl Origin {
+    /// The origin in one word.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        self.index as u64 | (self.executed as u64) << 16
+    }
+
+    /// What [`Origin::to_bits`] made.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self { index: bits as u16, executed: bits >> 16 & 1 == 1 }
+    }
+}
+
+/// The kernel's name for a process, at most 15 bytes and a 0.
+pub type Comm = [u64; 2];
 
 /// Where the executable mappings of a process stand in the array of all mappings, sorted by address.
 ///
@@ -45,12 +80,14 @@ pub struct CodeList {
     pub forgotten: u16,
 }
 
-const _: () =
-    assert!(MAX_CODE_MAPPINGS < 1 << CodeList::COUNT_BITS && MAX_CODE_MAPPINGS < 1 << CodeList::FIRST_BITS);
+// A process has two lists, so one has half of the room at most; and the kernel lets a process have fewer mappings than 2^16.
+const _: () = assert!(
+    MAX_CODE_MAPPINGS / 2 <= 1 << CodeList::COUNT_BITS && MAX_CODE_MAPPINGS < 1 << CodeList::FIRST_BITS
+);
 
 impl CodeList {
-    const FIRST_BITS: u32 = 17;
-    const COUNT_BITS: u32 = 17;
+    const FIRST_BITS: u32 = 18;
+    const COUNT_BITS: u32 = 16;
     const FORGOTTEN_SHIFT: u32 = Self::FIRST_BITS + Self::COUNT_BITS + u16::BITS;
     /// To be added to the word when mappings are made unknown.
     pub const FORGOTTEN: u64 = 1 << Self::FORGOTTEN_SHIFT;
@@ -98,6 +135,8 @@ pub enum Gate {
     Open = 1,
     /// It replaced its program: what its probes see now is another program.
     Exec = 2,
+    /// It has exited. Only told where children are followed.
+    Exited = 3,
 }
 
 #[cfg(test)]

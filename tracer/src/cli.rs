@@ -20,6 +20,7 @@ use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::destination::{Destination, Place, WriteError};
 use crate::report::filter::{Filter, pattern};
 use crate::report::{FlameOrder, Format, Options, Weight};
+use crate::target::choice::Choice;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +134,8 @@ pub struct Keep {
 pub struct RecordConfig {
     /// What to trace.
     pub subject: Subject,
+    /// Whether to trace the targets' children, too.
+    pub follow: bool,
     /// How long; until Ctrl-C or the end of the target when absent.
     pub duration: Option<Duration>,
     /// The reports to write; none asks for [`default_output`].
@@ -178,6 +181,7 @@ impl Default for RecordConfig {
     fn default() -> Self {
         Self {
             subject: Subject::Processes(Vec::new()),
+            follow: false,
             duration: None,
             outputs: Vec::new(),
             min_age: Duration::ZERO,
@@ -245,6 +249,8 @@ impl RecordConfig {
 pub enum Subject {
     /// Running processes, each once.
     Processes(Vec<Pid>),
+    /// Running processes, by what they are.
+    Chosen(Choice),
     /// A command to start.
     Command(CommandLine),
 }
@@ -521,16 +527,29 @@ impl From<AllocatorArguments> for Declarations {
 #[group(skip)]
 struct RecordArguments {
     /// Trace this process (may be repeated).
-    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, required_unless_present = "launch")]
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, required_unless_present_any = ["launch", "names", "cgroups"])]
     pids: Vec<Pid>,
 
+    /// Trace all processes with this name: the process' own, or the file name of its program (may be repeated).
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
+
+    /// Trace all processes in this control group and below it: its directory, or its name as in /proc/PID/cgroup (may be
+    /// repeated).
+    #[arg(long = "cgroup", value_name = "PATH")]
+    cgroups: Vec<PathBuf>,
+
     /// Start this command and trace it from its first instruction.
-    #[arg(last = true, value_name = "COMMAND", conflicts_with = "pids")]
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["pids", "names", "cgroups"])]
     launch: Vec<OsString>,
 
     /// Under sudo, start the command as root and not as the user who called sudo.
     #[arg(long, requires = "launch", conflicts_with = "pids")]
     as_root: bool,
+
+    /// Also trace the children of the targets, now and later, and the programs they execute; each is accounted by itself.
+    #[arg(long)]
+    follow: bool,
 
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time)]
@@ -671,7 +690,9 @@ impl RecordArguments {
             (false, _) => Verbosity::Debug,
         };
         Ok(RecordConfig {
-            subject: subject(self.pids, self.launch, self.as_root).map_err(wrong)?,
+            subject: subject(self.pids, self.names, self.cgroups, self.launch, self.as_root)
+                .map_err(wrong)?,
+            follow: self.follow,
             duration: self.duration,
             outputs,
             min_age: self.min_age,
@@ -695,14 +716,21 @@ impl RecordArguments {
     }
 }
 
-fn subject(pids: Vec<Pid>, launch: Vec<OsString>, as_root: bool) -> Result<Subject, String> {
+fn subject(
+    pids: Vec<Pid>,
+    names: Vec<String>,
+    cgroups: Vec<PathBuf>,
+    launch: Vec<OsString>,
+    as_root: bool,
+) -> Result<Subject, String> {
     if let Some(twice) = first_repeated(&pids) {
         return Err(format!("--pid {twice} is given twice"));
     }
     let mut words = launch.into_iter();
     Ok(match words.next() {
         Some(program) => Subject::Command(CommandLine { program, arguments: words.collect(), as_root }),
-        None => Subject::Processes(pids),
+        None if names.is_empty() && cgroups.is_empty() => Subject::Processes(pids),
+        None => Subject::Chosen(Choice { pids, names, cgroups }),
     })
 }
 
@@ -825,12 +853,13 @@ mod tests {
     #[test]
     fn every_option_arrives() {
         let config = record(
-            "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
+            "-p 1 --pid 2 --follow -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
              --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s \
              --mark-after 5s --tui -vv --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
+            follow: true,
             duration: Some(Duration::from_secs(90)),
             outputs: vec![
                 Destination { format: Format::Svg, place: Place::Path("a.svg".into()) },
@@ -859,6 +888,17 @@ mod tests {
         };
         assert_eq!(config, expected);
         assert!(!record("-q --pid 1").progress && !record("--no-progress --pid 1").progress);
+    }
+
+    #[test]
+    fn processes_are_chosen_by_what_they_are() {
+        let choice = Choice {
+            pids: vec![Pid(1)],
+            names: vec!["node".into(), "nginx".into()],
+            cgroups: vec!["system.slice/a.service".into()],
+        };
+        let config = record("--name node --name nginx --cgroup system.slice/a.service --pid 1 --follow");
+        assert_eq!((config.subject, config.follow), (Subject::Chosen(choice), true));
     }
 
     #[test]
@@ -911,12 +951,13 @@ mod tests {
             ("--pid 1 --format svg", "--output"),
             ("--pid 1 --format png -o -", "png"),
             ("--pid 1 -q -v", "cannot be used with"),
+            ("--name node -- node", "cannot be used with"),
+            ("--cgroup a -- node", "cannot be used with"),
             ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
             ("--pid 1 --sample often", "512KiB"),
             ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
             ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
             ("--pid 1 --symbol-prefix my-", "not a symbol"),
-            ("--pid 1 --follow", "--follow"),
         ];
         for (arguments, reason) in cases {
             let message = refused(arguments);

@@ -12,8 +12,7 @@ use log::LevelFilter;
 use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
     cli::{
-        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity,
-        ViewConfig,
+        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
     },
     doctor, manual,
     model::Profile,
@@ -123,6 +122,7 @@ fn record(config: &RecordConfig) -> Result<Exit> {
 fn record_config(config: &RecordConfig) -> record::Config {
     record::Config {
         subject: config.subject.clone(),
+        follow: config.follow,
         duration: config.duration,
         min_age: config.min_age,
         min_size: config.min_size,

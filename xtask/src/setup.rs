@@ -23,7 +23,7 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", CL
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
 /// Programs that the tests run, and the packages that have them.
-const PROGRAMS_OF_TESTS: [(&str, &str); 10] = [
+const PROGRAMS_OF_TESTS: [(&str, &str); 13] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("objcopy", "binutils"),
@@ -32,6 +32,9 @@ const PROGRAMS_OF_TESTS: [(&str, &str); 10] = [
     ("node", "nodejs"),
     ("redis-server", "redis-server"),
     ("nginx", "nginx-light"),
+    ("musl-gcc", "musl-tools"),
+    ("sudo", "sudo"),
+    ("curl", "curl"),
     ("chromium", "chromium"),
     ("go", "golang-go"),
 ];

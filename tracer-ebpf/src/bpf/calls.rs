@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext,
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_get_attach_cookie, bpf_get_prandom_u32},
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip, bpf_get_prandom_u32},
     },
     programs::{ProbeContext, RetProbeContext},
 };
@@ -24,14 +24,21 @@ use super::{
     capture::{self, Maker},
     count::count,
     live,
-    maps::{PROCESSES, sampling, size_is_tracked},
+    mappings::current_index,
+    maps::{PROCESSES, follows, sampling, size_is_tracked},
     threads::{self, Record},
 };
 
+/// The cookie of the probe. Where children are followed a probe is everybody's, and the current process belongs in it; none when
+/// that is not traced.
 #[inline(always)]
-fn cookie<C: EbpfContext>(ctx: &C) -> Cookie {
+fn cookie<C: EbpfContext>(ctx: &C) -> Option<Cookie> {
     // SAFETY: the helper reads the cookie of the probe whose context this is.
-    Cookie::from_bits(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
+    let cookie = Cookie::from_bits(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+    if !follows() {
+        return Some(cookie);
+    }
+    Some(Cookie { process: current_index()?, ..cookie })
 }
 
 /// The state of a process whose window is open.
@@ -41,10 +48,18 @@ pub fn open_process(index: u32) -> Option<&'static ProcessState> {
     (process.gate.load() == Gate::Open as u64).then_some(process)
 }
 
+/// Whether a probe that is at entry and return sees a return: at the entry the kernel stands where the probe is.
+#[inline(always)]
+pub fn is_return(ctx: &ProbeContext) -> bool {
+    // SAFETY: the helper reads the context of the probe, and gives the place of the probe.
+    let probed = unsafe { bpf_get_func_ip(ctx.as_ptr()) };
+    UserRegisters::at_probe(ctx.regs).ip() != probed
+}
+
 /// Entry of an allocating function: remembers the call, and releases what it releases.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) -> Option<()> {
-    let cookie = cookie(ctx);
+    let cookie = cookie(ctx)?;
     let process = open_process(cookie.process.into())?;
     let regs = UserRegisters::at_probe(ctx.regs);
 
@@ -142,7 +157,7 @@ fn abandon(ctx: &ProbeContext, call: &InFlight) {
 /// Return of an allocating function: accounts the block.
 #[inline(always)]
 pub fn leave(ctx: &RetProbeContext) -> Option<()> {
-    let cookie = cookie(ctx);
+    let cookie = cookie(ctx)?;
     let regs = UserRegisters::at_probe(ctx.regs);
     let record = threads::current()?;
     let call = *record.get();
@@ -271,7 +286,7 @@ fn account<C: EbpfContext>(
 /// Entry of a function that only releases a block.
 #[inline(always)]
 pub fn release(ctx: &ProbeContext) -> Option<()> {
-    let cookie = cookie(ctx);
+    let cookie = cookie(ctx)?;
     let process = open_process(cookie.process.into())?;
     let regs = UserRegisters::at_probe(ctx.regs);
     let key = BlockKey::new(cookie.process, regs.argument(cookie.signature.old?))?;

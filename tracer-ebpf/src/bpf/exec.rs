@@ -4,16 +4,20 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{event::EventKind, process::Gate, stack::StackHeader};
 
 use super::{
+    children,
     mappings::current_index,
-    maps::{EVENTS, PROCESSES},
+    maps::{EVENTS, PROCESSES, follows},
 };
 
 /// A process has executed a program. User space sees the gate at its next look, and at once by the ring buffer.
 #[inline(always)]
 pub fn executed() -> Option<()> {
+    if follows() {
+        return children::executed();
+    }
     // The window may be closed for a mark: it must not open again.
     let index = current_index()?;
-    let process = PROCESSES.get(index)?;
+    let process = PROCESSES.get(index.into())?;
     process.gate.store(Gate::Exec as u64);
     let event = StackHeader {
         event: EventKind::Exec as u8,

@@ -30,20 +30,21 @@ const PROT_EXEC: u64 = 4;
 #[inline(always)]
 fn current_process() -> Option<(u16, &'static ProcessState)> {
     let index = current_index()?;
-    Some((index as u16, open_process(index)?))
+    Some((index, open_process(index.into())?))
 }
 
-/// The number of the current process, if it is traced.
+/// The index of the current process, if it is traced.
 #[inline(always)]
-pub fn current_index() -> Option<u32> {
+pub fn current_index() -> Option<u16> {
     let tgid = current_tgid()?;
-    // SAFETY: entries are written before the window opens and stay.
-    unsafe { PROCESS_INDEX.get(tgid) }.copied()
+    // SAFETY: the entry of a process is written before it runs, and changed by none but itself.
+    let index = *unsafe { PROCESS_INDEX.get(tgid) }?;
+    Some(index as u16)
 }
 
 /// The number of the current process where user space knows it; none when it is not there.
 #[inline(always)]
-fn current_tgid() -> Option<u32> {
+pub fn current_tgid() -> Option<u32> {
     let Some((device, inode)) = pid_namespace() else {
         return Some((bpf_get_current_pid_tgid() >> 32) as u32);
     };

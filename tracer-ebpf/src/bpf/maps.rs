@@ -26,9 +26,14 @@ const NO_PREALLOC: u32 = 1;
 #[map]
 pub static PROCESSES: Array<ProcessState> = Array::with_max_entries(MAX_PROCESSES, MMAPABLE);
 
-/// Index of the process with a given tgid, for what is not filtered by the kernel.
+/// How many indexes of [`PROCESSES`] are taken.
 #[map]
-pub static PROCESS_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, 0);
+pub static PROCESS_COUNT: Array<Word> = Array::with_max_entries(1, MMAPABLE);
+
+/// Index of the process with a given tgid, for what is not filtered by the kernel. Children that share their parent's memory until
+/// they execute a program (`vfork`) have their parent's index, so there is room for more.
+#[map]
+pub static PROCESS_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(2 * MAX_PROCESSES, 0);
 
 /// Who has which record of [`RECORDS`], by thread.
 #[map]
@@ -98,6 +103,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 #[map]
 pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
+/// As [`NO_PROGRAMS`], for a program of another kind: the kernel lets programs of one kind only have an array.
+#[map]
+pub static NO_SESSION_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
 /// Number of buckets of [`LIVE`].
 #[unsafe(no_mangle)]
 static LIVE_BUCKETS: Global<u32> = Global::new(1);
@@ -120,6 +129,36 @@ static SAMPLE_RATE: Global<u64> = Global::new(0);
 /// See [`Sampling::certain_size`].
 #[unsafe(no_mangle)]
 static SAMPLE_CERTAIN_SIZE: Global<u64> = Global::new(0);
+/// Not 0 when children are followed: then probes are everybody's, and the current process tells whose call it is.
+#[unsafe(no_mangle)]
+static FOLLOWS: Global<u32> = Global::new(0);
+/// Offset of `pid` in the kernel's `struct task_struct`.
+#[unsafe(no_mangle)]
+static TASK_PID: Global<u32> = Global::new(0);
+/// Offset of `signal` there.
+#[unsafe(no_mangle)]
+static TASK_SIGNAL: Global<u32> = Global::new(0);
+/// Offset of `live` in `struct signal_struct`.
+#[unsafe(no_mangle)]
+static SIGNAL_LIVE: Global<u32> = Global::new(0);
+
+/// Whether children are followed.
+#[inline(always)]
+pub fn follows() -> bool {
+    FOLLOWS.load() != 0
+}
+
+/// Offset of `pid` in the kernel's `struct task_struct`.
+#[inline(always)]
+pub fn task_pid() -> u64 {
+    TASK_PID.load().into()
+}
+
+/// Offsets of `signal` in `struct task_struct`, and of `live` in `struct signal_struct`.
+#[inline(always)]
+pub fn live_threads() -> [u64; 2] {
+    [TASK_SIGNAL.load().into(), SIGNAL_LIVE.load().into()]
+}
 
 /// Device and inode of the pid namespace in which processes are known; 0 for that of the machine.
 #[unsafe(no_mangle)]

@@ -3,6 +3,7 @@
 mod arch;
 pub mod calls;
 mod capture;
+pub mod children;
 mod count;
 pub mod exec;
 mod live;

@@ -6,16 +6,27 @@
 //! stack to a program of which some function has a tail call (`check_max_stack_depth`), so each has one that is never taken. A test
 //! looks for the private stack's instructions in the machine code of the loaded programs.
 
-use aya_ebpf::EbpfContext;
+use aya_ebpf::{EbpfContext, maps::ProgramArray};
 
-use super::maps::{NO_PROGRAMS, live_buckets};
+use super::maps::{NO_PROGRAMS, NO_SESSION_PROGRAMS, live_buckets};
 
 /// To be called first by every uprobe program.
 #[inline(always)]
 pub fn forgo<C: EbpfContext>(ctx: &C) {
+    call_none_of(&NO_PROGRAMS, ctx);
+}
+
+/// To be called first by every uprobe program that sees entry and return.
+#[inline(always)]
+pub fn forgo_in_session<C: EbpfContext>(ctx: &C) {
+    call_none_of(&NO_SESSION_PROGRAMS, ctx);
+}
+
+#[inline(always)]
+fn call_none_of<C: EbpfContext>(programs: &'static ProgramArray, ctx: &C) {
     // Never true: there is at least one bucket. The kernel only looks for the call before it removes dead code.
     if live_buckets() == 0 {
         // SAFETY: the array of programs is empty, so the call falls through.
-        unsafe { NO_PROGRAMS.tail_call(ctx, 0) }
+        unsafe { programs.tail_call(ctx, 0) }
     }
 }

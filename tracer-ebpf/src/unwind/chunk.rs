@@ -8,7 +8,7 @@ pub const MAX_TABLES: u32 = 4096;
 /// Room for distinct rules: as many as a row can name.
 pub const MAX_RULES: u32 = 1 << 16;
 /// Room for the executable mappings of all processes, each list twice.
-pub const MAX_CODE_MAPPINGS: u32 = 1 << 16;
+pub const MAX_CODE_MAPPINGS: u32 = 1 << 17;
 /// The rule cache has 2^15 slots, 256 KiB: a program that allocates from a thousand places at a depth of 30 fits.
 pub const CACHE_BITS: u32 = 15;
 

@@ -381,6 +381,16 @@ impl MappingAccount {
         space.program_break = initial.program_break.and_then(|Address(end)| page_align(end));
     }
 
+    /// Begins the account of a process that was forked: it has a copy of everything that its parent had mapped, and made none of it.
+    pub fn fork(&mut self, parent: u16, child: u16) {
+        let Some(Space { extents, program_break, .. }) = self.spaces.get(&parent) else { return };
+        let mut space = Space { program_break: *program_break, ..Space::default() };
+        for (range, owner) in extents.iter() {
+            space.extents.put(range, Owner::BeforeWindow(owner.backing()));
+        }
+        self.spaces.insert(child, space);
+    }
+
     /// Accounts one event. Events are applied in the order in which the ring buffer delivers them.
     pub fn apply(&mut self, event: &MappingEvent) {
         let Ok(call) = MappingCall::try_from(event.call) else {

@@ -243,9 +243,10 @@ impl Counted {
             None if number == RETIRED => Stop::Retired,
             None => Stop::NotDelivered,
         };
-        let pid = || self.pids.get(usize::from(known?.process)).copied();
+        let process = || known.map(|known| known.process);
         StackReport {
-            pid: if self.pids.len() > 1 { pid() } else { None },
+            pid: process().and_then(|process| self.pid(process)),
+            process: process().filter(|&process| self.pid(process).is_some()).map(u32::from),
             kind,
             api: known.map_or_else(|| "unknown".to_owned(), |known| known.api.clone()),
             weight_bytes: 0,
@@ -268,6 +269,11 @@ impl Counted {
         }
     }
 
+    /// The pid of a process, when there are several.
+    fn pid(&self, process: u16) -> Option<Pid> {
+        self.pids.get(usize::from(process)).copied().filter(|_| self.pids.len() > 1)
+    }
+
     fn mapping_stacks(&self) -> impl Iterator<Item = Judged> + '_ {
         let held = self.held_by_holder();
         self.mappings.iter().map(move |(holder, totals)| {
@@ -276,9 +282,8 @@ impl Counted {
             let held = held.get(holder).copied().unwrap_or_else(nothing);
             let all = self.min_age_ns == 0;
             let mut stack = StackReport {
-                pid: (self.pids.len() > 1)
-                    .then(|| self.pids.get(usize::from(holder.process)).copied())
-                    .flatten(),
+                pid: self.pid(holder.process),
+                process: self.pid(holder.process).map(|_| holder.process.into()),
                 api: holder.api.to_owned(),
                 weight_bytes: held.resident_bytes.unwrap_or(0),
                 resident_bytes: held.resident_bytes,

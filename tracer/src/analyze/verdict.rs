@@ -403,6 +403,7 @@ mod tests {
         };
         StackReport {
             pid: None,
+            process: None,
             kind,
             api: "malloc".to_owned(),
             weight_bytes: weight,

@@ -5,6 +5,8 @@
 
 mod extents;
 mod grace;
+mod kernel_types;
+mod processes;
 mod shared;
 mod tables;
 pub mod tracefs;
@@ -13,6 +15,7 @@ mod unwind_tables;
 pub mod uprobe_multi;
 
 use std::{
+    cell::Cell,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
@@ -22,26 +25,24 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, RingBuf},
+    maps::{MapData, RingBuf},
     programs::{
         ProgramFd, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{
-    probe::Cookie,
-    process::{CodeList, Gate},
-    sampling::Sampling,
-    unwind::Mapping,
-};
+use tracer_ebpf::{probe::Cookie, process::CodeList, sampling::Sampling, unwind::Mapping};
 
-use self::uprobe_multi::{At, Places};
+use self::{
+    kernel_types::TaskOffsets,
+    uprobe_multi::{At, Places},
+};
 pub use self::{
     tables::{SharedTables, Sizes},
     unwind_tables::{UnwindSizes, UnwindTables},
 };
-use crate::model::{Address, Pid};
+use crate::model::Pid;
 
 /// What the programs are loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +59,8 @@ pub struct Settings {
     pub sampling: Sampling,
     /// The level of sampling that a process begins with.
     pub sample_level: u32,
+    /// Whether the children of traced processes are traced, too.
+    pub follow: bool,
 }
 
 /// The programs in the kernel, and what they are attached to.
@@ -67,11 +70,21 @@ pub struct Capture {
     tables: Arc<SharedTables>,
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
-    multi: Option<[uprobe_multi::Program; 4]>,
+    multi: Option<Vec<MultiProgram>>,
+    /// Whether probes are everybody's; see [`processes`].
+    follows: bool,
+    windows_are_open: Cell<bool>,
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
     sample_level: u32,
+}
+
+/// A program that is attached to many places at once.
+struct MultiProgram {
+    sites: &'static [Programs],
+    at: At,
+    program: uprobe_multi::Program,
 }
 
 /// Where a probe goes.
@@ -102,6 +115,8 @@ const ALLOCATE: &str = "allocate";
 const ALLOCATED: &str = "allocated";
 const EXITED: &str = "exited";
 const RELEASE: &str = "release";
+/// [`ALLOCATE`] and [`ALLOCATED`] in one.
+const CALL: &str = "call";
 const UPROBES: [&str; 4] = [ALLOCATE, ALLOCATED, EXITED, RELEASE];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
@@ -125,6 +140,8 @@ impl Capture {
         let namespace = pid_namespace();
         // The programs are loaded without the messages that nobody would see.
         let log_level = log::max_level() as u8;
+        let follows = u32::from(settings.follow);
+        let task = if settings.follow { processes::task_offsets(namespace)? } else { TaskOffsets::default() };
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("LIVE", sizes.live_buckets)
@@ -142,10 +159,14 @@ impl Capture {
             .override_global("SAMPLE_CERTAIN_SIZE", &settings.sampling.certain_size, true)
             .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
             .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
+            .override_global("FOLLOWS", &follows, true)
+            .override_global("TASK_PID", &task.pid, true)
+            .override_global("TASK_SIGNAL", &task.signal, true)
+            .override_global("SIGNAL_LIVE", &task.live, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
         let mut ebpf = loader.load(object).context("the kernel does not take the BPF maps")?;
-        let multi = uprobe_multi::load(object, &ebpf, UPROBES)
+        let multi = load_multi(object, &ebpf, settings.follow)
             .inspect_err(|error| log::info!("each probe is attached by itself: {error:#}"))
             .ok();
         if multi.is_none() {
@@ -164,6 +185,8 @@ impl Capture {
             tables,
             unwind,
             multi,
+            follows: settings.follow,
+            windows_are_open: Cell::new(false),
             probes: Vec::new(),
             tracepoints: Vec::new(),
             sample_level: settings.sample_level,
@@ -249,36 +272,29 @@ impl Capture {
         }
     }
 
-    /// Makes a process known to the tracepoints under its index.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn add_process(&mut self, index: u16, pid: Pid) -> Result<()> {
-        let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
-        HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
-        self.set_sample_level(index, self.sample_level);
-        Ok(())
-    }
-
-    /// Attaches the probes of one file, which this process can open by that path, to one process.
+    /// Attaches the probes of one file, which this process can open by that path, to one process; to all of them where children are
+    /// followed.
     ///
     /// # Errors
     /// When the kernel refuses: the file or process is gone, or there is no permission.
     pub fn attach_probes(&mut self, file: &Path, sites: &[Site], pid: Pid) -> Result<()> {
+        let scope = (!self.follows).then_some(pid);
         match &self.multi {
             Some(programs) => {
-                for (program, (at, places)) in programs.iter().zip(places_by_program(sites)) {
+                for MultiProgram { sites: served, at, program } in programs {
+                    let sites = sites.iter().filter(|site| served.contains(&site.programs));
+                    let places: Places = sites.map(|site| (site.offset, site.cookie.to_bits())).collect();
                     if !places.is_empty() {
-                        self.probes.push(Box::new(program.attach(file, &places, at, pid)?));
+                        self.probes.push(Box::new(program.attach(file, &places, *at, scope)?));
                     }
                 }
                 Ok(())
             }
-            None => sites.iter().try_for_each(|&site| self.attach_probe(file, site, pid)),
+            None => sites.iter().try_for_each(|&site| self.attach_probe(file, site, scope)),
         }
     }
 
-    fn attach_probe(&mut self, file: &Path, site: Site, pid: Pid) -> Result<()> {
+    fn attach_probe(&mut self, file: &Path, site: Site, scope: Option<Pid>) -> Result<()> {
         let names: &[&str] = match site.programs {
             // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
             Programs::Allocate => &[ALLOCATE, ALLOCATED],
@@ -286,7 +302,10 @@ impl Capture {
             Programs::Exit => &[EXITED],
             Programs::Release => &[RELEASE],
         };
-        let scope = UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?);
+        let scope = match scope {
+            Some(pid) => UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?),
+            None => UProbeScope::AllProcesses,
+        };
         for name in names {
             let program = uprobe(&mut self.ebpf, name)?;
             let point = UProbeAttachPoint {
@@ -345,36 +364,6 @@ impl Capture {
         Ok(())
     }
 
-    /// Opens the window of a process: from now on its events count.
-    pub fn open_window(&self, process: u16, now_ns: u64) {
-        if let Some(state) = self.tables.processes().get(usize::from(process)) {
-            state.opened_ns.store(now_ns);
-            // Not that of a program that is another one by now.
-            state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
-        }
-    }
-
-    /// Tells the programs where a process returns to from probed functions.
-    pub fn set_trampoline(&self, process: u16, trampoline: Address) {
-        if let Some(state) = self.tables.processes().get(usize::from(process)) {
-            state.trampoline.store(trampoline.0);
-        }
-    }
-
-    /// Keeps allocations of a process at this level of sampling from now on.
-    pub fn set_sample_level(&self, process: u16, level: u32) {
-        if let Some(state) = self.tables.processes().get(usize::from(process)) {
-            state.level.store(level.into());
-        }
-    }
-
-    /// Closes every window that is open: calls that begin from now on do not count.
-    pub fn close_windows(&self) {
-        for state in self.tables.processes() {
-            state.gate.compare_exchange(Gate::Open as u64, Gate::Closed as u64);
-        }
-    }
-
     /// Takes every probe away, in parallel, since the kernel waits for each until no CPU can be in it. When it returns, no
     /// program runs any more and the tables are at rest.
     pub fn detach(&mut self) {
@@ -393,23 +382,42 @@ impl Capture {
     #[must_use]
     pub fn runs_missed_by_kernel(&self) -> u64 {
         let loaded = self.ebpf.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd()));
-        let multi = self.multi.iter().flatten().map(uprobe_multi::Program::as_fd);
+        let multi = self.multi.iter().flatten().map(|multi| multi.program.as_fd());
         loaded.chain(multi).filter_map(recursion_misses).sum()
     }
 }
 
-/// The places of each of the [`UPROBES`], in their order. The returns come after the entries, as in [`Capture::attach_probe`].
-fn places_by_program(sites: &[Site]) -> [(At, Places); 4] {
-    let of = |wanted: &[Programs]| -> Places {
-        let sites = sites.iter().filter(|site| wanted.contains(&site.programs));
-        sites.map(|site| (site.offset, site.cookie.to_bits())).collect()
+/// The uprobe programs for links of many uprobes. Where children are followed the probes are in other processes too, which take no
+/// notice of returns if the kernel lets the program say so at entry.
+fn load_multi(object: &[u8], ebpf: &Ebpf, follow: bool) -> Result<Vec<MultiProgram>> {
+    let with = |sites, at, program| MultiProgram { sites, at, program };
+    let alone = |allocate, exited, release| {
+        [
+            with(&[Programs::AllocateToExits][..], At::Entry, allocate),
+            with(&[Programs::Exit], At::Entry, exited),
+            with(&[Programs::Release], At::Entry, release),
+        ]
     };
-    [
-        (At::Entry, of(&[Programs::Allocate, Programs::AllocateToExits])),
-        (At::Return, of(&[Programs::Allocate])),
-        (At::Entry, of(&[Programs::Exit])),
-        (At::Entry, of(&[Programs::Release])),
-    ]
+    if follow {
+        // The others stand where no return probe may be: the kernel must not even be able to make one there.
+        let names = [(CALL, At::Both), (ALLOCATE, At::Entry), (EXITED, At::Entry), (RELEASE, At::Entry)];
+        match uprobe_multi::load(object, ebpf, names) {
+            Ok([call, allocate, exited, release]) => {
+                let call = with(&[Programs::Allocate], At::Both, call);
+                return Ok([call].into_iter().chain(alone(allocate, exited, release)).collect());
+            }
+            Err(error) => log::info!("other processes notice returns from allocators: {error:#}"),
+        }
+    }
+    let names = [(ALLOCATE, At::Entry), (ALLOCATED, At::Return), (EXITED, At::Entry), (RELEASE, At::Entry)];
+    let [allocate, allocated, exited, release] = uprobe_multi::load(object, ebpf, names)?;
+    // Entry first, as in `Capture::attach_probe`.
+    Ok(vec![
+        with(&[Programs::Allocate, Programs::AllocateToExits], At::Entry, allocate),
+        with(&[Programs::Allocate], At::Return, allocated),
+        with(&[Programs::Exit], At::Entry, exited),
+        with(&[Programs::Release], At::Entry, release),
+    ])
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {

@@ -8,6 +8,7 @@ use aya::{
     maps::{HashMap, Map, MapData},
 };
 use tracer_ebpf::{
+    atomic::Word,
     counter::{Counter, STRIPES, Stripe},
     live::{Block, BlockKey, LiveBucket, WAYS as BUCKET_WAYS},
     process::{MAX_PROCESSES, ProcessState},
@@ -66,6 +67,7 @@ impl Sizes {
 /// The tables of a loaded capture. They can be read at any time, and are at rest after it is detached.
 pub struct SharedTables {
     processes: SharedArray<ProcessState>,
+    process_count: SharedArray<Word>,
     live: SharedArray<LiveBucket>,
     spill: HashMap<MapData, u64, SpilledBlock>,
     spill_room: u32,
@@ -93,6 +95,7 @@ impl SharedTables {
     pub(super) fn map(ebpf: &Ebpf, sizes: Sizes) -> Result<Self> {
         let tables = Self {
             processes: array(ebpf, "PROCESSES", MAX_PROCESSES)?,
+            process_count: array(ebpf, "PROCESS_COUNT", 1)?,
             live: array(ebpf, "LIVE", sizes.live_buckets)?,
             spill: spill(ebpf)?,
             spill_room: sizes.spilled_blocks,
@@ -147,6 +150,12 @@ impl SharedTables {
     #[must_use]
     pub fn processes(&self) -> &[ProcessState] {
         self.processes.elements()
+    }
+
+    /// How many indexes of processes are taken.
+    #[must_use]
+    pub fn process_count(&self) -> &Word {
+        &self.process_count.elements()[0]
     }
 
     /// Totals of the stacks, by number.

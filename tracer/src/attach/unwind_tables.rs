@@ -67,7 +67,6 @@ struct Stretches {
 struct Lists {
     first: u32,
     capacity: u32,
-    generation: u16,
 }
 
 impl UnwindTables {
@@ -171,7 +170,8 @@ impl UnwindTables {
     ) -> Option<CodeList> {
         let count = u32::try_from(code.len()).ok()?;
         let lists = self.lists_with_room(process, count)?;
-        let generation = lists.generation.wrapping_add(1);
+        // After the one that is in use, which may be that of the process that this one was forked from.
+        let generation = before.generation.wrapping_add(1);
         let first = lists.first + u32::from(generation % 2) * lists.capacity;
         for (mapping, words) in code.iter().zip(&self.mappings.elements()[first as usize..]) {
             store(words, mapping.to_words());
@@ -180,7 +180,7 @@ impl UnwindTables {
         if state.code.compare_exchange(before.to_bits(), list.to_bits()) != before.to_bits() {
             return None;
         }
-        self.lists.insert(process, Lists { generation, ..lists });
+        self.lists.insert(process, lists);
         Some(list)
     }
 
@@ -195,7 +195,7 @@ impl UnwindTables {
         let first = self.next_mapping;
         let end = first.checked_add(capacity.checked_mul(2)?).filter(|&end| end <= MAX_CODE_MAPPINGS)?;
         self.next_mapping = end;
-        Some(Lists { first, capacity, generation: known.map_or(0, |lists| lists.generation) })
+        Some(Lists { first, capacity })
     }
 }
 

@@ -54,13 +54,25 @@ pub enum At {
     Entry,
     /// When the function whose entry is probed returns.
     Return,
+    /// At both (`BPF_TRACE_UPROBE_SESSION`, Linux 6.13). At entry the program says whether it wants to see the return: by 1 that it does
+    /// not, and then nothing is changed in the process.
+    Both,
 }
 
-/// Loads the programs with these names. `ebpf` holds the maps of the same object.
+impl At {
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::Entry | Self::Return => TRACE_UPROBE_MULTI,
+            Self::Both => TRACE_UPROBE_SESSION,
+        }
+    }
+}
+
+/// Loads the programs with these names, to be attached so. `ebpf` holds the maps of the same object.
 ///
 /// # Errors
 /// When the kernel does not take them, or cannot attach them to one whole process.
-pub fn load<const N: usize>(object: &[u8], ebpf: &Ebpf, names: [&str; N]) -> Result<[Program; N]> {
+pub fn load<const N: usize>(object: &[u8], ebpf: &Ebpf, names: [(&str, At); N]) -> Result<[Program; N]> {
     let mut object = Object::parse(object)?;
     let btf = match aya::features().btf() {
         Some(features) => object.fixup_and_sanitize_btf(features)?.map(|btf| load_btf(&btf.to_bytes())),
@@ -69,15 +81,15 @@ pub fn load<const N: usize>(object: &[u8], ebpf: &Ebpf, names: [&str; N]) -> Res
     let btf = btf.transpose().context("the kernel does not take the types of the BPF programs")?;
     relocate(&mut object, ebpf)?;
     let mut programs = Vec::with_capacity(N);
-    for name in names {
+    for (name, at) in names {
         let program = object.programs.get(name).with_context(|| format!("no program {name}"))?;
         let function = object.functions.get(&program.function_key());
         let function = function.with_context(|| format!("no function of program {name}"))?;
-        let loaded = load_program(name, function, &object.license, btf.as_ref().map(OwnedFd::as_fd));
+        let loaded = load_program(name, at, function, &object.license, btf.as_ref().map(OwnedFd::as_fd));
         programs.push(Program(loaded.with_context(|| format!("the kernel does not take program {name}"))?));
     }
     let programs: [Program; N] = programs.try_into().ok().context("a program for each name")?;
-    if let Some(program) = programs.first() {
+    if let Some((program, _)) = programs.iter().zip(names).find(|(_, (_, at))| *at != At::Both) {
         program.check_process_filter()?;
     }
     Ok(programs)
@@ -126,23 +138,23 @@ fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
 }
 
 impl Program {
-    /// Attaches to the places of a file, for one process; until the result is dropped.
+    /// Attaches to the places of a file, for one process or all; until the result is dropped.
     ///
     /// # Errors
     /// When the kernel refuses: the file or process is gone, or there is no permission.
-    pub fn attach(&self, file: &Path, places: &Places, at: At, pid: Pid) -> io::Result<OwnedFd> {
+    pub fn attach(&self, file: &Path, places: &Places, at: At, scope: Option<Pid>) -> io::Result<OwnedFd> {
         const UPROBE_MULTI_RETURN: u32 = 1;
         let path = CString::new(file.as_os_str().as_bytes())?;
         let flags = if at == At::Return { UPROBE_MULTI_RETURN } else { 0 };
         create_link(&LinkCreate {
             program: self.0.as_raw_fd(),
-            attach_type: TRACE_UPROBE_MULTI,
+            attach_type: at.attach_type(),
             path: path.as_ptr() as u64,
             offsets: places.offsets.as_ptr() as u64,
             cookies: places.cookies.as_ptr() as u64,
             count: places.offsets.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?,
             flags_of_uprobes: flags,
-            pid: pid.0,
+            pid: scope.map_or(0, |pid| pid.0),
             ..LinkCreate::default()
         })
     }
@@ -183,6 +195,7 @@ const BPF_BTF_LOAD: c_int = 18;
 const BPF_LINK_CREATE: c_int = 28;
 const PROG_TYPE_KPROBE: u32 = 2;
 const TRACE_UPROBE_MULTI: u32 = 48;
+const TRACE_UPROBE_SESSION: u32 = 57;
 
 /// `union bpf_attr` for `BPF_BTF_LOAD`.
 #[repr(C)]
@@ -249,6 +262,7 @@ fn load_btf(bytes: &[u8]) -> io::Result<OwnedFd> {
 
 fn load_program(
     name: &str,
+    at: At,
     function: &Function,
     license: &CString,
     btf: Option<BorrowedFd<'_>>,
@@ -260,7 +274,7 @@ fn load_program(
         instruction_count: function.instructions.len() as u32,
         instructions: function.instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        expected_attach_type: TRACE_UPROBE_MULTI,
+        expected_attach_type: at.attach_type(),
         ..ProgramLoad::default()
     };
     // The last byte stays 0.

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 use tracer_ebpf::{
-    event::{EventKind, MappingCall, MappingEvent},
+    event::{EventKind, MappingCall, MappingEvent, ProcessChange},
     stack::{MAX_FRAMES, StackHeader},
     stop::Stop,
 };
@@ -18,6 +18,19 @@ pub enum Event {
     Mapping(MappingEvent),
     /// The process with this index replaced its program.
     Exec(u16),
+    /// A followed process has come or gone.
+    Process(Change),
+}
+
+/// What became of a followed process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What happened.
+    pub change: ProcessChange,
+    /// Index of the process.
+    pub process: u16,
+    /// Index of the one that it came from.
+    pub from: u16,
 }
 
 /// A stack as the kernel walked it.
@@ -65,6 +78,9 @@ pub enum DecodeError {
     /// Its system call is unknown.
     #[error("its system call {0} is unknown")]
     Call(u8),
+    /// What became of its process is unknown.
+    #[error("what became of its process, {0}, is unknown")]
+    Change(u8),
 }
 
 impl Event {
@@ -78,6 +94,7 @@ impl Event {
             kind if kind == EventKind::Stack as u8 => fields.stack().map(Event::Stack),
             kind if kind == EventKind::Mapping as u8 => fields.mapping().map(Event::Mapping),
             kind if kind == EventKind::Exec as u8 => fields.exec().map(Event::Exec),
+            kind if kind == EventKind::Process as u8 => fields.change().map(Event::Process),
             kind => Err(DecodeError::Kind(kind)),
         }
     }
@@ -145,6 +162,12 @@ impl Fields<'_> {
         })
     }
 
+    /// [`ProcessEvent`](tracer_ebpf::event::ProcessEvent)
+    fn change(mut self) -> Result<Change, DecodeError> {
+        let change = ProcessChange::try_from(self.u8()?).map_err(DecodeError::Change)?;
+        Ok(Change { change, process: self.u16()?, from: self.u16()? })
+    }
+
     /// The process of a [`StackHeader`].
     fn exec(mut self) -> Result<u16, DecodeError> {
         self.u8()?;
@@ -191,6 +214,7 @@ mod tests {
         for length in 1..whole.len() {
             assert_eq!(Event::decode(&whole[..length]), Err(DecodeError::Short(length)));
         }
+        assert_eq!(Event::decode(&[EventKind::Process as u8, 9]), Err(DecodeError::Change(9)));
         assert_eq!(Event::decode(&[EventKind::Mapping as u8, 9]), Err(DecodeError::Call(9)));
     }
 }

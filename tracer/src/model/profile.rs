@@ -78,6 +78,23 @@ pub struct Process {
     /// Its command line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
+    /// The process that it was forked from, or that it was before it executed this program, by its place in
+    /// [`Profile::processes`]; absent for those that were there from the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
+    /// How it ended while it was traced; absent when it had not, or nobody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<ProcessEnd>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessEnd {
+    /// It exited.
+    Exited,
+    /// It executed another program, which is another process of the report under the same pid.
+    Exec,
 }
 
 /// The recorded span of time: from the moment every probe was attached to the end of the recording.
@@ -286,6 +303,10 @@ pub struct StackReport {
     /// The process it belongs to; absent when there is only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<Pid>,
+    /// Its place in [`Profile::processes`]: a process that executed another program is there twice under one pid. Absent when there is
+    /// only one, or a recording does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
     /// What kind of memory.
     pub kind: Kind,
     /// The allocator function that was called (`malloc`, `mmap`, …).

@@ -98,6 +98,13 @@ impl ResidentMemory {
         true
     }
 
+    /// A process has gone while others go on: what it had is no longer part of what they have together.
+    pub fn forget(&mut self, gone: u16, others: &[TracedProcess]) {
+        if running(others).next().is_some() {
+            self.latest.remove(&gone);
+        }
+    }
+
     /// Resident bytes of managed heaps at the latest reading.
     #[must_use]
     pub fn managed_bytes(&self, managed: &ManagedHolders) -> Option<u64> {

@@ -4,6 +4,7 @@
 //! the kernel counted is read at rest.
 
 mod allocators;
+mod children;
 mod code;
 mod console;
 mod findings;
@@ -40,10 +41,10 @@ pub use self::{
 use self::{memory::When, requests::Requests, session::Session};
 use crate::{
     cli::Subject,
-    model::{Bytes, End, Profile},
+    model::{Bytes, End, Pid, Profile},
     plan::Declarations,
     readable, signals,
-    target::launch::Launched,
+    target::{Target, choice::Choice, launch::Launched},
 };
 
 /// What to record.
@@ -61,6 +62,8 @@ pub struct Config {
     pub max_size: Option<Bytes>,
     /// Mean bytes between sampled allocations; 0 tracks every one.
     pub sample: Bytes,
+    /// Whether to trace the children of the targets, too.
+    pub follow: bool,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
@@ -99,6 +102,7 @@ pub async fn record(
     let targets = match (&launched, &config.subject) {
         (Some(launched), _) => vec![launched.pid()],
         (None, Subject::Processes(pids)) => pids.clone(),
+        (None, Subject::Chosen(choice)) => traceable(choice)?,
         (None, Subject::Command(_)) => Vec::new(),
     };
     let mut session = Session::attach(config, &targets)?;
@@ -129,6 +133,19 @@ pub async fn record(
     Ok(Recorded { profile, command: launched })
 }
 
+/// The chosen processes that can be traced. Of many, some may not be able to, or have gone.
+fn traceable(choice: &Choice) -> Result<Vec<Pid>> {
+    let mut refused = Vec::new();
+    let mut pids = choice.pids()?;
+    pids.retain(|&pid| Target::open(pid).map_err(|error| refused.push(error)).is_ok());
+    let mut refused = refused.into_iter();
+    if pids.is_empty() {
+        return Err(refused.next().context("nobody was chosen")?.into());
+    }
+    refused.for_each(|error| log::warn!("left out: {error}"));
+    Ok(pids)
+}
+
 fn launch(config: &Config) -> Result<Option<Launched>> {
     let Subject::Command(command) = &config.subject else { return Ok(None) };
     let output = config.command_output.as_ref().map(|path| {
@@ -156,7 +173,11 @@ async fn watch(
             biased;
             () = interrupts.next() => return Ok(End::Interrupted),
             () = at(deadline) => return Ok(End::Duration),
-            () = exits.all() => return Ok(End::TargetExited),
+            // A program may be executed and over before anybody looks.
+            () = exits.all(), if !config.follow => {
+                let executed = session.target_has_executed();
+                return Ok(if executed { End::TargetExec } else { End::TargetExited });
+            }
             request = asked.requests.next() => match request {
                 Request::Snapshot => asked.snapshot = true,
                 Request::Mark => asked.mark = true,
@@ -175,6 +196,9 @@ async fn watch(
         asked.answer(session)?;
         if session.target_has_executed() {
             return Ok(End::TargetExec);
+        }
+        if session.everyone_is_gone() {
+            return Ok(End::TargetExited);
         }
     }
 }

@@ -1,6 +1,11 @@
 //! One traced process: its identity, the files it has mapped, and the probes in them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap, HashSet},
+    os::unix::fs::FileExt as _,
+    rc::Rc,
+};
 
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::probe::{Cookie, WayOut};
@@ -15,13 +20,25 @@ use crate::{
     target::{FileId, Mapping, Object, Target},
 };
 
+/// What has been probed. Where children are followed a probe is everybody's, so all processes have this in common.
+pub type Probed = Rc<RefCell<ProbedFiles>>;
+
+/// The files that have been probed.
+#[derive(Default)]
+pub struct ProbedFiles {
+    /// How many functions in each.
+    functions: HashMap<FileId, usize>,
+    /// The offsets of the probes in each, where children are followed.
+    places: HashSet<Vec<u64>>,
+}
+
 /// A process that is traced.
 pub struct TracedProcess {
     /// Its place in the tables.
     pub index: u16,
     /// The process itself.
     pub target: Target,
-    probed: HashSet<FileId>,
+    probed: Probed,
     probes: usize,
     found: Found,
 }
@@ -31,14 +48,18 @@ impl TracedProcess {
     ///
     /// # Errors
     /// When it cannot be traced.
-    pub fn open(index: u16, pid: Pid) -> Result<Self> {
-        Ok(Self {
-            index,
-            target: Target::open(pid)?,
-            probed: HashSet::new(),
-            probes: 0,
-            found: Found::default(),
-        })
+    pub fn open(pid: Pid) -> Result<Self> {
+        Ok(Self::new(0, Target::open(pid)?, Probed::default()))
+    }
+
+    /// A process with this place in the tables. The files in `probed` have their probes.
+    pub fn new(index: u16, target: Target, probed: Probed) -> Self {
+        Self { index, target, probed, probes: 0, found: Found::default() }
+    }
+
+    /// From now on the files that have been probed are these, for others too.
+    pub fn share(&mut self, probed: &Probed) {
+        self.probed = Rc::clone(probed);
     }
 
     /// How many functions are probed.
@@ -56,17 +77,15 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        let objects = self.target.objects_where(|id| !self.probed.contains(&id));
-        let objects = objects.with_context(|| self.unreadable())?;
+        let (known, mut probes) = (Rc::clone(&self.probed), 0);
+        let is_new = |id| known.borrow().functions.get(&id).map(|functions| probes += functions).is_none();
+        let objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
+        self.probes = probes;
         for unopened in &objects.unopened {
-            self.probed.insert(unopened.id);
+            self.probed.borrow_mut().functions.insert(unopened.id, 0);
             log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
         }
-        for object in objects.opened {
-            self.probed.insert(object.id);
-            self.attach_object(&object, capture, planner)?;
-        }
-        Ok(())
+        objects.opened.iter().try_for_each(|object| self.attach_new(object, capture, planner))
     }
 
     /// As [`TracedProcess::attach`], for one file.
@@ -74,10 +93,17 @@ impl TracedProcess {
     /// # Errors
     /// As [`TracedProcess::attach`].
     pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        if self.probed.insert(object.id) { self.attach_object(object, capture, planner) } else { Ok(()) }
+        if self.probed.borrow_mut().functions.insert(object.id, 0).is_some() {
+            return Ok(());
+        }
+        let functions = self.attach_object(object, capture, planner)?;
+        self.probed.borrow_mut().functions.insert(object.id, functions);
+        self.probes += functions;
+        Ok(())
     }
 
-    fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+    /// Attaches the probes of a file, and tells how many functions they are in.
+    fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<usize> {
         self.found.add_file(object.path.clone());
         let plan = match plan(object, planner) {
             Ok(plan) => plan,
@@ -86,21 +112,45 @@ impl TracedProcess {
             }
             Err(error) => {
                 log::warn!("{}: {error:#}", self.name());
-                return Ok(());
+                return Ok(0);
             }
         };
         let mut sites: Vec<Site> =
             plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
         sites.extend(self.exits(&plan));
+        if capture.follows() && self.is_probed_elsewhere(object, &sites) {
+            log::debug!(
+                "{} is a file that has been probed already, under another name",
+                object.path.display()
+            );
+            self.found.add_plan(&plan, &planner.catalog);
+            return Ok(plan.probes.len());
+        }
         if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
             if self.target.has_exited() {
                 bail!("{} exited while it was being attached to", self.name());
             }
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
-        self.probes += plan.probes.len();
         self.found.add_plan(&plan, &planner.catalog);
-        Ok(())
+        Ok(plan.probes.len())
+    }
+
+    /// Whether probes that are everybody's are in this file already. Two overlays of one image show one file under two identities: then
+    /// its code in memory has been changed at every place where another file just like it was probed.
+    fn is_probed_elsewhere(&self, object: &Object, sites: &[Site]) -> bool {
+        let places = sites.iter().map(|site| site.offset).collect();
+        if sites.is_empty() || self.probed.borrow_mut().places.insert(places) {
+            return false;
+        }
+        let Ok(memory) = self.target.open_file("mem") else { return false };
+        sites.iter().all(|site| {
+            let (mut in_file, mut in_memory) = ([0], [0]);
+            let address = object.address_of(site.offset);
+            address.is_some_and(|address| memory.read_exact_at(&mut in_memory, address.0).is_ok())
+                && object.file.read_exact_at(&mut in_file, site.offset).is_ok()
+                && in_file != in_memory
+        })
     }
 
     /// The exits of functions whose return is not probed. Several may have one in common.
@@ -150,8 +200,15 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone.
     pub fn initial_mappings(&self) -> Result<InitialMappings> {
-        let mappings = self.target.mappings();
-        let mappings = mappings.with_context(|| self.unreadable())?;
+        Self::mapped_by(&self.target).with_context(|| self.unreadable())
+    }
+
+    /// What a process has mapped now.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn mapped_by(target: &Target) -> Result<InitialMappings> {
+        let mappings = target.mappings()?;
         let heap_end =
             mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.end).max();
         let range = |mapping: &Mapping| AddressRange { start: mapping.start, end: mapping.end };

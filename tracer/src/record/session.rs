@@ -14,13 +14,14 @@ use tracer_ebpf::{
     counter::Counter,
     event::{MappingCall, MappingEvent},
     live::STACK_BITS,
-    process::{Gate, MAX_PROCESSES},
+    process::MAX_PROCESSES,
     stack::{RETIRED, StackTotals, mapping_call},
     stop::Stop,
 };
 
 use super::{
     Config, allocators,
+    children::{Children, Family},
     code::CodeFiles,
     findings::Findings,
     memory::{self, ResidentMemory, When},
@@ -56,12 +57,16 @@ const MAX_TIMELINE: usize = 2000;
 /// each look is due.
 const HISTORY_SPACING_NS: u64 = 180_000_000;
 
+/// Processes whose return trampoline is looked for at one time: their mappings are read for it. A child has what its parent has.
+const LOOKS_FOR_TRAMPOLINES: usize = 16;
+
 /// A recording under way.
 pub struct Session {
     config: Config,
     planner: Planner,
     processes: Vec<TracedProcess>,
-    descriptions: Vec<crate::model::Process>,
+    /// By index.
+    descriptions: BTreeMap<u16, crate::model::Process>,
     max_live: u64,
     sampler: Sampler,
     capture: Capture,
@@ -69,6 +74,7 @@ pub struct Session {
     worker: Option<Worker>,
     names: Names,
     code: CodeFiles,
+    children: Children,
     stacks: BTreeMap<u32, NewStack>,
     mappings: MappingAccount,
     managed: ManagedHolders,
@@ -105,8 +111,8 @@ impl Session {
         if targets.len() > MAX_PROCESSES as usize {
             bail!("{} processes are too many: {MAX_PROCESSES} at most can be traced at once", targets.len());
         }
-        let open = |(index, &pid)| TracedProcess::open(index as u16, pid);
-        let mut processes: Vec<_> = targets.iter().enumerate().map(open).collect::<Result<_>>()?;
+        let mut processes: Vec<_> =
+            targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;
         let sampler = Sampler::new(config.sample);
         let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
         let mut code = CodeFiles::new();
@@ -120,14 +126,23 @@ impl Session {
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
             sampling: sampler.sampling(),
             sample_level: sampler.level(),
+            follow: config.follow,
         })?;
+        for process in &mut processes {
+            process.index = capture.add_process(process.target.pid())?;
+        }
+        let children = Children::join(&mut capture, &mut processes, &mut code)?;
         let planner = planner(&config.declarations);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
             worker.add_process(process.index, process.target.pid());
-            capture.add_process(process.index, process.target.pid())?;
-            process.attach(&mut capture, &planner)?;
+            if let Err(error) = process.attach(&mut capture, &planner) {
+                // A child may come to its end at any time.
+                if targets.contains(&process.target.pid()) || !process.target.has_exited() {
+                    return Err(error);
+                }
+            }
             if !config.subject.is_command() && process.target.is_stopped().unwrap_or(false) {
                 log::warn!(
                     "{} is stopped; it allocates nothing until it goes on (kill -CONT {})",
@@ -142,13 +157,19 @@ impl Session {
         capture.attach_system_calls()?;
         // After the probes: see the mapping account.
         for process in &processes {
-            mappings.add_process(process.index, process.initial_mappings()?);
+            match process.initial_mappings() {
+                Err(error) if targets.contains(&process.target.pid()) => return Err(error),
+                initial => mappings.add_process(process.index, initial.unwrap_or_default()),
+            }
         }
         let drain = Drain::new(capture.take_events()?)?;
         Ok(Self {
             config: config.clone(),
             planner,
-            descriptions: processes.iter().map(|process| process.target.describe()).collect(),
+            descriptions: processes
+                .iter()
+                .map(|process| (process.index, process.target.describe()))
+                .collect(),
             processes,
             max_live,
             sampler,
@@ -157,6 +178,7 @@ impl Session {
             names: worker.names().clone(),
             worker: Some(worker),
             code,
+            children,
             stacks: BTreeMap::new(),
             mappings,
             managed: ManagedHolders::default(),
@@ -182,8 +204,14 @@ impl Session {
 
     /// From now on events count.
     pub fn open_window(&mut self) -> Result<()> {
-        if let Some(gone) = self.processes.iter().find(|process| process.target.has_exited()) {
+        let is_gone = |process: &&TracedProcess| process.target.has_exited();
+        if let Some(gone) = self.processes.iter().find(is_gone)
+            && !(self.config.follow && self.processes.iter().any(|process| !is_gone(&process)))
+        {
             bail!("{} exited while it was being attached to", gone.name());
+        }
+        for process in self.processes.iter().filter(is_gone) {
+            self.capture.has_exited(process.index);
         }
         self.begin_window();
         Ok(())
@@ -195,9 +223,7 @@ impl Session {
         self.resident.read(&self.processes, &self.mappings, &BTreeMap::new(), When::Now);
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();
-        for process in &self.processes {
-            self.capture.open_window(process.index, self.window.opened_ns);
-        }
+        self.capture.open_windows(self.window.opened_ns);
         self.history.push(0, []);
         self.rate = Rate { at_ns: self.window.opened_ns, ..Rate::default() };
     }
@@ -248,7 +274,19 @@ impl Session {
     /// Takes what the kernel has to say.
     pub fn take_events(&mut self) {
         self.capture.log_messages();
-        let Self { drain, stacks, worker, mappings, code, stale_code, unnamed, mapping_events, .. } = self;
+        let Self {
+            drain,
+            stacks,
+            worker,
+            mappings,
+            code,
+            capture,
+            children,
+            stale_code,
+            unnamed,
+            mapping_events,
+            ..
+        } = self;
         let mut changed_code = BTreeSet::new();
         drain.take(|event| match event {
             Event::Stack(stack) => {
@@ -273,10 +311,31 @@ impl Session {
             }
             // The gate says so too.
             Event::Exec(_) => {}
+            Event::Process(change) => children.announce(change, capture, mappings, worker.as_ref()),
         });
+        self.adopt_children();
         for process in changed_code {
             self.follow_code(process);
         }
+    }
+
+    /// Looks at children that have come, and no more at processes that have gone.
+    fn adopt_children(&mut self) {
+        let Self { capture, planner, code, worker: Some(worker), mappings, processes, descriptions, .. } =
+            self
+        else {
+            return;
+        };
+        let family = Family { capture, planner, code, worker, mappings, processes, descriptions };
+        for gone in self.children.update(family) {
+            self.stale_code.remove(&gone);
+            self.resident.forget(gone, &self.processes);
+        }
+    }
+
+    /// Whether children are followed, and nobody is left.
+    pub fn everyone_is_gone(&self) -> bool {
+        self.config.follow && self.children.everyone_is_gone(&self.capture)
     }
 
     /// Brings unwind tables, lists of code and probes up to what the process has mapped now: a library that was loaded during the
@@ -320,10 +379,9 @@ impl Session {
 
     /// Tells the programs where probed functions return to, until it is certain.
     fn find_trampolines(&mut self) {
-        for process in &self.processes {
-            if self.trampolines_made.contains(&process.index) {
-                continue;
-            }
+        let unmade = |process: &&TracedProcess| !self.trampolines_made.contains(&process.index);
+        let some: Vec<_> = self.processes.iter().filter(unmade).take(LOOKS_FOR_TRAMPOLINES).collect();
+        for process in some {
             let (address, made) = match process.trampoline() {
                 Some(Trampoline::Made(address)) => (address, true),
                 Some(Trampoline::Expected(address)) => (address, false),
@@ -364,10 +422,7 @@ impl Session {
 
     /// Whether a target has replaced its program.
     pub fn target_has_executed(&self) -> bool {
-        let states = self.capture.tables().processes();
-        self.processes.iter().any(|process| {
-            states.get(usize::from(process.index)).is_some_and(|state| state.gate.load() == Gate::Exec as u64)
-        })
+        !self.config.follow && self.processes.iter().any(|process| self.capture.is_over(process.index))
     }
 
     /// Adds a point to the timeline.
@@ -469,7 +524,7 @@ impl Session {
                     .count() as u64,
             rss,
             lost,
-            target: &self.descriptions[0],
+            target: &self.descriptions[&0],
         }
     }
 
@@ -510,7 +565,7 @@ impl Session {
             named: self.worker.as_ref().map(Worker::caught_up),
             counted: self.counted(ended_ns),
             events: self.events(),
-            processes: self.descriptions.clone(),
+            processes: self.descriptions.values().cloned().collect(),
             window: Window {
                 started_at: self.window.started_at.clone(),
                 duration_ns: ended_ns.saturating_sub(self.window.opened_ns),
@@ -578,7 +633,7 @@ impl Session {
             (number, known)
         });
         Counted {
-            pids: self.descriptions.iter().map(|process| process.pid).collect::<Vec<Pid>>(),
+            pids: self.descriptions.values().map(|process| process.pid).collect::<Vec<Pid>>(),
             stacks: stacks.collect(),
             native: BTreeMap::new(),
             held: BTreeMap::new(),

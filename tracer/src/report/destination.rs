@@ -3,11 +3,12 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{Format, Options, UnknownEnding};
 use crate::model::Profile;
+use crate::target::launch;
 
 /// One report to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +183,10 @@ impl Sink {
     fn keep(self) -> io::Result<()> {
         match self {
             Sink::Beside { file, target } => {
+                if let Some((user, group)) = owner(&target) {
+                    // Where files have no owners of their own, the report is the tracer's.
+                    let _ = std::os::unix::fs::fchown(file.as_file(), Some(user), Some(group));
+                }
                 // Some file systems say only now that they are full.
                 file.as_file().sync_all()?;
                 file.persist(target)?;
@@ -190,6 +195,15 @@ impl Sink {
             Sink::Direct(_) => Ok(()),
         }
     }
+}
+
+/// Whose a report is to be when root writes it: that of the file it replaces, else that of who called sudo.
+fn owner(target: &Path) -> Option<(u32, u32)> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let replaced = fs::metadata(target).map(|found| (found.uid(), found.gid())).ok();
+    replaced.or_else(launch::caller_of_sudo)
 }
 
 fn system(path: &Path, source: io::Error) -> WriteError {

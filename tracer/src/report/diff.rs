@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::human::{Change, Span, counted, moment, printable};
 use super::stack_lines::{Paint, stack_lines};
-use super::view::{Names, Role, api_name, boxes, process_name};
+use super::view::{Names, Role, api_name, boxes, target_name};
 use super::{Format, Options, QuickMap, Weight, svg};
 use crate::model::{Bytes, Frame, Kind, Process, Profile, StackReport, Window};
 
@@ -221,7 +221,7 @@ impl<'a> Diff<'a> {
 fn recording(profile: &Profile) -> String {
     let window = &profile.window;
     let start = moment(&window.started_at);
-    format!("{}, {} from {}", process_name(profile, None), Span(window.duration_ns), printable(&start))
+    format!("{}, {} from {}", target_name(profile), Span(window.duration_ns), printable(&start))
 }
 
 fn amount(change: i64, weight: Weight) -> String {

@@ -30,6 +30,8 @@ fn process(pid: u32, comm: &str) -> Process {
         pid: Pid(pid),
         comm: comm.into(),
         command: vec![exe.clone(), "server.js".into()],
+        from: None,
+        end: None,
         exe: Some(exe),
     }
 }
@@ -79,6 +81,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
 pub(super) fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> StackReport {
     StackReport {
         pid: None,
+        process: None,
         kind: Kind::Native,
         api: api.into(),
         weight_bytes: size * objects,

@@ -13,6 +13,7 @@ pub mod html;
 pub mod human;
 pub mod json;
 pub mod pprof;
+mod processes;
 pub mod saved;
 pub mod snapshot;
 pub mod speedscope;

@@ -6,7 +6,7 @@ use std::io;
 use serde::Serialize;
 
 use super::tree::Tree;
-use super::view::{Role, View, process_name};
+use super::view::{Role, View, target_name};
 use super::{Options, Report, Weight};
 use crate::model::Profile;
 
@@ -17,7 +17,7 @@ impl Report for Speedscope {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
         let view = View::new(profile, options);
         let tree = Tree::new(profile, &view);
-        let name = process_name(profile, None);
+        let name = target_name(profile);
         let weights = [Weight::Bytes, Weight::Objects];
         let file = File {
             schema: "https://www.speedscope.app/file-format-schema.json",

@@ -137,7 +137,14 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_loses_what_matters_least() {
-        let target = Process { pid: Pid(1234), comm: "node".into(), exe: None, command: vec![] };
+        let target = Process {
+            pid: Pid(1234),
+            comm: "node".into(),
+            exe: None,
+            command: vec![],
+            from: None,
+            end: None,
+        };
         let status = Status {
             target: &target,
             elapsed: Duration::from_secs(42),

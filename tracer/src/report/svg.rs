@@ -12,7 +12,7 @@ use inferno::flamegraph::{self, Direction, TextTruncateDirection};
 use super::diff::{Diff, StackDiff};
 use super::human::{Span, counted, moment, printable};
 use super::tree::Tree;
-use super::view::{Role, View, process_name};
+use super::view::{Role, View, target_name};
 use super::{FlameOrder, Options, Report, Weight};
 use crate::model::{Bytes, Frame, Kind, Profile};
 
@@ -103,7 +103,7 @@ const fn unit(weight: Weight) -> &'static str {
 fn title(profile: &Profile, view: &View<'_>) -> String {
     let process = match profile.processes.len() {
         0 | 1 => printable(&profile.target.comm).into_owned(),
-        several => format!("{} and {} more", process_name(profile, None), several - 1),
+        several => format!("{} and {} more", target_name(profile), several - 1),
     };
     format!("{process}: {} outstanding in {}", Bytes(view.bytes()), counted(view.objects(), "block"))
 }

@@ -6,8 +6,9 @@ use std::io;
 
 use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
+use super::processes::process_lines;
 use super::stack_lines::{Paint, stack_lines};
-use super::view::{View, alike_as_one, api_name, process_name, sum};
+use super::view::{View, alike_as_one, api_name, process_name, sum, target_name};
 use super::{Format, Options, Report, Weight};
 use crate::model::{
     Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
@@ -26,6 +27,7 @@ impl Report for Text<'_> {
         let sections = [
             page.headline(),
             page.memory(),
+            page.by_process(),
             page.stacks(),
             page.not_shown(),
             page.losses(),
@@ -105,7 +107,7 @@ impl<'a> Page<'a> {
     /// `node (1234)`, or all of them.
     fn processes(&self) -> String {
         match &self.profile.processes[..] {
-            [] | [_] => process_name(self.profile, None),
+            [] | [_] => target_name(self.profile),
             several => format!("{} processes", several.len()),
         }
     }
@@ -204,6 +206,15 @@ impl<'a> Page<'a> {
         text
     }
 
+    /// What each process holds, when there are several.
+    fn by_process(&self) -> String {
+        if self.profile.processes.len() < 2 {
+            return String::new();
+        }
+        let lines = process_lines(self.profile, &self.view, self.options.top);
+        format!("{}\n{}", self.paint.bold("By process"), lines.join("\n"))
+    }
+
     fn stacks(&self) -> String {
         let shown = self.stacks.iter().take(self.options.top);
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
@@ -235,7 +246,7 @@ impl<'a> Page<'a> {
             self.paint.bold(&api_name(stack))
         );
         if self.profile.processes.len() > 1 {
-            _ = write!(text, " in {}", process_name(self.profile, stack.pid));
+            _ = write!(text, " in {}", process_name(self.profile, stack));
         }
         if let Some(age) = stack.oldest_age_ns {
             _ = write!(text, ", oldest {}", Span(age));
@@ -396,7 +407,7 @@ const fn ending(window: &Window) -> &'static str {
         End::Duration => "recorded for the time asked for",
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
-        End::TargetExec => "ended when the process executed another program",
+        End::TargetExec => "ended when the process executed another program (--follow goes on in that)",
     }
 }
 
@@ -463,6 +474,7 @@ fn loss_meaning(cause: &str) -> Option<&'static str> {
         "missed_free" => "an address was allocated again, but its release was not seen",
         "unreadable_result" => "the address of the new block could not be read",
         "mapping_event_dropped" => "mappings changed faster than the tracer could read: give it a free CPU",
+        "process_not_followed" => "processes came that are not in here: 1,024 are followed at most",
         _ => return None,
     })
 }

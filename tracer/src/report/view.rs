@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::human::printable;
 use super::{Options, QuickMap, Weight};
-use crate::model::{Frame, Kind, Pid, Profile, StackReport};
+use crate::model::{Frame, Kind, Pid, Process, Profile, StackReport};
 
 /// The stacks to draw, heaviest first; all hold something, but those that hold blocks may have no bytes: a mapping that was
 /// never touched.
@@ -66,7 +66,7 @@ pub(super) fn alike_as_one(stacks: &[&StackReport], weight: Weight) -> Vec<Stack
 }
 
 /// All that a reader sees of a stack beside figures.
-type Reading<'a> = (Option<Pid>, Kind, &'a str, Option<&'a str>, Vec<u32>);
+type Reading<'a> = (Option<Pid>, Option<u32>, Kind, &'a str, Option<&'a str>, Vec<u32>);
 
 /// Numbers what a reader sees of frames.
 #[derive(Default)]
@@ -79,7 +79,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn reading(&mut self, stack: &'a StackReport) -> Reading<'a> {
         let frames = stack.frames.iter().map(|frame| self.number(frame)).collect();
-        (stack.pid, stack.kind, &stack.api, stack.stop.as_deref(), frames)
+        (stack.pid, stack.process, stack.kind, &stack.api, stack.stop.as_deref(), frames)
     }
 
     fn number(&mut self, frame: &'a Arc<Frame>) -> u32 {
@@ -132,7 +132,7 @@ pub(super) fn sum<'a>(
 #[derive(Clone, Copy)]
 pub(super) enum Role<'a> {
     /// A whole process.
-    Process(Option<Pid>),
+    Process(&'a StackReport),
     /// The reason why callers are missing.
     Stop(&'a StackReport),
     /// A function.
@@ -145,7 +145,7 @@ impl<'a> Role<'a> {
     /// What the box says.
     pub fn text(self, profile: &Profile) -> Cow<'a, str> {
         match self {
-            Role::Process(pid) => process_name(profile, pid).into(),
+            Role::Process(stack) => process_name(profile, stack).into(),
             Role::Stop(stack) => format!("[{}]", stop_name(stack).unwrap_or_default()).into(),
             Role::Frame(frame) => frame_label(frame),
             Role::Api(stack) => api_name(stack),
@@ -159,7 +159,7 @@ pub(super) fn boxes<'a>(
     profile: &Profile,
     stack: &'a StackReport,
 ) -> impl Iterator<Item = Role<'a>> + use<'a> {
-    let process = (profile.processes.len() > 1).then_some(Role::Process(stack.pid));
+    let process = (profile.processes.len() > 1).then_some(Role::Process(stack));
     let stop = (!stack.complete).then_some(Role::Stop(stack));
     let frames = stack.frames.iter().rev().map(Role::Frame);
     process.into_iter().chain(stop).chain(frames).chain([Role::Api(stack)])
@@ -211,11 +211,23 @@ pub(super) fn number(index: usize) -> u32 {
     u32::try_from(index).expect("fewer than 4 billion")
 }
 
+/// `comm (pid)` of the first process.
+pub(super) fn target_name(profile: &Profile) -> String {
+    name_of(&profile.target)
+}
+
 /// `comm (pid)` of the process that a stack belongs to.
-pub(super) fn process_name(profile: &Profile, pid: Option<Pid>) -> String {
-    let pid = pid.unwrap_or(profile.target.pid);
-    let known = profile.processes.iter().chain([&profile.target]).find(|process| process.pid == pid);
-    format!("{} ({pid})", known.map_or("?".into(), |process| printable(&process.comm)))
+pub(super) fn process_name(profile: &Profile, stack: &StackReport) -> String {
+    let pid = stack.pid.unwrap_or(profile.target.pid);
+    let known = stack.process.and_then(|place| profile.processes.get(place as usize));
+    let known = known
+        .or_else(|| profile.processes.iter().chain([&profile.target]).find(|process| process.pid == pid));
+    known.map_or_else(|| format!("? ({pid})"), name_of)
+}
+
+/// `comm (pid)`
+pub(super) fn name_of(process: &Process) -> String {
+    format!("{} ({})", printable(&process.comm), process.pid)
 }
 
 /// Why the outermost callers are missing; `None` when the stack is complete.

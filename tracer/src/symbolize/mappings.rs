@@ -106,7 +106,7 @@ impl<M> Region<M> {
 
 /// Which module's code is where. A new mapping hides older ones where they overlap; one that is gone is remembered
 /// until then, since a stack can be captured just before a library is unloaded or the target exits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct AddressSpace<M> {
     regions: BTreeMap<u64, Region<M>>,
 }

@@ -66,7 +66,7 @@ const REREAD_SHARE: u32 = 20;
 ///
 /// Not `Send`, as blazesym is not: it lives on the thread that made it.
 pub struct Symbolizer {
-    process: Option<Process>,
+    process: Option<Rc<Process>>,
     space: AddressSpace<Rc<Module>>,
     views: Views<Rc<Module>>,
     modules_opened: u64,
@@ -118,7 +118,10 @@ impl Symbolizer {
     pub fn new(pid: Pid) -> Self {
         let process = Process::open(pid);
         Self {
-            process: process.inspect_err(|error| log::debug!("cannot open process {pid}: {error}")).ok(),
+            process: process
+                .inspect_err(|error| log::debug!("cannot open process {pid}: {error}"))
+                .ok()
+                .map(Rc::new),
             space: AddressSpace::default(),
             views: Views::default(),
             modules_opened: 0,
@@ -127,6 +130,24 @@ impl Symbolizer {
             frames: FrameCache::default(),
             pool: FramePool::default(),
             read: MappingsRead::No,
+        }
+    }
+
+    /// A symbolizer for a child of the process, which has the same code. When the child is gone already its stacks are those of its
+    /// parent's code.
+    #[must_use]
+    pub fn fork(&self, child: Pid) -> Self {
+        let process = Process::open(child).ok().map(Rc::new);
+        Self {
+            process: process.or_else(|| self.process.clone()),
+            space: self.space.clone(),
+            views: self.views.clone(),
+            modules_opened: self.modules_opened,
+            modules: self.modules.clone(),
+            perf_map: PerfMap::default(),
+            frames: FrameCache::default(),
+            read: self.read,
+            pool: FramePool::default(),
         }
     }
 

@@ -1,11 +1,13 @@
 //! One object file of the target: where its code is, and what is there.
 
 use std::cell::OnceCell;
+use std::ffi::OsStr;
 use std::fmt::Write;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 
@@ -154,7 +156,7 @@ impl Headers {
                     .gnu_debuglink()
                     .ok()
                     .flatten()
-                    .map(|(name, crc)| (PathBuf::from(String::from_utf8_lossy(name).into_owned()), crc)),
+                    .map(|(name, crc)| (PathBuf::from(OsStr::from_bytes(name)), crc)),
             },
             has_debug_info: elf.section_by_name(".debug_info").is_some(),
         })

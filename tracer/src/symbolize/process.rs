@@ -135,7 +135,10 @@ impl Process {
     }
 
     fn read(&self, name: &str) -> io::Result<String> {
-        io::read_to_string(self.open_below(name)?)
+        // The name of a process is any bytes, and stands in the middle of what is read.
+        let mut text = Vec::new();
+        self.open_below(name)?.read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     fn open_below(&self, name: &str) -> io::Result<File> {

@@ -40,8 +40,10 @@ impl From<&target::Mapping> for Mapping {
 const KEPT: usize = 64;
 
 /// The latest views of a process.
+#[derive(Clone)]
 pub(super) struct Views<M>(VecDeque<View<M>>);
 
+#[derive(Clone)]
 struct View<M> {
     generation: u16,
     changes: Option<u32>,

@@ -45,6 +45,8 @@ impl Names {
 
 enum Job {
     AddProcess(u16, Pid),
+    /// A child of the first process.
+    Fork(u16, u16, Pid),
     Name {
         number: u32,
         process: u16,
@@ -85,6 +87,11 @@ impl Worker {
     /// Makes a process known by its index.
     pub fn add_process(&self, index: u16, pid: Pid) {
         let _ = self.jobs.send(Job::AddProcess(index, pid));
+    }
+
+    /// Makes a process known that was forked: it has its parent's code, whether it can still be looked at or not.
+    pub fn fork_process(&self, parent: u16, child: u16, pid: Pid) {
+        let _ = self.jobs.send(Job::Fork(parent, child, pid));
     }
 
     /// Names the frames of a stack.
@@ -142,6 +149,10 @@ fn name_stacks(queue: &Receiver<Job>, names: &Names) {
         match job {
             Job::AddProcess(index, pid) => {
                 symbolizers.insert(index, Symbolizer::new(pid));
+            }
+            Job::Fork(parent, child, pid) => {
+                let forked = symbolizers.get(&parent).map(|parent| parent.fork(pid));
+                symbolizers.insert(child, forked.unwrap_or_else(|| Symbolizer::new(pid)));
             }
             Job::Name { number, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {

@@ -3,6 +3,7 @@
 //! A [`Target`] cannot be fooled by a reused pid. It holds the process' directory in `/proc`, which the kernel ties to
 //! the process and not to the number: once the process is gone every read through it fails with `ESRCH`.
 
+pub mod choice;
 mod error;
 pub mod launch;
 mod mapping;
@@ -140,6 +141,8 @@ impl Target {
             comm: self.comm.clone(),
             exe: self.exe.as_ref().map(|path| path.to_string_lossy().into_owned()),
             command: self.command.clone(),
+            from: None,
+            end: None,
         }
     }
 

@@ -221,6 +221,7 @@ impl Tables<'_> {
             0 | 1 => None,
             _ => labels.number(label::PID)?.and_then(|pid| u32::try_from(pid).ok()).map(Pid),
         };
+        let process = pid.and_then(|pid| profile.processes.iter().position(|process| process.pid == pid));
         let api = labels.text(label::API)?.unwrap_or_default();
         let stop = labels.text(label::STOP)?;
         let history_bytes = labels.text(label::HISTORY)?.map_or_else(Vec::new, |sizes| {
@@ -230,6 +231,7 @@ impl Tables<'_> {
         budget.charge(api.len() + stop.map_or(0, str::len))?;
         Ok(StackReport {
             pid,
+            process: process.and_then(|process| u32::try_from(process).ok()),
             kind: labels.named(label::KIND)?.ok_or(PprofError::Inconsistent("a stack has no kind"))?,
             api: api.to_owned(),
             weight_bytes,

@@ -34,6 +34,7 @@ use super::{FileId, Object, Target};
 use crate::model::{Address, Pid};
 use ptrace::{Held, Stop};
 use user::InvokingUser;
+pub use user::caller_of_sudo;
 
 /// A command that the tracer started.
 ///

@@ -23,14 +23,21 @@ pub(super) struct Account {
     pub home: PathBuf,
 }
 
+/// User and group of who called sudo; `None` when nobody did, or we are not root.
+#[must_use]
+pub fn caller_of_sudo() -> Option<(u32, u32)> {
+    let number = |name| std::env::var(name).ok()?.parse().ok();
+    if !Uid::effective().is_root() {
+        return None;
+    }
+    Some((number("SUDO_UID")?, number("SUDO_GID")?))
+}
+
 impl InvokingUser {
     /// Who called sudo; `None` when nobody did, or root did, or we are not root.
     pub(super) fn of_sudo() -> Option<Self> {
-        let number = |name| std::env::var(name).ok();
-        if !Uid::effective().is_root() {
-            return None;
-        }
-        Self::from_numbers(number("SUDO_UID")?.as_ref(), number("SUDO_GID")?.as_ref())
+        let (uid, gid) = caller_of_sudo()?;
+        Self::from_numbers(uid.to_string().as_ref(), gid.to_string().as_ref())
     }
 
     pub(super) fn from_numbers(uid: &OsStr, gid: &OsStr) -> Option<Self> {

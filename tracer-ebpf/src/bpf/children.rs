@@ -1,0 +1,153 @@
+//! Following: the children of traced processes, and the programs that they execute, get a place among the traced processes before
+//! their first instruction.
+//!
+//! Each program image is a process of its own here, with an index of its own: a process that executes another program ends, and the
+//! new one begins, under the same pid.
+
+use aya_ebpf::helpers::{bpf_get_current_comm, generated::bpf_probe_read_kernel};
+use tracer_ebpf::{
+    counter::Counter,
+    event::{EventKind, ProcessChange, ProcessEvent},
+    process::{CodeList, Comm, Gate, MAX_PROCESSES, Origin, ProcessState},
+};
+
+use super::{
+    count::count,
+    mappings::{current_index, current_tgid},
+    maps::{EVENTS, PROCESS_COUNT, PROCESS_INDEX, PROCESSES, live_threads, task_pid},
+};
+
+/// Flags of clone(2).
+const CLONE_VM: u64 = 0x100;
+const CLONE_THREAD: u64 = 0x1_0000;
+
+/// The current process, whether its window has opened or not: what it makes meanwhile has its window opened with its own.
+#[inline(always)]
+fn current() -> Option<(u16, &'static ProcessState)> {
+    let index = current_index()?;
+    Some((index, PROCESSES.get(index.into())?))
+}
+
+/// The current process has made a task.
+#[inline(always)]
+pub fn forked(task: u64, clone_flags: u64) -> Option<()> {
+    if clone_flags & CLONE_THREAD != 0 {
+        return None;
+    }
+    let (index, parent) = current()?;
+    let tgid = read_kernel_word(task.wrapping_add(task_pid()))?;
+    if clone_flags & CLONE_VM != 0 {
+        // It works in its parent's memory until it executes a program.
+        return PROCESS_INDEX.insert(tgid, u32::from(index), 0).ok();
+    }
+    let child = begin(Origin { index, executed: false }, parent, tgid)?;
+    tell(ProcessChange::Forked, child, index)
+}
+
+/// The current process has executed a program.
+#[inline(always)]
+pub fn executed() -> Option<()> {
+    let (index, process) = current()?;
+    let tgid = current_tgid()?;
+    let began = begin(Origin { index, executed: true }, process, tgid);
+    // A child that worked in its parent's memory leaves it as it is.
+    if process.tgid.load() == u64::from(tgid) {
+        process.gate.store(Gate::Exec as u64);
+    }
+    tell(ProcessChange::Executed, began?, index)
+}
+
+/// A thread of the current process exits.
+#[inline(always)]
+pub fn exited(task: u64) -> Option<()> {
+    let (index, process) = current()?;
+    let [signal, live] = live_threads();
+    let signal = read_kernel(task.wrapping_add(signal))?;
+    if read_kernel_word(signal.wrapping_add(live))? != 0 {
+        return None;
+    }
+    let tgid = current_tgid()?;
+    // From here on the pid can be given to another process.
+    let _ = PROCESS_INDEX.remove(tgid);
+    if process.tgid.load() != u64::from(tgid) {
+        return None;
+    }
+    process.gate.store(Gate::Exited as u64);
+    tell(ProcessChange::Exited, index, index)
+}
+
+/// Gives a process the next index; its window is open if that of its origin is. Counts it when there is none left; then it is traced no more.
+#[inline(always)]
+fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<u16> {
+    let Some((index, process)) = next_index().and_then(|index| Some((index, PROCESSES.get(index)?))) else {
+        count(Counter::ProcessNotFollowed);
+        let _ = PROCESS_INDEX.remove(tgid);
+        return None;
+    };
+    let comm = current_comm();
+    process.comm[0].store(comm[0]);
+    process.comm[1].store(comm[1]);
+    process.from.store(from.to_bits());
+    process.opened_ns.store(origin.opened_ns.load());
+    process.level.store(origin.level.load());
+    process.trampoline.store(origin.trampoline.load());
+    // A child that was forked has its parent's code.
+    let changes = if from.executed { 0 } else { origin.code_changes.load() };
+    process.code_changes_seen.store(if from.executed { 0 } else { origin.code_changes_seen.load() });
+    process.code_changes.store(changes);
+    process.code.store(if from.executed { CodeList::default().to_bits() } else { origin.code.load() });
+    process.gate.store(origin.gate.load());
+    process.tgid.store(tgid.into());
+    PROCESS_INDEX.insert(tgid, index, 0).ok()?;
+    Some(index as u16)
+}
+
+/// An index that nobody has.
+#[inline(always)]
+fn next_index() -> Option<u32> {
+    // Others may take one at the same time, but not as often.
+    const TRIES: usize = 32;
+    let taken = PROCESS_COUNT.get(0)?;
+    for _ in 0..TRIES {
+        let index = taken.load();
+        if index >= u64::from(MAX_PROCESSES) {
+            return None;
+        }
+        if taken.compare_exchange(index, index + 1) == index {
+            return Some(index as u32);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn tell(change: ProcessChange, process: u16, from: u16) -> Option<()> {
+    let event =
+        ProcessEvent { event: EventKind::Process as u8, change: change as u8, process, from, padding: 0 };
+    // Without room in the ring buffer the state of the process tells, a moment later.
+    EVENTS.output::<ProcessEvent>(event, 0).ok()
+}
+
+#[inline(always)]
+fn current_comm() -> Comm {
+    let Ok(comm) = bpf_get_current_comm() else { return Comm::default() };
+    let [a, b, c, d, e, f, g, h, rest @ ..] = comm;
+    [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes(rest)]
+}
+
+/// Reads a 32-bit number of the kernel's.
+#[inline(always)]
+fn read_kernel_word(address: u64) -> Option<u32> {
+    Some(read_kernel(address)? as u32)
+}
+
+/// Reads eight bytes of the kernel's memory.
+#[inline(always)]
+fn read_kernel(address: u64) -> Option<u64> {
+    let mut word = 0_u64;
+    // SAFETY: the destination is one word long; the helper refuses what is no readable kernel memory.
+    let status = unsafe {
+        bpf_probe_read_kernel((&raw mut word).cast(), size_of::<u64>() as u32, address as *const _)
+    };
+    if status == 0 { Some(word) } else { None }
+}

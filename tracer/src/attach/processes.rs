@@ -1,0 +1,154 @@
+//! The traced processes as the programs know them: their indexes, their windows, and the children that join them.
+//!
+//! Where children are followed, a probe is not one process' but everybody's who has the file mapped: only so is it there when a child,
+//! or the program that a child executes, runs its first instruction. The programs leave at once when the current process is not
+//! traced. What that costs the others is in docs/overhead.md.
+
+use anyhow::{Context as _, Result, bail};
+use aya::{maps::HashMap, programs::RawTracePoint};
+use tracer_ebpf::process::{Gate, MAX_PROCESSES, Origin, ProcessState};
+
+use super::{Capture, kernel_types::TaskOffsets};
+use crate::model::{Address, Pid};
+
+/// The programs that follow children, and their tracepoints.
+const CHILDREN: [(&str, &str); 2] =
+    [("process_fork", "task_newtask"), ("process_exit", "sched_process_exit")];
+
+/// What the programs that follow children must know of the kernel. `namespace` is the tracer's pid namespace, 0 for the machine's.
+pub(super) fn task_offsets(namespace: (u64, u64)) -> Result<TaskOffsets> {
+    if namespace != (0, 0) {
+        bail!(
+            "--follow needs the pids of the machine: run tracer outside of the container, or with its --pid=host"
+        );
+    }
+    TaskOffsets::of_this_kernel().context("children cannot be followed")
+}
+
+impl Capture {
+    /// Gives a process the next index, under which the programs know it from now on.
+    ///
+    /// # Errors
+    /// When there is none left, or the kernel refuses.
+    pub fn add_process(&mut self, pid: Pid) -> Result<u16> {
+        let index = self
+            .next_index()
+            .with_context(|| format!("{MAX_PROCESSES} processes at most can be traced at once"))?;
+        if let Some(state) = self.state(index) {
+            state.from.store(Origin { index, executed: false }.to_bits());
+            state.tgid.store(if self.follows { pid.0.into() } else { 0 });
+        }
+        let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
+        HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
+        self.set_sample_level(index, self.sample_level);
+        Ok(index)
+    }
+
+    /// An index that nobody has. The programs take indexes, too.
+    fn next_index(&self) -> Option<u16> {
+        let taken = self.tables.process_count();
+        loop {
+            let index = taken.load();
+            if index >= u64::from(MAX_PROCESSES) {
+                return None;
+            }
+            if taken.compare_exchange(index, index + 1) == index {
+                return u16::try_from(index).ok();
+            }
+        }
+    }
+
+    /// Lets the children of traced processes join them from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn follow_children(&mut self) -> Result<()> {
+        for (name, tracepoint) in CHILDREN {
+            let program: &mut RawTracePoint =
+                self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+            program.load()?;
+            program
+                .attach(tracepoint)
+                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether children are followed.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        self.follows
+    }
+
+    /// The states of all processes that have an index.
+    #[must_use]
+    pub fn processes(&self) -> &[ProcessState] {
+        let states = self.tables.processes();
+        let count = usize::try_from(self.tables.process_count().load()).unwrap_or(0);
+        &states[..count.min(states.len())]
+    }
+
+    fn state(&self, index: u16) -> Option<&ProcessState> {
+        self.tables.processes().get(usize::from(index))
+    }
+
+    /// Whether a process is over: it has exited, or executed another program. Where children are not followed only the latter is told.
+    #[must_use]
+    pub fn is_over(&self, index: u16) -> bool {
+        self.state(index).is_some_and(|state| {
+            let gate = state.gate.load();
+            gate == Gate::Exec as u64 || gate == Gate::Exited as u64
+        })
+    }
+
+    /// A process has exited before that could be told.
+    pub fn has_exited(&self, index: u16) {
+        if let Some(state) = self.state(index).filter(|_| self.follows) {
+            state.gate.store(Gate::Exited as u64);
+        }
+    }
+
+    /// Opens the windows of all processes: from now on their events count.
+    pub fn open_windows(&self, now_ns: u64) {
+        // A child that is being made just now copies its parent's state: it is looked at again until there is no new one.
+        self.windows_are_open.set(true);
+        let mut opened = 0;
+        while opened < self.processes().len() {
+            let states = self.processes();
+            for state in states {
+                state.opened_ns.store(now_ns);
+                state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
+            }
+            opened = states.len();
+        }
+    }
+
+    /// Opens the window of a process that was forked while the others were being opened.
+    pub fn open_late_window(&self, index: u16) {
+        if let Some(state) = self.state(index).filter(|_| self.windows_are_open.get()) {
+            state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
+        }
+    }
+
+    /// Tells the programs where a process returns to from probed functions.
+    pub fn set_trampoline(&self, process: u16, trampoline: Address) {
+        if let Some(state) = self.state(process) {
+            state.trampoline.store(trampoline.0);
+        }
+    }
+
+    /// Keeps allocations of a process at this level of sampling from now on.
+    pub fn set_sample_level(&self, process: u16, level: u32) {
+        if let Some(state) = self.state(process) {
+            state.level.store(level.into());
+        }
+    }
+
+    /// Closes every window that is open: calls that begin from now on do not count.
+    pub fn close_windows(&self) {
+        self.windows_are_open.set(false);
+        for state in self.tables.processes() {
+            state.gate.compare_exchange(Gate::Open as u64, Gate::Closed as u64);
+        }
+    }
+}
