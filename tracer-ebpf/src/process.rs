@@ -20,6 +20,8 @@ pub struct ProcessState {
     pub code: Word,
     /// The level of [sampling](crate::sampling) that is in force.
     pub level: Word,
+    /// Of so many page faults one is reported, a power of two; 0 for none.
+    pub fault_period: Word,
 }
 
 /// Where the executable mappings of a process stand in the array of all mappings, sorted by address.

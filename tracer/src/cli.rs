@@ -14,7 +14,7 @@ use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum
 
 use tracer_ebpf::sampling::Sampling;
 
-use crate::model::{Bytes, Kind, Pid, Verdict};
+use crate::model::{Bytes, Kind, Mode, Pid, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::Format;
 use crate::report::destination::{Destination, Place, WriteError};
@@ -122,6 +122,8 @@ pub struct RecordConfig {
     pub interval: Duration,
     /// Allocators that only the user knows.
     pub declarations: Declarations,
+    /// What to look at.
+    pub mode: Mode,
     /// How much is said on standard error.
     pub verbosity: Verbosity,
     /// When to use colour.
@@ -147,6 +149,7 @@ impl Default for RecordConfig {
             max_live: None,
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
+            mode: Mode::Allocations,
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
             progress: true,
@@ -420,6 +423,11 @@ struct RecordArguments {
     #[arg(long, requires = "launch", conflicts_with = "pids")]
     as_root: bool,
 
+    /// `growth` needs no probes and slows the target by next to nothing: it shows which code makes the process' memory grow,
+    /// not which of it is never freed. Also for targets without a malloc (Go).
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = RecordConfig::default().mode)]
+    mode: Mode,
+
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time)]
     duration: Option<Duration>,
@@ -516,6 +524,19 @@ const MOST_LIVE: u64 = 500_000_000;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
 impl RecordArguments {
+    /// An option that was given and says which allocations to look at.
+    fn about_allocations(&self) -> Option<&'static str> {
+        let options = [
+            ("--sample", self.sample != RecordConfig::default().sample),
+            ("--min-size", self.min_size.is_some()),
+            ("--max-size", self.max_size.is_some()),
+            ("--max-live", self.max_live.is_some()),
+            ("--allocator", !self.allocators.allocators.is_empty()),
+            ("--symbol-prefix", !self.allocators.prefixes.is_empty()),
+        ];
+        options.into_iter().find_map(|(option, given)| given.then_some(option))
+    }
+
     /// What no single argument can tell.
     fn validate(self, color: ColorChoice) -> Result<RecordConfig, clap::Error> {
         let wrong = |message: String| Cli::command().error(ErrorKind::ValueValidation, message);
@@ -526,6 +547,11 @@ impl RecordArguments {
                 "--min-size {} is more than --max-size {}: nothing can be both",
                 min.0, max.0
             )));
+        }
+        if self.mode == Mode::Growth
+            && let Some(option) = self.about_allocations()
+        {
+            return Err(wrong(format!("{option} is about allocations, and --mode growth sees none")));
         }
         let outputs = destinations(&self.outputs, self.format)?;
         let verbosity = match (self.quiet, self.verbose) {
@@ -548,6 +574,7 @@ impl RecordArguments {
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),
+            mode: self.mode,
             verbosity,
             color,
             progress: !self.no_progress && verbosity != Verbosity::Quiet,
@@ -706,6 +733,7 @@ mod tests {
                 prefixes: vec!["my_".parse().unwrap()],
                 allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
             },
+            mode: Mode::Allocations,
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
             progress: false,
@@ -767,6 +795,8 @@ mod tests {
             ("--pid 1 -q -v", "cannot be used with"),
             ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
             ("--pid 1 --sample often", "512KiB"),
+            ("--pid 1 --mode growth --min-size 4096", "--min-size is about allocations"),
+            ("--pid 1 --mode leaks", "growth"),
             ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
             ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
             ("--pid 1 --symbol-prefix my-", "not a symbol"),

@@ -120,6 +120,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         max_live: config.max_live,
         interval: config.interval,
         declarations: config.declarations.clone(),
+        mode: config.mode,
         quiet: config.verbosity == Verbosity::Quiet,
     }
 }

@@ -23,7 +23,7 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", CL
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
 /// Programs that the tests run, and the packages that have them.
-const PROGRAMS_OF_TESTS: [(&str, &str); 8] = [
+const PROGRAMS_OF_TESTS: [(&str, &str); 9] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("objcopy", "binutils"),
@@ -32,6 +32,15 @@ const PROGRAMS_OF_TESTS: [(&str, &str); 8] = [
     ("node", "nodejs"),
     ("redis-server", "redis-server"),
     ("nginx", "nginx-light"),
+    ("musl-gcc", "musl-tools"),
+];
+
+/// Allocators that the tests trace, and the packages that have them.
+const ALLOCATORS_OF_TESTS: [(&str, &str); 4] = [
+    ("libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
+    ("libjemalloc.so.2", "libjemalloc2"),
+    ("libjemalloc_pic.a", "libjemalloc-dev"),
+    ("libmimalloc.so.2", "libmimalloc2.0"),
 ];
 
 /// Gets what builds the tracer.
@@ -52,7 +61,11 @@ pub fn build_tools(workspace: &Path) -> Result<()> {
 /// # Errors
 /// What is missing and cannot be got, and what to do.
 pub fn programs_of_tests() -> Result<()> {
-    programs(&PROGRAMS_OF_TESTS, "the tests")
+    programs(&PROGRAMS_OF_TESTS, "the tests")?;
+    let is_missing = |library: &str| !Path::new("/usr/lib/x86_64-linux-gnu").join(library).exists();
+    let missing = ALLOCATORS_OF_TESTS.iter().filter(|(library, _)| is_missing(library));
+    let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    if packages.is_empty() { Ok(()) } else { apt::install(&packages, "the tests") }
 }
 
 /// Where the clippy that belongs to a compiler is, when it is installed.

@@ -5,6 +5,7 @@ pub mod calls;
 mod capture;
 mod count;
 pub mod exec;
+pub mod faults;
 mod live;
 pub mod mappings;
 mod maps;

@@ -8,7 +8,7 @@ mod shared;
 mod units;
 
 pub use profile::{
-    End, Events, Frame, Kind, Memory, Part, PartSize, Process, Profile, SCHEMA, Settings, StackReport,
+    End, Events, Frame, Kind, Memory, Mode, Part, PartSize, Process, Profile, SCHEMA, Settings, StackReport,
     TimelinePoint, Totals, Verdict, VerdictSummary, Window,
 };
 pub use tracer_ebpf::stop::Stop;

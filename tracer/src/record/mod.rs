@@ -9,6 +9,7 @@ mod memory;
 mod process;
 mod sampling;
 mod session;
+mod touched;
 
 use std::{
     future::{pending, poll_fn},
@@ -30,7 +31,7 @@ pub use self::process::plan_of;
 use self::{memory::When, session::Session};
 use crate::{
     cli::Subject,
-    model::{Bytes, End, Profile},
+    model::{Bytes, End, Mode, Profile},
     plan::Declarations,
     readable,
     report::status::StatusLine,
@@ -59,6 +60,8 @@ pub struct Config {
     pub interval: Duration,
     /// Allocators that only the user knows.
     pub declarations: Declarations,
+    /// What to look at.
+    pub mode: Mode,
     /// Whether nothing is said of what goes well.
     pub quiet: bool,
 }

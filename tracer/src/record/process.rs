@@ -9,8 +9,8 @@ use super::allocators::Found;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
-    model::{Address, Pid},
-    plan::{Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
+    model::{Address, Mode, Pid},
+    plan::{Catalog, Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
@@ -56,6 +56,9 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        if planner.catalog.is_empty() {
+            return Ok(());
+        }
         let objects = self.target.objects_where(|id| !self.probed.contains(&id));
         let objects = objects.with_context(|| self.unreadable())?;
         for unopened in &objects.unopened {
@@ -74,7 +77,7 @@ impl TracedProcess {
     /// # Errors
     /// As [`TracedProcess::attach`].
     pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        if self.probed.insert(object.id) { self.attach_object(object, capture, planner) } else { Ok(()) }
+        if !planner.catalog.is_empty() && self.probed.insert(object.id) { self.attach_object(object, capture, planner) } else { Ok(()) }
     }
 
     fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
@@ -211,7 +214,7 @@ fn backing(mapping: &Mapping) -> Backing {
 /// # Errors
 /// When the process is gone, or one of its files is not what it should be.
 pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
-    let planner = planner(declarations);
+    let planner = planner(declarations, Mode::Allocations);
     let mut text = String::new();
     let mut found = Found::default();
     for object in target.objects()?.opened {
@@ -234,7 +237,10 @@ pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
 }
 
 /// A planner that knows what the running kernel does with a probe.
-pub fn planner(declarations: &Declarations) -> Planner {
+pub fn planner(declarations: &Declarations, mode: Mode) -> Planner {
+    if mode == Mode::Growth {
+        return Planner { catalog: Catalog::empty(), ..Planner::default() };
+    }
     Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }.with(declarations)
 }
 

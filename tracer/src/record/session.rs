@@ -23,6 +23,7 @@ use super::{
     code::CodeFiles,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
+    touched::Touched,
     sampling::Sampler,
 };
 use crate::{
@@ -37,7 +38,7 @@ use crate::{
     attach::{Capture, Settings, Sizes},
     drain::{Drain, Event, NewStack},
     model::{
-        Bytes, End, Events, Kind, Memory, Pid, Profile, SCHEMA, Settings as InForce, TimelinePoint, Window,
+        Bytes, End, Events, Kind, Memory, Mode, Pid, Profile, SCHEMA, Settings as InForce, TimelinePoint, Window,
     },
     plan::{ApiId, Planner},
     report::status::Status,
@@ -70,6 +71,8 @@ pub struct Session {
     code: CodeFiles,
     stacks: BTreeMap<u32, NewStack>,
     mappings: MappingAccount,
+    /// In growth mode.
+    touched: Option<Touched>,
     managed: ManagedHolders,
     resident: ResidentMemory,
     stale_code: BTreeSet<u16>,
@@ -114,7 +117,7 @@ impl Session {
             sampling: sampler.sampling(),
             sample_level: sampler.level(),
         })?;
-        let planner = planner(&config.declarations);
+        let planner = planner(&config.declarations, config.mode);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -137,6 +140,10 @@ impl Session {
         for process in &processes {
             mappings.add_process(process.index, process.initial_mappings()?);
         }
+        let touched = match config.mode {
+            Mode::Allocations => None,
+            Mode::Growth => Some(Touched::attach(&processes, &mut capture)?),
+        };
         let drain = Drain::new(capture.take_events()?)?;
         Ok(Self {
             config: config.clone(),
@@ -151,6 +158,7 @@ impl Session {
             code,
             stacks: BTreeMap::new(),
             mappings,
+            touched,
             managed: ManagedHolders::default(),
             resident: ResidentMemory::default(),
             stale_code: BTreeSet::new(),
@@ -209,7 +217,7 @@ impl Session {
 
     /// Fails when there is nothing to trace, or not what was declared.
     pub fn check_allocators(&self) -> Result<()> {
-        allocators::check(&self.config.subject, &self.processes, &self.config.declarations)
+        allocators::check(self.config.mode, &self.config.subject, &self.processes, &self.config.declarations)
     }
 
     /// The line that says that the window is open.
@@ -220,7 +228,11 @@ impl Session {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
         };
-        format!("recording {} {until}: {probes} allocator functions probed", names.join(", "))
+        let how = match self.config.mode {
+            Mode::Allocations => format!("{probes} allocator functions probed"),
+            Mode::Growth => "page faults and mappings, no probes".to_owned(),
+        };
+        format!("recording {} {until}: {how}", names.join(", "))
     }
 
     /// Ready when there are events.
@@ -231,7 +243,7 @@ impl Session {
     /// Takes what the kernel has to say.
     pub fn take_events(&mut self) {
         self.capture.log_messages();
-        let Self { drain, stacks, worker, mappings, code, stale_code, mapping_events, .. } = self;
+        let Self { drain, stacks, worker, mappings, touched, code, stale_code, mapping_events, .. } = self;
         let mut changed_code = BTreeSet::new();
         drain.take(|event| match event {
             Event::Stack(stack) => {
@@ -247,6 +259,9 @@ impl Session {
             Event::Mapping(event) => {
                 *mapping_events += 1;
                 mappings.apply(&event);
+                if let Some(touched) = touched {
+                    touched.take(&event);
+                }
                 if maps_code(&event) || code.is_released_by(&event) {
                     changed_code.insert(event.process);
                     if let Some(worker) = worker {
@@ -257,6 +272,9 @@ impl Session {
             // The gate says so too.
             Event::Exec(_) => {}
         });
+        if let Some(touched) = touched {
+            touched.pace(&self.processes, &self.capture);
+        }
         for process in changed_code {
             self.follow_code(process);
         }
@@ -314,7 +332,7 @@ impl Session {
     pub fn snapshot(&mut self, when: When) {
         let t_ns = now_ns().saturating_sub(self.window.opened_ns);
         self.judge_mappings();
-        self.resident.look_at_mappings(&self.processes, &self.mappings, when);
+        self.look_at_memory(when);
         let by_process = self.native_by_process();
         let was_read = self.resident.read(&self.processes, &self.mappings, &by_process, when);
         let Some(rss) = memory::rss(&self.processes) else { return };
@@ -340,7 +358,7 @@ impl Session {
         if when == When::Affordable && !self.history.is_due(t_ns) {
             return;
         }
-        self.resident.look_at_mappings(&self.processes, &self.mappings, When::Affordable);
+        self.look_at_memory(When::Affordable);
         let mut mapped: BTreeMap<Source, Bytes> = BTreeMap::new();
         for live in self.mappings.live().filter(|live| live.holder.kind == Kind::Mapping) {
             let Bytes(resident) = self.resident.of_range(&live).unwrap_or_default();
@@ -350,7 +368,8 @@ impl Session {
             let bytes = totals.outstanding().bytes;
             (bytes > 0).then_some((Source::Native(number), Bytes(bytes)))
         });
-        self.history.push(t_ns, native.chain(mapped));
+        let touched = self.touched.iter().flat_map(Touched::sizes);
+        self.history.push(t_ns, native.chain(mapped).chain(touched));
     }
 
     /// Tells the heaps of runtimes among the mappings, as far as their stacks have names by now.
@@ -359,10 +378,19 @@ impl Session {
         managed.learn(mappings.totals(), |stack| worker.frames(stack));
     }
 
+    /// Reads how much is resident of what was mapped and touched.
+    fn look_at_memory(&mut self, when: When) {
+        self.resident.look_at_mappings(&self.processes, &self.mappings, when);
+        if let Some(touched) = &mut self.touched {
+            touched.weigh(&self.processes, &self.mappings, &self.managed, when);
+        }
+    }
+
     fn mapping_weight(&self) -> u64 {
         let counted =
             self.mappings.live().filter(|live| self.managed.judged(live.holder).kind.counts_by_default());
-        counted.filter_map(|live| self.resident.of_range(&live)).map(|bytes| bytes.0).sum()
+        let mapped: u64 = counted.filter_map(|live| self.resident.of_range(&live)).map(|bytes| bytes.0).sum();
+        mapped + self.touched.as_ref().map_or(0, Touched::weight)
     }
 
     /// Outstanding bytes of the malloc family, by process.
@@ -467,6 +495,7 @@ impl Session {
                 min_size: self.config.min_size,
                 max_size: self.config.max_size,
                 max_live: self.max_live,
+                mode: self.config.mode,
             },
             events,
             totals: outcome::totals(&stacks),
@@ -515,8 +544,13 @@ impl Session {
                 min_age_ns,
                 self.sampler.sampling(),
             ),
-            mappings: self.mappings.totals().collect(),
-            ranges: self.mappings.live().map(|live| (live, self.resident.of_range(&live))).collect(),
+            mappings: self.mappings.totals().chain(self.touched.iter().flat_map(Touched::totals)).collect(),
+            ranges: self
+                .mappings
+                .live()
+                .map(|live| (live, self.resident.of_range(&live)))
+                .chain(self.touched.iter().flat_map(Touched::ranges))
+                .collect(),
             managed: self.managed.clone(),
             history: self.history.clone(),
             min_age_ns,
@@ -544,7 +578,8 @@ impl Session {
             by_kernel.map(|&counter| (counter.name().to_owned(), tables.count(counter))).collect();
         lost.insert("missed_by_kernel".to_owned(), self.capture.runs_missed_by_kernel());
         lost.insert("malformed_event".to_owned(), self.drain.malformed() + losses.malformed);
-        lost.insert("mapping_table_full".to_owned(), losses.table_full);
+        let untouched = self.touched.as_ref().map_or(0, Touched::table_full);
+        lost.insert("mapping_table_full".to_owned(), losses.table_full + untouched);
         Events {
             allocations: native.allocations + calls.allocations,
             frees: native.frees + calls.frees,

@@ -53,7 +53,7 @@ fn cases(kind: Kind) -> Vec<Case> {
     let plain = |tool| Case { tool, depth: None };
     let before = [Tool::Untraced, Tool::EmptyPlanned, Tool::EmptyEntries].map(plain);
     let tracer = depths.iter().map(|&depth| Case { tool: Tool::Tracer, depth });
-    before.into_iter().chain(tracer).chain([Tool::Bpftrace, Tool::Heaptrack].map(plain)).collect()
+    before.into_iter().chain(tracer).chain([Tool::Growth, Tool::Bpftrace, Tool::Heaptrack].map(plain)).collect()
 }
 
 fn is_there(tool: Tool) -> bool {

@@ -24,6 +24,8 @@ pub enum Tool {
     EmptyEntries,
     /// The tracer, tracking every allocation.
     Tracer,
+    /// The tracer in growth mode.
+    Growth,
     /// `bpftrace` with the usual script.
     Bpftrace,
     /// `heaptrack`, which is preloaded and not attached.
@@ -37,6 +39,7 @@ impl fmt::Display for Tool {
             Self::EmptyPlanned => "empty probes, tracer's sites",
             Self::EmptyEntries => "empty probes, function entries",
             Self::Tracer => "tracer, exact",
+            Self::Growth => "tracer, growth mode",
             Self::Bpftrace => "bpftrace script",
             Self::Heaptrack => "heaptrack",
         })
@@ -81,8 +84,11 @@ impl Tool {
                 probes.args([&pid, sites]).stdin(Stdio::piped()).stdout(Stdio::piped());
                 Attached::start(&mut probes, "ready", Ending::EndOfInput)
             }
-            Self::Tracer => {
+            Self::Tracer | Self::Growth => {
                 let mut tracer = tracer(bed, Some(&pid));
+                if self == Self::Growth {
+                    tracer.args(["--mode", "growth"]);
+                }
                 let attached = Attached::start(&mut tracer, "recording ", Ending::Interrupt)?;
                 // The status line is due every 200 ms; with it the tracer learns the address of the return trampoline.
                 thread::sleep(Duration::from_millis(400));
