@@ -13,6 +13,9 @@ pub const MAX_FRAMES: usize = 128;
 /// The number that takes the allocations whose stack found no room in the table.
 pub const NO_ROOM: u32 = 0;
 
+/// The number that has the totals of stacks whose place was given to others: they held nothing any more.
+pub const RETIRED: u32 = 1;
+
 /// The most stacks that a table can have.
 pub const MAX_STACKS: u32 = 1 << STACK_BITS;
 
@@ -31,6 +34,13 @@ impl StackTotals {
     #[inline(always)]
     pub fn add_allocated(&self, weight: Weight) {
         self.allocated.add(weight);
+    }
+
+    /// Takes over the totals of a stack that is given up, which is as new then. Nobody may be counting for that stack.
+    pub fn take_over(&self, retired: &Self) {
+        self.allocated.take_over(&retired.allocated);
+        self.freed.take_over(&retired.freed);
+        retired.delivered.store(0);
     }
 
     /// Counts the release of a block, of the same weight.
@@ -62,6 +72,12 @@ impl StackTotals {
             objects: allocated.objects.saturating_sub(freed.objects),
         }
     }
+
+    /// Forgets what was counted, not that the frames are known. To be called while nobody counts.
+    pub fn clear(&self) {
+        self.allocated.clear();
+        self.freed.clear();
+    }
 }
 
 /// A sum of [weights](Weight) that many add to.
@@ -77,6 +93,16 @@ impl WeightSum {
     fn add(&self, weight: Weight) {
         self.bytes.add(weight.bytes);
         self.objects.add(weight.objects);
+    }
+
+    fn take_over(&self, retired: &Self) {
+        self.add(retired.load());
+        retired.clear();
+    }
+
+    fn clear(&self) {
+        self.bytes.store(0);
+        self.objects.store(0);
     }
 
     fn load(&self) -> Weight {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     apt,
     bpf_toolchain::{self, Compiler, Source},
-    command,
+    command, npm,
     privilege::found_in_path,
 };
 
@@ -23,7 +23,7 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", CL
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
 /// Programs that the tests run, and the packages that have them.
-const PROGRAMS_OF_TESTS: [(&str, &str); 9] = [
+const PROGRAMS_OF_TESTS: [(&str, &str); 11] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("objcopy", "binutils"),
@@ -32,6 +32,8 @@ const PROGRAMS_OF_TESTS: [(&str, &str); 9] = [
     ("node", "nodejs"),
     ("redis-server", "redis-server"),
     ("nginx", "nginx-light"),
+    ("chromium", "chromium"),
+    ("go", "golang-go"),
     ("musl-gcc", "musl-tools"),
 ];
 
@@ -60,12 +62,16 @@ pub fn build_tools(workspace: &Path) -> Result<()> {
 ///
 /// # Errors
 /// What is missing and cannot be got, and what to do.
-pub fn programs_of_tests() -> Result<()> {
+pub fn programs_of_tests(workspace: &Path) -> Result<()> {
     programs(&PROGRAMS_OF_TESTS, "the tests")?;
     let is_missing = |library: &str| !Path::new("/usr/lib/x86_64-linux-gnu").join(library).exists();
     let missing = ALLOCATORS_OF_TESTS.iter().filter(|(library, _)| is_missing(library));
     let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
-    if packages.is_empty() { Ok(()) } else { apt::install(&packages, "the tests") }
+    if !packages.is_empty() {
+        apt::install(&packages, "the tests")?;
+    }
+    npm::install(workspace, "speedscope@1.25.0", "dist/release/index.html")?;
+    Ok(())
 }
 
 /// Where the clippy that belongs to a compiler is, when it is installed.

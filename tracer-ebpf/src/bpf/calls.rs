@@ -54,7 +54,9 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
             return None;
         }
         Some(stale) => {
-            abandon(ctx, stale.get());
+            if belongs_to(stale.get(), process) {
+                abandon(ctx, stale.get());
+            }
             stale
         }
         None => threads::claim()?,
@@ -68,6 +70,7 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
         return_address: arch::read_word(regs.sp()).unwrap_or(0),
         cookie: cookie.to_bits(),
         size,
+        opened_ns: process.opened_ns.load(),
         arg0: regs.arg0(),
         fate: fate as u32,
         level,
@@ -109,6 +112,12 @@ fn fate(size: u64, process: &ProcessState) -> (Fate, u32) {
 #[inline(never)]
 extern "C" fn is_kept(size: u64, level: u32, random: u32) -> u32 {
     sampling().keeps(size, level, random).into()
+}
+
+/// Whether a call was entered in the window that is open now. What it released is unknown to any other.
+#[inline(always)]
+fn belongs_to(call: &InFlight, process: &ProcessState) -> bool {
+    call.opened_ns == process.opened_ns.load()
 }
 
 /// A call never returned. What it was to release is gone from the table, so it counts as released.
@@ -169,6 +178,10 @@ fn end<C: EbpfContext>(
     regs: UserRegisters,
 ) -> Option<()> {
     let process = PROCESSES.get(cookie.process.into())?;
+    if !belongs_to(call, process) {
+        record.release();
+        return None;
+    }
     match new_block(call, cookie.signature.result, regs) {
         NewBlock::At(address) => {
             settle_old(call);

@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 
 use super::mappings::{Backing, Holder, Totals};
 use super::smaps::Vma;
-use crate::model::{Frame, Kind};
+use crate::model::{Frame, Kind, Part};
 use crate::plan::Catalog;
 
 /// A language runtime with a heap of its own.
@@ -183,6 +183,12 @@ fn is_allocator_function(function: &str) -> bool {
     KNOWN.find(name.as_bytes()).is_some() || begins_with(Some(function), &["operator new", "operator delete"])
 }
 
+fn makes_thread_stack<F: Borrow<Frame>>(frames: &[F]) -> bool {
+    let system =
+        frames.iter().map(Borrow::borrow).take_while(|f| begins_with(f.module.as_deref(), SYSTEM_MODULES));
+    system.into_iter().any(|frame| begins_with(frame.function.as_deref(), NO_HEAP))
+}
+
 /// Which mappings of the window are not the program's own, by who holds them: a runtime's heap, or an allocator's.
 /// Each holder is judged once, as soon as its stack has names.
 #[derive(Clone, Debug, Default)]
@@ -193,6 +199,7 @@ pub struct ManagedHolders(HashMap<Holder, Owner>);
 enum Owner {
     Runtime(Runtime),
     Allocator,
+    ThreadStack,
     Program,
 }
 
@@ -200,6 +207,9 @@ impl Owner {
     fn of<F: Borrow<Frame>>(frames: &[F], length: u64) -> Self {
         if is_within_allocator(frames) {
             return Self::Allocator;
+        }
+        if makes_thread_stack(frames) {
+            return Self::ThreadStack;
         }
         of_call(frames, length).map_or(Self::Program, Self::Runtime)
     }
@@ -223,13 +233,31 @@ impl ManagedHolders {
         }
     }
 
+    /// Forgets what was judged of holders.
+    pub fn forget(&mut self, gone: impl Fn(&Holder) -> bool) {
+        self.0.retain(|holder, _| !gone(holder));
+    }
+
     /// The holder with the kind that its mappings are, as far as it is known.
     #[must_use]
     pub fn judged(&self, holder: Holder) -> Holder {
         match self.0.get(&holder) {
             Some(Owner::Runtime(_)) => Holder { kind: Kind::Managed, ..holder },
             Some(Owner::Allocator) => Holder { kind: Kind::Allocator, ..holder },
-            Some(Owner::Program) | None => holder,
+            Some(Owner::ThreadStack | Owner::Program) | None => holder,
+        }
+    }
+
+    /// The part of resident memory that a holder's mappings are in, as far as it is known.
+    #[must_use]
+    pub fn part(&self, holder: Holder) -> Part {
+        match (self.0.get(&holder), self.judged(holder).kind) {
+            (Some(Owner::ThreadStack), _) => Part::Stack,
+            (_, Kind::Native) => Part::Native,
+            (_, Kind::Mapping) => Part::Mapping,
+            (_, Kind::Allocator) => Part::Allocator,
+            (_, Kind::Managed) => Part::Managed,
+            (_, Kind::File) => Part::File,
         }
     }
 
@@ -237,7 +265,7 @@ impl ManagedHolders {
     pub fn runtimes(&self) -> impl Iterator<Item = Runtime> + '_ {
         self.0.values().filter_map(|owner| match owner {
             Owner::Runtime(runtime) => Some(*runtime),
-            Owner::Allocator | Owner::Program => None,
+            Owner::Allocator | Owner::ThreadStack | Owner::Program => None,
         })
     }
 }

@@ -3,6 +3,7 @@
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
 //! however it ends.
 
+mod grace;
 mod shared;
 mod tables;
 pub mod tracefs;
@@ -13,6 +14,7 @@ pub mod uprobe_multi;
 use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
+    sync::Arc,
     thread,
 };
 
@@ -56,7 +58,7 @@ pub struct Settings {
 pub struct Capture {
     ebpf: Ebpf,
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
-    tables: SharedTables,
+    tables: Arc<SharedTables>,
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
     multi: Option<[uprobe_multi::Program; 4]>,
@@ -148,7 +150,7 @@ impl Capture {
         let messages = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
             .ok();
-        let tables = SharedTables::map(&ebpf, sizes)?;
+        let tables = Arc::new(SharedTables::map(&ebpf, sizes)?);
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
         Ok(Self {
             ebpf,
@@ -164,8 +166,21 @@ impl Capture {
 
     /// The tables that the programs fill.
     #[must_use]
-    pub fn tables(&self) -> &SharedTables {
+    pub fn tables(&self) -> &Arc<SharedTables> {
         &self.tables
+    }
+
+    /// Forgets everything that was counted. The windows must be closed; then what [`Capture::open_window`] opens has nothing of what was
+    /// before.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or somebody else holds the tables to read them.
+    pub fn clear(&mut self) -> Result<()> {
+        // A call that returns from now on belongs to no window.
+        self.tables.processes().iter().for_each(|state| state.opened_ns.store(0));
+        grace::wait().context("cannot wait for the BPF programs")?;
+        let tables = Arc::get_mut(&mut self.tables).context("the tables are being read")?;
+        tables.clear()
     }
 
     /// Passes on what the programs have to say to people.
@@ -311,7 +326,8 @@ impl Capture {
     pub fn open_window(&self, process: u16, now_ns: u64) {
         if let Some(state) = self.tables.processes().get(usize::from(process)) {
             state.opened_ns.store(now_ns);
-            state.gate.store(Gate::Open as u64);
+            // Not that of a program that is another one by now.
+            state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
         }
     }
 

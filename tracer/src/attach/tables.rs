@@ -1,6 +1,6 @@
 //! The tables that the programs fill, as memory of this process.
 
-use std::mem::offset_of;
+use std::{collections::HashMap as StdHashMap, mem::offset_of};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -12,7 +12,7 @@ use tracer_ebpf::{
     live::{Block, BlockKey, LiveBucket, WAYS as BUCKET_WAYS},
     process::{MAX_PROCESSES, ProcessState},
     slots::{SlotSet, WAYS as SET_WAYS},
-    stack::{MAX_STACKS, StackTotals},
+    stack::{MAX_STACKS, NO_ROOM, RETIRED, StackTotals},
     thread::{InFlight, RECORD_SETS},
 };
 
@@ -68,6 +68,7 @@ pub struct SharedTables {
     processes: SharedArray<ProcessState>,
     live: SharedArray<LiveBucket>,
     spill: HashMap<MapData, u64, SpilledBlock>,
+    spill_room: u32,
     stacks: SharedArray<SlotSet>,
     totals: SharedArray<StackTotals>,
     counters: SharedArray<Stripe>,
@@ -94,23 +95,29 @@ impl SharedTables {
             processes: array(ebpf, "PROCESSES", MAX_PROCESSES)?,
             live: array(ebpf, "LIVE", sizes.live_buckets)?,
             spill: spill(ebpf)?,
+            spill_room: sizes.spilled_blocks,
             stacks: array(ebpf, "STACKS", sizes.stack_sets)?,
             totals: array(ebpf, "TOTALS", sizes.stacks())?,
             counters: array(ebpf, "COUNTERS", STRIPES)?,
             records: array(ebpf, "RECORDS", RECORD_SETS * SET_WAYS as u32)?,
             record_owners: array(ebpf, "RECORD_OWNERS", RECORD_SETS)?,
         };
-        tables.reserve_no_room();
+        tables.reserve_numbers();
         Ok(tables)
     }
 
-    /// Stack 0 takes what found no room; no hash may claim it.
-    fn reserve_no_room(&self) {
+    /// The first stacks take what found no room, and what was of stacks that are gone; no hash may claim them.
+    fn reserve_numbers(&self) {
+        const { assert!(NO_ROOM == 0 && RETIRED == 1) };
         if let Some(set) = self.stacks.elements().first() {
-            set.claim(u64::MAX >> 1);
+            set.claim(WITHDRAWN);
+            set.claim(WITHDRAWN);
         }
     }
 }
+
+/// A key that is no stack's: their hashes have the highest bit.
+const WITHDRAWN: u64 = u64::MAX >> 1;
 
 fn map_data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
     match ebpf.map(name) {
@@ -148,6 +155,44 @@ impl SharedTables {
         self.totals.elements()
     }
 
+    /// Takes a stack's place from it: from now on no program finds it, or takes its place for another stack. Programs that found
+    /// it before may still count for it. Whether there was a stack.
+    #[must_use]
+    pub fn withdraw(&self, number: u32) -> bool {
+        let Some((set, way)) = self.place(number) else { return false };
+        let key = set.key(way);
+        key != 0 && key != WITHDRAWN && set.hand_over(way, key, WITHDRAWN)
+    }
+
+    /// Gives the place of a withdrawn stack to whoever comes, and its totals to [`RETIRED`]. Every program that ran when
+    /// it was withdrawn must have ended.
+    pub fn vacate(&self, number: u32) {
+        let Some((set, way)) = self.place(number).filter(|(set, way)| set.key(*way) == WITHDRAWN) else {
+            return;
+        };
+        if let (Some(all), Some(totals)) =
+            (self.totals().get(RETIRED as usize), self.totals().get(number as usize))
+        {
+            all.take_over(totals);
+        }
+        set.release(way);
+    }
+
+    /// How many stacks have a place.
+    #[must_use]
+    pub fn known_stacks(&self) -> usize {
+        let ways = 0..SET_WAYS as u32;
+        self.stacks.elements().iter().map(|set| ways.clone().filter(|&way| set.key(way) != 0).count()).sum()
+    }
+
+    fn place(&self, number: u32) -> Option<(&SlotSet, u32)> {
+        let ways = SET_WAYS as u32;
+        if number <= RETIRED {
+            return None;
+        }
+        Some((self.stacks.elements().get((number / ways) as usize)?, number % ways))
+    }
+
     /// What a counter says, over all its copies.
     #[must_use]
     pub fn count(&self, counter: Counter) -> u64 {
@@ -158,33 +203,53 @@ impl SharedTables {
     /// release when the window closed are among them.
     pub fn live_blocks(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
         let table = self.live.elements().iter().flat_map(LiveBucket::blocks);
-        let spilled = self
-            .spill
-            .iter()
-            .flatten()
-            .filter_map(|(key, SpilledBlock(block))| Some((BlockKey::from_bits(key)?, block)));
-        table.chain(spilled).chain(self.blocks_in_flight())
+        table.chain(self.spilled_blocks()).chain(self.blocks_in_flight())
     }
 
+    /// The kernel begins again with the first key when the one that was last is gone: hence the set, and an end.
+    fn spilled_blocks(&self) -> impl Iterator<Item = (BlockKey, Block)> + use<> {
+        let most = 2 * self.spill_room as usize + 64;
+        let spilled: StdHashMap<u64, Block> =
+            self.spill.iter().take(most).flatten().map(|(key, SpilledBlock(block))| (key, block)).collect();
+        spilled.into_iter().filter_map(|(key, block)| Some((BlockKey::from_bits(key)?, block)))
+    }
+
+    /// Forgets every block and everything that was counted. To be called while no program runs that counts.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.live.elements().iter().for_each(LiveBucket::clear);
+        let spilled: Vec<u64> = self.spill.keys().collect::<Result<_, _>>()?;
+        for key in spilled {
+            self.spill.remove(&key)?;
+        }
+        self.totals.elements().iter().for_each(StackTotals::clear);
+        self.counters.elements().iter().for_each(Stripe::clear);
+        Ok(())
+    }
+
+    /// What calls of this window are about to release.
     fn blocks_in_flight(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
         let owned =
             self.record_owners.elements().iter().flat_map(|set| (0..SET_WAYS as u32).map(|way| set.key(way)));
         owned
             .zip(self.records.elements())
-            .filter_map(|(owner, record)| if owner == 0 { None } else { record.old_block() })
+            .filter_map(|(owner, record)| if owner == 0 { None } else { record.old_block(self.processes()) })
     }
 }
 
 impl RecordWords {
     /// The block that the recorded call is about to release.
-    fn old_block(&self) -> Option<(BlockKey, Block)> {
+    fn old_block(&self, processes: &[ProcessState]) -> Option<(BlockKey, Block)> {
         let word = |offset: usize| self.0[offset / 8].load();
         let block = offset_of!(InFlight, old);
         let key = BlockKey::from_bits(word(offset_of!(InFlight, old_key)))?;
+        let process = processes.get(usize::from(key.process()))?;
+        if word(offset_of!(InFlight, opened_ns)) != process.opened_ns.load() {
+            return None;
+        }
         // Two numbers of four bytes, as both architectures lay them out.
         const { assert!(offset_of!(Block, level) == offset_of!(Block, stack) + 4) };
-        let (stack, level) = (word(block + offset_of!(Block, stack)), word(block + offset_of!(Block, stack)) >> 32);
-        let (stack, level) = (stack as u32, level as u32);
+        let stack_and_level = word(block + offset_of!(Block, stack));
+        let (stack, level) = (stack_and_level as u32, (stack_and_level >> 32) as u32);
         let size = word(block + offset_of!(Block, size));
         let born_ns = word(block + offset_of!(Block, born_ns));
         Some((key, Block { size, born_ns, stack, level }))

@@ -83,6 +83,12 @@ impl Touched {
         Ok(touched)
     }
 
+    /// What was touched so far counts no more.
+    pub fn forget(&mut self, processes: &[TracedProcess], capture: &Capture) {
+        (self.pages, self.waiting, self.weights) = Default::default();
+        processes.iter().for_each(|process| self.add_process(process, capture));
+    }
+
     /// A process is to be watched from now on.
     pub fn add_process(&mut self, process: &TracedProcess, capture: &Capture) {
         let initial = process.initial_mappings().unwrap_or_default();
