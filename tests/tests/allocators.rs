@@ -58,8 +58,17 @@ fn jemalloc_throwing() {
 /// A program with jemalloc in it, all of whose functions have this prefix.
 fn with_jemalloc(prefix: &str) -> (Running, TempDir) {
     const FUNCTIONS: [&str; 11] = [
-        "malloc", "calloc", "realloc", "free", "aligned_alloc", "memalign", "posix_memalign", "mallocx", "rallocx",
-        "dallocx", "sdallocx",
+        "malloc",
+        "calloc",
+        "realloc",
+        "free",
+        "aligned_alloc",
+        "memalign",
+        "posix_memalign",
+        "mallocx",
+        "rallocx",
+        "dallocx",
+        "sdallocx",
     ];
     let directory = TempDir::new().expect("a temporary directory");
     let archive = directory.path().join("libprefixed.a");

@@ -12,7 +12,8 @@ fn growth() -> Tracer {
 
 /// Pages that the stacks through a function made resident by this call and that still are.
 fn pages(report: &Report, api: &str, function: &str) -> u64 {
-    let stacks = report.stacks.iter().filter(|stack| stack.counts() && stack.api == api && stack.passes(function));
+    let stacks =
+        report.stacks.iter().filter(|stack| stack.counts() && stack.api == api && stack.passes(function));
     stacks.map(|stack| stack.weight_bytes).sum::<u64>() / PAGE
 }
 

@@ -12,8 +12,7 @@ use log::LevelFilter;
 use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
     cli::{
-        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity,
-        ViewConfig,
+        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
     },
     doctor, manual,
     model::Profile,

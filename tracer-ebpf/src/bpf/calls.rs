@@ -158,7 +158,7 @@ pub fn exit(ctx: &ProbeContext) -> Option<()> {
     let call = *record.get();
     let cookie = Cookie::from_bits(call.cookie);
     if matches!(cookie.way_out, WayOut::Trampoline)
-        ||regs.sp() != call.sp
+        || regs.sp() != call.sp
         || arch::read_word(call.sp) != Some(call.return_address)
     {
         return None;

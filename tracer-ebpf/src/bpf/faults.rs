@@ -12,8 +12,8 @@ use super::{
     arch::{self, UserRegisters},
     capture::{self, Maker},
     count::count,
-    maps::EVENTS,
     mappings::current_process,
+    maps::EVENTS,
 };
 
 /// A page fault at an address.

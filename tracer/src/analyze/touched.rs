@@ -58,7 +58,9 @@ impl TouchedPages {
             (MappingCall::PageFault, ..) => self.touch(event, range),
             (MappingCall::Munmap, false, _) => self.release_sized(event.process, first, second),
             (MappingCall::Mmap, true, Some(at)) => self.release_sized(event.process, at, second),
-            (MappingCall::Mremap, true, Some(to)) => self.move_pages(event.process, (first, second), (to, third)),
+            (MappingCall::Mremap, true, Some(to)) => {
+                self.move_pages(event.process, (first, second), (to, third))
+            }
             (MappingCall::Brk, true, Some(end)) => self.set_break(event.process, end),
             _ => {}
         }
@@ -131,7 +133,10 @@ impl TouchedPages {
         let before = space.program_break.replace(end);
         if let Some(before) = before.filter(|&before| before > end) {
             let start = end.next_multiple_of(PAGE_BYTES);
-            self.release(process, AddressRange { start: Address(start), end: Address(before.next_multiple_of(PAGE_BYTES)) });
+            self.release(
+                process,
+                AddressRange { start: Address(start), end: Address(before.next_multiple_of(PAGE_BYTES)) },
+            );
         }
     }
 
@@ -181,7 +186,13 @@ mod tests {
 
     fn event(call: MappingCall, args: [u64; 3], result: i64) -> MappingEvent {
         let [a, b, c] = args;
-        MappingEvent { call: call as u8, at_exit: 1, args: [a, b, c, 0, 0, 0], result, ..MappingEvent::default() }
+        MappingEvent {
+            call: call as u8,
+            at_exit: 1,
+            args: [a, b, c, 0, 0, 0],
+            result,
+            ..MappingEvent::default()
+        }
     }
 
     fn touch(account: &mut TouchedPages, page: u64, stack: u32, period: u64) {

@@ -67,7 +67,12 @@ impl Found {
 ///
 /// # Errors
 /// One line that says what is not there, and what to do.
-pub fn check(mode: Mode, subject: &Subject, processes: &[TracedProcess], declarations: &Declarations) -> Result<()> {
+pub fn check(
+    mode: Mode,
+    subject: &Subject,
+    processes: &[TracedProcess],
+    declarations: &Declarations,
+) -> Result<()> {
     if mode == Mode::Growth {
         return Ok(());
     }

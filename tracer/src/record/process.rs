@@ -77,7 +77,11 @@ impl TracedProcess {
     /// # Errors
     /// As [`TracedProcess::attach`].
     pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        if !planner.catalog.is_empty() && self.probed.insert(object.id) { self.attach_object(object, capture, planner) } else { Ok(()) }
+        if !planner.catalog.is_empty() && self.probed.insert(object.id) {
+            self.attach_object(object, capture, planner)
+        } else {
+            Ok(())
+        }
     }
 
     fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {

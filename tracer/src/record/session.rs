@@ -26,8 +26,8 @@ use super::{
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
     retire::{self, Retirement},
-    touched::Touched,
     sampling::Sampler,
+    touched::Touched,
 };
 use crate::{
     analyze::{
@@ -39,7 +39,9 @@ use crate::{
     },
     attach::{Capture, Settings, Sizes},
     drain::{Drain, Event, NewStack},
-    model::{Bytes, End, Events, Kind, Memory, Mode, Pid, Profile, Settings as InForce, TimelinePoint, Window},
+    model::{
+        Bytes, End, Events, Kind, Memory, Mode, Pid, Profile, Settings as InForce, TimelinePoint, Window,
+    },
     plan::{ApiId, Planner},
     report::status::Status,
     symbolize::{Names, Worker},
@@ -627,9 +629,10 @@ impl Session {
             ("malformed_event", malformed),
             ("mapping_table_full", losses.table_full + self.touched.as_ref().map_or(0, Touched::table_full)),
         ];
+        let (touched, released) = self.touched.as_ref().map_or((0, 0), Touched::calls);
         Events {
-            allocations: calls.allocations,
-            frees: calls.frees,
+            allocations: calls.allocations + touched,
+            frees: calls.frees + released,
             unmatched_frees: calls.unmatched_frees,
             failed_allocations: calls.failed_allocations,
             lost: lost.into_iter().map(|(cause, number)| (cause.to_owned(), number)).collect(),

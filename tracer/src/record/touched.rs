@@ -177,7 +177,9 @@ impl Touched {
             let kinds = Kinds::of(process, account, managed, when);
             let pieces: Vec<_> = touched
                 .into_iter()
-                .flat_map(|(range, touch)| kinds.split(range).into_iter().map(move |(range, kind)| (range, kind, touch)))
+                .flat_map(|(range, touch)| {
+                    kinds.split(range).into_iter().map(move |(range, kind)| (range, kind, touch))
+                })
                 .collect();
             let ranges: Vec<_> = pieces.iter().map(|(range, ..)| *range).collect();
             let resident = residency::resident_bytes(process.target.pid(), &ranges);
@@ -232,7 +234,8 @@ impl Touched {
             let mut kinds = live.remove(&(process, stack)).unwrap_or_default();
             kinds.remove(&None);
             // What was released is of no kind any more; it goes with most of the rest.
-            let main = kinds.iter().max_by_key(|(_, bytes)| **bytes).map_or(Some(Kind::Mapping), |(kind, _)| *kind);
+            let main =
+                kinds.iter().max_by_key(|(_, bytes)| **bytes).map_or(Some(Kind::Mapping), |(kind, _)| *kind);
             kinds.entry(main).or_default();
             for (kind, bytes) in kinds {
                 let freed = if kind == main { (totals.freed_bytes, totals.freed_objects) } else { (0, 0) };
@@ -254,6 +257,14 @@ impl Touched {
     pub fn ranges(&self) -> impl Iterator<Item = WeighedRange> + '_ {
         self.counted().map(|(holder, weight)| {
             (LiveRange { range: weight.range, holder, born_ns: weight.touch.at_ns }, weight.resident)
+        })
+    }
+
+    /// Pages that were touched and released, of kinds that count.
+    pub fn calls(&self) -> (u64, u64) {
+        let counted = self.totals().into_iter().filter(|(holder, _)| holder.kind.counts_by_default());
+        counted.fold((0, 0), |(touched, released), (_, totals)| {
+            (touched + totals.allocated_objects, released + totals.freed_objects)
         })
     }
 
