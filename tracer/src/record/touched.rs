@@ -26,8 +26,8 @@ use crate::{
 
 /// Events a second that are worth their cost: at 2 µs each, 1 % of a CPU.
 const MOST_A_SECOND: u64 = 5_000;
-/// After so many events their rate is looked at.
-const HANDFUL: u64 = 500;
+/// After so many events their rate is looked at: a burst of 20 MiB is still seen whole.
+const HANDFUL: u64 = 5_000;
 /// The longest period: a fault in 4,096, of which each stands for 16 MiB.
 const LONGEST_PERIOD: u64 = 1 << 12;
 /// The size of a huge page.
