@@ -47,12 +47,16 @@ fn undeclared_they_are_not_seen() {
 #[test]
 fn a_library_that_is_loaded_later() {
     // `--allocator` about a command's file may be ahead of its loading; the warning says so.
-    let program = Program::new("busy.c").build();
+    let program = Program::new("leave.c").build();
     let recording = Tracer::new().options(["--allocator", "libpool.so:malloc=pool_get"]).launch([program]);
     let mut recording = recording.start();
     recording.send_line("go");
-    let finished = recording.interrupt();
-    assert!(finished.stderr.iter().any(|line| line.contains("libpool.so yet")), "{finished:#?}");
+    let finished = recording.wait();
+    finished.report().assert_exact();
+    assert!(
+        finished.stderr.iter().any(|line| line.contains("libpool.so") && line.contains("yet")),
+        "{finished:#?}"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! User space decodes the bytes as integers and converts them with `TryFrom`; an unknown number is an error there, never
 //! undefined behaviour.
 
-/// The system calls that change mappings.
+/// The system calls that change mappings, and the page faults that fill them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum MappingCall {
@@ -15,6 +15,8 @@ pub enum MappingCall {
     Mremap = 3,
     /// `brk`
     Brk = 4,
+    /// No call: the first touch of a page. Argument 0 is the address, argument 1 how many faults this one stands for.
+    PageFault = 5,
 }
 
 impl MappingCall {
@@ -26,6 +28,7 @@ impl MappingCall {
             Self::Munmap => "munmap",
             Self::Mremap => "mremap",
             Self::Brk => "brk",
+            Self::PageFault => "page_fault",
         }
     }
 }
@@ -39,6 +42,7 @@ impl TryFrom<u8> for MappingCall {
             2 => Ok(Self::Munmap),
             3 => Ok(Self::Mremap),
             4 => Ok(Self::Brk),
+            5 => Ok(Self::PageFault),
             unknown => Err(unknown),
         }
     }

@@ -20,7 +20,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
-use crate::bpf::{calls, children, exec, mappings, private_stack};
+use crate::bpf::{calls, children, exec, faults, mappings, private_stack};
 
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
@@ -94,6 +94,13 @@ pub fn any_syscall_enter(_ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn any_syscall_exit(_ctx: RawTracePointContext) -> i32 {
     mappings::exit();
+    0
+}
+
+/// A page fault, in the program or in the kernel on its behalf (`read` into memory that was never touched).
+#[raw_tracepoint(tracepoint = "page_fault_user")]
+pub fn page_fault(ctx: RawTracePointContext) -> i32 {
+    faults::fault(ctx.arg(0), ctx.arg(2));
     0
 }
 

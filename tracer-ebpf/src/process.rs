@@ -24,6 +24,8 @@ pub struct ProcessState {
     pub code_changes_seen: Word,
     /// The level of [sampling](crate::sampling) that is in force.
     pub level: Word,
+    /// Of so many page faults one is reported, a power of two; 0 for none.
+    pub fault_period: Word,
     /// The name of the thread that made it or of the program it executed, as [`Comm`].
     pub comm: [Word; 2],
     /// Where it came from: an [`Origin`].

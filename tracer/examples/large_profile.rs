@@ -58,6 +58,8 @@ fn profile(number: usize, depth: usize) -> Profile {
             comm: "service".into(),
             exe: Some("/srv/service".into()),
             command: vec!["/srv/service".into()],
+            from: None,
+            end: None,
         },
         processes: vec![],
         window: Window {
@@ -101,6 +103,7 @@ fn stack(frames: Vec<Arc<Frame>>, dice: &mut Dice) -> StackReport {
     let (size, objects) = (16 + dice.below(4096) as u64, 1 + dice.below(200) as u64);
     StackReport {
         pid: None,
+        process: None,
         kind: Kind::Native,
         api: ["malloc", "calloc", "realloc"][dice.below(3)].into(),
         weight_bytes: size * objects,

@@ -15,7 +15,7 @@ use clap_complete::Shell;
 
 use tracer_ebpf::sampling::Sampling;
 
-use crate::model::{Bytes, Kind, Pid, Process, Profile, Verdict};
+use crate::model::{Bytes, Kind, Mode, Pid, Process, Profile, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::destination::{Destination, Place, WriteError};
 use crate::report::filter::{Filter, pattern};
@@ -164,6 +164,8 @@ pub struct RecordConfig {
     pub interval: Duration,
     /// Allocators that only the user knows.
     pub declarations: Declarations,
+    /// What to look at.
+    pub mode: Mode,
     /// Leave out what is allocated before so much time has passed.
     pub mark_after: Option<Duration>,
     /// Whether to show the recording as it goes on, all over the terminal.
@@ -196,6 +198,7 @@ impl Default for RecordConfig {
             max_live: None,
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
+            mode: Mode::Allocations,
             mark_after: None,
             tui: false,
             verbosity: Verbosity::Normal,
@@ -551,6 +554,11 @@ struct RecordArguments {
     #[arg(long)]
     follow: bool,
 
+    /// `growth` needs no probes and slows the target by next to nothing: it shows which code makes the process' memory grow,
+    /// not which of it is never freed. Also for targets without a malloc (Go).
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = RecordConfig::default().mode)]
+    mode: Mode,
+
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time)]
     duration: Option<Duration>,
@@ -662,6 +670,19 @@ const MOST_LIVE: u64 = 500_000_000;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
 impl RecordArguments {
+    /// An option that was given and says which allocations to look at.
+    fn about_allocations(&self) -> Option<&'static str> {
+        let options = [
+            ("--sample", self.sample != RecordConfig::default().sample),
+            ("--min-size", self.min_size.is_some()),
+            ("--max-size", self.max_size.is_some()),
+            ("--max-live", self.max_live.is_some()),
+            ("--allocator", !self.allocators.allocators.is_empty()),
+            ("--symbol-prefix", !self.allocators.prefixes.is_empty()),
+        ];
+        options.into_iter().find_map(|(option, given)| given.then_some(option))
+    }
+
     /// What no single argument can tell.
     fn validate(self, color: ColorChoice) -> Result<RecordConfig, clap::Error> {
         let wrong = |message: String| Cli::command().error(ErrorKind::ValueValidation, message);
@@ -672,6 +693,11 @@ impl RecordArguments {
                 "--min-size {} is more than --max-size {}: nothing can be both",
                 min.0, max.0
             )));
+        }
+        if self.mode == Mode::Growth
+            && let Some(option) = self.about_allocations()
+        {
+            return Err(wrong(format!("{option} is about allocations, and --mode growth sees none")));
         }
         if let (Some(mark), Some(duration)) = (self.mark_after, self.duration)
             && mark >= duration
@@ -707,6 +733,7 @@ impl RecordArguments {
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),
+            mode: self.mode,
             mark_after: self.mark_after,
             tui: self.tui,
             verbosity,
@@ -880,6 +907,7 @@ mod tests {
                 prefixes: vec!["my_".parse().unwrap()],
                 allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
             },
+            mode: Mode::Allocations,
             mark_after: Some(Duration::from_secs(5)),
             tui: true,
             verbosity: Verbosity::Debug,
@@ -955,6 +983,8 @@ mod tests {
             ("--cgroup a -- node", "cannot be used with"),
             ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
             ("--pid 1 --sample often", "512KiB"),
+            ("--pid 1 --mode growth --min-size 4096", "--min-size is about allocations"),
+            ("--pid 1 --mode leaks", "growth"),
             ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
             ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
             ("--pid 1 --symbol-prefix my-", "not a symbol"),

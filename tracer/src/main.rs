@@ -131,6 +131,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         max_live: config.max_live,
         interval: config.interval,
         declarations: config.declarations.clone(),
+        mode: config.mode,
         mark_after: config.mark_after,
         command_output: config.command_output(),
     }

@@ -39,6 +39,14 @@ const PROGRAMS_OF_TESTS: [(&str, &str); 13] = [
     ("go", "golang-go"),
 ];
 
+/// Allocators that the tests trace, and the packages that have them.
+const ALLOCATORS_OF_TESTS: [(&str, &str); 4] = [
+    ("libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
+    ("libjemalloc.so.2", "libjemalloc2"),
+    ("libjemalloc_pic.a", "libjemalloc-dev"),
+    ("libmimalloc.so.2", "libmimalloc2.0"),
+];
+
 /// Gets what builds the tracer.
 ///
 /// # Errors
@@ -58,6 +66,12 @@ pub fn build_tools(workspace: &Path) -> Result<()> {
 /// What is missing and cannot be got, and what to do.
 pub fn programs_of_tests(workspace: &Path) -> Result<()> {
     programs(&PROGRAMS_OF_TESTS, "the tests")?;
+    let is_missing = |library: &str| !Path::new("/usr/lib/x86_64-linux-gnu").join(library).exists();
+    let missing = ALLOCATORS_OF_TESTS.iter().filter(|(library, _)| is_missing(library));
+    let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    if !packages.is_empty() {
+        apt::install(&packages, "the tests")?;
+    }
     npm::install(workspace, "speedscope@1.25.0", "dist/release/index.html")?;
     Ok(())
 }

@@ -106,6 +106,15 @@ pub fn mapping_call(number: u64) -> Option<MappingCall> {
     }
 }
 
+/// Whether a page fault is the first touch of a page of user memory: no page was there, and it was data that was wanted.
+#[inline(always)]
+pub fn is_first_touch(address: u64, error_code: u64) -> bool {
+    /// `enum x86_pf_error_code`
+    const PROTECTION: u64 = 1;
+    const INSTRUCTION: u64 = 1 << 4;
+    error_code & (PROTECTION | INSTRUCTION) == 0 && address >> 63 == 0
+}
+
 /// Reads one word of the current thread's memory.
 #[inline(always)]
 pub fn read_word(address: u64) -> Option<u64> {

@@ -64,11 +64,7 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let regs = UserRegisters::at_probe(ctx.regs);
 
     let mut record = match threads::current() {
-        Some(stale) if stale.is_repeated_by(cookie, regs) => {
-            abandon(ctx, stale.get());
-            stale
-        }
-        Some(record) if record.encloses(regs, process) => {
+        Some(record) if !record.is_repeated_by(cookie, regs) && record.encloses(regs, process) => {
             count(Counter::Nested);
             return None;
         }
@@ -166,7 +162,7 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
         return None;
     }
     // The address in `ip` is the one that the allocator function returns to.
-    end(ctx, record, regs.for_walk(), regs)
+    end(ctx, record, &call, cookie, regs.for_walk(), regs)
 }
 
 /// An instruction that returns from an allocating function without a return probe, or from another that it may end in.
@@ -175,38 +171,46 @@ pub fn exit(ctx: &ProbeContext) -> Option<()> {
     let regs = UserRegisters::at_probe(ctx.regs);
     let record = threads::current()?;
     let call = *record.get();
-    let has_trampoline = matches!(Cookie::from_bits(call.cookie).way_out, WayOut::Trampoline);
-    if has_trampoline || regs.sp() != call.sp || arch::read_word(call.sp) != Some(call.return_address) {
+    let cookie = Cookie::from_bits(call.cookie);
+    if matches!(cookie.way_out, WayOut::Trampoline)
+        || regs.sp() != call.sp
+        || arch::read_word(call.sp) != Some(call.return_address)
+    {
         return None;
     }
     let caller = Registers { ip: call.return_address, sp: call.sp.wrapping_add(WORD), bp: regs.bp() };
-    end(ctx, record, caller, regs)
+    end(ctx, record, &call, cookie, caller, regs)
 }
 
 /// The recorded call has ended, and its caller goes on with these registers.
 #[inline(always)]
-fn end<C: EbpfContext>(ctx: &C, record: Record, caller: Registers, regs: UserRegisters) -> Option<()> {
-    let call = *record.get();
-    let cookie = Cookie::from_bits(call.cookie);
+fn end<C: EbpfContext>(
+    ctx: &C,
+    record: Record,
+    call: &InFlight,
+    cookie: Cookie,
+    caller: Registers,
+    regs: UserRegisters,
+) -> Option<()> {
     let process = PROCESSES.get(cookie.process.into())?;
-    if !belongs_to(&call, process) {
+    if !belongs_to(call, process) {
         record.release();
         return None;
     }
-    match new_block(&call, cookie.signature.result, regs) {
+    match new_block(call, cookie.signature.result, regs) {
         NewBlock::At(address) => {
-            settle_old(&call);
+            settle_old(call);
             if call.fate == Fate::Kept as u32 {
-                account(ctx, cookie, process, &call, address, caller);
+                account(ctx, cookie, process, call, address, caller);
             } else if call.fate == Fate::Unsampled as u32 {
                 count(Counter::Unsampled);
             } else {
                 count(Counter::Filtered);
             }
         }
-        NewBlock::Failed => fail(ctx, &call),
+        NewBlock::Failed => fail(ctx, call),
         NewBlock::Unreadable => {
-            settle_old(&call);
+            settle_old(call);
             count(Counter::UnreadableResult);
         }
     }

@@ -91,6 +91,7 @@ fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<u16> {
     process.opened_ns.store(origin.opened_ns.load());
     process.level.store(origin.level.load());
     process.trampoline.store(origin.trampoline.load());
+    process.fault_period.store(origin.fault_period.load());
     // A child that was forked has its parent's code.
     let changes = if from.executed { 0 } else { origin.code_changes.load() };
     process.code_changes_seen.store(if from.executed { 0 } else { origin.code_changes_seen.load() });

@@ -28,7 +28,7 @@ const PROT_EXEC: u64 = 4;
 
 /// The current process, if its window is open.
 #[inline(always)]
-fn current_process() -> Option<(u16, &'static ProcessState)> {
+pub fn current_process() -> Option<(u16, &'static ProcessState)> {
     let index = current_index()?;
     Some((index, open_process(index.into())?))
 }
@@ -94,7 +94,7 @@ impl Released {
         let releases = match call {
             MappingCall::Munmap | MappingCall::Mremap => true,
             MappingCall::Mmap => flags & MAP_FIXED != 0,
-            MappingCall::Brk => false,
+            MappingCall::Brk | MappingCall::PageFault => false,
         };
         if releases { Some(Self { start, length, over_start, over_length }) } else { None }
     }

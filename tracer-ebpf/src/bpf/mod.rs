@@ -6,6 +6,7 @@ mod capture;
 pub mod children;
 mod count;
 pub mod exec;
+pub mod faults;
 mod live;
 pub mod mappings;
 mod maps;

@@ -10,10 +10,12 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::LazyLock;
 
 use super::mappings::{Backing, Holder, Totals};
 use super::smaps::Vma;
 use crate::model::{Frame, Kind, Part};
+use crate::plan::Catalog;
 
 /// A language runtime with a heap of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -162,13 +164,23 @@ fn begins_with(text: Option<&str>, beginnings: &[&str]) -> bool {
     text.is_some_and(|text| beginnings.iter().any(|beginning| text.starts_with(beginning)))
 }
 
-/// Functions that release memory. What is mapped within one is an allocator's: glibc gives a thread its arena when the
-/// first thing that it does is to free. (Within a call that allocates, the system call's event says so itself.)
-const RELEASING: &[&str] = &["free", "cfree", "__libc_free", "__GI___libc_free"];
+/// How the file name of a library begins that is nothing but an allocator.
+const ALLOCATOR_MODULES: &[&str] = &["libjemalloc", "libtcmalloc", "libmimalloc"];
 
-fn is_within_release<F: Borrow<Frame>>(frames: &[F]) -> bool {
-    let is_release = |function: &String| RELEASING.contains(&function.as_str());
-    frames.iter().any(|frame| frame.borrow().function.as_ref().is_some_and(is_release))
+/// Whether a mapping was made within an allocator's function. Where those that allocate are probed, the system call's event says
+/// so itself; it does not of those that release (glibc gives a thread its arena when the first thing that it does is to free), nor
+/// in growth mode.
+fn is_within_allocator<F: Borrow<Frame>>(frames: &[F]) -> bool {
+    frames.iter().map(Borrow::borrow).any(|frame| {
+        frame.function.as_deref().is_some_and(is_allocator_function)
+            || begins_with(frame.module.as_deref(), ALLOCATOR_MODULES)
+    })
+}
+
+fn is_allocator_function(function: &str) -> bool {
+    static KNOWN: LazyLock<Catalog> = LazyLock::new(Catalog::default);
+    let name = function.strip_prefix("__GI_").unwrap_or(function);
+    KNOWN.find(name.as_bytes()).is_some() || begins_with(Some(function), &["operator new", "operator delete"])
 }
 
 fn makes_thread_stack<F: Borrow<Frame>>(frames: &[F]) -> bool {
@@ -193,7 +205,7 @@ enum Owner {
 
 impl Owner {
     fn of<F: Borrow<Frame>>(frames: &[F], length: u64) -> Self {
-        if is_within_release(frames) {
+        if is_within_allocator(frames) {
             return Self::Allocator;
         }
         if makes_thread_stack(frames) {

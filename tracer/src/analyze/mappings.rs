@@ -25,7 +25,7 @@
 //! Read a target's mappings *after* its probes are attached: events from between are then replayed over a state that
 //! contains them, which ends in the same state.
 
-mod extents;
+pub(super) mod extents;
 #[cfg(test)]
 mod tests;
 
@@ -404,7 +404,7 @@ impl MappingAccount {
             (MappingCall::Mremap, false) => self.mremap_entry(event),
             (MappingCall::Mremap, true) => self.mremap_exit(event),
             (MappingCall::Brk, true) => self.brk(event),
-            (MappingCall::Mmap | MappingCall::Brk, false) => Some(()),
+            (MappingCall::Mmap | MappingCall::Brk, false) | (MappingCall::PageFault, _) => Some(()),
         };
         if accounted.is_none() {
             self.losses.malformed += 1;

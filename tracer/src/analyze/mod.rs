@@ -13,4 +13,5 @@ pub mod reconcile;
 pub mod residency;
 pub mod smaps;
 pub mod threads;
+pub mod touched;
 pub mod verdict;

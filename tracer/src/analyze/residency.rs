@@ -106,6 +106,13 @@ pub fn resident_bytes(pid: Pid, ranges: &[AddressRange]) -> Result<Vec<Option<By
     }
 }
 
+/// Whether a range, of the size and place of a huge page, is one. `pagemap` is the process' `/proc/PID/pagemap`; none on kernels
+/// before 6.7.
+#[must_use]
+pub fn is_huge(pagemap: &File, range: AddressRange) -> Option<bool> {
+    pagemap_scan::is_huge(pagemap, range).ok()
+}
+
 fn proc_file(pid: Pid, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
 }

@@ -336,6 +336,22 @@ impl Capture {
         }
     }
 
+    /// Attaches to page faults, for growth mode.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_page_faults(&mut self) -> Result<()> {
+        let program: &mut RawTracePoint =
+            self.ebpf.program_mut("page_fault").context("no program page_fault")?.try_into()?;
+        program.load()?;
+        for tracepoint in ["page_fault_user", "page_fault_kernel"] {
+            program
+                .attach(tracepoint)
+                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
+        }
+        Ok(())
+    }
+
     fn attach_single_system_calls(&mut self, tracefs: &tracefs::Tracefs) -> Result<()> {
         for name in ["mapping_enter", "mapping_exit"] {
             let program: &mut aya::programs::TracePoint =

@@ -144,6 +144,13 @@ impl Capture {
         }
     }
 
+    /// Has one of so many page faults of a process reported; a power of two.
+    pub fn set_fault_period(&self, process: u16, period: u64) {
+        if let Some(state) = self.state(process) {
+            state.fault_period.store(period);
+        }
+    }
+
     /// Closes every window that is open: calls that begin from now on do not count.
     pub fn close_windows(&self) {
         self.windows_are_open.set(false);

@@ -140,6 +140,28 @@ pub struct Settings {
     pub max_size: Option<Bytes>,
     /// Live blocks that the table was sized for.
     pub max_live: u64,
+    /// What was looked at.
+    #[serde(default, skip_serializing_if = "Mode::is_allocations")]
+    pub mode: Mode,
+}
+
+/// What a recording looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Every allocation, and what is not freed.
+    #[default]
+    Allocations,
+    /// Only what makes the process' memory grow: mappings and page faults, no probes
+    Growth,
+}
+
+impl Mode {
+    /// Whether it is the usual one.
+    #[must_use]
+    pub const fn is_allocations(&self) -> bool {
+        matches!(self, Self::Allocations)
+    }
 }
 
 /// What was seen in the window, and what could not be accounted.

@@ -83,7 +83,7 @@ pub(crate) struct Numbered {
 #[must_use]
 pub fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     /// Below it, names have no more than some letters in common.
-    const ALIKE: f64 = 0.75;
+    const ALIKE: f64 = 0.85;
     let likeness = |name: &str| {
         let part = name.contains(wanted) || (name.len() >= 4 && wanted.contains(name));
         strsim::jaro_winkler(wanted, name).max(if part { 0.9 } else { 0.0 })

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use super::process::TracedProcess;
 use crate::{
     cli::Subject,
+    model::Mode,
     plan::{Allocator, Catalog, Declarations, ObjectPlan, declared},
     report::human::printable,
 };
@@ -66,7 +67,15 @@ impl Found {
 ///
 /// # Errors
 /// One line that says what is not there, and what to do.
-pub fn check(subject: &Subject, processes: &[TracedProcess], declarations: &Declarations) -> Result<()> {
+pub fn check(
+    mode: Mode,
+    subject: &Subject,
+    processes: &[TracedProcess],
+    declarations: &Declarations,
+) -> Result<()> {
+    if mode == Mode::Growth {
+        return Ok(());
+    }
     let mut found = Found::default();
     processes.iter().for_each(|process| found.extend(process.found()));
     match found.lacks(declarations) {

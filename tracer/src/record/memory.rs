@@ -210,7 +210,7 @@ impl Reading {
 
 /// Keeps something costly below a hundredth of the time.
 #[derive(Debug, Default)]
-struct Pace {
+pub struct Pace {
     next_ns: u64,
 }
 
@@ -218,12 +218,13 @@ impl Pace {
     const TIMES_AS_LONG: u64 = 100;
 
     /// The present time, if it may be done now.
-    fn begin(&self, when: When) -> Option<u64> {
+    pub fn begin(&self, when: When) -> Option<u64> {
         let now = now_ns();
         (when == When::Now || now >= self.next_ns).then_some(now)
     }
 
-    fn end(&mut self, started_ns: u64) {
+    /// It is done.
+    pub fn end(&mut self, started_ns: u64) {
         let now = now_ns();
         self.next_ns = now + Self::TIMES_AS_LONG * now.saturating_sub(started_ns);
     }

@@ -15,6 +15,7 @@ mod requests;
 mod retire;
 mod sampling;
 mod session;
+mod touched;
 
 use std::{
     fs::File,
@@ -41,7 +42,7 @@ pub use self::{
 use self::{memory::When, requests::Requests, session::Session};
 use crate::{
     cli::Subject,
-    model::{Bytes, End, Pid, Profile},
+    model::{Bytes, End, Mode, Pid, Profile},
     plan::Declarations,
     readable, signals,
     target::{Target, choice::Choice, launch::Launched},
@@ -70,6 +71,8 @@ pub struct Config {
     pub interval: Duration,
     /// Allocators that only the user knows.
     pub declarations: Declarations,
+    /// What to look at.
+    pub mode: Mode,
     /// Open a new window so long after the first one.
     pub mark_after: Option<Duration>,
     /// Where the output of a launched command goes; to the tracer's own if not given.

@@ -14,8 +14,8 @@ use super::allocators::Found;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
-    model::{Address, Pid},
-    plan::{Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
+    model::{Address, Mode, Pid},
+    plan::{Catalog, Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
@@ -77,6 +77,9 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        if planner.catalog.is_empty() {
+            return Ok(());
+        }
         let (known, mut probes) = (Rc::clone(&self.probed), 0);
         let is_new = |id| known.borrow().functions.get(&id).map(|functions| probes += functions).is_none();
         let objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
@@ -93,7 +96,8 @@ impl TracedProcess {
     /// # Errors
     /// As [`TracedProcess::attach`].
     pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        if self.probed.borrow_mut().functions.insert(object.id, 0).is_some() {
+        let is_known = || self.probed.borrow_mut().functions.insert(object.id, 0).is_some();
+        if planner.catalog.is_empty() || is_known() {
             return Ok(());
         }
         let functions = self.attach_object(object, capture, planner)?;
@@ -268,7 +272,7 @@ fn backing(mapping: &Mapping) -> Backing {
 /// # Errors
 /// When the process is gone, or one of its files is not what it should be.
 pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
-    let planner = planner(declarations);
+    let planner = planner(declarations, Mode::Allocations);
     let mut text = String::new();
     let mut found = Found::default();
     for object in target.objects()?.opened {
@@ -291,7 +295,10 @@ pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
 }
 
 /// A planner that knows what the running kernel does with a probe.
-pub fn planner(declarations: &Declarations) -> Planner {
+pub fn planner(declarations: &Declarations, mode: Mode) -> Planner {
+    if mode == Mode::Growth {
+        return Planner { catalog: Catalog::empty(), ..Planner::default() };
+    }
     Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }.with(declarations)
 }
 

@@ -28,6 +28,7 @@ use super::{
     process::{TracedProcess, Trampoline, planner},
     retire::{self, Retirement},
     sampling::Sampler,
+    touched::Touched,
 };
 use crate::{
     analyze::{
@@ -39,7 +40,9 @@ use crate::{
     },
     attach::{Capture, Settings, Sizes},
     drain::{Drain, Event, NewStack},
-    model::{Bytes, End, Events, Kind, Memory, Pid, Profile, Settings as InForce, TimelinePoint, Window},
+    model::{
+        Bytes, End, Events, Kind, Memory, Mode, Pid, Profile, Settings as InForce, TimelinePoint, Window,
+    },
     plan::{ApiId, Planner},
     report::status::Status,
     symbolize::{Names, Worker},
@@ -77,6 +80,8 @@ pub struct Session {
     children: Children,
     stacks: BTreeMap<u32, NewStack>,
     mappings: MappingAccount,
+    /// In growth mode.
+    touched: Option<Touched>,
     managed: ManagedHolders,
     resident: ResidentMemory,
     stale_code: BTreeSet<u16>,
@@ -132,7 +137,7 @@ impl Session {
             process.index = capture.add_process(process.target.pid())?;
         }
         let children = Children::join(&mut capture, &mut processes, &mut code)?;
-        let planner = planner(&config.declarations);
+        let planner = planner(&config.declarations, config.mode);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -162,6 +167,10 @@ impl Session {
                 initial => mappings.add_process(process.index, initial.unwrap_or_default()),
             }
         }
+        let touched = match config.mode {
+            Mode::Allocations => None,
+            Mode::Growth => Some(Touched::attach(&processes, &mut capture)?),
+        };
         let drain = Drain::new(capture.take_events()?)?;
         Ok(Self {
             config: config.clone(),
@@ -181,6 +190,7 @@ impl Session {
             children,
             stacks: BTreeMap::new(),
             mappings,
+            touched,
             managed: ManagedHolders::default(),
             resident: ResidentMemory::default(),
             stale_code: BTreeSet::new(),
@@ -252,7 +262,7 @@ impl Session {
 
     /// Fails when there is nothing to trace, or not what was declared.
     pub fn check_allocators(&self) -> Result<()> {
-        allocators::check(&self.config.subject, &self.processes, &self.config.declarations)
+        allocators::check(self.config.mode, &self.config.subject, &self.processes, &self.config.declarations)
     }
 
     /// The line that says that the window is open.
@@ -263,7 +273,11 @@ impl Session {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
         };
-        format!("recording {} {until}: {probes} allocator functions probed", names.join(", "))
+        let how = match self.config.mode {
+            Mode::Allocations => format!("{probes} allocator functions probed"),
+            Mode::Growth => "page faults and mappings, no probes".to_owned(),
+        };
+        format!("recording {} {until}: {how}", names.join(", "))
     }
 
     /// Ready when there are events.
@@ -279,6 +293,7 @@ impl Session {
             stacks,
             worker,
             mappings,
+            touched,
             code,
             capture,
             children,
@@ -305,6 +320,9 @@ impl Session {
             Event::Mapping(event) => {
                 *mapping_events += 1;
                 mappings.apply(&event);
+                if let Some(touched) = touched {
+                    touched.take(&event);
+                }
                 if maps_code(&event) || code.is_released_by(&event) {
                     changed_code.insert(event.process);
                 }
@@ -314,6 +332,9 @@ impl Session {
             Event::Process(change) => children.announce(change, capture, mappings, worker.as_ref()),
         });
         self.adopt_children();
+        if let Some(touched) = &mut self.touched {
+            touched.pace(&self.processes, &self.capture);
+        }
         for process in changed_code {
             self.follow_code(process);
         }
@@ -429,7 +450,7 @@ impl Session {
     pub fn snapshot(&mut self, when: When) {
         let t_ns = now_ns().saturating_sub(self.window.opened_ns);
         self.judge_mappings();
-        self.resident.look_at_mappings(&self.processes, &self.mappings, when);
+        self.look_at_memory(when);
         let by_process = self.native_by_process();
         let was_read = self.resident.read(&self.processes, &self.mappings, &by_process, when);
         let Some(rss) = memory::rss(&self.processes) else { return };
@@ -455,7 +476,7 @@ impl Session {
         if when == When::Affordable && !self.history.is_due(t_ns) {
             return;
         }
-        self.resident.look_at_mappings(&self.processes, &self.mappings, When::Affordable);
+        self.look_at_memory(When::Affordable);
         let mut mapped: BTreeMap<Source, Bytes> = BTreeMap::new();
         for live in self.mappings.live().filter(|live| live.holder.kind == Kind::Mapping) {
             let Bytes(resident) = self.resident.of_range(&live).unwrap_or_default();
@@ -465,7 +486,8 @@ impl Session {
             let bytes = totals.outstanding().bytes;
             (bytes > 0).then_some((Source::Native(number), Bytes(bytes)))
         });
-        self.history.push(t_ns, native.chain(mapped));
+        let touched = self.touched.iter().flat_map(Touched::sizes);
+        self.history.push(t_ns, native.chain(mapped).chain(touched));
     }
 
     /// Tells the heaps of runtimes among the mappings, as far as their stacks have names by now.
@@ -474,10 +496,19 @@ impl Session {
         managed.learn(mappings.totals(), |stack| names.frames(stack));
     }
 
+    /// Reads how much is resident of what was mapped and touched.
+    fn look_at_memory(&mut self, when: When) {
+        self.resident.look_at_mappings(&self.processes, &self.mappings, when);
+        if let Some(touched) = &mut self.touched {
+            touched.weigh(&self.processes, &self.mappings, &self.managed, when);
+        }
+    }
+
     fn mapping_weight(&self) -> u64 {
         let counted =
             self.mappings.live().filter(|live| self.managed.judged(live.holder).kind.counts_by_default());
-        counted.filter_map(|live| self.resident.of_range(&live)).map(|bytes| bytes.0).sum()
+        let mapped: u64 = counted.filter_map(|live| self.resident.of_range(&live)).map(|bytes| bytes.0).sum();
+        mapped + self.touched.as_ref().map_or(0, Touched::weight)
     }
 
     /// Outstanding bytes of the malloc family, by process.
@@ -578,6 +609,7 @@ impl Session {
                 min_size: self.config.min_size,
                 max_size: self.config.max_size,
                 max_live: self.max_live,
+                mode: self.config.mode,
             },
             memory: self.memory(),
             runtime: self.resident.runtime(&self.managed),
@@ -601,6 +633,9 @@ impl Session {
         for process in &self.processes {
             // One that is ending has nothing mapped.
             self.mappings.add_process(process.index, process.initial_mappings().unwrap_or_default());
+        }
+        if let Some(touched) = &mut self.touched {
+            touched.forget(&self.processes, &self.capture);
         }
         self.history = History::new(HISTORY_SPACING_NS);
         self.resident = ResidentMemory::default();
@@ -637,8 +672,13 @@ impl Session {
             stacks: stacks.collect(),
             native: BTreeMap::new(),
             held: BTreeMap::new(),
-            mappings: self.mappings.totals().collect(),
-            ranges: self.mappings.live().map(|live| (live, self.resident.of_range(&live))).collect(),
+            mappings: self.mappings.totals().chain(self.touched.iter().flat_map(Touched::totals)).collect(),
+            ranges: self
+                .mappings
+                .live()
+                .map(|live| (live, self.resident.of_range(&live)))
+                .chain(self.touched.iter().flat_map(Touched::ranges))
+                .collect(),
             managed: self.managed.clone(),
             history: self.history.clone(),
             min_age_ns: nanos(self.config.min_age),
@@ -665,11 +705,12 @@ impl Session {
         let lost = [
             ("missed_by_kernel", missed),
             ("malformed_event", malformed),
-            ("mapping_table_full", losses.table_full),
+            ("mapping_table_full", losses.table_full + self.touched.as_ref().map_or(0, Touched::table_full)),
         ];
+        let (touched, released) = self.touched.as_ref().map_or((0, 0), Touched::calls);
         Events {
-            allocations: calls.allocations,
-            frees: calls.frees,
+            allocations: calls.allocations + touched,
+            frees: calls.frees + released,
             unmatched_frees: calls.unmatched_frees,
             failed_allocations: calls.failed_allocations,
             lost: lost.into_iter().map(|(cause, number)| (cause.to_owned(), number)).collect(),

@@ -59,6 +59,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
             min_age_ns: 0,
             min_size: None,
             max_size: None,
+            mode: Mode::Allocations,
             max_live: 4_194_304,
         },
         events: Events {

@@ -11,7 +11,7 @@ use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, sum, target_name};
 use super::{Format, Options, Report, Weight};
 use crate::model::{
-    Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
+    Bytes, End, Kind, Memory, Mode, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
 };
 
 /// The text summary.
@@ -114,7 +114,10 @@ impl<'a> Page<'a> {
 
     fn amount(&self) -> String {
         let (bytes, objects) = (self.view.bytes(), self.view.objects());
-        let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
+        let amount = match self.profile.settings.mode {
+            Mode::Allocations => format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block")),
+            Mode::Growth => format!("{} became resident", Bytes(bytes)),
+        };
         let stacks = counted(self.stacks.len() as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
     }
@@ -122,6 +125,9 @@ impl<'a> Page<'a> {
     fn nothing(&self) -> String {
         let events = &self.profile.events;
         let processes = self.paint.bold(&self.processes());
+        if self.profile.settings.mode == Mode::Growth {
+            return format!("{processes}: nothing that became resident in this window still is");
+        }
         if events.allocations == 0
             && events.frees == 0
             && events.unmatched_frees == 0
@@ -164,6 +170,12 @@ impl<'a> Page<'a> {
         limits.extend(settings.max_size.map(|size| format!("only requests of at most {size}")));
         if settings.sample_bytes > 0 {
             limits.push(format!("estimated from a sample of one per {}", Bytes(settings.sample_bytes)));
+        }
+        if settings.mode == Mode::Growth {
+            limits.push(
+                "what made memory grow, under who touched it first or mapped it; who should have freed it is not known"
+                    .to_owned(),
+            );
         }
         (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")))
     }

@@ -74,7 +74,7 @@ fn cases(kind: Kind) -> Vec<Case> {
     let before = [Tool::Untraced, Tool::EmptyPlanned, Tool::EmptyEntries].map(plain);
     let exact = depths.iter().map(|&depth| Case { tool: Tool::Tracer, depth });
     // Of a sample hardly any stacks are walked, however deep.
-    let others = [Tool::Sampled, Tool::Bpftrace, Tool::Heaptrack].map(plain);
+    let others = [Tool::Sampled, Tool::Growth, Tool::Bpftrace, Tool::Heaptrack].map(plain);
     before.into_iter().chain(exact).chain(others).collect()
 }
 

@@ -26,6 +26,8 @@ pub enum Tool {
     Tracer,
     /// The tracer, tracking a sample of one per 512 KiB.
     Sampled,
+    /// The tracer in growth mode.
+    Growth,
     /// `bpftrace` with the usual script.
     Bpftrace,
     /// `heaptrack`, which is preloaded and not attached.
@@ -40,6 +42,7 @@ impl fmt::Display for Tool {
             Self::EmptyEntries => "empty probes, function entries",
             Self::Tracer => "tracer, exact",
             Self::Sampled => "tracer, sampled at 512 KiB",
+            Self::Growth => "tracer, growth mode",
             Self::Bpftrace => "bpftrace script",
             Self::Heaptrack => "heaptrack",
         })
@@ -84,10 +87,12 @@ impl Tool {
                 probes.args([&pid, sites]).stdin(Stdio::piped()).stdout(Stdio::piped());
                 Attached::start(&mut probes, "ready", Ending::EndOfInput)
             }
-            Self::Tracer | Self::Sampled => {
+            Self::Tracer | Self::Sampled | Self::Growth => {
                 let mut tracer = tracer(bed, Some(&pid));
-                if self == Self::Sampled {
-                    tracer.args(["--sample", "512KiB"]);
+                match self {
+                    Self::Sampled => _ = tracer.args(["--sample", "512KiB"]),
+                    Self::Growth => _ = tracer.args(["--mode", "growth"]),
+                    _ => {}
                 }
                 let attached = Attached::start(&mut tracer, "recording ", Ending::Interrupt)?;
                 // The status line is due every 200 ms; with it the tracer learns the address of the return trampoline.

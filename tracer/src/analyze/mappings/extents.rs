@@ -8,7 +8,7 @@ use crate::model::Address;
 /// Disjoint, non-empty ranges in ascending order, each with a value. Neighbours that touch and hold equal values are
 /// one extent, so cutting and putting back leaves no seams.
 #[derive(Clone, Debug)]
-pub(super) struct Extents<T> {
+pub(in crate::analyze) struct Extents<T> {
     by_start: BTreeMap<u64, (u64, T)>,
 }
 
@@ -20,17 +20,17 @@ impl<T> Default for Extents<T> {
 
 impl<T: Copy + PartialEq> Extents<T> {
     /// Every extent, ascending.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (AddressRange, T)> + '_ {
+    pub(in crate::analyze) fn iter(&self) -> impl Iterator<Item = (AddressRange, T)> + '_ {
         self.by_start.iter().map(|(&start, &(end, value))| (range(start, end), value))
     }
 
     /// How many extents there are.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::analyze) fn len(&self) -> usize {
         self.by_start.len()
     }
 
     /// What the given range holds, cut to it.
-    pub(super) fn within(&self, wanted: AddressRange) -> Vec<(AddressRange, T)> {
+    pub(in crate::analyze) fn within(&self, wanted: AddressRange) -> Vec<(AddressRange, T)> {
         let AddressRange { start: Address(start), end: Address(end) } = wanted;
         let before = self.by_start.range(..start).next_back();
         let inside = self.by_start.range(start..end.max(start));
@@ -42,7 +42,7 @@ impl<T: Copy + PartialEq> Extents<T> {
     }
 
     /// Empties the given range, and returns what it held, cut to it.
-    pub(super) fn take(&mut self, wanted: AddressRange) -> Vec<(AddressRange, T)> {
+    pub(in crate::analyze) fn take(&mut self, wanted: AddressRange) -> Vec<(AddressRange, T)> {
         if wanted.is_empty() {
             return Vec::new();
         }
@@ -55,7 +55,7 @@ impl<T: Copy + PartialEq> Extents<T> {
     }
 
     /// Fills the given range, and returns what it held.
-    pub(super) fn put(&mut self, wanted: AddressRange, value: T) -> Vec<(AddressRange, T)> {
+    pub(in crate::analyze) fn put(&mut self, wanted: AddressRange, value: T) -> Vec<(AddressRange, T)> {
         let held = self.take(wanted);
         if wanted.is_empty() {
             return held;

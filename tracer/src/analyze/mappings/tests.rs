@@ -847,6 +847,7 @@ proptest! {
                 MappingCall::Munmap => 11,
                 MappingCall::Mremap => 25,
                 MappingCall::Brk => 12,
+                MappingCall::PageFault => continue,
             };
             let [a, b, c, d, e, f] = args;
             let result = target.run(&format!("answer = syscall({number}, {a}, {b}, {c}, {d}, {e}, {f})"));

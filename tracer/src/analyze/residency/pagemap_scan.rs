@@ -13,6 +13,8 @@ use crate::model::Address;
 
 /// The page is in memory.
 const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// It is part of a huge page.
+const PAGE_IS_HUGE: u64 = 1 << 6;
 /// It is the one zero page that every untouched page reads from; no memory of the process, and not in its RSS.
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 
@@ -75,6 +77,31 @@ unsafe impl Ioctl for ScanArg<'_> {
     unsafe fn output_from_ptr(regions: IoctlOutput, _argument: *mut c_void) -> rustix::io::Result<usize> {
         usize::try_from(regions).map_err(|_| Errno::INVAL)
     }
+}
+
+/// Whether the first page of `range` is part of a huge page.
+///
+/// # Errors
+/// As [`scan`].
+pub(super) fn is_huge(pagemap: impl AsFd, range: AddressRange) -> Result<bool, Errno> {
+    let mut buffer = [PageRegion::default()];
+    let argument = ScanArg {
+        size: size_of::<ScanArg<'_>>() as u64,
+        flags: 0,
+        start: range.start.0,
+        end: range.end.0,
+        walk_end: 0,
+        regions: buffer.as_mut_ptr() as u64,
+        regions_len: 1,
+        max_pages: 1,
+        category_inverted: 0,
+        category_mask: PAGE_IS_PRESENT | PAGE_IS_HUGE,
+        category_anyof_mask: 0,
+        return_mask: PAGE_IS_PRESENT,
+        buffer: PhantomData,
+    };
+    // SAFETY: `ScanArg` is the argument of this call, see its `Ioctl` implementation.
+    Ok(unsafe { ioctl(pagemap, argument) }? > 0)
 }
 
 /// Finds the resident pages of `range` in the process whose `/proc/PID/pagemap` is given. Returns the regions, and

@@ -1,0 +1,55 @@
+//! Page faults that make memory resident, in growth mode: streamed as the mapping family is, one of many when they are many.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns};
+use tracer_ebpf::{
+    counter::Counter,
+    event::{EventKind, MappingCall, MappingEvent},
+    stack::mapping_api,
+    unwind::Frame,
+};
+
+use super::{
+    arch::{self, UserRegisters},
+    capture::{self, Maker},
+    count::count,
+    mappings::current_process,
+    maps::EVENTS,
+};
+
+/// A page fault at an address.
+#[inline(always)]
+pub fn fault(address: u64, error_code: u64) -> Option<()> {
+    if !arch::is_first_touch(address, error_code) {
+        return None;
+    }
+    let (index, process) = current_process()?;
+    let period = process.fault_period.load();
+    // SAFETY: the helper only makes a number.
+    if period == 0 || u64::from(unsafe { bpf_get_prandom_u32() }) & (period - 1) != 0 {
+        return None;
+    }
+    let regs = UserRegisters::at_system_call();
+    let frame = Frame::first(regs.for_walk());
+    let api = mapping_api(MappingCall::PageFault);
+    let stack = capture::stack(Maker { index, process, api, frame, returns_to: 0 });
+    let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
+        count(Counter::MappingEventDropped);
+        return None;
+    };
+    entry.write(MappingEvent {
+        event: EventKind::Mapping as u8,
+        call: MappingCall::PageFault as u8,
+        at_exit: 1,
+        in_allocator: 0,
+        process: index,
+        padding: 0,
+        tid: bpf_get_current_pid_tgid() as u32,
+        stack,
+        // SAFETY: the helper only reads the clock.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        args: [address, period, 0, 0, 0, 0],
+        result: 0,
+    });
+    entry.submit(0);
+    Some(())
+}
