@@ -69,6 +69,7 @@ fn profile(number: usize, depth: usize) -> Profile {
             snapshot: false,
         },
         settings: Settings {
+            mode: Mode::Allocations,
             sample_bytes: 0,
             min_age_ns: 0,
             min_size: None,
