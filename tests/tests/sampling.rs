@@ -23,13 +23,18 @@ fn standard_error(size: u64, objects: u64, mean: u64) -> f64 {
 /// Panics unless what the function holds is estimated right.
 fn check(report: &Report, leak: &Leak, mean: u64) {
     let stacks = report.called_by(&leak.function);
-    let stacks: Vec<_> = stacks.iter().filter(|stack| leak.api.split('|').any(|api| api == stack.api)).collect();
+    let stacks: Vec<_> =
+        stacks.iter().filter(|stack| leak.api.split('|').any(|api| api == stack.api)).collect();
     let bytes: u64 = stacks.iter().map(|stack| stack.outstanding_bytes).sum();
     let objects: u64 = stacks.iter().map(|stack| stack.outstanding_objects).sum();
     let size = leak.bytes / leak.objects;
     let error = standard_error(size, leak.objects, mean);
     let off = bytes as f64 - leak.bytes as f64;
-    println!("{size} B of {mean} B: {off:+.0} B of {}, {:+.2} standard errors", leak.bytes, off / error.max(1.0));
+    println!(
+        "{size} B of {mean} B: {off:+.0} B of {}, {:+.2} standard errors",
+        leak.bytes,
+        off / error.max(1.0)
+    );
     // The last term is what rounding the weights may make of it.
     let allowed = |error: f64, exact: u64| 5.0 * error + 2e-5 * exact as f64 + 1.0;
     assert!(off.abs() <= allowed(error, leak.bytes), "{leak:?}: {bytes} B; {:#?}", report.outlines());
@@ -53,7 +58,12 @@ fn check_estimates(program: &Program, mean: u64) -> (Report, Expect) {
     let left: u64 = expect.leaks.iter().map(|leak| leak.objects).sum();
     assert_eq!(report.events.allocations, freed.objects + left, "{:?}", report.events);
     let older = expect.unmatched_frees.unwrap_or(0);
-    assert_eq!(report.events.frees + report.events.unmatched_frees, freed.objects + older, "{:?}", report.events);
+    assert_eq!(
+        report.events.frees + report.events.unmatched_frees,
+        freed.objects + older,
+        "{:?}",
+        report.events
+    );
     (report, expect)
 }
 
@@ -82,7 +92,12 @@ fn what_a_call_that_was_left_out_calls_is_no_allocation() {
     let program = Program::new("sampling.c").flag(allocator.display().to_string()).argument("nested");
     let (report, expect) = check_estimates(&program, 4096);
     // Nothing is attributed to the allocator's own functions.
-    assert_eq!(report.stacks.iter().filter(|stack| stack.allocated_bytes > 0 && stack.kind == "native").count(), expect.leaks.len(), "{:#?}", report.outlines());
+    assert_eq!(
+        report.stacks.iter().filter(|stack| stack.allocated_bytes > 0 && stack.kind == "native").count(),
+        expect.leaks.len(),
+        "{:#?}",
+        report.outlines()
+    );
 }
 
 #[test]
@@ -91,6 +106,7 @@ fn what_is_certain_to_be_kept_is_exact() {
     let mut program = Program::new("malloc_family.c").start();
     let recording = Tracer::new().pid(program.pid()).options(["--sample", "1"]).start();
     program.work();
+    program.expect.leaks.retain(|leak| leak.bytes > 0);
     recording.interrupt().report().check_leaks(&program.expect);
     program.assert_unharmed();
 }

@@ -39,6 +39,12 @@ pub struct Weight {
 }
 
 impl Weight {
+    /// The smaller of each.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self { bytes: self.bytes.min(other.bytes), objects: self.objects.min(other.objects) }
+    }
+
     /// The weight of a block that was certain to be kept.
     #[must_use]
     #[inline(always)]
@@ -167,7 +173,7 @@ const fn probability(y: u64) -> u64 {
     let mut sum = CERTAIN;
     let mut term = 10;
     while term > 1 {
-        sum = CERTAIN - ((u / term) * sum >> 32);
+        sum = CERTAIN - (((u / term) * sum) >> 32);
         term -= 1;
     }
     let fraction = (u * sum) >> 32;
@@ -247,7 +253,10 @@ mod tests {
                     // It is a threshold: kept below, left out from there on.
                     let threshold = probability(y);
                     assert!((1..=CERTAIN).contains(&threshold));
-                    assert!(sampling.keeps(size, level, (threshold - 1) as u32), "{size} of {mean} at {level}");
+                    assert!(
+                        sampling.keeps(size, level, (threshold - 1) as u32),
+                        "{size} of {mean} at {level}"
+                    );
                     if let Ok(beyond) = u32::try_from(threshold) {
                         assert!(!sampling.keeps(size, level, beyond), "{size} of {mean} at {level}");
                     }
@@ -279,7 +288,8 @@ mod tests {
         let sampling = Sampling::with_mean(512 << 10);
         for size in [8, 100, 4096, 300_000, 1 << 20, 8 << 20] {
             let numbers = 1_u64 << 22;
-            let kept = (0..numbers).filter(|number| sampling.keeps(size, 1, (number << 10) as u32)).count() as u64;
+            let kept =
+                (0..numbers).filter(|number| sampling.keeps(size, 1, (number << 10) as u32)).count() as u64;
             let estimate = kept as f64 * sampling.weight(size, 1).bytes as f64;
             let exact = (size * numbers) as f64;
             assert!((estimate / exact - 1.0).abs() < 0.01, "{size}: {estimate} {exact}");

@@ -64,6 +64,7 @@ fn profile(number: usize, depth: usize) -> Profile {
             started_at: "2026-11-22T13:05:12Z".into(),
             duration_ns: 600 * SECOND,
             end: End::Interrupted,
+            snapshot: false,
         },
         settings: Settings {
             sample_bytes: 0,
@@ -111,6 +112,8 @@ fn stack(frames: Vec<Arc<Frame>>, dice: &mut Dice) -> StackReport {
         freed_objects: 2 * objects,
         resident_bytes: None,
         oldest_age_ns: Some(dice.below(600) as u64 * SECOND),
+        median_age_ns: None,
+        reason: None,
         growth_bytes_per_second: Some((size * objects) as f64 / 600.0),
         history_bytes: (0..24).map(|i| size * objects * i / 23).collect(),
         verdict: Some(Verdict::Growing),
@@ -123,7 +126,7 @@ fn stack(frames: Vec<Arc<Frame>>, dice: &mut Dice) -> StackReport {
 fn frame(place: usize, dice: &mut Dice) -> Frame {
     let offset = 0x1000 + 16 * place as u64;
     let function = place / 4;
-    let has_source = function % 4 == 0;
+    let has_source = function.is_multiple_of(4);
     Frame {
         ip: Address(0x5555_5555_0000 + offset),
         function: Some(format!(

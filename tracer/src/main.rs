@@ -1,7 +1,6 @@
 //! The command line tool: one place that decides what is printed where, and the exit status.
 
 use std::{
-    collections::BTreeSet,
     io::{self, Write as _},
     path::Path,
     process::ExitCode,
@@ -10,22 +9,22 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::ColorChoice;
 use log::LevelFilter;
+use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
     cli::{
-        self, Action, DiffConfig, Drawing, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity,
+        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity,
         ViewConfig,
     },
     doctor, manual,
-    model::{Kind, Profile},
-    record,
+    model::Profile,
+    record::{self, Console},
     report::{
-        Format, Options, Report as _,
+        Options, Report as _,
         destination::{Destination, Place, write_all},
         diff::Diff,
         filter::{Filter, pattern},
         human::printable,
         saved,
-        status::StatusLine,
         text::Text,
     },
     target::{
@@ -102,9 +101,12 @@ fn record(config: &RecordConfig) -> Result<Exit> {
         cli::check_default_directory()?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = StatusLine::new(config.progress);
-    let recorded = runtime.block_on(record::record(&record_config(config), &status))?;
-    drop(status);
+    let (_, keys) = unbounded_channel();
+    let mut console = Console::new(config);
+    let mut recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
+    // A snapshot may still be being written.
+    drop(console);
+    config.leave_out(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
     // Not before the reports are written: the command may go on for long.
@@ -129,18 +131,15 @@ fn record_config(config: &RecordConfig) -> record::Config {
         max_live: config.max_live,
         interval: config.interval,
         declarations: config.declarations.clone(),
-        quiet: config.verbosity == Verbosity::Quiet,
+        mark_after: config.mark_after,
+        command_output: config.command_output(),
     }
 }
 
 /// Writes every report, and the summary to standard output, or to standard error when a report goes there.
 fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
-    let default = Destination {
-        format: Format::Svg,
-        place: Place::Path(cli::default_output(&profile.target.comm, profile.target.pid)),
-    };
-    let destinations = if config.outputs.is_empty() { vec![default] } else { config.outputs.clone() };
-    let options = options(&config.include, config.top, config.drawing);
+    let destinations = config.destinations(&profile.target);
+    let options = config.view();
     let (written, errors) = write_all(&destinations, profile, &options);
 
     let on_stderr = destinations.iter().any(|destination| destination.place == Place::Stdout);
@@ -272,12 +271,7 @@ fn compare(config: &DiffConfig) -> Result<Exit> {
 }
 
 fn view_options(view: &ViewConfig) -> Options {
-    options(&view.include, view.top, view.drawing)
-}
-
-fn options(include: &BTreeSet<Kind>, top: usize, drawing: Drawing) -> Options {
-    let Drawing { weight, flame_order: order } = drawing;
-    Options { include: include.clone(), top, weight, order, ..Options::default() }
+    view.drawing.options(&view.include, view.top)
 }
 
 /// Prints a summary where no report goes.

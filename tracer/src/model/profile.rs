@@ -89,6 +89,9 @@ pub struct Window {
     pub duration_ns: u64,
     /// Why it ended.
     pub end: End,
+    /// Whether the recording went on: `end` says nothing then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshot: bool,
 }
 
 /// Why a recording ended.
@@ -217,6 +220,9 @@ pub struct PartSize {
     pub before_bytes: i64,
     /// At its end.
     pub after_bytes: i64,
+    /// Of the managed part, the runtime whose heap it is (`V8`), if there is one that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
     /// What a reader should know about this number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -304,6 +310,9 @@ pub struct StackReport {
     /// Age of the oldest outstanding block at the end of the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_age_ns: Option<u64>,
+    /// Half of the outstanding bytes are at least this old, to a thirty-second of the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_age_ns: Option<u64>,
     /// Growth rate over the timeline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth_bytes_per_second: Option<f64>,
@@ -313,6 +322,9 @@ pub struct StackReport {
     /// What its history says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
+    /// Why it says so, as the end of a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Whether the walk reached the thread's base.
     pub complete: bool,
     /// Name of the [`super::Stop`] of an incomplete walk.
@@ -329,6 +341,7 @@ impl StackReport {
     pub fn without_frames(&self) -> Self {
         Self {
             api: self.api.clone(),
+            reason: self.reason.clone(),
             history_bytes: self.history_bytes.clone(),
             stop: self.stop.clone(),
             frames: Vec::new(),

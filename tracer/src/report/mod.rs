@@ -14,18 +14,19 @@ pub mod human;
 pub mod json;
 pub mod pprof;
 pub mod saved;
+pub mod snapshot;
 pub mod speedscope;
 pub mod status;
 pub mod svg;
 pub mod text;
 
 mod budget;
-mod stack_lines;
+pub(crate) mod stack_lines;
 mod tree;
-mod view;
+pub(crate) mod view;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;

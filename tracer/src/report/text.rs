@@ -9,7 +9,9 @@ use super::human::{Change, Count, Span, counted, moment, per_minute, printable, 
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, sum};
 use super::{Format, Options, Report, Weight};
-use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
+use crate::model::{
+    Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
+};
 
 /// The text summary.
 #[derive(Debug, Default)]
@@ -97,7 +99,7 @@ impl<'a> Page<'a> {
     fn when(&self) -> String {
         let window = &self.profile.window;
         let start = moment(&window.started_at);
-        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window.end))
+        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window))
     }
 
     /// `node (1234)`, or all of them.
@@ -190,13 +192,11 @@ impl<'a> Page<'a> {
                 Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
                 _ => String::new(),
             };
-            _ = write!(
-                text,
-                "\n  {:<18} {:>12}  {share:>8}",
-                part_name(part.part),
-                Change(growth).to_string()
-            );
-            if let Some(note) = &part.note {
+            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_label(part), Change(growth).to_string());
+            let leaks = self.profile.verdict.as_ref().is_some_and(|verdict| verdict.leaking == Some(true));
+            if leaks && part.part == Part::Native && growth > 0 {
+                text += "  leaking: see the stacks below";
+            } else if let Some(note) = &part.note {
                 _ = write!(text, "  {}", self.paint.dim(&printable(note)));
             }
             text.truncate(text.trim_end().len());
@@ -239,6 +239,9 @@ impl<'a> Page<'a> {
         }
         if let Some(age) = stack.oldest_age_ns {
             _ = write!(text, ", oldest {}", Span(age));
+        }
+        if let Some(age) = stack.median_age_ns.filter(|_| stack.outstanding_objects > 1) {
+            _ = write!(text, ", median {}", Span(age));
         }
         if let Some(verdict) = stack.verdict.and_then(verdict_name) {
             _ = write!(text, ", {}", self.paint.strong(verdict));
@@ -368,6 +371,11 @@ fn figures(stack: &StackReport) -> String {
         Kind::Native => {
             format!("{} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
         }
+        _ if stack.resident_bytes.is_none() && stack.outstanding_bytes > 0 => format!(
+            "{} mapped in {}, not known how much of it is resident",
+            Bytes(stack.outstanding_bytes),
+            counted(stack.outstanding_objects, "mapping")
+        ),
         _ => format!(
             "{} resident of {} in {}",
             Bytes(stack.weight_bytes),
@@ -381,8 +389,11 @@ fn growth(part: &PartSize) -> i64 {
     part.after_bytes.saturating_sub(part.before_bytes)
 }
 
-const fn ending(end: End) -> &'static str {
-    match end {
+const fn ending(window: &Window) -> &'static str {
+    if window.snapshot {
+        return "a snapshot; the recording went on";
+    }
+    match window.end {
         End::Duration => "recorded for the time asked for",
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
@@ -390,7 +401,15 @@ const fn ending(end: End) -> &'static str {
     }
 }
 
-const fn part_name(part: Part) -> &'static str {
+fn part_label(part: &PartSize) -> String {
+    let name = part_name(part.part);
+    match &part.runtime {
+        Some(runtime) => format!("{name} ({})", printable(runtime)),
+        None => name.to_owned(),
+    }
+}
+
+pub(crate) const fn part_name(part: Part) -> &'static str {
     match part {
         Part::Native => "native (malloc)",
         Part::Mapping => "mappings",
@@ -414,7 +433,7 @@ const fn kind_name(kind: Kind) -> (&'static str, &'static str) {
 }
 
 /// `None` for the verdict that says nothing.
-const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
+pub(crate) const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
     match verdict {
         Verdict::Leaking => Some("leaking"),
         Verdict::Growing => Some("growing"),

@@ -40,6 +40,12 @@ impl<'a> View<'a> {
     }
 }
 
+/// The stacks to draw, those that read the same as one, heaviest first.
+pub(crate) fn drawn_stacks(profile: &Profile, options: &Options) -> Vec<StackReport> {
+    let view = View::new(profile, options);
+    alike_as_one(&view.stacks, view.weight)
+}
+
 /// Stacks that read the same as one, heaviest first, as they come in: a compiler of a language runtime compiles a function again as it
 /// gets hot, so one leak has many stacks whose addresses alone differ.
 pub(super) fn alike_as_one(stacks: &[&StackReport], weight: Weight) -> Vec<StackReport> {
@@ -108,6 +114,10 @@ fn add(sum: &mut StackReport, stack: &StackReport) {
         sum.history_bytes.clear();
     }
     sum.oldest_age_ns = sum.oldest_age_ns.max(stack.oldest_age_ns);
+    // Of several it cannot be told; where one holds nothing to speak of, it is that of the other.
+    if stack.weight_bytes > sum.weight_bytes / 100 {
+        sum.median_age_ns = None;
+    }
 }
 
 /// Saturates: a profile read from a file may hold any number.
@@ -214,7 +224,7 @@ pub(super) fn stop_name(stack: &StackReport) -> Option<Cow<'_, str>> {
 }
 
 /// What to call a frame, safe to print, never empty.
-pub(super) fn frame_label(frame: &Frame) -> Cow<'_, str> {
+pub(crate) fn frame_label(frame: &Frame) -> Cow<'_, str> {
     let label = match &frame.function {
         Some(function) => printable(function),
         None => Cow::Owned(printable(&frame.label()).into_owned()),
@@ -223,7 +233,7 @@ pub(super) fn frame_label(frame: &Frame) -> Cow<'_, str> {
 }
 
 /// What to call the api. No number is its last word: the count that follows it in a line would be mistaken for another.
-pub(super) fn api_name(stack: &StackReport) -> Cow<'_, str> {
+pub(crate) fn api_name(stack: &StackReport) -> Cow<'_, str> {
     let api = printable(stack.api.trim());
     match api.rsplit_once(char::is_whitespace) {
         Some((head, tail)) if tail.starts_with(|c: char| c.is_ascii_digit()) => {

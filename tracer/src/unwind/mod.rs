@@ -15,6 +15,7 @@ mod table;
 mod walk;
 
 pub use disk::{Cache, CacheError, CacheLimits, Origin};
+pub use cfi::function_ranges;
 pub use elf::load_bias;
 pub use rules::Rules;
 pub use table::{Table, TableError, TableStats};

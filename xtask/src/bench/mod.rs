@@ -6,6 +6,7 @@ mod footprint;
 mod median;
 mod overhead;
 mod reports;
+mod soak;
 mod tool;
 mod unwind;
 mod workload;
@@ -26,20 +27,32 @@ use crate::{command, privilege, run};
 pub enum Bench {
     /// What traced programs lose, next to empty probes, bpftrace and heaptrack.
     Overhead {
-        /// How often each tool is measured; the median counts.
-        #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// How long one measurement takes, in milliseconds.
-        #[arg(long, default_value_t = 1000)]
-        milliseconds: u32,
+        /// How often each tool is measured; the median counts [default: 5].
+        #[arg(long)]
+        rounds: Option<usize>,
+        /// How long one measurement takes, in milliseconds [default: 1000].
+        #[arg(long)]
+        milliseconds: Option<u32>,
+        /// Three rounds of 0.2 s, and the document is left alone.
+        #[arg(long)]
+        quick: bool,
         /// Only these workloads.
         #[arg(long = "workload", value_enum)]
         workloads: Vec<workload::Kind>,
+        /// Only these tools, beside what they are compared with; the document is left alone.
+        #[arg(long = "tool", value_enum)]
+        tools: Vec<tool::Tool>,
     },
     /// What the tracer itself takes: CPU, memory, and time to attach and to let go.
     Footprint,
     /// What it takes to draw a large recording in each format. Needs no root; writes docs/reports.md.
     Reports,
+    /// Whether the tracer's memory and CPU time stay the same however long it records.
+    Soak {
+        /// How long it records, in minutes.
+        #[arg(long, default_value_t = 30)]
+        minutes: u32,
+    },
     /// What walking stacks costs, by unwind tables and by frame pointers, and what making the tables takes.
     Unwind {
         /// How often each depth is measured; the median counts.
@@ -72,18 +85,30 @@ pub struct Bed {
 pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
     let overhead = workspace.join("docs/overhead.md");
     match what {
-        Bench::Overhead { rounds, milliseconds, workloads } => {
+        Bench::Overhead { rounds, milliseconds, quick, workloads, tools } => {
             let bed = Bed::make(workspace)?;
+            let plan = overhead::Plan {
+                rounds: rounds.unwrap_or(if *quick { 3 } else { 5 }),
+                milliseconds: milliseconds.unwrap_or(if *quick { 200 } else { 1000 }),
+                tools: tools.clone(),
+            };
             let kinds = if workloads.is_empty() { workload::Kind::value_variants() } else { workloads };
             for &kind in kinds {
-                let table = overhead::measure(&bed, *rounds, *milliseconds, kind)?;
-                write_down(&overhead, kind.name(), &table)?;
+                let table = overhead::measure(&bed, &plan, kind)?;
+                if *quick || !tools.is_empty() {
+                    println!("{table}");
+                } else {
+                    write_down(&overhead, kind.name(), &table)?;
+                }
             }
             Ok(())
         }
         Bench::Footprint => write_down(&overhead, "footprint", &footprint::measure(&Bed::make(workspace)?)?),
         Bench::Reports => {
             write_down(&workspace.join("docs/reports.md"), "reports", &reports::measure(workspace)?)
+        }
+        Bench::Soak { minutes } => {
+            write_down(&overhead, "soak", &soak::measure(&Bed::make(workspace)?, *minutes)?)
         }
         Bench::Unwind { rounds, milliseconds } => {
             let tables = unwind::measure(&Bed::make(workspace)?, *rounds, *milliseconds)?;
@@ -117,7 +142,7 @@ impl Bed {
             sources: workspace.join("tests/programs/bench"),
             scratch,
         };
-        for program in ["pairs", "blocks"] {
+        for program in ["pairs", "blocks", "soak"] {
             bed.compile(program)?;
         }
         Ok(bed)

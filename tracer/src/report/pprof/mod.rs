@@ -31,6 +31,8 @@ mod label {
     pub const HISTORY: &str = "history_bytes";
     pub const GROWTH: &str = "growth_bytes_per_second";
     pub const OLDEST_AGE: &str = "oldest_age";
+    pub const MEDIAN_AGE: &str = "median_age";
+    pub const REASON: &str = "reason";
     pub const OUTSTANDING: &str = "outstanding_bytes";
     pub const WEIGHT: &str = "weight_bytes";
     pub const OUTSTANDING_OBJECTS: &str = "outstanding_objects";

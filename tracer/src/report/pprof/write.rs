@@ -133,6 +133,9 @@ impl<'a> Tables<'a> {
         if let Some(verdict) = stack.verdict {
             text(label::VERDICT, &name_of(&verdict));
         }
+        if let Some(reason) = &stack.reason {
+            text(label::REASON, reason);
+        }
         if let Some(rate) = stack.growth_bytes_per_second {
             // The shortest text that reads back as the same number.
             text(label::GROWTH, &rate.to_string());
@@ -154,6 +157,7 @@ impl<'a> Tables<'a> {
         let numbers = [
             (label::PID, Some(stack.pid.unwrap_or(profile.target.pid).0.into()), ""),
             (label::OLDEST_AGE, stack.oldest_age_ns, "nanoseconds"),
+            (label::MEDIAN_AGE, stack.median_age_ns, "nanoseconds"),
             (
                 label::OUTSTANDING,
                 (stack.outstanding_bytes != stack.weight_bytes).then_some(stack.outstanding_bytes),
