@@ -26,7 +26,8 @@ impl Pages {
         let recording = Tracer::new().options(["--interval", "10ms"]).pid(program.pid()).start();
         program.work();
         let finished = recording.interrupt();
-        let json = finished.json.as_deref().expect("there is a report").replace("leak_grown_in_kernel", SCRIPT);
+        let json =
+            finished.json.as_deref().expect("there is a report").replace("leak_grown_in_kernel", SCRIPT);
         let pages = Self { directory, report: Report::parse(&json) };
         pages.draw("leak", &json);
         pages
@@ -77,17 +78,22 @@ fn it_opens_without_a_complaint_and_says_what_the_report_says() {
     let all = browser.text(&format!("{}.ariaLabel", flame_box("all")));
     let digits = |number: u64| {
         let text = number.to_string();
-        let groups: Vec<_> = text.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group)).collect();
+        let groups: Vec<_> =
+            text.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group)).collect();
         groups.join(",")
     };
     assert!(all.contains(&format!("{} bytes", digits(totals.weight_bytes))), "{all}");
     let headline = browser.text("document.querySelector('#headline').innerText");
     assert!(headline.contains(&format!("{} blocks", digits(totals.outstanding_objects))), "{headline}");
     let held = PAGES.report.stacks.iter().filter(|stack| {
-        matches!(&*stack.kind, "native" | "mapping") && (stack.weight_bytes > 0 || stack.outstanding_objects > 0)
+        matches!(&*stack.kind, "native" | "mapping")
+            && (stack.weight_bytes > 0 || stack.outstanding_objects > 0)
     });
     assert_eq!(rows(&mut browser).len(), held.count());
-    assert!(browser.evaluate("!document.querySelector('#timeline').hidden") == json!(true), "there is a plot");
+    assert!(
+        browser.evaluate("!document.querySelector('#timeline').hidden") == json!(true),
+        "there is a plot"
+    );
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
@@ -95,7 +101,11 @@ fn it_opens_without_a_complaint_and_says_what_the_report_says() {
 fn a_name_is_text_whatever_it_says() {
     let mut browser = opened("leak");
     assert!(rows(&mut browser).iter().any(|(_, place)| place.contains(SCRIPT)), "the name is shown as it is");
-    assert_eq!(browser.number("document.querySelectorAll('script').length"), 2.0, "the data and the page's own");
+    assert_eq!(
+        browser.number("document.querySelectorAll('script').length"),
+        2.0,
+        "the data and the page's own"
+    );
     browser.click(&flame_box(SCRIPT));
     assert!(browser.text("document.querySelector('#details').innerText").starts_with(SCRIPT));
     // A dialog would be one.
@@ -134,7 +144,11 @@ fn the_search_marks_boxes_and_narrows_the_table() {
 fn columns_sort_the_table() {
     let mut browser = opened("leak");
     let heaviest = rows(&mut browser);
-    let header = |name: &str| format!("[...document.querySelectorAll('#stacks th button')].find(button => button.innerText === {name:?})");
+    let header = |name: &str| {
+        format!(
+            "[...document.querySelectorAll('#stacks th button')].find(button => button.innerText === {name:?})"
+        )
+    };
     browser.click(&header("Weight"));
     let lightest = rows(&mut browser);
     assert_eq!(heaviest.first(), lightest.last());
@@ -163,7 +177,8 @@ fn a_line_of_the_table_opens_its_frames() {
     let mut browser = opened("leak");
     browser.click("document.querySelector('#stacks tbody tr.row')");
     let frames = browser.text("document.querySelector('tr.frames ol').innerText");
-    let heaviest = PAGES.report.stacks.iter().max_by_key(|stack| stack.weight_bytes).expect("there are stacks");
+    let heaviest =
+        PAGES.report.stacks.iter().max_by_key(|stack| stack.weight_bytes).expect("there are stacks");
     for frame in heaviest.frames.iter().filter_map(|frame| frame.function.as_deref()) {
         assert!(frames.contains(frame), "{frame}: {frames}");
     }
@@ -179,7 +194,10 @@ fn the_keyboard_reaches_everything() {
         browser.press(key);
     }
     assert_eq!(browser.evaluate("document.querySelector('#reset').disabled"), json!(false), "Enter zooms");
-    assert!(browser.evaluate("Boolean(document.activeElement.closest('#graph'))") == json!(true), "and stays there");
+    assert!(
+        browser.evaluate("Boolean(document.activeElement.closest('#graph'))") == json!(true),
+        "and stays there"
+    );
     browser.press("Tab");
     browser.wait_for("document.activeElement.closest('#stacks th')");
     browser.evaluate("document.querySelector('#stacks td.where button').focus()");
@@ -196,7 +214,11 @@ fn it_fits_a_desk_and_a_telephone_by_day_and_by_night() {
         browser.wait_for(&format!("innerWidth === {width}"));
         let overflow = browser.number("document.documentElement.scrollWidth - innerWidth");
         assert!(overflow <= 0.0, "{overflow} pixels are out of sight at {width}");
-        let color = |property: &str| format!("getComputedStyle(document.body).{property}.match(/\\d+/g).slice(0, 3).reduce((sum, n) => sum + Number(n), 0)");
+        let color = |property: &str| {
+            format!(
+                "getComputedStyle(document.body).{property}.match(/\\d+/g).slice(0, 3).reduce((sum, n) => sum + Number(n), 0)"
+            )
+        };
         let (text, page) = (browser.number(&color("color")), browser.number(&color("backgroundColor")));
         assert_eq!(text > page, dark, "text {text}, page {page}");
         assert!((text - page).abs() > 400.0, "it can be read");

@@ -29,7 +29,8 @@ pub fn install(workspace: &Path, package: &str, file: &str) -> Result<PathBuf> {
         setup::programs(&[("npm", "npm")], package)?;
     }
     let mut npm = Command::new("npm");
-    npm.args(["install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", package, "--prefix"]).arg(&tools);
+    npm.args(["install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", package, "--prefix"])
+        .arg(&tools);
     command::run_quietly(&format!("fetching {package} with npm"), &mut npm)?;
     ensure!(found.is_file(), "{package} was installed, but without {file}");
     Ok(found)
