@@ -60,10 +60,10 @@ fn check_c(report: &Report) {
         let interrupted = ["interrupted", "interrupts", "main", OTHERS];
         complete(bytes, &[&["on_bad_instruction", OTHERS][..], &interrupted].concat());
     }
-    // The function that glibc puts under a coroutine does not say that it has no caller.
-    let coroutine = stack_of(report, 111);
-    assert_eq!(chain(coroutine, "unwinding.c"), ["in_coroutine", "coroutine", OTHERS], "{coroutine:#?}");
-    assert_eq!(coroutine.stop.as_deref(), Some("frame_pointer_lost"), "{coroutine:#?}");
+    // musl has no coroutines.
+    if report.stacks.iter().any(|stack| stack.allocated_bytes == 111) {
+        complete(111, &["in_coroutine", "coroutine", OTHERS]);
+    }
     complete(113, &["thread", OTHERS]);
     complete(114, &["leaves", "last_call", "main", OTHERS]);
     complete(21 << 12, &["maps", "main", OTHERS]);
@@ -94,10 +94,7 @@ fn record_c(flags: &[&str]) -> Report {
     let mut program = program.start();
     let report = trace(&mut program);
     report.assert_exact();
-    // musl's `mmap` hides its caller.
-    if !flags.contains(&"-specs") {
-        report.check_leaks(&program.expect);
-    }
+    report.check_leaks(&program.expect);
     program.assert_unharmed();
     report
 }
@@ -125,25 +122,18 @@ fn c_built_with_and_without_control_flow_protection() {
     }
 }
 
-/// musl has no unwind tables: behind its own functions the walk is at a loss, and says so. All before them is there.
+/// musl has no unwind tables: its frames are found by its instructions, also in its shared library, which is stripped.
 #[test]
 fn c_with_musl() {
     let specs = ["-specs", "/usr/lib/x86_64-linux-musl/musl-gcc.specs"];
     for linkage in ["-static", "-Wl,-z,now"] {
         let report = record_c(&[&[NO_FRAME_POINTERS, linkage][..], &specs].concat());
-        check_c_up_to_libc(&report);
-        let begins = |bytes, expected: &[&str]| {
-            let stack = stack_of(&report, bytes);
-            assert_eq!(chain(stack, "unwinding.c")[..expected.len()], *expected, "{stack:#?}");
-            assert!(stack.complete || stack.stop.as_deref() == Some("frame_pointer_lost"), "{stack:#?}");
-        };
-        begins(101, &["plain_leaf", "plain", "main"]);
-        begins(105, &["realigned", "main"]);
-        begins(106, &[&["recursive"; 21][..], &["main"]].concat());
-        begins(107, &["compare"]);
-        begins(109 + 110, &["on_bad_instruction"]); // at the kernel's return code both end: one stack
-        begins(113, &["thread"]);
-        begins(22 << 12, &["maps_without_libc", "main"]);
+        check_c(&report);
+        for stack in &report.stacks {
+            let too_deep = stack.stop.as_deref() == Some("too_deep");
+            let on_own_stack = stack.allocated_bytes == 112;
+            assert!(stack.complete || too_deep || on_own_stack, "{linkage}: {stack:#?}");
+        }
     }
 }
 
@@ -231,38 +221,91 @@ fn every_instruction_of_calls_through_the_linkage_table() {
 
 /// A library whose function `name` has a stack frame of its own size.
 fn library(name: &str, room: u32) -> String {
-    let flags = ["-shared", "-fPIC", NO_FRAME_POINTERS].map(str::to_owned);
+    let flags = ["-shared", "-fPIC", "-Wl,-Bsymbolic", NO_FRAME_POINTERS].map(str::to_owned);
     let own = [format!("-DNAME={name}"), format!("-DROOM={room}")];
     let path = compile("unwinding_library.c", &[&flags[..], &own].concat());
     path.to_str().expect("paths of tests are UTF-8").to_owned()
 }
 
-/// While the table of a library is being made, its stacks are short and say why. The libraries stay long enough to be named: of faster
-/// ones the names can be wrong (docs/unwinding.md, "Limits").
-#[test]
-fn libraries_that_follow_each_other_at_one_address() {
-    let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS).argument("6");
-    // The code of `third` is that of `first`, byte for byte, under another name.
-    let libraries = [("first", 40), ("second", 400), ("third", 40)];
-    let program =
-        libraries.iter().fold(program, |program, (name, room)| program.argument(library(name, *room)));
-    let mut program = program.start();
+/// The libraries of `unwinding_loads.c`. The code of `third` is that of `first`, byte for byte, under another name.
+fn libraries() -> [String; 3] {
+    [("first", 40), ("second", 400), ("third", 40)].map(|(name, room)| library(name, room))
+}
+
+fn record_loads(cycles: u32, calls: u32, pause_us: u32) -> Report {
+    let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS);
+    let numbers = [cycles, calls, pause_us].map(|number| number.to_string());
+    let arguments = numbers.into_iter().chain(libraries());
+    let mut program = arguments.fold(program, |program, argument| program.argument(argument)).start();
     let report = trace(&mut program);
     report.assert_exact();
-    for (name, bytes) in [("first", 1000), ("second", 1001), ("third", 1002), ("first", 2000)] {
-        let made = |stack: &&Stack| stack.allocated_bytes == stack.allocated_objects * bytes;
-        let stacks: Vec<_> =
-            report.stacks.iter().filter(|stack| stack.api == "malloc").filter(made).collect();
-        let (complete, short): (Vec<_>, Vec<_>) = stacks.into_iter().partition(|stack| stack.complete);
+    program.assert_unharmed();
+    report
+}
+
+/// The stacks of blocks of this size.
+fn stacks_of(report: &Report, bytes: u64) -> Vec<&Stack> {
+    let made = |stack: &&Stack| {
+        stack.api == "malloc"
+            && stack.allocated_bytes == stack.allocated_objects * bytes
+            && stack.allocated_bytes > 0
+    };
+    report.stacks.iter().filter(made).collect()
+}
+
+/// While the table of a library is being made, its stacks are short and say why.
+#[test]
+fn libraries_that_follow_each_other_at_one_address() {
+    let report = record_loads(6, 300, 1000);
+    for (name, bytes, caller) in [
+        ("first", 1000, "cycle"),
+        ("second", 1001, "cycle"),
+        ("third", 1002, "cycle"),
+        ("first", 2000, "again"),
+        ("third", 3000, "again"),
+    ] {
+        let (complete, short): (Vec<_>, Vec<_>) =
+            stacks_of(&report, bytes).into_iter().partition(|stack| stack.complete);
         let [whole] = complete[..] else {
             panic!("one whole stack through {name}: {:#?}", report.outlines())
         };
-        let caller = if bytes == 2000 { "stays" } else { "cycle" };
         let functions: Vec<_> =
             whole.frames.iter().take(4).filter_map(|frame| frame.function.as_deref()).collect();
-        assert_eq!(functions, [name, "leak", caller, "main"], "{whole:#?}");
+        let above = if caller == "again" { if bytes == 2000 { "stays" } else { "replaced" } } else { "main" };
+        assert_eq!(functions, [name, "leak", caller, above], "{whole:#?}");
         for stack in short {
             assert_eq!(stack.stop.as_deref(), Some("table_not_ready"), "{stack:#?}");
         }
     }
+}
+
+/// Libraries that come and go faster than anybody can look: what is not known is not named, and nothing has another's name.
+#[test]
+fn libraries_that_are_gone_before_they_are_looked_at() {
+    for (cycles, calls, pause_us) in [(3000, 1, 0), (600, 3, 100), (150, 3, 1000)] {
+        let report = record_loads(cycles, calls, pause_us);
+        let mut seen = 0;
+        for (name, bytes) in [("first", 1000), ("second", 1001), ("third", 1002)] {
+            for stack in stacks_of(&report, bytes) {
+                seen += stack.allocated_objects;
+                let leaf = stack.frames[0].function.as_deref();
+                assert!(leaf.is_none_or(|leaf| leaf == name), "{bytes} bytes by {name}: {stack:#?}");
+                assert!(!stack.complete || leaf == Some(name), "{stack:#?}");
+                assert!(stack.complete || stack.stop.as_deref() == Some("table_not_ready"), "{stack:#?}");
+            }
+        }
+        assert_eq!(seen, u64::from(cycles * calls), "every block has a stack");
+    }
+}
+
+#[test]
+fn code_whose_mapping_was_split() {
+    let mut program =
+        Program::new("unwinding_split.c").flag(NO_FRAME_POINTERS).flag("-fno-pie").flag("-no-pie").start();
+    let report = trace(&mut program);
+    report.assert_exact();
+    report.check_leaks(&program.expect);
+    let chain = ["in_third", "in_second", "in_first", "main", OTHERS];
+    assert_complete(&report, "unwinding_split.c", 501, &chain);
+    program.assert_unharmed();
 }

@@ -113,7 +113,8 @@ impl Cookie {
     pub const fn to_bits(self) -> u64 {
         let Signature { size, count, old, result } = self.signature;
         let result = matches!(result, ResultPlace::PointedAtByArg0) as u64;
-        let signature = pack(size) | pack(count) << 3 | pack(old) << 6 | result << 9 | self.way_out.to_bits() << 10;
+        let signature =
+            pack(size) | pack(count) << 3 | pack(old) << 6 | result << 9 | self.way_out.to_bits() << 10;
         self.process as u64 | (self.api as u64) << 16 | signature << 32
     }
 

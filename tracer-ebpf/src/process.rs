@@ -1,6 +1,6 @@
 //! What both sides know of a traced process.
 
-use crate::atomic::Word;
+use crate::{atomic::Word, unwind::MAX_CODE_MAPPINGS};
 
 /// How many processes one recording can trace.
 pub const MAX_PROCESSES: u32 = 1024;
@@ -18,6 +18,10 @@ pub struct ProcessState {
     pub opened_ns: Word,
     /// Its executable mappings: a [`CodeList`].
     pub code: Word,
+    /// How often code was mapped, or code of the list was unmapped or replaced. Counted by BPF.
+    pub code_changes: Word,
+    /// How many of these changes user space had seen when it made the list.
+    pub code_changes_seen: Word,
     /// The level of [sampling](crate::sampling) that is in force.
     pub level: Word,
 }
@@ -26,6 +30,9 @@ pub struct ProcessState {
 ///
 /// A process has room for two lists. User space writes the one that is not in use and then names it here, so that a walk that is reading
 /// the other is not disturbed, unless two changes come during one walk; the generation tells.
+///
+/// The word counts, too, how often BPF made mappings of the list unknown, because they are about to be unmapped: so a list that was made
+/// from what was mapped before cannot replace it (it would make them known again).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CodeList {
     /// Index of the first mapping.
@@ -34,11 +41,19 @@ pub struct CodeList {
     pub count: u32,
     /// How many lists there have been, modulo 2^16.
     pub generation: u16,
+    /// How often mappings were made unknown, modulo 2^14.
+    pub forgotten: u16,
 }
 
+const _: () =
+    assert!(MAX_CODE_MAPPINGS < 1 << CodeList::COUNT_BITS && MAX_CODE_MAPPINGS < 1 << CodeList::FIRST_BITS);
+
 impl CodeList {
-    const FIRST_BITS: u32 = 24;
-    const COUNT_BITS: u32 = 24;
+    const FIRST_BITS: u32 = 17;
+    const COUNT_BITS: u32 = 17;
+    const FORGOTTEN_SHIFT: u32 = Self::FIRST_BITS + Self::COUNT_BITS + u16::BITS;
+    /// To be added to the word when mappings are made unknown.
+    pub const FORGOTTEN: u64 = 1 << Self::FORGOTTEN_SHIFT;
     /// A search in the longest list ends after at most this many probes.
     pub const MAX_PROBES: u32 = Self::COUNT_BITS + 1;
 
@@ -50,6 +65,7 @@ impl CodeList {
         (self.first as u64 & FIRST)
             | (self.count as u64 & COUNT) << Self::FIRST_BITS
             | (self.generation as u64) << (Self::FIRST_BITS + Self::COUNT_BITS)
+            | (self.forgotten as u64) << Self::FORGOTTEN_SHIFT
     }
 
     /// What [`CodeList::to_bits`] made.
@@ -60,6 +76,7 @@ impl CodeList {
             first: bits as u32 & ((1 << Self::FIRST_BITS) - 1),
             count: (bits >> Self::FIRST_BITS) as u32 & ((1 << Self::COUNT_BITS) - 1),
             generation: (bits >> (Self::FIRST_BITS + Self::COUNT_BITS)) as u16,
+            forgotten: (bits >> Self::FORGOTTEN_SHIFT) as u16,
         }
     }
 
@@ -89,8 +106,15 @@ mod tests {
 
     #[test]
     fn lists_round_trip_and_tell_when_they_are_overwritten() {
-        let list = CodeList { first: (1 << 24) - 1, count: 77, generation: u16::MAX };
+        let list =
+            CodeList { first: (1 << 17) - 1, count: 77, generation: u16::MAX, forgotten: (1 << 14) - 1 };
         assert_eq!(CodeList::from_bits(list.to_bits()), list);
+        let forgotten = CodeList::from_bits(list.to_bits().wrapping_add(CodeList::FORGOTTEN));
+        assert_eq!(
+            forgotten,
+            CodeList { forgotten: 0, ..list },
+            "it counts around, and touches nothing else"
+        );
         let next = CodeList { generation: 0, ..list };
         assert!(!list.was_overwritten_since(list) && !next.was_overwritten_since(list));
         assert!(CodeList { generation: 1, ..list }.was_overwritten_since(list));

@@ -128,9 +128,17 @@ pub struct StackHeader {
     pub stack: u32,
     /// The thread that made it first.
     pub tid: u32,
+    /// The process' [`code_changes`](crate::process::ProcessState::code_changes) when the walk began.
+    pub code_changes: u32,
+    /// Generation of the [`CodeList`](crate::process::CodeList) by which it was walked: what was mapped where.
+    pub generation: u16,
+    /// 1 when the last frame is in code of which nothing was known then: it is in no list.
+    pub last_is_unknown: u8,
+    /// Zero.
+    pub padding: u8,
 }
 
-const _: () = assert!(size_of::<StackHeader>() == 16);
+const _: () = assert!(size_of::<StackHeader>() == 24);
 
 /// The number of an api that is a system call which changes mappings.
 #[must_use]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
-use tracer::unwind::{CodeMap, MAX_FRAMES, Table, Walk, load_bias};
+use tracer::unwind::{CodeMap, CodeSegments, MAX_FRAMES, Table, Walk};
 use tracer_ebpf::stop::Stop;
 use tracer_ebpf::unwind::{Mapping, Memory, Registers};
 
@@ -94,9 +94,9 @@ impl Tables {
                 if !protection.contains('x') || path == "[vsyscall]" {
                     continue;
                 }
-                let table = self
-                    .of(Path::new(path))
-                    .and_then(|(bytes, table)| Some((load_bias(bytes, start, offset)?, table.clone())));
+                let table = self.of(Path::new(path)).and_then(|(bytes, table)| {
+                    Some((CodeSegments::of(bytes).load_bias(start, offset)?, table.clone()))
+                });
                 let (bias, table) = match table {
                     Some((bias, table)) => {
                         tables.push(table);
@@ -104,7 +104,7 @@ impl Tables {
                     }
                     None => (0, Mapping::NO_TABLE),
                 };
-                mappings.push(Mapping { start, end, bias, table, padding: 0 });
+                mappings.push(Mapping { start, end, bias, table, file: 0 });
             }
             self.code = CodeMap::new(mappings, tables).expect("a real process");
         }
@@ -200,8 +200,8 @@ const CASES: [(&[&str], Stop); 11] = [
     (&["here", "many_arguments", "main", "_start"], Stop::Base),
     (&["here", "handler", "<signal handler called>", "raised", "main", "_start"], Stop::Base),
     (&["here", "repair", "<signal handler called>", "faulted", "main", "_start"], Stop::Base),
-    // Who resumed a coroutine is on another stack; glibc's code below it says nothing of use.
-    (&["here", "coroutine"], Stop::FramePointerLost),
+    // Who resumed a coroutine is on another stack.
+    (&["here", "coroutine"], Stop::Base),
     (&["here", "threaded"], Stop::Base),
     (&["here", "leaves", "last_call", "main", "_start"], Stop::Base),
 ];

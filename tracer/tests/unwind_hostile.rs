@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use object::{Object, ObjectSection};
 use proptest::prelude::*;
-use tracer::unwind::{Table, TableError, load_bias};
+use tracer::unwind::{CodeSegments, Table, TableError};
 use tracer_ebpf::unwind::{PAGE_SIZE, Rule};
 
 /// The dynamic linker: 200 KB with hand-written code, signal frames and PLT rows.
@@ -34,7 +34,7 @@ fn section_headers() -> Range<usize> {
 
 /// What may be done with whatever came out.
 fn survives(bytes: &[u8]) -> Result<(), TestCaseError> {
-    let _ = load_bias(bytes, 0x7f00_0000_0000, 0x1000);
+    let _ = CodeSegments::of(bytes).load_bias(0x7f00_0000_0000, 0x1000);
     let Ok(table) = Table::from_elf(bytes) else { return Ok(()) };
     // A row takes at least one byte of the file, and the ends of a function 3 more rows; code may span a little more
     // than the file.
@@ -79,6 +79,20 @@ proptest! {
         let mut file = original()[..64].to_vec();
         file.extend(bytes);
         survives(&file)?;
+    }
+}
+
+proptest! {
+    // Following code takes a quarter of a second in a build for debugging.
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn changed_code(changes in prop::collection::vec(change(section(".text")), 1..64)) {
+        // What the file says of its frames is taken away, so that all of its code is followed.
+        let mut bytes = original().to_vec();
+        changes.into_iter().for_each(|(at, byte)| bytes[at] = byte);
+        bytes[section(".eh_frame")].fill(0);
+        survives(&bytes)?;
     }
 }
 
@@ -131,10 +145,13 @@ fn the_load_bias_follows_the_executable_segment() {
     let at = executable_segment(bytes);
     let field = |offset| u64::from_le_bytes(bytes[at + offset..at + offset + 8].try_into().expect("8 bytes"));
     let (offset, vaddr) = (field(0x08), field(0x10));
-    assert_eq!(load_bias(bytes, 0x7f00_0000_0000 + vaddr, offset), Some(0x7f00_0000_0000));
-    assert_eq!(load_bias(bytes, 0x7f00_0000_0000 + vaddr + 0x1000, offset + 0x1000), Some(0x7f00_0000_0000));
-    assert_eq!(load_bias(bytes, 0x7f00_0000_0000, u64::MAX), None);
-    assert_eq!(load_bias(b"", 0, 0), None);
+    assert_eq!(CodeSegments::of(bytes).load_bias(0x7f00_0000_0000 + vaddr, offset), Some(0x7f00_0000_0000));
+    assert_eq!(
+        CodeSegments::of(bytes).load_bias(0x7f00_0000_0000 + vaddr + 0x1000, offset + 0x1000),
+        Some(0x7f00_0000_0000)
+    );
+    assert_eq!(CodeSegments::of(bytes).load_bias(0x7f00_0000_0000, u64::MAX), None);
+    assert_eq!(CodeSegments::of(b"").load_bias(0, 0), None);
 }
 
 #[test]

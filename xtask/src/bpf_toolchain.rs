@@ -303,6 +303,8 @@ impl Toolchain {
             }
         }
         command.env_remove("RUSTFLAGS").env_remove("RUSTUP_TOOLCHAIN");
+        // Compiled incrementally, code is divided and inlined otherwise, and the verifier may not take it.
+        command.env("CARGO_INCREMENTAL", "0");
         command.env("CARGO_ENCODED_RUSTFLAGS", self.rustflags(arch));
         command.env("RUSTC", self.compiler.rustc());
         self.compiler.prepare(&mut command);

@@ -96,6 +96,10 @@ fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
             depth: walk.depth as u16,
             stack: number,
             tid: bpf_get_current_pid_tgid() as u32,
+            code_changes: walk.code.changes,
+            generation: walk.code.generation,
+            last_is_unknown: walk.code.last_is_unknown,
+            padding: 0,
         };
         let capture = CAPTURES.get_ptr_mut(capture)?;
         // SAFETY: `capture` points at an element of CAPTURES that this run has claimed.

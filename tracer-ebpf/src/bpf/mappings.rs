@@ -21,6 +21,11 @@ use super::{
     threads, unwind,
 };
 
+// Flags of the system calls (include/uapi/linux/mman.h, asm-generic/mman-common.h).
+const MREMAP_FIXED: u64 = 2;
+const MAP_FIXED: u64 = 0x10;
+const PROT_EXEC: u64 = 4;
+
 /// The current process, if its window is open.
 #[inline(always)]
 fn current_process() -> Option<(u16, &'static ProcessState)> {
@@ -55,14 +60,55 @@ fn current_tgid() -> Option<u32> {
 pub fn enter() -> Option<()> {
     let regs = UserRegisters::at_system_call();
     let call = arch::mapping_call(regs.system_call())?;
-    // The others release nothing, or nothing that is known before they return.
-    if !matches!(call, MappingCall::Munmap | MappingCall::Mremap) {
+    let released = Released::by(call, regs);
+    let maps_code = maps_code(call, regs);
+    if released.is_none() && !maps_code {
         return None;
     }
     let (index, process) = current_process()?;
-    let [start, length, ..] = regs.system_call_arguments();
-    unwind::forget_code(process, start, length);
-    send(index, process, call, regs, At::Entry)
+    // Before the code is there, and again when it is: whoever reads the mappings between two equal counts has read those of that count.
+    if maps_code {
+        process.code_changes.add(1);
+    }
+    released?.forget_code(process);
+    // What `MAP_FIXED` replaces is gone only when the call succeeds.
+    if matches!(call, MappingCall::Mmap) { None } else { send(index, process, call, regs, At::Entry) }
+}
+
+/// Memory that a system call releases: what it is called for, and what it moves something over.
+struct Released {
+    start: u64,
+    length: u64,
+    over_start: u64,
+    over_length: u64,
+}
+
+impl Released {
+    /// What is known before the call is carried out.
+    #[inline(always)]
+    fn by(call: MappingCall, regs: UserRegisters) -> Option<Self> {
+        let [start, length, new_length, flags, new_start, _] = regs.system_call_arguments();
+        let moves_over = matches!(call, MappingCall::Mremap) && flags & MREMAP_FIXED != 0;
+        let (over_start, over_length) = if moves_over { (new_start, new_length) } else { (0, 0) };
+        let releases = match call {
+            MappingCall::Munmap | MappingCall::Mremap => true,
+            MappingCall::Mmap => flags & MAP_FIXED != 0,
+            MappingCall::Brk => false,
+        };
+        if releases { Some(Self { start, length, over_start, over_length }) } else { None }
+    }
+
+    #[inline(always)]
+    fn forget_code(self, process: &ProcessState) {
+        unwind::forget_code(process, self.start, self.length);
+        unwind::forget_code(process, self.over_start, self.over_length);
+    }
+}
+
+#[inline(always)]
+fn maps_code(call: MappingCall, regs: UserRegisters) -> bool {
+    let [_, _, protection, ..] = regs.system_call_arguments();
+    matches!(call, MappingCall::Mmap) && protection & PROT_EXEC != 0
 }
 
 /// Exit of a system call.
@@ -71,6 +117,13 @@ pub fn exit() -> Option<()> {
     let regs = UserRegisters::at_system_call();
     let call = arch::mapping_call(regs.system_call())?;
     let (index, process) = current_process()?;
+    // User space may have looked after the entry, before the memory was gone.
+    if let Some(released) = Released::by(call, regs) {
+        released.forget_code(process);
+    }
+    if maps_code(call, regs) {
+        process.code_changes.add(1);
+    }
     let allocator_call = threads::current().filter(|record| record.encloses(regs, process));
     let returns_to = allocator_call.map(|record| record.get().return_address);
     send(index, process, call, regs, At::Exit { returns_to })

@@ -104,7 +104,9 @@ impl Record {
     #[inline(always)]
     pub fn is_repeated_by(&self, cookie: Cookie, regs: UserRegisters) -> bool {
         let call = self.get();
-        !matches!(cookie.way_out, WayOut::Trampoline) && call.cookie == cookie.to_bits() && call.sp == regs.sp()
+        !matches!(cookie.way_out, WayOut::Trampoline)
+            && call.cookie == cookie.to_bits()
+            && call.sp == regs.sp()
     }
 
     /// Gives the record back.

@@ -107,12 +107,28 @@ pub struct Walk {
     /// What stands in place of the call's return address, and that return address.
     awaited: u64,
     returns_to: u64,
+    /// What was mapped when the walk began.
+    pub code: WalkedCode,
     /// The stack pointer to look for.
     passing: u64,
     first_mapping: u32,
     mapping_count: u32,
     /// The number of the capture that takes the frames.
     capture: u32,
+}
+
+/// By what a stack was walked.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct WalkedCode {
+    /// See [`StackHeader::code_changes`](tracer_ebpf::stack::StackHeader::code_changes).
+    pub changes: u32,
+    /// Generation of the list.
+    pub generation: u16,
+    /// 1 when code may be mapped that is not in the list yet.
+    pub is_behind: u8,
+    /// 1 when the last frame is in no mapping of the list.
+    pub last_is_unknown: u8,
 }
 
 /// The allocator call that a walk begins in, if any.
@@ -130,6 +146,8 @@ pub struct Below {
 /// claimed.
 #[inline(always)]
 pub fn walk(frame: Frame, process: &ProcessState, call: Below, hash: StackHash, capture: u32) -> Walk {
+    // Before the list: one that is newer than this is only better.
+    let changes = process.code_changes.load();
     let code = CodeList::from_bits(process.code.load());
     let mut walk = Walk {
         hash,
@@ -141,6 +159,12 @@ pub fn walk(frame: Frame, process: &ProcessState, call: Below, hash: StackHash, 
         awaited: call.awaited,
         returns_to: call.returns_to,
         passing: call.sp,
+        code: WalkedCode {
+            changes: changes as u32,
+            generation: code.generation,
+            is_behind: (changes != process.code_changes_seen.load()).into(),
+            last_is_unknown: 0,
+        },
         first_mapping: code.first,
         mapping_count: code.count,
         capture,
@@ -198,7 +222,8 @@ fn leave_frame(walk: &mut Walk) -> u32 {
         walk.mapping = mapping(found).unwrap_or_default();
         if !walk.mapping.contains(address) {
             if walk.depth > 0 {
-                return walk.frame.not_code() as u32;
+                let is_behind = walk.code.is_behind != 0;
+                return if is_behind { Stop::TableNotReady } else { walk.frame.not_code() } as u32;
             }
             // The thread has just run there, so it is code.
             walk.mapping.table = Mapping::NOT_READY;
@@ -214,12 +239,15 @@ fn leave_frame(walk: &mut Walk) -> u32 {
     // SAFETY: the index is within the frames of a capture that this run has claimed.
     unsafe { (&raw mut (*capture).frames).cast::<u64>().add(index).write(ip) };
     let table = walk.mapping.table;
-    // The same address is another frame once another file is mapped there. Addresses of user space have less than 57 bits.
-    walk.hash = walk.hash.mix(ip ^ u64::from(table) << 52);
     walk.depth = index as u32 + 1;
+    // The same address is another frame once another file is mapped there.
     if table == Mapping::NOT_READY {
+        walk.hash = walk.hash.mix(ip).mix(walk.code.changes.into());
+        walk.code.last_is_unknown = 1;
         return Stop::TableNotReady as u32;
     }
+    // Above the 47 bits that addresses have, but for the few programs that ask for more.
+    walk.hash = walk.hash.mix(ip ^ u64::from(walk.mapping.file) << 48);
     let rule = find_rule(table, walk.mapping.svma(address));
     step_up(rule, &raw mut walk.frame, walk.capture)
 }
@@ -326,6 +354,8 @@ struct Forgetting {
     next: u32,
     first: u32,
     start: u64,
+    /// How many were there.
+    found: u64,
 }
 
 /// The most mappings that one call can make unknown; a library has one.
@@ -339,10 +369,14 @@ pub fn forget_code(process: &ProcessState, start: u64, length: u64) {
         return;
     }
     let last = find_mapping(code.first, code.count, start.wrapping_add(length - 1));
-    let mut forgetting = Forgetting { next: last.wrapping_add(1), first: code.first, start };
+    let mut forgetting = Forgetting { next: last.wrapping_add(1), first: code.first, start, found: 0 };
     // SAFETY: the callback has the signature that the helper asks for, and `forgetting` outlives the call.
     unsafe {
         bpf_loop(MAX_FORGOTTEN, forget_mapping as *mut c_void, (&raw mut forgetting).cast(), 0);
+    }
+    if forgetting.found > 0 {
+        process.code.add(CodeList::FORGOTTEN);
+        process.code_changes.add(1);
     }
 }
 
@@ -359,5 +393,6 @@ extern "C" fn forget_mapping(_index: u32, forgetting: *mut Forgetting) -> i64 {
         return 1;
     }
     table.store(Mapping::NOT_READY.into());
+    forgetting.found += 1;
     0
 }

@@ -42,6 +42,13 @@ impl Key {
         if word ^ rule == self.0 && rule != 0 { Some(rule as u16) } else { None }
     }
 
+    /// The table whose rule a slot holds; 0 also of an empty one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn table_of(word: u64) -> u32 {
+        (word >> 48) as u32
+    }
+
     /// What to put in the slot. Rule 0, "no table", is not cached: an empty slot looks the same.
     #[must_use]
     #[inline(always)]
@@ -61,7 +68,7 @@ mod tests {
         assert_eq!(key.rule(word), Some(42));
         assert_eq!(Key::new(7, 0x1234_5679).and_then(|other| other.rule(word)), None);
         assert_eq!(Key::new(8, 0x1234_5678).and_then(|other| other.rule(word)), None);
-        assert_eq!(key.rule(0), None);
+        assert_eq!((key.rule(0), Key::table_of(word)), (None, 7));
         assert_eq!(key.rule(key.word(0)), None);
         assert_eq!(Key::new(0, 0).and_then(|zero| zero.rule(0)), None, "an empty slot is nobody's");
         assert_eq!(Key::new(MAX_TABLE + 1, 0), None);

@@ -70,14 +70,14 @@ impl Mapping {
     /// The mapping as words of a map.
     #[must_use]
     pub const fn to_words(self) -> [u64; 4] {
-        [self.start, self.end, self.bias, self.table as u64]
+        [self.start, self.end, self.bias, self.table as u64 | (self.file as u64) << 32]
     }
 
     /// What [`Mapping::to_words`] made.
     #[must_use]
     #[inline(always)]
-    pub const fn from_words([start, end, bias, table]: [u64; 4]) -> Self {
-        Self { start, end, bias, table: table as u32, padding: 0 }
+    pub const fn from_words([start, end, bias, numbers]: [u64; 4]) -> Self {
+        Self { start, end, bias, table: numbers as u32, file: (numbers >> 32) as u32 }
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
         let header =
             TableHeader { code: 1 << 40, first_page: 2, page_count: 3, first_row: 4, row_count: u32::MAX };
         assert_eq!(TableHeader::from_words(header.to_words()), header);
-        let mapping = Mapping { start: 1, end: u64::MAX, bias: 3, table: Mapping::NOT_READY, padding: 0 };
+        let mapping = Mapping { start: 1, end: u64::MAX, bias: 3, table: Mapping::NOT_READY, file: 77 };
         assert_eq!(Mapping::from_words(mapping.to_words()), mapping);
     }
 }

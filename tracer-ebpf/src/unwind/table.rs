@@ -231,8 +231,8 @@ pub struct Mapping {
     pub bias: u64,
     /// The number of the file's [`TableHeader`], or [`Mapping::NO_TABLE`].
     pub table: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Which file it is. The number of a table goes to another file when the first is gone; this one never does. 0 for none.
+    pub file: u32,
 }
 
 const _: () = assert!(size_of::<Mapping>() == 32);
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn mappings_hold_half_open_ranges() {
-        let mapping = Mapping { start: 0x1000, end: 0x2000, bias: 0x800, table: 0, padding: 0 };
+        let mapping = Mapping { start: 0x1000, end: 0x2000, bias: 0x800, table: 0, file: 0 };
         assert!(mapping.contains(0x1000) && mapping.contains(0x1fff));
         assert!(!mapping.contains(0xfff) && !mapping.contains(0x2000));
         assert_eq!(mapping.svma(0x1000), 0x800);

@@ -3,6 +3,7 @@
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
 //! however it ends.
 
+mod extents;
 mod grace;
 mod shared;
 mod tables;
@@ -28,7 +29,12 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{probe::Cookie, process::Gate, sampling::Sampling, unwind::Mapping};
+use tracer_ebpf::{
+    probe::Cookie,
+    process::{CodeList, Gate},
+    sampling::Sampling,
+    unwind::Mapping,
+};
 
 use self::uprobe_multi::{At, Places};
 pub use self::{
@@ -204,10 +210,43 @@ impl Capture {
         &mut self.unwind
     }
 
-    /// Makes these, sorted by address, the executable mappings of a process. `false` when there is no room for them.
-    pub fn set_code(&mut self, process: u16, code: &[Mapping]) -> bool {
+    /// How often the code of a process has changed, as far as the programs saw.
+    #[must_use]
+    pub fn code_changes(&self, process: u16) -> u64 {
+        self.tables.processes().get(usize::from(process)).map_or(0, |state| state.code_changes.load())
+    }
+
+    /// The list of the executable mappings of a process.
+    #[must_use]
+    pub fn code_list(&self, process: u16) -> CodeList {
         let state = self.tables.processes().get(usize::from(process));
-        state.is_some_and(|state| self.unwind.set_code(process, state, code))
+        state.map_or_else(CodeList::default, |state| CodeList::from_bits(state.code.load()))
+    }
+
+    /// Whether this mapping is in the list of a process just as it is.
+    #[must_use]
+    pub fn is_listed(&self, process: u16, mapping: &Mapping) -> bool {
+        let state = self.tables.processes().get(usize::from(process));
+        state.is_some_and(|state| self.unwind.is_listed(state, mapping))
+    }
+
+    /// Makes these, sorted by address, the executable mappings of a process; see [`UnwindTables::set_code`].
+    pub fn set_code(
+        &mut self,
+        process: u16,
+        code: &[Mapping],
+        before: CodeList,
+        dropped_tables: bool,
+    ) -> Option<CodeList> {
+        let state = self.tables.processes().get(usize::from(process))?;
+        self.unwind.set_code(process, state, code, before, dropped_tables)
+    }
+
+    /// Tells the programs that the list is complete as of so many changes.
+    pub fn set_code_changes_seen(&self, process: u16, changes: u64) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            state.code_changes_seen.store(changes);
+        }
     }
 
     /// Makes a process known to the tracepoints under its index.

@@ -1,16 +1,16 @@
 //! Unwind tables and lists of executable mappings, in the arrays that the walk in BPF reads.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use anyhow::Result;
 use aya::Ebpf;
 use tracer_ebpf::{
     atomic::Word,
     process::{CodeList, ProcessState},
-    unwind::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES, Mapping},
+    unwind::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES, Mapping, cache::Key},
 };
 
-use super::{shared::SharedArray, tables::array};
+use super::{extents::Extents, shared::SharedArray, tables::array};
 use crate::unwind::{Rules, Table};
 
 /// How much room the arrays have.
@@ -37,7 +37,6 @@ impl UnwindSizes {
 
 /// The arrays, and what is in them.
 pub struct UnwindTables {
-    sizes: UnwindSizes,
     pages: SharedArray<Chunk>,
     rows: SharedArray<Chunk>,
     rules: SharedArray<Word>,
@@ -46,11 +45,21 @@ pub struct UnwindTables {
     cache: SharedArray<Word>,
     numbers: Rules,
     rules_written: usize,
-    next_page: u32,
-    next_row: u32,
-    next_table: u32,
+    page_room: Extents,
+    row_room: Extents,
+    /// The tables by number, at least as far as numbers were given.
+    tables: Vec<Option<Stretches>>,
+    /// The number to begin to look for a free one at: the longer ago a number was used, the better.
+    next_number: usize,
     lists: HashMap<u16, Lists>,
     next_mapping: u32,
+}
+
+/// Where a table stands.
+#[derive(Clone, Debug)]
+struct Stretches {
+    pages: Range<u32>,
+    rows: Range<u32>,
 }
 
 /// The place of a process' two lists.
@@ -64,7 +73,6 @@ struct Lists {
 impl UnwindTables {
     pub(super) fn map(ebpf: &Ebpf, sizes: UnwindSizes) -> Result<Self> {
         Ok(Self {
-            sizes,
             pages: array(ebpf, "UNWIND_PAGES", sizes.page_chunks)?,
             rows: array(ebpf, "UNWIND_ROWS", sizes.row_chunks)?,
             rules: array(ebpf, "UNWIND_RULES", MAX_RULES)?,
@@ -73,9 +81,10 @@ impl UnwindTables {
             cache: array(ebpf, "UNWIND_CACHE", 1 << CACHE_BITS)?,
             numbers: Rules::new(),
             rules_written: 0,
-            next_page: 0,
-            next_row: 0,
-            next_table: 0,
+            page_room: Extents::new(sizes.page_chunks * Chunk::LENGTH),
+            row_room: Extents::new(sizes.row_chunks * Chunk::LENGTH),
+            tables: vec![None; MAX_TABLES as usize],
+            next_number: 0,
             lists: HashMap::new(),
             next_mapping: 0,
         })
@@ -83,37 +92,96 @@ impl UnwindTables {
 
     /// Copies a file's table, and gives the number to name it by. `None` when there is no room left.
     pub fn add(&mut self, table: &Table) -> Option<u32> {
-        let number = self.next_table;
-        let header_slot = self.headers.elements().get(number as usize)?;
-        let header = table.header(self.next_page, self.next_row);
-        let pages_end = end_in(self.next_page, table.pages().len(), self.sizes.page_chunks)?;
-        let rows_end = end_in(self.next_row, table.rows().len(), self.sizes.row_chunks)?;
-
-        let rows = table.renumbered(&mut self.numbers).map(|row| row.to_bits());
-        write(&self.rows, self.next_row, rows);
-        write(&self.pages, self.next_page, table.pages().iter().copied());
+        let number = self.free_number()?;
+        let pages = self.page_room.take(table.pages().len())?;
+        let Some(rows) = self.row_room.take(table.rows().len()) else {
+            self.page_room.give_back(pages);
+            return None;
+        };
+        let numbered = table.renumbered(&mut self.numbers).map(|row| row.to_bits());
+        write(&self.rows, rows.start, numbered);
+        write(&self.pages, pages.start, table.pages().iter().copied());
         for (rule, word) in self.numbers.as_slice().iter().zip(self.rules.elements()).skip(self.rules_written)
         {
             word.store(rule.to_bits());
         }
         self.rules_written = self.numbers.as_slice().len();
-        store(header_slot, header.to_words());
-        (self.next_page, self.next_row, self.next_table) = (pages_end, rows_end, number + 1);
-        Some(number)
+        self.forget_look_ups(number as u32);
+        store(self.headers.elements().get(number)?, table.header(pages.start, rows.start).to_words());
+        self.tables[number] = Some(Stretches { pages, rows });
+        self.next_number = number + 1;
+        Some(number as u32)
     }
 
-    /// Makes these, sorted by address, the executable mappings of a process. `false` when there is no room for them.
-    pub fn set_code(&mut self, process: u16, state: &ProcessState, code: &[Mapping]) -> bool {
-        let Ok(count) = u32::try_from(code.len()) else { return false };
-        let Some(lists) = self.lists_with_room(process, count) else { return false };
+    /// Gives the room of a table to others. No list may name it any more, and a list that did must have been replaced by
+    /// [`UnwindTables::set_code`] with `dropped_tables`.
+    pub fn remove(&mut self, number: u32) {
+        if let Some(Stretches { pages, rows }) = self.tables.get_mut(number as usize).and_then(Option::take) {
+            self.page_room.give_back(pages);
+            self.row_room.give_back(rows);
+        }
+    }
+
+    /// Numbers go around. A walk that found a rule just before its table was removed puts it into the cache a moment later; by the
+    /// time that the number is used again, it has been forgotten.
+    fn free_number(&self) -> Option<usize> {
+        let from = self.next_number % self.tables.len();
+        let (before, after) = self.tables.split_at(from);
+        let first_free = |tables: &[Option<Stretches>]| tables.iter().position(Option::is_none);
+        first_free(after).map(|free| from + free).or_else(|| first_free(before))
+    }
+
+    /// Forgets which rules of a table were looked up, before its number changes its meaning.
+    fn forget_look_ups(&self, number: u32) {
+        let slots = self.cache.elements().iter();
+        slots.filter(|slot| Key::table_of(slot.load()) == number).for_each(|slot| slot.store(0));
+    }
+
+    /// Whether this mapping is in the list of a process just as it is.
+    pub fn is_listed(&self, state: &ProcessState, mapping: &Mapping) -> bool {
+        let CodeList { first, count, .. } = CodeList::from_bits(state.code.load());
+        let listed = self.mappings.elements().iter().skip(first as usize).take(count as usize);
+        let wanted = mapping.to_words();
+        listed.into_iter().any(|words| words.iter().zip(wanted).all(|(word, wanted)| word.load() == wanted))
+    }
+
+    /// Makes these, sorted by address, the executable mappings of a process, and gives the list. `None` when there
+    /// is no room for them, or when code of the list `before` was unmapped since that was the list.
+    ///
+    /// When the list does not name a table that the one before named, `dropped_tables` says so: then walks that are reading the one
+    /// before find that it was overwritten, so that what the tables had can be given to others.
+    pub fn set_code(
+        &mut self,
+        process: u16,
+        state: &ProcessState,
+        code: &[Mapping],
+        before: CodeList,
+        dropped_tables: bool,
+    ) -> Option<CodeList> {
+        let list = self.publish(process, state, code, before)?;
+        if dropped_tables { self.publish(process, state, code, list) } else { Some(list) }
+    }
+
+    fn publish(
+        &mut self,
+        process: u16,
+        state: &ProcessState,
+        code: &[Mapping],
+        before: CodeList,
+    ) -> Option<CodeList> {
+        let count = u32::try_from(code.len()).ok()?;
+        let lists = self.lists_with_room(process, count)?;
         let generation = lists.generation.wrapping_add(1);
         let first = lists.first + u32::from(generation % 2) * lists.capacity;
         for (mapping, words) in code.iter().zip(&self.mappings.elements()[first as usize..]) {
             store(words, mapping.to_words());
         }
-        state.code.store(CodeList { first, count, generation }.to_bits());
+        let list = CodeList { first, count, generation, ..before };
+        if state.code.compare_exchange(before.to_bits(), list.to_bits()) != before.to_bits() {
+            return None;
+        }
         self.lists.insert(process, Lists { generation, ..lists });
-        true
+        Some(list)
     }
 
     /// The process' lists, moved when they are too small. What they leave stays unused: lists grow by half at least, so that is
@@ -129,17 +197,6 @@ impl UnwindTables {
         self.next_mapping = end;
         Some(Lists { first, capacity, generation: known.map_or(0, |lists| lists.generation) })
     }
-
-    /// Forgets which rules were looked up: to be called when the number of a table changes its meaning.
-    pub fn clear_cache(&self) {
-        self.cache.elements().iter().for_each(|slot| slot.store(0));
-    }
-}
-
-/// Where `length` numbers from `first` on end, if there is room in so many chunks.
-fn end_in(first: u32, length: usize, chunks: u32) -> Option<u32> {
-    let end = first.checked_add(u32::try_from(length).ok()?)?;
-    (u64::from(end) <= u64::from(chunks) * u64::from(Chunk::LENGTH)).then_some(end)
 }
 
 fn write(chunks: &SharedArray<Chunk>, first: u32, numbers: impl Iterator<Item = u32>) {

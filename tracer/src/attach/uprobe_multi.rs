@@ -277,7 +277,22 @@ fn load_program(
         attributes.line_count = function.line_info.len() as u32;
     }
     // SAFETY: the attributes are those of the command, and everything they point at outlives the call.
-    unsafe { bpf(BPF_PROG_LOAD, &attributes) }
+    let loaded = unsafe { bpf(BPF_PROG_LOAD, &attributes) };
+    loaded.inspect_err(|_| log::debug!("{name}: {}", verifier_says(attributes)))
+}
+
+/// Why the verifier refuses a program: the end of its log.
+fn verifier_says(mut attributes: ProgramLoad) -> String {
+    /// The end of the log only (`BPF_LOG_LEVEL1` and `BPF_LOG_STATS`); it is cut at its beginning.
+    const LEVEL: u32 = 1 | 4;
+    let mut log = vec![0_u8; 64 << 10];
+    (attributes.log, attributes.log_size, attributes.log_level) =
+        (log.as_mut_ptr() as u64, log.len() as u32, LEVEL);
+    // SAFETY: as in `load_program`; the kernel writes no more of the log than there is room for.
+    let _ = unsafe { bpf(BPF_PROG_LOAD, &attributes) };
+    let text = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = text.trim_end_matches('\0').lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
 fn create_link(attributes: &LinkCreate) -> io::Result<OwnedFd> {

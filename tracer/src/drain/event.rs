@@ -35,6 +35,19 @@ pub struct NewStack {
     pub tid: u32,
     /// Return addresses, leaf first.
     pub frames: Vec<Address>,
+    /// What was mapped when it was walked.
+    pub walked: WalkedCode,
+}
+
+/// By which state of the process' code a stack was walked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WalkedCode {
+    /// How often code had been mapped or unmapped.
+    pub changes: u32,
+    /// Generation of the list of mappings.
+    pub generation: u16,
+    /// The last frame is in code that was in no list yet.
+    pub last_is_unknown: bool,
 }
 
 /// What is wrong with an event.
@@ -105,9 +118,12 @@ impl Fields<'_> {
         let stop = Stop::try_from(stop).map_err(DecodeError::Stop)?;
         let (process, api, depth) = (self.u16()?, self.u16()?, self.u16()?);
         let (number, tid) = (self.u32()?, self.u32()?);
+        let (changes, generation) = (self.u32()?, self.u16()?);
+        let last_is_unknown = self.u16()?.to_ne_bytes()[0] != 0;
+        let walked = WalkedCode { changes, generation, last_is_unknown };
         let depth = usize::from(depth).min(MAX_FRAMES);
         let frames = (0..depth).map(|_| self.u64().map(Address)).collect::<Result<_, _>>()?;
-        Ok(NewStack { number, process, api, stop, tid, frames })
+        Ok(NewStack { number, process, api, stop, tid, frames, walked })
     }
 
     /// [`MappingEvent`]
@@ -136,7 +152,7 @@ impl Fields<'_> {
     }
 }
 
-const _: () = assert!(size_of::<StackHeader>() == 16);
+const _: () = assert!(size_of::<StackHeader>() == 24);
 
 #[cfg(test)]
 mod tests {
@@ -149,6 +165,9 @@ mod tests {
         bytes.extend((frames.len() as u16).to_ne_bytes());
         bytes.extend(99_u32.to_ne_bytes());
         bytes.extend(4242_u32.to_ne_bytes());
+        bytes.extend(5_u32.to_ne_bytes());
+        bytes.extend(6_u16.to_ne_bytes());
+        bytes.extend([1, 0]);
         bytes.extend(frames.iter().flat_map(|frame| frame.to_ne_bytes()));
         bytes
     }
@@ -157,7 +176,9 @@ mod tests {
     fn a_stack_is_read_as_it_was_written() {
         let event = Event::decode(&stack_bytes(Stop::TooDeep as u8, &[0x10, 0x20])).unwrap();
         let frames = vec![Address(0x10), Address(0x20)];
-        let stack = NewStack { number: 99, process: 7, api: 0x1234, stop: Stop::TooDeep, tid: 4242, frames };
+        let walked = WalkedCode { changes: 5, generation: 6, last_is_unknown: true };
+        let stack =
+            NewStack { number: 99, process: 7, api: 0x1234, stop: Stop::TooDeep, tid: 4242, frames, walked };
         assert_eq!(event, Event::Stack(stack));
     }
 

@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
 
-pub use self::event::{Event, NewStack};
+pub use self::event::{Event, NewStack, WalkedCode};
 use crate::readable;
 
 /// The stream of events from the kernel.

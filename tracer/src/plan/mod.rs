@@ -290,7 +290,9 @@ impl Planner {
         if apis().any(|api| api.throws) && !self.throwing_functions {
             let finder = scope.exits.get_or_init(|| ExitFinder::new(scope.object));
             let found = finder.of(svma);
-            exits = Some(found.map_err(|why| format!("an exception could not pass its return probe, and {why}"))?);
+            exits = Some(
+                found.map_err(|why| format!("an exception could not pass its return probe, and {why}"))?,
+            );
         }
         let code = scope.object.code_at(svma).ok_or("its address is not in an executable segment")?;
         let need = Need {

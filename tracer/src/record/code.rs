@@ -1,20 +1,22 @@
 //! The code of the traced processes: which file is mapped where, and the unwind tables of the files.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    ops::Range,
+    collections::{BTreeSet, HashMap, VecDeque, hash_map::Entry},
     os::unix::fs::FileExt as _,
+    sync::Arc,
 };
 
 use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
+    process::CodeList,
     unwind::Mapping as Code,
 };
 
 use crate::{
     attach::{Capture, UnwindSizes, UnwindTables},
+    symbolize::CodeView,
     target::{FileId, Mapping, Object, Target},
-    unwind::{Cache, CacheLimits, Table, load_bias},
+    unwind::{Cache, CacheLimits, CodeSegments, Table},
 };
 
 /// What is known of the files that hold code.
@@ -22,16 +24,23 @@ pub struct CodeFiles {
     cache: Option<Cache>,
     files: HashMap<FileId, CodeFile>,
     vdso: Option<CodeFile>,
-    /// Where each process had code when it was last looked at.
-    installed: HashMap<u16, Vec<Range<u64>>>,
+    /// What each process had mapped when it was last looked at.
+    installed: HashMap<u16, Installed>,
+    /// Files that no process has mapped any more, in the order in which they were unmapped.
+    unmapped: VecDeque<FileId>,
+    files_seen: u32,
 }
+
+/// How many files are kept that no process has mapped any more, since they may be loaded again.
+const KEPT_UNMAPPED: usize = 16;
 
 struct CodeFile {
     /// The open file: it keeps its inode from being given to another one.
-    _object: Option<Object>,
+    object: Option<Arc<Object>>,
     table: InKernel,
-    /// Addresses, as the file states them, by the offset in the file at which a mapping begins.
-    svmas: HashMap<u64, u64>,
+    segments: CodeSegments,
+    /// Its number: no other file gets it.
+    number: u32,
 }
 
 /// Whether a table is where the walk can use it.
@@ -41,12 +50,25 @@ enum InKernel {
     As(u32),
 }
 
+#[derive(Default)]
+struct Installed {
+    code: Vec<Mapping>,
+    files: BTreeSet<FileId>,
+}
+
 impl CodeFiles {
     /// Nothing is known yet.
     pub fn new() -> Self {
         let open = || Cache::open(&Cache::default_directory()?, CacheLimits::default());
         let cache = open().inspect_err(|error| log::info!("unwind tables are not cached: {error}")).ok();
-        Self { cache, files: HashMap::new(), vdso: None, installed: HashMap::new() }
+        Self {
+            cache,
+            files: HashMap::new(),
+            vdso: None,
+            installed: HashMap::new(),
+            unmapped: VecDeque::new(),
+            files_seen: 0,
+        }
     }
 
     /// Reads the tables of what the process has mapped. It is no error when it is gone: there is nothing to walk then.
@@ -59,7 +81,8 @@ impl CodeFiles {
         if self.vdso.is_none()
             && let Some(vdso) = mappings.iter().find(|mapping| mapping.name == "[vdso]")
         {
-            self.vdso = read_vdso(target, vdso);
+            self.files_seen += 1;
+            self.vdso = read_vdso(target, vdso, self.files_seen);
         }
     }
 
@@ -81,12 +104,13 @@ impl CodeFiles {
                 InKernel::As(Code::NO_TABLE)
             }
         };
-        let executable = object.segments.iter().filter(|segment| segment.executable);
-        let svmas = executable.filter_map(|segment| {
-            let bias = load_bias(&bytes, segment.start.0, segment.file_offset)?;
-            Some((segment.file_offset, segment.start.0.wrapping_sub(bias)))
+        self.files_seen += 1;
+        entry.insert(CodeFile {
+            segments: CodeSegments::of(&bytes),
+            object: Some(Arc::new(object)),
+            table,
+            number: self.files_seen,
         });
-        entry.insert(CodeFile { svmas: svmas.collect(), _object: Some(object), table });
     }
 
     /// How much room the tables that were read need in the kernel.
@@ -99,64 +123,169 @@ impl CodeFiles {
         UnwindSizes::with_room_for(pages, rows)
     }
 
-    /// Hands the tables and the process' executable mappings to the walk.
-    pub fn install(&mut self, process: u16, target: &Target, capture: &mut Capture) {
-        let Ok(mappings) = target.mappings() else { return };
-        let executable =
-            mappings.iter().filter(|mapping| mapping.permissions.execute && mapping.name != "[vsyscall]");
-        let code: Vec<Code> = executable.map(|mapping| self.code(mapping, capture.unwind_tables())).collect();
-        self.installed.insert(process, code.iter().map(|mapping| mapping.start..mapping.end).collect());
-        if !capture.set_code(process, &code) {
-            log::warn!("{} has more executable mappings than there is room for", target.comm());
+    /// Hands the tables and the process' executable mappings to the walk. Gives what its stacks are to be named by.
+    pub fn install(&mut self, process: u16, target: &Target, capture: &mut Capture) -> Vec<CodeView> {
+        /// Code can change while it is looked at, but does not do so forever.
+        const LOOKS: usize = 4;
+        let mut views = Vec::new();
+        for _ in 0..LOOKS {
+            if self.install_once(process, target, capture, &mut views).is_some() {
+                break;
+            }
+        }
+        views
+    }
+
+    /// One try, which fails when code is unmapped meanwhile, or the process is gone.
+    ///
+    /// New code is listed first as not ready: what unmaps it from then on finds it in the list. When it is still mapped then, it is made
+    /// ready. So no list ever says of unmapped code that it can be walked.
+    fn install_once(
+        &mut self,
+        process: u16,
+        target: &Target,
+        capture: &mut Capture,
+        views: &mut Vec<CodeView>,
+    ) -> Option<()> {
+        let (before, changes) = (capture.code_list(process), capture.code_changes(process));
+        let mappings = executable(target)?;
+        let ready: Vec<Code> =
+            mappings.iter().map(|mapping| self.code(mapping, capture.unwind_tables())).collect();
+        let is_old = |code: &Code| capture.is_listed(process, code);
+        let (mut listed, old): (Vec<Code>, Vec<bool>) =
+            ready.iter().map(|code| (*code, is_old(code))).unzip();
+        for (code, _) in listed.iter_mut().zip(&old).filter(|(_, old)| !**old) {
+            (code.table, code.file) = (Code::NOT_READY, 0);
+        }
+        let list = self.list(process, &mappings, &listed, before, capture)?;
+        let of_old = mappings.iter().zip(&old).filter(|(_, old)| **old).map(|(mapping, _)| mapping.clone());
+        views.push(self.view(process, list.generation, None, of_old.collect()));
+        if executable(target)? != mappings {
+            return None;
+        }
+        let list = self.list(process, &mappings, &ready, list, capture)?;
+        let is_exact = capture.code_changes(process) == changes;
+        capture.set_code_changes_seen(process, changes);
+        // BPF tells the lower half.
+        views.push(self.view(process, list.generation, is_exact.then_some(changes as u32), mappings));
+        Some(())
+    }
+
+    /// Makes this the list that the walk uses.
+    fn list(
+        &mut self,
+        process: u16,
+        mappings: &[Mapping],
+        code: &[Code],
+        before: CodeList,
+        capture: &mut Capture,
+    ) -> Option<CodeList> {
+        let files: BTreeSet<FileId> = mappings.iter().filter_map(Mapping::file_id).collect();
+        let installed = self.installed.entry(process).or_default();
+        let gone: Vec<FileId> = installed.files.difference(&files).copied().collect();
+        let list = capture.set_code(process, code, before, !gone.is_empty());
+        let Some(list) = list else {
+            log::debug!("the list of a process' code was not replaced: it changed, or is too long");
+            return None;
+        };
+        *installed = Installed { code: mappings.to_vec(), files };
+        self.forget_unmapped(&gone, capture.unwind_tables());
+        Some(list)
+    }
+
+    fn view(&self, process: u16, generation: u16, changes: Option<u32>, code: Vec<Mapping>) -> CodeView {
+        let objects = code.iter().filter_map(|mapping| self.files.get(&mapping.file_id()?)?.object.clone());
+        CodeView { process, generation, changes, objects: objects.collect(), code }
+    }
+
+    /// Lets go of files that no process has mapped, but for the latest few.
+    fn forget_unmapped(&mut self, gone: &[FileId], tables: &mut UnwindTables) {
+        let is_mapped = |id: &FileId| self.installed.values().any(|installed| installed.files.contains(id));
+        self.unmapped.retain(|id| !is_mapped(id) && !gone.contains(id));
+        self.unmapped.extend(gone.iter().copied().filter(|id| !is_mapped(id)));
+        while self.unmapped.len() > KEPT_UNMAPPED {
+            let Some(file) = self.unmapped.pop_front().and_then(|id| self.files.remove(&id)) else {
+                continue;
+            };
+            if let InKernel::As(number) = file.table {
+                tables.remove(number);
+            }
         }
     }
 
-    /// Whether an event unmaps or moves something that was code.
+    /// Whether an event unmaps, moves or replaces something that was code.
     pub fn is_released_by(&self, event: &MappingEvent) -> bool {
-        let [start, length, ..] = event.args;
-        let releases =
-            matches!(MappingCall::try_from(event.call), Ok(MappingCall::Munmap | MappingCall::Mremap));
-        let end = start.saturating_add(length);
-        let overlaps = |code: &Range<u64>| code.start < end && start < code.end;
-        releases
-            && event.at_exit == 1
-            && self.installed.get(&event.process).is_some_and(|code| code.iter().any(overlaps))
+        let [start, length, new_length, flags, new_start, _] = event.args;
+        let over = |start: u64, length: u64| start..start.saturating_add(length);
+        let released = match MappingCall::try_from(event.call) {
+            Ok(MappingCall::Munmap) => [over(start, length), 0..0],
+            Ok(MappingCall::Mremap) if flags & MREMAP_FIXED != 0 => {
+                [over(start, length), over(new_start, new_length)]
+            }
+            Ok(MappingCall::Mremap) => [over(start, length), 0..0],
+            Ok(MappingCall::Mmap) if flags & MAP_FIXED != 0 => [over(start, length), 0..0],
+            _ => return false,
+        };
+        let was_code = |code: &Mapping| {
+            released.iter().any(|released| code.start.0 < released.end && released.start < code.end.0)
+        };
+        event.at_exit == 1
+            && self.installed.get(&event.process).is_some_and(|installed| installed.code.iter().any(was_code))
     }
 
     fn code(&mut self, mapping: &Mapping, tables: &mut UnwindTables) -> Code {
         let (start, end) = (mapping.start.0, mapping.end.0);
-        let without = |table| Code { start, end, bias: 0, table, padding: 0 };
+        let without = |table| Code { start, end, bias: 0, table, file: 0 };
         let file = match mapping.file_id() {
             Some(id) => self.files.get_mut(&id),
             None if mapping.name == "[vdso]" => self.vdso.as_mut(),
             None => return without(Code::NO_TABLE),
         };
         let Some(file) = file else { return without(Code::NOT_READY) };
-        let Some(svma) = file.svmas.get(&mapping.file_offset) else { return without(Code::NO_TABLE) };
-        Code { start, end, bias: start.wrapping_sub(*svma), table: file.table.number(tables), padding: 0 }
+        match file.segments.load_bias(start, mapping.file_offset) {
+            Some(bias) => Code { start, end, bias, table: file.table.number(tables), file: file.number },
+            None => Code { file: file.number, ..without(Code::NO_TABLE) },
+        }
     }
 }
+
+/// What a process can run now.
+fn executable(target: &Target) -> Option<Vec<Mapping>> {
+    let mut mappings = target.mappings().ok()?;
+    mappings.retain(|mapping| mapping.permissions.execute && mapping.name != "[vsyscall]");
+    Some(mappings)
+}
+
+const MREMAP_FIXED: u64 = 2;
+const MAP_FIXED: u64 = 0x10;
 
 impl InKernel {
     /// The number of the table, which is handed to the kernel if it has not been.
     fn number(&mut self, tables: &mut UnwindTables) -> u32 {
         let number = match self {
             Self::As(number) => return *number,
-            Self::Not(table) => tables.add(table).unwrap_or_else(|| {
-                log::warn!("there is no room for another unwind table: its code is not walked");
-                Code::NOT_READY
-            }),
+            Self::Not(table) => match tables.add(table) {
+                Some(number) => number,
+                None => {
+                    log::warn!("there is no room for another unwind table: its code is not walked");
+                    // There may be room when others are gone.
+                    return Code::NOT_READY;
+                }
+            },
         };
         *self = Self::As(number);
         number
     }
 }
 
-fn read_vdso(target: &Target, vdso: &Mapping) -> Option<CodeFile> {
+fn read_vdso(target: &Target, vdso: &Mapping, number: u32) -> Option<CodeFile> {
     let mut bytes = vec![0; usize::try_from(vdso.len()).ok()?];
     target.open_file("mem").ok()?.read_exact_at(&mut bytes, vdso.start.0).ok()?;
     let table = Table::from_elf(&bytes).ok()?;
-    let bias = load_bias(&bytes, vdso.start.0, 0)?;
-    let svmas = HashMap::from([(vdso.file_offset, vdso.start.0.wrapping_sub(bias))]);
-    Some(CodeFile { _object: None, table: InKernel::Not(Box::new(table)), svmas })
+    Some(CodeFile {
+        object: None,
+        table: InKernel::Not(Box::new(table)),
+        segments: CodeSegments::of(&bytes),
+        number,
+    })
 }

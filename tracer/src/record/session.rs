@@ -74,6 +74,8 @@ pub struct Session {
     managed: ManagedHolders,
     resident: ResidentMemory,
     stale_code: BTreeSet<u16>,
+    /// Numbers of stacks whose last frame is in code that was not known when they were made.
+    unnamed: Vec<u32>,
     trampolines_made: BTreeSet<u16>,
     mapping_events: u64,
     /// Runs of programs that were missed, and events that could not be read, before the window.
@@ -135,7 +137,7 @@ impl Session {
             }
         }
         for process in &processes {
-            code.install(process.index, &process.target, &mut capture);
+            worker.add_code(code.install(process.index, &process.target, &mut capture));
         }
         capture.attach_system_calls()?;
         // After the probes: see the mapping account.
@@ -160,6 +162,7 @@ impl Session {
             managed: ManagedHolders::default(),
             resident: ResidentMemory::default(),
             stale_code: BTreeSet::new(),
+            unnamed: Vec::new(),
             trampolines_made: BTreeSet::new(),
             mapping_events: 0,
             missed_before: 0,
@@ -201,20 +204,21 @@ impl Session {
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, code, .. } = self;
+        let Self { processes, capture, planner, code, worker, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
-        let index = process.index;
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
             process.attach_new(&object, capture, planner)?;
             code.read_object(object);
-            code.install(process.index, &target, capture);
+            let views = code.install(process.index, &target, capture);
+            if let Some(worker) = worker {
+                worker.add_code(views);
+            }
             anyhow::Ok(())
         })?;
         self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
         if let Some(worker) = &self.worker {
-            worker.mappings_changed(index);
             worker.catch_up();
         }
         Ok(launched.release()?)
@@ -244,12 +248,15 @@ impl Session {
     /// Takes what the kernel has to say.
     pub fn take_events(&mut self) {
         self.capture.log_messages();
-        let Self { drain, stacks, worker, mappings, code, stale_code, mapping_events, .. } = self;
+        let Self { drain, stacks, worker, mappings, code, stale_code, unnamed, mapping_events, .. } = self;
         let mut changed_code = BTreeSet::new();
         drain.take(|event| match event {
             Event::Stack(stack) => {
-                if let Some(worker) = worker {
-                    worker.name(stack.number, stack.process, stack.frames.clone());
+                // Its last frame can be named when its code is known.
+                if stack.walked.last_is_unknown {
+                    unnamed.push(stack.number);
+                } else if let Some(worker) = worker {
+                    worker.name(&stack);
                 }
                 // A walk that came to code which nobody knows of: it may have been compiled, or become executable, just now.
                 if matches!(stack.stop, Stop::NotCode | Stop::FramePointerLost | Stop::TableNotReady) {
@@ -262,9 +269,6 @@ impl Session {
                 mappings.apply(&event);
                 if maps_code(&event) || code.is_released_by(&event) {
                     changed_code.insert(event.process);
-                    if let Some(worker) = worker {
-                        worker.mappings_changed(event.process);
-                    }
                 }
             }
             // The gate says so too.
@@ -281,12 +285,29 @@ impl Session {
         self.stale_code.remove(&index);
         let Some(process) = self.processes.iter_mut().find(|process| process.index == index) else { return };
         self.code.read(&process.target);
-        self.code.install(index, &process.target, &mut self.capture);
+        let views = self.code.install(index, &process.target, &mut self.capture);
+        if let Some(worker) = &self.worker {
+            worker.add_code(views);
+        }
         if let Err(error) = process.attach(&mut self.capture, &self.planner)
             && !process.target.has_exited()
         {
             log::warn!("cannot probe newly loaded code: {error:#}");
         }
+        self.name_unnamed(|process| process == index);
+    }
+
+    /// Has stacks named that were made in code which was not known then.
+    fn name_unnamed(&mut self, of_process: impl Fn(u16) -> bool) {
+        let Self { unnamed, stacks, worker: Some(worker), .. } = self else { return };
+        unnamed.retain(|number| {
+            let Some(stack) = stacks.get(number) else { return false };
+            let is_due = of_process(stack.process);
+            if is_due {
+                worker.name(stack);
+            }
+            !is_due
+        });
     }
 
     /// Looks again where walks came to unknown code. Not at once: reading mappings takes up to milliseconds, and broken stacks
@@ -473,6 +494,7 @@ impl Session {
     pub fn finish(mut self) -> Result<Profile> {
         self.capture.detach();
         self.take_events();
+        self.name_unnamed(|_| true);
         self.worker.take().context("the session has been finished already")?.finish()?;
         Ok(self.findings().profile())
     }

@@ -6,7 +6,10 @@
 //! gone cannot be named. Here the *files* of the executable mappings are opened when a mapping is first seen (through
 //! `/proc/PID/map_files`, which works for deleted files and in any mount namespace) and kept open; an address becomes
 //! a file offset, that an address as the file states it (svma), and blazesym is asked about the file alone.
-//! What has been unmapped is remembered until something else is mapped over it.
+//!
+//! Which file was mapped where is not asked when a stack is named, but was written down when the kernel was told ([`CodeView`]):
+//! a stack is named by the list of mappings that it was walked by. (A symbolizer by itself, without such lists, reads the
+//! mappings, and remembers what has been unmapped until something else is mapped over it.)
 //!
 //! # Never a guess
 //! Each source of names is bounded by what it claims to cover: debug information by its ranges, symbols by their size,
@@ -23,14 +26,17 @@ mod object_file;
 mod perf_map;
 mod pool;
 mod process;
+mod view;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::view::CodeView;
 pub use self::worker::{Names, Worker};
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -42,6 +48,8 @@ use self::object_file::{Function, ObjectFile};
 use self::perf_map::PerfMap;
 use self::pool::FramePool;
 use self::process::Process;
+use self::view::Views;
+use crate::drain::WalkedCode;
 use crate::model::{Address, Frame, Pid};
 
 /// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names; stacks share them.
@@ -60,6 +68,8 @@ const REREAD_SHARE: u32 = 20;
 pub struct Symbolizer {
     process: Option<Process>,
     space: AddressSpace<Rc<Module>>,
+    views: Views<Rc<Module>>,
+    modules_opened: u64,
     modules: HashMap<(Option<FileId>, PathBuf), Rc<Module>>,
     perf_map: PerfMap,
     frames: FrameCache,
@@ -91,6 +101,8 @@ pub struct MappedModule<'a> {
 
 /// What a mapping shows.
 struct Module {
+    /// Unlike any other's of this symbolizer, past ones included.
+    number: u64,
     name: String,
     path: PathBuf,
     build_id: Option<String>,
@@ -108,6 +120,8 @@ impl Symbolizer {
         Self {
             process: process.inspect_err(|error| log::debug!("cannot open process {pid}: {error}")).ok(),
             space: AddressSpace::default(),
+            views: Views::default(),
+            modules_opened: 0,
             modules: HashMap::new(),
             perf_map: PerfMap::default(),
             frames: FrameCache::default(),
@@ -121,11 +135,45 @@ impl Symbolizer {
     /// with nothing but its address.
     pub fn symbolize(&mut self, addresses: &[Address]) -> Vec<Arc<Frame>> {
         self.read_mappings(addresses);
+        let regions: Vec<_> =
+            addresses.iter().map(|&address| self.space.find(call(address)).cloned()).collect();
+        self.name(addresses, &regions)
+    }
+
+    /// As [`Symbolizer::symbolize`], by what was mapped when the stack was walked.
+    pub fn symbolize_walked(&mut self, addresses: &[Address], walked: WalkedCode) -> Vec<Arc<Frame>> {
+        if self.views.is_empty() {
+            return self.symbolize(addresses);
+        }
+        let last = addresses.len().saturating_sub(1);
+        let find = |(index, &address)| {
+            self.views.find(call(address), walked, walked.last_is_unknown && index == last)
+        };
+        let regions: Vec<_> = addresses.iter().enumerate().map(find).collect();
+        self.name(addresses, &regions)
+    }
+
+    /// From now on stacks can come that were walked by this.
+    pub fn add_code(&mut self, view: &CodeView) {
+        let mut space = AddressSpace::default();
+        for mapping in &view.code {
+            let object = mapping.file_id().and_then(|id| view.objects.iter().find(|object| object.id == id));
+            // Opened anew: whoever reads through the other descriptor is not disturbed.
+            let file = object.and_then(|object| File::open(object.uprobe_path()).ok());
+            let mapping = Mapping::from(mapping);
+            let Some(module) = self.module(&mapping, file) else { return };
+            space.map(&mapping, module);
+        }
+        self.views.push(view, space);
+        self.modules.retain(|_, module| Rc::strong_count(module) > 1);
+    }
+
+    /// The frames of addresses, each in the region of code that is at the call before it.
+    fn name(&mut self, addresses: &[Address], regions: &[Option<Region<Rc<Module>>>]) -> Vec<Arc<Frame>> {
         let mut frames = Vec::with_capacity(addresses.len());
         let mut perf_map_is_current = false;
-        for &address in addresses {
-            let found =
-                self.frames.get(address).unwrap_or_else(|| self.look_up(address, &mut perf_map_is_current));
+        for (&address, region) in addresses.iter().zip(regions) {
+            let found = self.look_up(address, region.as_ref(), &mut perf_map_is_current);
             frames.extend_from_slice(&found);
         }
         frames
@@ -146,19 +194,28 @@ impl Symbolizer {
         })
     }
 
-    fn look_up(&mut self, address: Address, perf_map_is_current: &mut bool) -> Rc<[Arc<Frame>]> {
+    fn look_up(
+        &mut self,
+        address: Address,
+        region: Option<&Region<Rc<Module>>>,
+        perf_map_is_current: &mut bool,
+    ) -> Rc<[Arc<Frame>]> {
         let mut frame = Frame { ip: address, ..Frame::default() };
-        // A return address can be the first one after its function, or even its mapping: look at the call.
-        let (Some(call), Some(process)) = (address.0.checked_sub(1), &self.process) else {
+        let Some(process) = self.process.as_ref().filter(|_| address.0 > 0) else {
             return Rc::new([self.pool.share(frame)]);
         };
-        if let Some(region) = self.space.find(call) {
+        let call = call(address);
+        if let Some(region) = region {
+            let key = (address, region.module.number, region.file_offset(call));
+            if let Some(frames) = self.frames.get(key) {
+                return frames;
+            }
             frame = region.module.frame(frame, region, call);
             let functions = region.module.functions(region, call, process);
             if !functions.is_empty() {
                 let named = functions.into_iter().map(|function| self.pool.share(name(&frame, function)));
                 let frames: Rc<[Arc<Frame>]> = named.collect();
-                self.frames.insert(address, &frames);
+                self.frames.insert(key, &frames);
                 return frames;
             }
         }
@@ -194,7 +251,7 @@ impl Symbolizer {
         let mut present = AddressSpace::default();
         let mut changed = false;
         for mapping in mappings {
-            let Some(module) = self.module(&mapping) else { return };
+            let Some(module) = self.module(&mapping, None) else { return };
             present.map(&mapping, Rc::clone(&module));
             changed |= self.space.map(&mapping, module);
         }
@@ -207,15 +264,17 @@ impl Symbolizer {
         self.modules.retain(|_, module| Rc::strong_count(module) > 1);
     }
 
-    /// The module that `mapping` shows, opened if need be. A file can be gone before it is opened, and come back.
-    fn module(&mut self, mapping: &Mapping) -> Option<Rc<Module>> {
+    /// The module that `mapping` shows, read from the file given or opened if need be. A file can be gone before it is opened, and
+    /// come back.
+    fn module(&mut self, mapping: &Mapping, file: Option<File>) -> Option<Rc<Module>> {
         let process = self.process.as_ref()?;
         let key = (mapping.file, mapping.path.clone());
         let known = self.modules.get(&key);
         if let Some(module) = known.filter(|module| module.object.is_some() || !module.is_file) {
             return Some(Rc::clone(module));
         }
-        let module = Module::open(mapping, process);
+        self.modules_opened += 1;
+        let module = Module::open(mapping, file, process, self.modules_opened);
         match known {
             Some(known) if module.object.is_none() => Some(Rc::clone(known)),
             _ => {
@@ -235,9 +294,10 @@ impl PartialEq for Module {
 }
 
 impl Module {
-    fn open(mapping: &Mapping, process: &Process) -> Self {
+    fn open(mapping: &Mapping, file: Option<File>, process: &Process, number: u64) -> Self {
         let path = process.path_below_root(mapping);
         let file = match mapping.file {
+            Some(_) if let Some(file) = file => Some(Ok(file)),
             Some(id) => Some(process.open_mapped(mapping, id)),
             None if mapping.path == Path::new("[vdso]") => Some(process.copy_vdso(&mapping.range)),
             None => None,
@@ -247,6 +307,7 @@ impl Module {
             object.inspect_err(|error| log::debug!("no symbols for {}: {error}", mapping.path.display())).ok()
         });
         Self {
+            number,
             name: mapping.module_name(),
             build_id: object.as_ref().and_then(ObjectFile::build_id),
             is_file: mapping.file.is_some() || object.is_some(),
@@ -286,32 +347,40 @@ fn name(base: &Frame, function: Function) -> Frame {
     }
 }
 
+/// The address to look at for the frame of a return address, which can be the first one after its function, or even its mapping.
+fn call(address: Address) -> u64 {
+    address.0.saturating_sub(1)
+}
+
+/// An address, and what is there: the number of the module and the offset in its file.
+type CodeKey = (Address, u64, u64);
+
 /// The frames of recently seen addresses: those of one generation, and those of the one before. Stacks share most of
 /// their addresses, so the addresses in use survive.
 #[derive(Default)]
 struct FrameCache {
-    new: HashMap<Address, Rc<[Arc<Frame>]>>,
-    old: HashMap<Address, Rc<[Arc<Frame>]>>,
+    new: HashMap<CodeKey, Rc<[Arc<Frame>]>>,
+    old: HashMap<CodeKey, Rc<[Arc<Frame>]>>,
     /// How many frames `new` holds.
     frames: usize,
 }
 
 impl FrameCache {
-    fn get(&mut self, address: Address) -> Option<Rc<[Arc<Frame>]>> {
-        if let Some(frames) = self.new.get(&address) {
+    fn get(&mut self, key: CodeKey) -> Option<Rc<[Arc<Frame>]>> {
+        if let Some(frames) = self.new.get(&key) {
             return Some(Rc::clone(frames));
         }
-        let frames = self.old.remove(&address)?;
-        self.insert(address, &frames);
+        let frames = self.old.remove(&key)?;
+        self.insert(key, &frames);
         Some(frames)
     }
 
-    fn insert(&mut self, address: Address, frames: &Rc<[Arc<Frame>]>) {
+    fn insert(&mut self, key: CodeKey, frames: &Rc<[Arc<Frame>]>) {
         if self.frames + frames.len() > CACHED_FRAMES {
             self.old = std::mem::take(&mut self.new);
             self.frames = 0;
         }
         self.frames += frames.len();
-        self.new.insert(address, Rc::clone(frames));
+        self.new.insert(key, Rc::clone(frames));
     }
 }

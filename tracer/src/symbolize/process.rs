@@ -84,14 +84,14 @@ impl Process {
         let Range { start, end } = mapping.range;
         let link = format!("map_files/{start:x}-{end:x}");
         let mapped = rustix::fs::openat(&self.directory, link, LOCATE, Mode::empty());
-        mapped.map_err(io::Error::from).and_then(read_regular).or_else(|error| {
-            let file = self.open_in_root(&self.path_below_root(mapping)).map_err(|_| error)?;
-            // Devices are not compared: overlayfs and btrfs show another one in `maps` than in `stat`.
-            if file.metadata()?.ino() == id.inode {
-                Ok(file)
-            } else {
-                Err(io::Error::other("the file at that path is not the mapped one"))
-            }
+        // Devices are not compared: overlayfs and btrfs show another one in `maps` than in `stat`.
+        let is_mapped = |file: File| match file.metadata()?.ino() == id.inode {
+            true => Ok(file),
+            false => Err(io::Error::other("the file at that path is not the mapped one")),
+        };
+        // By now another file may be mapped at the same addresses.
+        mapped.map_err(io::Error::from).and_then(read_regular).and_then(is_mapped).or_else(|error| {
+            self.open_in_root(&self.path_below_root(mapping)).map_err(|_| error).and_then(is_mapped)
         })
     }
 

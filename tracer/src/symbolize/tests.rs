@@ -689,12 +689,13 @@ fn a_corrupt_object_costs_no_more_than_its_names() {
 fn the_cache_is_bounded_and_keeps_what_is_in_use() {
     let mut cache = FrameCache::default();
     let frames: Rc<[Arc<Frame>]> = vec![Arc::default(); 3].into();
-    let hot = Address(0);
+    let key = |address| (Address(address), 1, 0);
+    let hot = key(0);
     cache.insert(hot, &frames);
     for address in 1..=CACHED_FRAMES as u64 {
-        cache.insert(Address(address), &frames);
+        cache.insert(key(address), &frames);
         assert!(cache.get(hot).is_some(), "{address}");
         assert!((cache.new.len() + cache.old.len()) * frames.len() <= 2 * CACHED_FRAMES);
     }
-    assert!(cache.get(Address(1)).is_none());
+    assert!(cache.get(key(1)).is_none());
 }

@@ -14,7 +14,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::Symbolizer;
+use super::{CodeView, Symbolizer};
+use crate::drain::{NewStack, WalkedCode};
 use crate::model::{Address, Frame, Pid};
 
 /// What is named so far; more of it from moment to moment while the thread runs.
@@ -48,10 +49,11 @@ enum Job {
         number: u32,
         process: u16,
         frames: Vec<Address>,
+        walked: WalkedCode,
     },
+    Code(CodeView),
     /// What comes under these numbers from now on is other stacks.
     Forget(Arc<HashSet<u32>>),
-    MappingsChanged(u16),
     /// Says so when everything before it is done.
     Answer(Sender<()>),
 }
@@ -86,18 +88,21 @@ impl Worker {
     }
 
     /// Names the frames of a stack.
-    pub fn name(&self, number: u32, process: u16, frames: Vec<Address>) {
-        let _ = self.jobs.send(Job::Name { number, process, frames });
+    pub fn name(&self, stack: &NewStack) {
+        let &NewStack { number, process, walked, .. } = stack;
+        let _ = self.jobs.send(Job::Name { number, process, frames: stack.frames.clone(), walked });
+    }
+
+    /// What processes have mapped from now on.
+    pub fn add_code(&self, views: Vec<CodeView>) {
+        for view in views {
+            let _ = self.jobs.send(Job::Code(view));
+        }
     }
 
     /// Forgets stacks; their numbers may be given to others.
     pub fn forget(&self, stacks: Arc<HashSet<u32>>) {
         let _ = self.jobs.send(Job::Forget(stacks));
-    }
-
-    /// A process has mapped or unmapped code.
-    pub fn mappings_changed(&self, process: u16) {
-        let _ = self.jobs.send(Job::MappingsChanged(process));
     }
 
     /// Waits until everything that was asked for is done.
@@ -131,23 +136,16 @@ impl Worker {
     }
 }
 
-/// Opens what is mapped, so that it can be read when the process is gone.
-fn look_ahead(symbolizer: &mut Symbolizer) {
-    symbolizer.symbolize(&[]);
-}
-
 fn name_stacks(queue: &Receiver<Job>, names: &Names) {
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
-                let mut symbolizer = Symbolizer::new(pid);
-                look_ahead(&mut symbolizer);
-                symbolizers.insert(index, symbolizer);
+                symbolizers.insert(index, Symbolizer::new(pid));
             }
-            Job::Name { number, process, frames } => {
+            Job::Name { number, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {
-                    Some(symbolizer) => symbolizer.symbolize(&frames),
+                    Some(symbolizer) => symbolizer.symbolize_walked(&frames, walked),
                     None => frames.iter().map(|&ip| Arc::new(Frame { ip, ..Frame::default() })).collect(),
                 };
                 names.insert(number, frames);
@@ -156,10 +154,9 @@ fn name_stacks(queue: &Receiver<Job>, names: &Names) {
             Job::Answer(answer) => {
                 let _ = answer.send(());
             }
-            Job::MappingsChanged(process) => {
-                if let Some(symbolizer) = symbolizers.get_mut(&process) {
-                    symbolizer.mappings_changed();
-                    look_ahead(symbolizer);
+            Job::Code(view) => {
+                if let Some(symbolizer) = symbolizers.get_mut(&view.process) {
+                    symbolizer.add_code(&view);
                 }
             }
         }
@@ -168,12 +165,18 @@ fn name_stacks(queue: &Receiver<Job>, names: &Names) {
 
 #[cfg(test)]
 mod tests {
+    use tracer_ebpf::stop::Stop;
+
     use super::*;
 
     #[test]
     fn forgotten_stacks_have_no_names() {
         let worker = Worker::start().unwrap();
-        let name = |number, ip| worker.name(number, 0, vec![Address(ip)]);
+        let name = |number, ip| {
+            let frames = vec![Address(ip)];
+            let (stop, walked) = (Stop::Base, WalkedCode::default());
+            worker.name(&NewStack { number, process: 0, api: 0, stop, tid: 1, frames, walked });
+        };
         name(7, 1);
         name(8, 2);
         worker.forget(Arc::new([7].into()));

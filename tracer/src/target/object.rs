@@ -171,6 +171,8 @@ fn open_mapped(proc: &OwnedFd, mapping: &Mapping, path: &Path) -> Result<Option<
     let opened = match open_regular(proc, Path::new(&link)) {
         // No right to use the link, or the mapping has changed since.
         Err(Errno::PERM | Errno::ACCESS | Errno::NOENT) => open_by_path(proc, mapping, path)?,
+        // Another file has been mapped at the same addresses.
+        Ok(Some((_, stat))) if stat.st_ino != mapping.inode => open_by_path(proc, mapping, path)?,
         opened => opened?,
     };
     Ok(opened.filter(|(file, _)| is_elf(file)).map(|(file, stat)| (file, stat.st_nlink == 0)))

@@ -24,7 +24,7 @@ use super::rules::Rules;
 use super::table::{MAX_ROWS, Table, TableError, TableStats};
 
 /// Changes with the meaning of the bytes, of a rule, or of how files are read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const MAGIC: &[u8; 8] = b"unwind\0\0";
 
 /// How much the cache may hold. What was not used for longest goes first.
@@ -206,6 +206,7 @@ impl Key {
         let mut put = |number: u64| hash.update(number.to_le_bytes());
         put(elf.length);
         put(elf.entry.unwrap_or(0));
+        put(elf.coroutine_end.unwrap_or(0));
         put(elf.code.len() as u64);
         for range in &elf.code {
             put(range.start);
@@ -222,6 +223,15 @@ impl Key {
             hash.update((section.data.len() as u64).to_le_bytes());
             hash.update(&section.data);
         }
+        if let Some(undescribed) = &elf.undescribed {
+            for code in &undescribed.code {
+                hash.update(code.svma.to_le_bytes());
+                hash.update((code.bytes.len() as u64).to_le_bytes());
+                hash.update(code.bytes);
+            }
+            hash.update((undescribed.entries.len() as u64).to_le_bytes());
+            undescribed.entries.iter().for_each(|entry| hash.update(entry.to_le_bytes()));
+        }
         Self(hash.finalize().into())
     }
 
@@ -231,8 +241,8 @@ impl Key {
     }
 }
 
-/// Magic, version, page bits, key, code, 4 numbers of statistics, 3 lengths.
-const HEADER: usize = 8 + 4 + 4 + 32 + 8 + 4 * 4 + 3 * 4;
+/// Magic, version, page bits, key, code, 5 numbers of statistics, 3 lengths.
+const HEADER: usize = 8 + 4 + 4 + 32 + 8 + 5 * 4 + 3 * 4;
 const CHECKSUM: usize = 32;
 /// No page index is longer: a table's code is at most 4 GiB.
 const MAX_PAGES: usize = (1 << (32 - PAGE_BITS)) + 1;
@@ -249,7 +259,8 @@ fn encode(table: &Table, key: &Key) -> Vec<u8> {
     bytes.extend(PAGE_BITS.to_le_bytes());
     bytes.extend(key.0);
     bytes.extend(code.to_le_bytes());
-    for number in [stats.functions, stats.file_rows, stats.unsupported_rows, stats.broken] {
+    for number in [stats.functions, stats.file_rows, stats.unsupported_rows, stats.broken, stats.synthesized]
+    {
         bytes.extend(number.to_le_bytes());
     }
     for length in [pages.len(), rows.len(), rules.len()] {
@@ -283,6 +294,7 @@ fn decode(bytes: &[u8], key: &Key) -> Option<Table> {
         file_rows: rest.u32()?,
         unsupported_rows: rest.u32()?,
         broken: rest.u32()?,
+        synthesized: rest.u32()?,
     };
     let [pages, rows, rules] = [rest.u32()? as usize, rest.u32()? as usize, rest.u32()? as usize];
     let table = Table {

@@ -8,12 +8,17 @@ use object::elf::{
     CompressionHeader64, DT_NEEDED, ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, EM_X86_64, FileHeader64, PF_X,
     PT_GNU_EH_FRAME, PT_INTERP, PT_LOAD, ProgramHeader64,
 };
+use object::read::elf::ElfFile64;
 use object::read::elf::{
     CompressionHeader, Dyn as _, FileHeader, ProgramHeader, SectionHeader, SectionTable,
 };
-use object::{CompressedData, CompressionFormat, Endianness, ReadRef};
+use object::{
+    CompressedData, CompressionFormat, Endianness, Object as _, ObjectSymbol as _, ReadRef, RelocationTarget,
+    SymbolKind,
+};
 
 use super::TableError;
+use super::instructions::{CodeBytes, MAX_CODE, addresses_taken};
 
 /// The largest section that is decompressed; a hostile file could otherwise ask for any amount of memory.
 const MAX_DECOMPRESSED: u64 = 256 << 20;
@@ -41,8 +46,19 @@ pub(super) struct Elf<'data> {
     pub code: Vec<Range<u64>>,
     /// Where a thread begins to run in it: the entry point of a program or of the dynamic linker.
     pub entry: Option<u64>,
+    /// What the first function of a coroutine returns to (glibc's `__start_context`): it has no caller.
+    pub coroutine_end: Option<u64>,
     /// By preference.
     pub sections: Vec<Section<'data>>,
+    /// What is known of code that the sections say nothing of; none of files that need no more than their sections.
+    pub undescribed: Option<Undescribed<'data>>,
+}
+
+/// Code to be described by its instructions.
+pub(super) struct Undescribed<'data> {
+    pub code: Vec<CodeBytes<'data>>,
+    /// Where functions begin, as far as symbols and relocations tell.
+    pub entries: Vec<u64>,
 }
 
 type Header = FileHeader64<Endianness>;
@@ -67,25 +83,115 @@ pub(super) fn read(bytes: &[u8]) -> Result<Elf<'_>, TableError> {
     let length = bytes.len() as u64;
     let entry =
         starts_threads(segments, endian, bytes).then(|| header.e_entry(endian)).filter(|&entry| entry != 0);
-    Ok(Elf { length, code: executable(segments, endian, length), entry, sections })
+    let undescribed = entry.and_then(|entry| undescribed(&table, segments, endian, bytes, entry));
+    let coroutine_end = coroutine_end(segments, endian, bytes);
+    Ok(Elf {
+        length,
+        code: executable(segments, endian, length),
+        entry,
+        coroutine_end,
+        sections,
+        undescribed,
+    })
 }
 
-/// What the loader added to a file's addresses, for a mapping of it: `svma = avma - bias`. `start` is where the mapping
-/// begins, `file_offset` where it begins in the file, both as in `/proc/PID/maps`. `None` when the file has no
-/// executable segment there.
-#[must_use]
-pub fn load_bias(elf: &[u8], start: u64, file_offset: u64) -> Option<u64> {
-    let header = Header::parse(elf).ok()?;
-    let endian = header.endian().ok()?;
-    let segments = header.program_headers(endian, elf).ok()?;
-    segments.iter().filter(|segment| is_executable(segment, endian)).find_map(|segment| {
-        // The kernel maps whole pages: the mapping may begin before the segment does.
-        let offset = segment.p_offset(endian);
-        let end = offset.checked_add(segment.p_filesz(endian))?;
-        let into = file_offset.wrapping_sub(offset);
-        let covers = offset & !(MIN_PAGE - 1) <= file_offset && file_offset < end;
-        covers.then(|| start.wrapping_sub(segment.p_vaddr(endian).wrapping_add(into)))
-    })
+/// glibc's `makecontext` puts the address of `__start_context` under the first function of a coroutine. No symbol names that, and its
+/// frame information says nothing of the byte before it, where callers are looked up; but it begins as no other function does: it
+/// takes its stack from `rbx`.
+fn coroutine_end(segments: &[ProgramHeader64<Endianness>], endian: Endianness, bytes: &[u8]) -> Option<u64> {
+    /// `makecontext` has 250 bytes.
+    const LENGTH: usize = 512;
+    const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
+    const MOV_RBX_RSP: &[u8] = &[0x48, 0x89, 0xdc];
+    let code_at = |svma: u64| {
+        segments.iter().filter(|segment| is_executable(segment, endian)).find_map(|segment| {
+            let offset = usize::try_from(svma.checked_sub(segment.p_vaddr(endian))?).ok()?;
+            segment.data(endian, bytes).ok()?.get(offset..)
+        })
+    };
+    let is_end = |svma: &u64| {
+        let code = code_at(*svma).unwrap_or_default();
+        code.strip_prefix(ENDBR64).unwrap_or(code).starts_with(MOV_RBX_RSP)
+    };
+    let file = ElfFile64::<Endianness>::parse(bytes).ok()?;
+    let makecontext = file.dynamic_symbols().chain(file.symbols()).find(|symbol| {
+        symbol.is_definition() && matches!(symbol.name_bytes(), Ok(b"makecontext" | b"__makecontext"))
+    })?;
+    let svma = makecontext.address();
+    let code = code_at(svma)?;
+    addresses_taken(&code[..code.len().min(LENGTH)], svma).find(is_end)
+}
+
+/// A C library that says nothing of its frames (musl) is in files that need no others: itself, or a program that it is part of.
+fn undescribed<'data>(
+    table: &Sections<'data>,
+    segments: &'data [ProgramHeader64<Endianness>],
+    endian: Endianness,
+    bytes: &'data [u8],
+    entry: u64,
+) -> Option<Undescribed<'data>> {
+    let needs_others = segments.iter().any(|segment| segment.p_type(endian) == PT_INTERP);
+    // Go's functions move between stacks, and keep frame pointers.
+    if needs_others || table.section_by_name(endian, b".gopclntab").is_some() {
+        return None;
+    }
+    let executable = segments.iter().filter(|segment| is_executable(segment, endian));
+    let code = executable.filter_map(|segment| {
+        Some(CodeBytes { svma: segment.p_vaddr(endian), bytes: segment.data(endian, bytes).ok()? })
+    });
+    let code: Vec<_> = code.collect();
+    if code.iter().map(|code| code.bytes.len()).sum::<usize>() > MAX_CODE {
+        return None;
+    }
+    let file = ElfFile64::<Endianness>::parse(bytes).ok()?;
+    let functions = file.symbols().chain(file.dynamic_symbols());
+    let functions = functions.filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.is_definition());
+    let pointers = file.dynamic_relocations().into_iter().flatten();
+    let pointers = pointers.filter(|(_, relocation)| relocation.target() == RelocationTarget::Absolute);
+    let mut entries: Vec<u64> = functions
+        .map(|symbol| symbol.address())
+        .chain(pointers.map(|(_, relocation)| relocation.addend().cast_unsigned()))
+        .chain([entry])
+        .collect();
+    entries.sort_unstable();
+    entries.dedup();
+    Some(Undescribed { code, entries })
+}
+
+/// The executable segments of a file: from which part of it code is mapped, and at which svma.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CodeSegments(Vec<(Range<u64>, u64)>);
+
+impl CodeSegments {
+    /// Those of an ELF file; none of what is no ELF file.
+    #[must_use]
+    pub fn of(elf: &[u8]) -> Self {
+        Self::read(elf).unwrap_or_default()
+    }
+
+    fn read(elf: &[u8]) -> Option<Self> {
+        let header = Header::parse(elf).ok()?;
+        let endian = header.endian().ok()?;
+        let segments = header.program_headers(endian, elf).ok()?;
+        let executable = segments.iter().filter(|segment| is_executable(segment, endian));
+        let ranges = executable.filter_map(|segment| {
+            let offset = segment.p_offset(endian);
+            Some((offset..offset.checked_add(segment.p_filesz(endian))?, segment.p_vaddr(endian)))
+        });
+        Some(Self(ranges.collect()))
+    }
+
+    /// What the loader added to the file's addresses, for a mapping of it or of a part of it: `svma = avma - bias`. `start` is where
+    /// the mapping begins, `file_offset` where it begins in the file, both as in `/proc/PID/maps`. `None` when the file has no
+    /// executable segment there.
+    #[must_use]
+    pub fn load_bias(&self, start: u64, file_offset: u64) -> Option<u64> {
+        self.0.iter().find_map(|(file, svma)| {
+            // The kernel maps whole pages: the mapping may begin before the segment does.
+            let covers = file.start & !(MIN_PAGE - 1) <= file_offset && file_offset < file.end;
+            covers.then(|| start.wrapping_sub(svma.wrapping_add(file_offset.wrapping_sub(file.start))))
+        })
+    }
 }
 
 /// Whether the file is a program or the dynamic linker. A library may name an entry point, too, but it is just where its code

@@ -10,13 +10,15 @@
 mod cfi;
 mod disk;
 mod elf;
+mod instructions;
 mod rules;
 mod table;
 mod walk;
 
-pub use disk::{Cache, CacheError, CacheLimits, Origin};
 pub use cfi::function_ranges;
-pub use elf::load_bias;
+pub use disk::{Cache, CacheError, CacheLimits, Origin};
+pub use elf::CodeSegments;
+pub use instructions::{CodeBytes, Described, describe};
 pub use rules::Rules;
 pub use table::{Table, TableError, TableStats};
 pub use walk::{CodeMap, MAX_FRAMES, OverlappingMappings, Walk};

@@ -5,7 +5,8 @@ use std::ops::Range;
 use tracer_ebpf::unwind::{PAGE_BITS, PAGE_SIZE, Place, Row, RowSearch, Rule, TableHeader, Tables};
 
 use super::cfi::{self, Sink};
-use super::elf::{self, Elf};
+use super::elf::{self, Elf, Undescribed};
+use super::instructions;
 use super::rules::Rules;
 
 /// The most rows a table can have: 64 MiB of them, four times what the largest known program (Chromium) has.
@@ -46,6 +47,8 @@ pub struct TableStats {
     pub unsupported_rows: u32,
     /// Entries that could not be read.
     pub broken: u32,
+    /// Stretches of code that are described by their instructions; not among the above.
+    pub synthesized: u32,
 }
 
 /// The unwind table of one ELF file, position independent, in the form that is copied to the kernel.
@@ -77,15 +80,21 @@ impl Table {
         if length > elf.length.saturating_add(MAX_CODE_GAP).min(1 << 32) {
             return Err(TableError::CodeTooLarge(length));
         }
+        let mut collected = Collected::new(&elf.code, span.start);
         for section in &elf.sections {
-            let mut collected = Collected::new(&elf.code, span.start);
             cfi::read(section, &mut collected);
             if !collected.functions.is_empty() {
-                collected.describe_entry(elf.entry);
-                return collected.into_table(length);
+                break;
             }
         }
-        Err(TableError::NoUnwindInformation)
+        let has_any = !collected.functions.is_empty() || elf.undescribed.is_some();
+        let entries = elf.undescribed.as_ref().map_or(&[][..], |undescribed| &undescribed.entries);
+        collected.describe_entry(elf.entry, entries);
+        collected.describe_coroutine_end(elf.coroutine_end);
+        if let Some(undescribed) = &elf.undescribed {
+            collected.describe_by_instructions(undescribed);
+        }
+        if has_any { collected.into_table(length) } else { Err(TableError::NoUnwindInformation) }
     }
 
     /// Where the table stands when its pages and rows are copied to these places of the global arrays.
@@ -216,7 +225,7 @@ impl<'a> Collected<'a> {
     }
 
     /// Code at the entry point that the file says nothing of, as in the dynamic linker and in musl's start files, has no caller.
-    fn describe_entry(&mut self, entry: Option<u64>) {
+    fn describe_entry(&mut self, entry: Option<u64>, others: &[u64]) {
         /// What stands there is some instructions long, and sets up the call of a function in C.
         const LONGEST: u64 = 128;
         let Some(entry) = entry else { return };
@@ -229,9 +238,37 @@ impl<'a> Collected<'a> {
         let next =
             self.functions.iter().map(|function| function.code.start).filter(|&next| next > start).min();
         let next = next.map_or(u64::MAX, |next| self.base + u64::from(next));
+        let next =
+            others.iter().copied().filter(|&other| other > entry).min().map_or(next, |other| other.min(next));
         if self.function(entry..next.min(entry.saturating_add(LONGEST))) {
             self.row(entry, Rule::BASE);
         }
+    }
+
+    /// Callers are looked up one byte before their return address, which here no call has put there.
+    fn describe_coroutine_end(&mut self, end: Option<u64>) {
+        let Some(end) = end else { return };
+        let before = end.saturating_sub(1);
+        let is_before = |range: &Range<u32>| range.contains(&(before.wrapping_sub(self.base) as u32));
+        if !self.functions.iter().any(|function| is_before(&function.code)) && self.function(before..end) {
+            self.row(before, Rule::BASE);
+        }
+    }
+
+    /// Code that the sections say nothing of.
+    fn describe_by_instructions(&mut self, undescribed: &Undescribed<'_>) {
+        let base = self.base;
+        let svmas =
+            |function: &Function| base + u64::from(function.code.start)..base + u64::from(function.code.end);
+        let mut covered: Vec<Range<u64>> = self.functions.iter().map(svmas).collect();
+        covered.sort_unstable_by_key(|range| range.start);
+        let stated = self.stats;
+        for (code, rows) in instructions::describe(&undescribed.code, &undescribed.entries, &covered) {
+            if self.function(code) {
+                rows.into_iter().for_each(|(start, rule)| self.row(start, rule));
+            }
+        }
+        self.stats = TableStats { synthesized: self.stats.functions - stated.functions, ..stated };
     }
 
     /// Puts the functions in order, one after the other, and merges what says the same.

@@ -124,7 +124,7 @@ mod tests {
         let rows: Vec<_> = rules.iter().enumerate().map(|(index, &rule)| (index as u32 * 16, rule)).collect();
         let end = CODE + 16 * rules.len() as u64;
         let jit = CODE + 0x10_0000;
-        let mapping = |start, end, table| Mapping { start, end, bias: CODE, table, padding: 0 };
+        let mapping = |start, end, table| Mapping { start, end, bias: CODE, table, file: 0 };
         let mappings = vec![
             mapping(jit, jit + 0x1000, Mapping::NO_TABLE),
             mapping(CODE, end, 0),

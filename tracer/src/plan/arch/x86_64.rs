@@ -204,7 +204,9 @@ impl Function<'_> {
         let size = usize::try_from(self.size).ok().filter(|size| (1..=FUNCTION_BYTES).contains(size))?;
         let mut sweep = Sweep { starts: Vec::new(), returns: Vec::new(), jumps: Vec::new() };
         let mut end = self.svma;
-        for instruction in Decoder::with_ip(64, self.code.get(..size)?, self.svma, DecoderOptions::NONE).iter() {
+        for instruction in
+            Decoder::with_ip(64, self.code.get(..size)?, self.svma, DecoderOptions::NONE).iter()
+        {
             if instruction.is_invalid() {
                 return None;
             }
