@@ -26,7 +26,8 @@ impl Pages {
         let recording = Tracer::new().options(["--interval", "10ms"]).pid(program.pid()).start();
         program.work();
         let finished = recording.interrupt();
-        let json = finished.json.as_deref().expect("there is a report").replace("leak_calloc", SCRIPT);
+        let json =
+            finished.json.as_deref().expect("there is a report").replace("leak_grown_in_kernel", SCRIPT);
         let pages = Self { directory, report: Report::parse(&json) };
         pages.draw("leak", &json);
         pages

@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
 use tempfile::TempDir;
 use tracer_tests::{Browser, Program, Report, Tracer};
 
@@ -195,15 +194,16 @@ fn assert_speedscope_agrees(browser: &mut Browser) {
     browser.press("3");
     browser.wait_for("document.querySelector('table')");
     let mut checked = 0;
-    for stack in RECORDING.report.stacks.iter().filter(|stack| stack.weight_bytes > 0) {
-        let Some(function) = stack.frames.first().and_then(|frame| frame.function.as_deref()) else {
-            continue;
-        };
+    let leaf = RECORDING.report.stacks.iter().filter_map(|stack| stack.frames.first()?.function.as_deref());
+    for function in leaf.filter(|function| function.starts_with("leak_")) {
+        let held = RECORDING.held_by(function).0;
+        if held == 0 {
+            continue; // What weighs nothing is not in a picture of weights.
+        }
         let row = format!(
             "[...document.querySelectorAll('tr')].find(row => row.lastElementChild.textContent.trim() === {function:?})"
         );
         let row = browser.text(&format!("{row}.innerText"));
-        let held = RECORDING.held_by(function).0;
         let held = if held < 1024 { format!("{held} B") } else { format!("{:.2} KB", held as f64 / 1024.0) };
         assert!(row.contains(&held), "{function} holds {held}: {row}");
         checked += 1;
@@ -222,13 +222,28 @@ fn speedscope_opens_the_heap_profile() {
     assert_speedscope_agrees(&mut speedscope(&RECORDING.file("heapprofile")));
 }
 
+/// The part of Chrome's DevTools that shows sampling heap profiles reads ours.
 #[test]
-fn the_heap_profile_adds_up() {
-    let text = fs::read_to_string(RECORDING.file("heapprofile")).expect("the tracer wrote it");
-    let profile: Value = serde_json::from_str(&text).expect("it is JSON");
-    fn sum(node: &Value) -> u64 {
-        let own = node["selfSize"].as_u64().expect("a size");
-        own + node["children"].as_array().expect("a list").iter().map(sum).sum::<u64>()
+fn devtools_opens_the_heap_profile() {
+    const DEVTOOLS: &str = "devtools://devtools/bundled";
+    let profile = fs::read_to_string(RECORDING.file("heapprofile")).expect("the tracer wrote it");
+    let mut browser = Browser::start();
+    browser.open_address(&format!("{DEVTOOLS}/devtools_app.html"));
+    let held = browser.evaluate(&format!(
+        "(async () => {{
+            const {{ HeapProfileView }} = await import('{DEVTOOLS}/panels/profiler/profiler.js');
+            const model = new HeapProfileView.SamplingHeapProfileModel({profile}, 0, 0);
+            const held = {{ everything: model.total }};
+            const walk = (node) => {{
+                held[node.functionName] = (held[node.functionName] || 0) + node.total;
+                node.children.forEach(walk);
+            }};
+            walk(model.root);
+            return held;
+        }})()"
+    ));
+    assert_eq!(held["everything"], RECORDING.report.totals.weight_bytes);
+    for function in ["leak_large", "leak_calloc", "leak_grown"] {
+        assert_eq!(held[function], RECORDING.held_by(function).0, "{function}: {held}");
     }
-    assert_eq!(sum(&profile["head"]), RECORDING.report.totals.weight_bytes);
 }

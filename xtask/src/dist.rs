@@ -4,7 +4,7 @@ use std::{env, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{command, run};
+use crate::{command, run, setup};
 
 /// What is packed beside the binary. The BPF programs in it are under a licence of their own.
 const FILES: [&str; 5] =
@@ -34,6 +34,9 @@ pub fn dist(workspace: &Path) -> Result<()> {
         fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
     }
     copy(&run::binary(workspace), &stage)?;
+    // What a debugger needs is most of it.
+    setup::programs(&[("strip", "binutils")], "packing")?;
+    command::run_quietly("stripping", Command::new("strip").arg("--strip-debug").arg(stage.join("tracer")))?;
     for file in FILES {
         copy(&workspace.join(file), &stage)?;
     }

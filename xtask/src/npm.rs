@@ -7,12 +7,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use crate::{
-    bpf_toolchain::{self},
-    command,
-    privilege::found_in_path,
-    setup,
-};
+use crate::{bpf_toolchain, command, privilege::found_in_path, setup};
 
 /// Installs a package (`name@version`) unless its `file` is there, and returns where that is.
 ///

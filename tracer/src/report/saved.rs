@@ -14,7 +14,7 @@ use crate::model::{Profile, SCHEMA, StackReport};
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file cannot be read.
-    #[error("{0}")]
+    #[error("{}", reason(.0))]
     Io(#[from] io::Error),
     /// It is something else.
     #[error("it is no recording; `tracer report` reads the .pb.gz and .json files that tracer wrote")]
@@ -33,6 +33,16 @@ pub enum ReadError {
     /// The figures are such that their sum is no number of bytes.
     #[error("it is damaged: its figures are larger than any memory")]
     Figures,
+}
+
+/// What the system said, without Rust's `(os error 2)`.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::IsADirectory => "it is a directory".into(),
+        _ => error.to_string(),
+    }
 }
 
 /// Reads a recording from a file.

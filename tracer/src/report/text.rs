@@ -269,7 +269,8 @@ impl<'a> Page<'a> {
         if let Some(verdict) = stack.verdict.and_then(verdict_name) {
             _ = write!(text, ", {}", self.paint.strong(verdict));
         }
-        if let Some(rate) = stack.growth_bytes_per_second {
+        // What rounds to nothing need not be said.
+        if let Some(rate) = stack.growth_bytes_per_second.filter(|rate| (rate * 60.0).abs() >= 1.0) {
             _ = write!(text, " {}", per_minute(rate));
         }
         for line in stack_lines(stack, self.options) {

@@ -40,7 +40,9 @@ document.title = data.headline;
 $("headline").textContent = data.headline;
 $("headline").classList.toggle("alone", !data.verdict);
 if (data.verdict) {
-  $("verdict").textContent = data.verdict.summary;
+  // What stands between backquotes is code.
+  const said = data.verdict.summary;
+  $("verdict").append(...(said.charAt(0).toUpperCase() + said.slice(1)).split("`").map((text, i) => i % 2 ? element("code", { textContent: text }) : text));
   $("verdict").classList.toggle("leaking", data.verdict.leaking === true);
   $("verdict").hidden = false;
 }
@@ -53,9 +55,10 @@ if (data.trust.length) {
 
 // Where the memory went.
 const partNames = { native: "native (malloc)", mapping: "mappings", managed: "managed heap", allocator: "allocator retained", file: "files", stack: "thread stacks", unexplained: "unexplained" };
-const partColors = { native: "--native", mapping: "--libc", managed: "--jit", allocator: "--allocator", file: "--process", stack: "--kernel", unexplained: "--unknown" };
+const partColors = { native: "--native", mapping: "--libc", managed: "--jit", allocator: "--allocator", file: "--files", stack: "--kernel", unexplained: "--unknown" };
 if (data.memory && data.memory.rss_before_bytes !== undefined && data.memory.rss_after_bytes !== undefined) {
-  const { rss_before_bytes: before, rss_after_bytes: after, parts = [] } = data.memory;
+  const { rss_before_bytes: before, rss_after_bytes: after } = data.memory;
+  const parts = (data.memory.parts || []).filter((part) => part.before_bytes || part.after_bytes);
   $("rss").textContent = `${bytes(before)} → ${bytes(after)}, ${change(after - before)}`;
   const moments = [["before", "before_bytes", before], ["after", "after_bytes", after]];
   const sum = (key) => parts.reduce((sum, part) => sum + Math.max(0, part[key]), 0);
@@ -263,12 +266,12 @@ function sparkline(stack) {
 const columns = [
   ["Weight", "weight", (stack) => bytes(stack.weight), true],
   ["Share", "weight", (stack) => percent(stack.weight, totals.bytes[0]), true, true],
-  ["Blocks", "objects", (stack) => count(stack.objects), true],
+  ["Blocks", "objects", (stack) => count(stack.objects), true, true],
   ["Oldest", "age", (stack) => stack.age === null ? "" : span(stack.age), true, true],
   ...(hasHistory ? [["History", "growth", sparkline, false]] : []),
-  ["Growth", "growth", (stack) => stack.growth === null ? "" : change(Math.round(stack.growth * 60)) + "/min", true, true],
+  ["Growth", "growth", (stack) => Math.round((stack.growth || 0) * 60) === 0 ? "" : change(Math.round(stack.growth * 60)) + "/min", true, true],
   ["Verdict", "verdict", (stack) => (stack.verdict || "").replace("_", " "), false, true],
-  ["Api", "api", (stack) => stack.api, false],
+  ["Api", "api", (stack) => stack.api, false, true],
 ];
 const path = (stack) => {
   const list = [];
