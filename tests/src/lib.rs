@@ -14,6 +14,7 @@
 //! started is ended when its value is dropped.
 
 pub mod bpf;
+mod browser;
 mod leftovers;
 mod lines;
 mod process;
@@ -22,6 +23,7 @@ mod report;
 mod runtimes;
 mod tracer;
 
+pub use browser::Browser;
 pub use leftovers::{assert_text_is_pristine, modified_text};
 pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};

@@ -65,6 +65,8 @@ pub struct Target {
 pub struct Window {
     pub duration_ns: u64,
     pub end: String,
+    #[serde(default)]
+    pub snapshot: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -8,8 +8,10 @@ mod command;
 mod demo;
 mod dist;
 mod lint;
+mod npm;
 mod privilege;
 mod run;
+mod scenarios;
 mod setup;
 mod test;
 
@@ -36,9 +38,11 @@ enum Xtask {
     },
     /// Run every test, those on the real kernel as root.
     Test,
+    /// Record the scenarios whose truth is known, and write the table of verdicts into docs/analysis.md. As root.
+    Scenarios,
     /// Check format, lints, documentation, licences and scripts.
     Lint,
-    /// Measure what tracing costs, and write it into docs/overhead.md and docs/unwinding.md. As root.
+    /// Measure what tracing costs (as root) and what reports take, and write it into the documents.
     Bench {
         /// What is measured.
         #[command(subcommand)]
@@ -69,9 +73,10 @@ impl Xtask {
                 if arguments.is_empty() { demo::demo(workspace) } else { run::exec(workspace, &arguments) }
             }
             Self::Test => {
-                setup::programs_of_tests()?;
+                setup::programs_of_tests(workspace)?;
                 test::test(workspace)
             }
+            Self::Scenarios => scenarios::scenarios(workspace),
             Self::Lint => lint::lint(workspace),
             Self::Bench { what } => bench::bench(workspace, &what),
             Self::Dist => dist::dist(workspace),

@@ -47,7 +47,9 @@ pub struct NativeTotals {
 impl From<&StackTotals> for NativeTotals {
     /// Objects are rounded so that what is left of them is what the live blocks add up to.
     fn from(totals: &StackTotals) -> Self {
-        let (allocated, freed) = (totals.allocated(), totals.freed());
+        // Freed first: programs may be counting more, and freed must not be above allocated.
+        let freed = totals.freed();
+        let allocated = totals.allocated();
         let allocated_objects = allocated.whole_objects();
         let left = Weight { bytes: 0, objects: allocated.objects.saturating_sub(freed.objects) };
         Self {
@@ -144,6 +146,20 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// Makes what is held agree with the totals. Where blocks come and go, those that are live and the totals are read at different
+    /// moments; the totals of a stack agree with each other.
+    pub fn settle_held(&mut self) {
+        let window_ns = self.window_ns();
+        for (&number, totals) in &self.native {
+            let held = self.held.entry(number).or_insert_with(|| Held::nothing(window_ns));
+            let left = Weight {
+                bytes: totals.allocated_bytes.saturating_sub(totals.freed_bytes),
+                objects: totals.allocated_objects.saturating_sub(totals.freed_objects) * OBJECT,
+            };
+            held.weight = if self.min_age_ns == 0 { left } else { held.weight.min(left) };
+        }
+    }
+
     /// Every stack that allocated, largest weight first.
     #[must_use]
     pub fn stacks(&self) -> Vec<StackReport> {
@@ -203,6 +219,7 @@ impl Counted {
         }
         let history = self.history.of(source);
         stack.growth_bytes_per_second = growth::rate(&history);
+        stack.history_bytes = evenly_spaced(&history);
         if stack.kind.counts_by_default() {
             let turnover = Turnover {
                 allocated_objects: stack.allocated_objects,
@@ -242,6 +259,7 @@ impl Counted {
             oldest_age_ns: None,
             median_age_ns: None,
             growth_bytes_per_second: None,
+            history_bytes: Vec::new(),
             verdict: None,
             reason: None,
             complete: stop.is_complete(),
@@ -353,6 +371,18 @@ pub fn count_incomplete(events: &mut Events, stacks: &[StackReport]) {
         }
     }
     events.incomplete_stacks.retain(|_, allocations| *allocations > 0);
+}
+
+/// Points of a history that go into the report: enough for a line as small as a word.
+const HISTORY_POINTS: usize = 24;
+
+/// The sizes at so many points of a history, its first and its last one among them. Nothing when it was always 0.
+fn evenly_spaced(history: &[growth::Point]) -> Vec<u64> {
+    let points = history.len().min(HISTORY_POINTS);
+    if points < 2 || history.iter().all(|point| point.bytes.0 == 0) {
+        return Vec::new();
+    }
+    (0..points).map(|i| history[i * (history.len() - 1) / (points - 1)].bytes.0).collect()
 }
 
 #[cfg(test)]

@@ -313,7 +313,7 @@ fn per_minute(bytes_per_second: f64) -> String {
 }
 
 /// `addon.node: Session::Open`, of the innermost frame that is not a library's of the language.
-fn place_name(frames: &[std::sync::Arc<Frame>]) -> String {
+pub(crate) fn place_name(frames: &[std::sync::Arc<Frame>]) -> String {
     let own = frames.iter().find(|frame| !is_of_language(frame)).or_else(|| frames.first());
     let Some(frame) = own else { return "an unknown place".to_owned() };
     match (&frame.module, &frame.function) {
@@ -419,6 +419,7 @@ mod tests {
             oldest_age_ns: None,
             median_age_ns: None,
             growth_bytes_per_second: Some(rate),
+            history_bytes: Vec::new(),
             verdict: Some(verdict),
             reason: None,
             complete: true,

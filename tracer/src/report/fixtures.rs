@@ -50,6 +50,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
             started_at: "2026-11-22T13:05:12Z".into(),
             duration_ns: 62 * SECOND,
             end: End::Interrupted,
+            snapshot: false,
         },
         settings: Settings {
             sample_bytes: 0,
@@ -91,6 +92,7 @@ pub(super) fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> S
         oldest_age_ns: (objects > 0).then_some(61 * SECOND),
         median_age_ns: (objects > 0).then_some(30 * SECOND),
         growth_bytes_per_second: None,
+        history_bytes: vec![],
         verdict: None,
         reason: None,
         complete: true,
@@ -155,6 +157,7 @@ fn under_node(mut inner: Vec<Frame>) -> Vec<Frame> {
 pub fn node() -> Profile {
     let leak = StackReport {
         growth_bytes_per_second: Some(742_000.0),
+        history_bytes: (0..=6).map(|i| i * 7 * MIB).collect(),
         verdict: Some(Verdict::Leaking),
         reason: Some("it grows steadily, and its old blocks are never freed".to_owned()),
         ..stack(

@@ -9,7 +9,9 @@ use super::human::{Change, Count, Span, counted, moment, per_minute, printable, 
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, sum};
 use super::{Format, Options, Report, Weight};
-use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
+use crate::model::{
+    Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
+};
 
 /// The text summary.
 #[derive(Debug, Default)]
@@ -64,12 +66,17 @@ struct Page<'a> {
     profile: &'a Profile,
     options: &'a Options,
     view: View<'a>,
+    /// The stacks of the view, those that read the same as one.
+    stacks: Vec<StackReport>,
     paint: Paint,
 }
 
 impl<'a> Page<'a> {
     fn new(profile: &'a Profile, options: &'a Options) -> Self {
-        Self { profile, options, view: View::new(profile, options), paint: Paint::new(options) }
+        let view = View::new(profile, options);
+        let mut stacks = alike_as_one(&view.stacks, view.weight);
+        stacks.retain(|stack| view.weight.of(stack) > 0);
+        Self { profile, options, view, stacks, paint: Paint::new(options) }
     }
 
     /// What was outstanding, of whom and when.
@@ -92,7 +99,7 @@ impl<'a> Page<'a> {
     fn when(&self) -> String {
         let window = &self.profile.window;
         let start = moment(&window.started_at);
-        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window.end))
+        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window))
     }
 
     /// `node (1234)`, or all of them.
@@ -104,12 +111,9 @@ impl<'a> Page<'a> {
     }
 
     fn amount(&self) -> String {
-        let objects =
-            self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
-        let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
+        let (bytes, objects) = (self.view.bytes(), self.view.objects());
         let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight).len();
-        let stacks = counted(stacks as u64, "stack");
+        let stacks = counted(self.stacks.len() as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
     }
 
@@ -180,15 +184,15 @@ impl<'a> Page<'a> {
         if seconds >= 1.0 {
             _ = write!(text, " ({})", per_minute(change.0 as f64 / seconds));
         }
-        let mut parts: Vec<&PartSize> = parts.iter().collect();
+        let mut parts: Vec<&PartSize> = parts.iter().filter(|part| growth(part) != 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
-        for part in parts.into_iter().filter(|part| growth(part) != 0) {
+        for part in parts {
             let growth = growth(part);
             let share = match u64::try_from(growth) {
                 Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
                 _ => String::new(),
             };
-            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_name(part), Change(growth).to_string());
+            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_label(part), Change(growth).to_string());
             let leaks = self.profile.verdict.as_ref().is_some_and(|verdict| verdict.leaking == Some(true));
             if leaks && part.part == Part::Native && growth > 0 {
                 text += "  leaking: see the stacks below";
@@ -201,10 +205,9 @@ impl<'a> Page<'a> {
     }
 
     fn stacks(&self) -> String {
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight);
-        let shown = stacks.iter().take(self.options.top);
+        let shown = self.stacks.iter().take(self.options.top);
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
-        let rest = &stacks[blocks.len()..];
+        let rest = &self.stacks[blocks.len()..];
         if !rest.is_empty() {
             let weight = sum(rest, |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
@@ -273,6 +276,9 @@ impl<'a> Page<'a> {
                 format!("not shown: {} of {meaning} (--include {name})", Bytes(bytes))
             })
             .collect();
+        if self.options.includes(Kind::Allocator) {
+            lines.push(NATIVE_IN_ALLOCATOR.to_owned());
+        }
         if reserved > 0 {
             lines.push(format!(
                 "not counted: {} that is mapped, but has no memory behind it",
@@ -338,6 +344,10 @@ impl<'a> Page<'a> {
     }
 }
 
+/// What is to be known when both are drawn.
+pub(super) const NATIVE_IN_ALLOCATOR: &str =
+    "counted twice: native blocks lie in the memory that the allocator took from the kernel";
+
 /// Every setting of the recording.
 fn in_force(settings: &Settings) -> String {
     let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
@@ -378,8 +388,11 @@ fn growth(part: &PartSize) -> i64 {
     part.after_bytes.saturating_sub(part.before_bytes)
 }
 
-const fn ending(end: End) -> &'static str {
-    match end {
+const fn ending(window: &Window) -> &'static str {
+    if window.snapshot {
+        return "a snapshot; the recording went on";
+    }
+    match window.end {
         End::Duration => "recorded for the time asked for",
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
@@ -387,8 +400,8 @@ const fn ending(end: End) -> &'static str {
     }
 }
 
-fn part_name(part: &PartSize) -> String {
-    let name = match part.part {
+pub(crate) const fn part_name(part: Part) -> &'static str {
+    match part {
         Part::Native => "native (malloc)",
         Part::Mapping => "mappings",
         Part::Managed => "managed heap",
@@ -396,7 +409,12 @@ fn part_name(part: &PartSize) -> String {
         Part::File => "files",
         Part::Stack => "thread stacks",
         Part::Unexplained => "unexplained",
-    };
+    }
+}
+
+/// `managed heap (V8)`.
+fn part_label(part: &PartSize) -> String {
+    let name = part_name(part.part);
     match &part.runtime {
         Some(runtime) => format!("{name} ({})", printable(runtime)),
         None => name.to_owned(),
@@ -415,7 +433,7 @@ const fn kind_name(kind: Kind) -> (&'static str, &'static str) {
 }
 
 /// `None` for the verdict that says nothing.
-const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
+pub(crate) const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
     match verdict {
         Verdict::Leaking => Some("leaking"),
         Verdict::Growing => Some("growing"),

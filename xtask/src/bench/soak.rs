@@ -29,7 +29,7 @@ pub fn measure(bed: &Bed, minutes: u32) -> Result<String> {
     let mut target = Dialogue::start(&mut Command::new(bed.program("soak")))?;
     let ready = target.line_with("ready ")?;
     let pid = ready.trim_start_matches("ready ").to_owned();
-    let attached = Attached::start(&mut tracer(bed, &pid), "recording ", Ending::Interrupt)?;
+    let attached = Attached::start(&mut tracer(bed, Some(&pid)), "recording ", Ending::Interrupt)?;
     command::step(&format!("recording for {minutes} minutes"));
     target.tell("go")?;
     let began = Instant::now();
