@@ -341,6 +341,7 @@ impl StackReport {
     pub fn without_frames(&self) -> Self {
         Self {
             api: self.api.clone(),
+            reason: self.reason.clone(),
             history_bytes: self.history_bytes.clone(),
             stop: self.stop.clone(),
             frames: Vec::new(),
