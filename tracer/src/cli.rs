@@ -15,7 +15,7 @@ use clap_complete::Shell;
 
 use tracer_ebpf::sampling::Sampling;
 
-use crate::model::{Bytes, Kind, Mode, Pid, Process, Profile, Verdict};
+use crate::model::{Bytes, Kind, Mode, Pid, Process, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::destination::{Destination, Place, WriteError};
 use crate::report::filter::{Filter, pattern};
@@ -225,11 +225,10 @@ impl RecordConfig {
         self.drawing.options(&self.include, self.top)
     }
 
-    /// Leaves out what is not to be shown at all.
-    pub fn leave_out(&self, profile: &mut Profile) {
-        if !self.only.is_empty() {
-            Filter { only: self.only.iter().copied().collect(), ..Filter::default() }.apply(profile);
-        }
+    /// Which stacks the reports have.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        Filter { only: self.only.iter().copied().collect(), ..Filter::default() }
     }
 
     /// Where a launched command writes while the terminal is in use.
@@ -881,8 +880,9 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 --follow -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s \
-             --mark-after 5s --tui -vv --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
+             --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB \
+             --max-live 1000 --interval 2s --mark-after 5s --tui -vv --color never --symbol-prefix my_ \
+             --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),

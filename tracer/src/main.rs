@@ -105,7 +105,7 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     let mut recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
     // A snapshot may still be being written.
     drop(console);
-    config.leave_out(&mut recorded.profile);
+    config.filter().apply(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
     // Not before the reports are written: the command may go on for long.

@@ -11,6 +11,7 @@ mod lint;
 mod npm;
 mod privilege;
 mod run;
+mod scenarios;
 mod setup;
 mod test;
 
@@ -37,6 +38,8 @@ enum Xtask {
     },
     /// Run every test, those on the real kernel as root.
     Test,
+    /// Record the scenarios whose truth is known, and write the table of verdicts into docs/analysis.md. As root.
+    Scenarios,
     /// Check format, lints, documentation, licences and scripts.
     Lint,
     /// Measure what tracing costs (as root) and what reports take, and write it into the documents.
@@ -73,6 +76,7 @@ impl Xtask {
                 setup::programs_of_tests(workspace)?;
                 test::test(workspace)
             }
+            Self::Scenarios => scenarios::scenarios(workspace),
             Self::Lint => lint::lint(workspace),
             Self::Bench { what } => bench::bench(workspace, &what),
             Self::Dist => dist::dist(workspace),

@@ -23,7 +23,7 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", CL
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
 /// Programs that the tests run, and the packages that have them.
-const PROGRAMS_OF_TESTS: [(&str, &str); 13] = [
+const PROGRAMS_OF_TESTS: &[(&str, &str)] = &[
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("objcopy", "binutils"),
@@ -37,10 +37,11 @@ const PROGRAMS_OF_TESTS: [(&str, &str); 13] = [
     ("curl", "curl"),
     ("chromium", "chromium"),
     ("go", "golang-go"),
+    ("javac", "default-jdk-headless"),
 ];
 
 /// Allocators that the tests trace, and the packages that have them.
-const ALLOCATORS_OF_TESTS: [(&str, &str); 4] = [
+const ALLOCATORS_OF_TESTS: &[(&str, &str)] = &[
     ("libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
     ("libjemalloc.so.2", "libjemalloc2"),
     ("libjemalloc_pic.a", "libjemalloc-dev"),
@@ -65,7 +66,7 @@ pub fn build_tools(workspace: &Path) -> Result<()> {
 /// # Errors
 /// What is missing and cannot be got, and what to do.
 pub fn programs_of_tests(workspace: &Path) -> Result<()> {
-    programs(&PROGRAMS_OF_TESTS, "the tests")?;
+    programs(PROGRAMS_OF_TESTS, "the tests")?;
     let is_missing = |library: &str| !Path::new("/usr/lib/x86_64-linux-gnu").join(library).exists();
     let missing = ALLOCATORS_OF_TESTS.iter().filter(|(library, _)| is_missing(library));
     let packages: Vec<_> = missing.map(|&(_, package)| package).collect();

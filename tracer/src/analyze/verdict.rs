@@ -150,12 +150,14 @@ struct Place {
     footprint: u64,
     weight: u64,
     bytes_per_second: f64,
+    stacks: usize,
 }
 
 impl Place {
-    /// Growth a second; over the window where its sizes waver too much to show it.
+    /// Growth a second; over the window where its sizes waver too much to show it, and where several stacks may be one that
+    /// has been compiled anew: each then grew for a part of the window.
     fn rate(&self, window: Duration) -> f64 {
-        if self.bytes_per_second > 0.0 {
+        if self.bytes_per_second > 0.0 && self.stacks == 1 {
             return self.bytes_per_second;
         }
         self.weight as f64 / window.as_secs_f64().max(1.0)
@@ -178,6 +180,7 @@ impl Places {
             let place = places.entry(name.clone()).or_insert_with(|| Place { name, ..Place::default() });
             place.footprint += footprint(stack);
             place.weight += stack.weight_bytes;
+            place.stacks += 1;
             place.bytes_per_second += stack.growth_bytes_per_second.unwrap_or(0.0);
         }
         let mut places: Vec<_> = places.into_values().filter(|place| place.weight > 0).collect();

@@ -58,7 +58,7 @@ impl Onlooker for Console<'_> {
         let (number, config, line) = (self.snapshots, self.config.clone(), self.line.clone());
         self.writer.run(move || {
             let mut profile = findings.profile();
-            config.leave_out(&mut profile);
+            config.filter().apply(&mut profile);
             let said =
                 snapshot::write(number, &config.destinations(&profile.target), &profile, &config.view());
             if !config.is_quiet() {

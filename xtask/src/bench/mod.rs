@@ -1,7 +1,7 @@
 //! Measures, on this machine, what tracing costs (the traced program's time, and the tracer's own CPU, memory and waits) and what reports
 //! take.
 
-mod document;
+pub mod document;
 mod footprint;
 mod median;
 mod overhead;
