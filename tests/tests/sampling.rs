@@ -23,13 +23,18 @@ fn standard_error(size: u64, objects: u64, mean: u64) -> f64 {
 /// Panics unless what the function holds is estimated right.
 fn check(report: &Report, leak: &Leak, mean: u64) {
     let stacks = report.called_by(&leak.function);
-    let stacks: Vec<_> = stacks.iter().filter(|stack| leak.api.split('|').any(|api| api == stack.api)).collect();
+    let stacks: Vec<_> =
+        stacks.iter().filter(|stack| leak.api.split('|').any(|api| api == stack.api)).collect();
     let bytes: u64 = stacks.iter().map(|stack| stack.outstanding_bytes).sum();
     let objects: u64 = stacks.iter().map(|stack| stack.outstanding_objects).sum();
     let size = leak.bytes / leak.objects;
     let error = standard_error(size, leak.objects, mean);
     let off = bytes as f64 - leak.bytes as f64;
-    println!("{size} B of {mean} B: {off:+.0} B of {}, {:+.2} standard errors", leak.bytes, off / error.max(1.0));
+    println!(
+        "{size} B of {mean} B: {off:+.0} B of {}, {:+.2} standard errors",
+        leak.bytes,
+        off / error.max(1.0)
+    );
     // The last term is what rounding the weights may make of it.
     let allowed = |error: f64, exact: u64| 5.0 * error + 2e-5 * exact as f64 + 1.0;
     assert!(off.abs() <= allowed(error, leak.bytes), "{leak:?}: {bytes} B; {:#?}", report.outlines());
@@ -53,7 +58,12 @@ fn check_estimates(program: &Program, mean: u64) -> (Report, Expect) {
     let left: u64 = expect.leaks.iter().map(|leak| leak.objects).sum();
     assert_eq!(report.events.allocations, freed.objects + left, "{:?}", report.events);
     let older = expect.unmatched_frees.unwrap_or(0);
-    assert_eq!(report.events.frees + report.events.unmatched_frees, freed.objects + older, "{:?}", report.events);
+    assert_eq!(
+        report.events.frees + report.events.unmatched_frees,
+        freed.objects + older,
+        "{:?}",
+        report.events
+    );
     (report, expect)
 }
 
@@ -82,7 +92,48 @@ fn what_a_call_that_was_left_out_calls_is_no_allocation() {
     let program = Program::new("sampling.c").flag(allocator.display().to_string()).argument("nested");
     let (report, expect) = check_estimates(&program, 4096);
     // Nothing is attributed to the allocator's own functions.
-    assert_eq!(report.stacks.iter().filter(|stack| stack.allocated_bytes > 0 && stack.kind == "native").count(), expect.leaks.len(), "{:#?}", report.outlines());
+    assert_eq!(
+        report.stacks.iter().filter(|stack| stack.allocated_bytes > 0 && stack.kind == "native").count(),
+        expect.leaks.len(),
+        "{:#?}",
+        report.outlines()
+    );
+}
+
+#[test]
+fn what_tracing_takes_is_measured_and_kept_to_a_budget() {
+    // It does nothing but allocate: no sampling keeps it to a thousandth.
+    let mut program = Program::new("busy.c").start();
+    let mut recording = Tracer::new().pid(program.pid()).options(["-v", "--max-overhead", "0.1%"]).start();
+    program.work();
+    recording.wait_for_message("fewer allocations are kept");
+    recording.wait_for_message("the probes alone take");
+    let finished = recording.interrupt();
+    let summary = finished.stdout.join("\n");
+    let report = finished.report();
+    program.assert_unharmed();
+    report.assert_nothing_lost_but(&[]);
+    report.assert_balanced();
+    let overhead = &report.settings["overhead"];
+    assert_eq!(overhead["max_percent"], 0.1);
+    // It began with every allocation.
+    assert_eq!(overhead["least_sample_bytes"], 0);
+    assert!(report.settings["sample_bytes"].as_u64().is_some_and(|mean| mean >= 16 << 10), "{overhead}");
+    let percent = |name: &str| overhead[name].as_f64().unwrap_or_else(|| panic!("{name}: {overhead}"));
+    assert!(percent("percent") > percent("probes_percent") && percent("percent") < 110.0, "{overhead}");
+    assert!(percent("probes_percent") > 10.0, "{overhead}");
+    assert!(summary.contains("more than 0.1 %: the probes alone"), "{summary}");
+}
+
+#[test]
+fn an_idle_target_is_tracked_wholly_within_any_budget() {
+    let mut program = Program::new("malloc_family.c").start();
+    let recording = Tracer::new().pid(program.pid()).options(["--max-overhead", "1%"]).start();
+    program.work();
+    let report = recording.interrupt().report();
+    report.check_leaks(&program.expect);
+    assert_eq!(report.settings["sample_bytes"], 0);
+    program.assert_unharmed();
 }
 
 #[test]

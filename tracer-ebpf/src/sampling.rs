@@ -247,7 +247,10 @@ mod tests {
                     // It is a threshold: kept below, left out from there on.
                     let threshold = probability(y);
                     assert!((1..=CERTAIN).contains(&threshold));
-                    assert!(sampling.keeps(size, level, (threshold - 1) as u32), "{size} of {mean} at {level}");
+                    assert!(
+                        sampling.keeps(size, level, (threshold - 1) as u32),
+                        "{size} of {mean} at {level}"
+                    );
                     if let Ok(beyond) = u32::try_from(threshold) {
                         assert!(!sampling.keeps(size, level, beyond), "{size} of {mean} at {level}");
                     }
@@ -279,7 +282,8 @@ mod tests {
         let sampling = Sampling::with_mean(512 << 10);
         for size in [8, 100, 4096, 300_000, 1 << 20, 8 << 20] {
             let numbers = 1_u64 << 22;
-            let kept = (0..numbers).filter(|number| sampling.keeps(size, 1, (number << 10) as u32)).count() as u64;
+            let kept =
+                (0..numbers).filter(|number| sampling.keeps(size, 1, (number << 10) as u32)).count() as u64;
             let estimate = kept as f64 * sampling.weight(size, 1).bytes as f64;
             let exact = (size * numbers) as f64;
             assert!((estimate / exact - 1.0).abs() < 0.01, "{size}: {estimate} {exact}");

@@ -116,6 +116,8 @@ pub struct RecordConfig {
     pub fail_on: Option<Bytes>,
     /// Mean bytes between sampled allocations; 0 tracks every one.
     pub sample: Bytes,
+    /// The most that tracing may take of the target's CPU time.
+    pub max_overhead: Option<Percent>,
     /// Live blocks to make room for; sized for the targets when absent.
     pub max_live: Option<u64>,
     /// Time between two points of the timeline.
@@ -144,6 +146,7 @@ impl Default for RecordConfig {
             top: 10,
             fail_on: None,
             sample: Bytes(0),
+            max_overhead: None,
             max_live: None,
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
@@ -180,6 +183,18 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
     /// Whether it stays root under sudo.
     pub as_root: bool,
+}
+
+/// A part of a whole, in thousandths of a per cent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub u32);
+
+impl Percent {
+    /// The part of one.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        f64::from(self.0) / 100_000.0
+    }
 }
 
 /// How much is said on standard error.
@@ -463,6 +478,11 @@ struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0")]
     sample: Bytes,
 
+    /// The most that tracing may take of the target's CPU time (`5%`): allocations are sampled, more sparsely the more there
+    /// are, to stay below it. What a probe costs in itself stays.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    max_overhead: Option<Percent>,
+
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
@@ -545,6 +565,7 @@ impl RecordArguments {
             top: self.top,
             fail_on: self.fail_on,
             sample: self.sample,
+            max_overhead: self.max_overhead,
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),
@@ -621,11 +642,23 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
     Ok(Bytes(size.as_u64()))
 }
 
+fn parse_percent(text: &str) -> Result<Percent, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(Percent((percent * 1000.0).round() as u32)),
+        Ok(_) => Err("it must be more than 0% and at most 100%".into()),
+        Err(_) => Err("a part is a number of per cent, such as 5% or 0.5%".into()),
+    }
+}
+
 /// The mean of a sample.
 fn parse_sample(text: &str) -> Result<Bytes, String> {
     let size = parse_size(text)?;
     if size.0 > Sampling::LARGEST_MEAN {
-        return Err(format!("it must be at most {}: larger blocks than that are tracked anyway", Bytes(Sampling::LARGEST_MEAN)));
+        return Err(format!(
+            "it must be at most {}: larger blocks than that are tracked anyway",
+            Bytes(Sampling::LARGEST_MEAN)
+        ));
     }
     Ok(size)
 }
@@ -683,7 +716,7 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s -vv --color never --no-progress \
+             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-overhead 2.5% --max-live 1000 --interval 2s -vv --color never --no-progress \
              --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
@@ -700,6 +733,7 @@ mod tests {
             top: 3,
             fail_on: Some(Bytes(1536)),
             sample: Bytes(512 << 10),
+            max_overhead: Some(Percent(2500)),
             max_live: Some(1000),
             interval: Duration::from_secs(2),
             declarations: Declarations {
@@ -727,11 +761,8 @@ mod tests {
     #[test]
     fn other_commands_are_told_apart() {
         assert_eq!(parse("doctor").ok(), Some(Action::Doctor { color: ColorChoice::Auto }));
-        let plan = PlanConfig {
-            pid: Pid(7),
-            declarations: Declarations::default(),
-            color: ColorChoice::Always,
-        };
+        let plan =
+            PlanConfig { pid: Pid(7), declarations: Declarations::default(), color: ColorChoice::Always };
         assert_eq!(parse("plan --pid 7 --color always").ok(), Some(Action::Plan(plan)));
     }
 
@@ -767,6 +798,9 @@ mod tests {
             ("--pid 1 -q -v", "cannot be used with"),
             ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
             ("--pid 1 --sample often", "512KiB"),
+            ("--pid 1 --max-overhead 0%", "more than 0%"),
+            ("--pid 1 --max-overhead 101", "at most 100%"),
+            ("--pid 1 --max-overhead little", "such as 5%"),
             ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
             ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
             ("--pid 1 --symbol-prefix my-", "not a symbol"),

@@ -11,7 +11,8 @@ use clap::ColorChoice;
 use log::LevelFilter;
 use tracer::{
     cli::{
-        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
+        self, Action, DiffConfig, Exit, Keep, Percent, PlanConfig, RecordConfig, ReportConfig, Verbosity,
+        ViewConfig,
     },
     doctor,
     model::Profile,
@@ -117,6 +118,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         min_size: config.min_size,
         max_size: config.max_size,
         sample: config.sample,
+        max_overhead: config.max_overhead.map(Percent::share),
         max_live: config.max_live,
         interval: config.interval,
         declarations: config.declarations.clone(),

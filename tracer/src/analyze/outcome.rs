@@ -66,19 +66,28 @@ pub struct Held {
     oldest_age_ns: u64,
     /// Of everything.
     births: Births,
-    /// The variance of the estimate of all its bytes; 0 when every allocation was kept.
+    /// The variance of the bytes that count as outstanding; 0 when every allocation was kept.
     variance: f64,
+    /// That of all bytes.
+    born_variance: f64,
 }
 
 impl Held {
     const fn nothing(window_ns: u64) -> Self {
         let weight = Weight { bytes: 0, objects: 0 };
-        Self { weight, oldest_age_ns: 0, births: Births::new(0, window_ns), variance: 0.0 }
+        Self {
+            weight,
+            oldest_age_ns: 0,
+            births: Births::new(0, window_ns),
+            variance: 0.0,
+            born_variance: 0.0,
+        }
     }
 
     fn add(&mut self, weight: Weight, age_ns: u64) {
         self.weight.bytes += weight.bytes;
         self.weight.objects += weight.objects;
+        self.variance += variance(weight);
         self.oldest_age_ns = self.oldest_age_ns.max(age_ns);
     }
 }
@@ -98,7 +107,7 @@ pub fn held_by_stack(
         let stack = held.entry(block.stack).or_insert_with(|| Held::nothing(window_ns));
         let weight = sampling.weight(block.size, block.level);
         stack.births.add(block.born_ns, Bytes(weight.bytes));
-        stack.variance += variance(weight);
+        stack.born_variance += variance(weight);
         if age_ns >= min_age_ns {
             stack.add(weight, age_ns);
         }
@@ -168,6 +177,7 @@ impl Counted {
             allocated_objects: totals.allocated_objects,
             freed_bytes: totals.freed_bytes,
             freed_objects: totals.freed_objects,
+            standard_error_bytes: (held.variance > 0.0).then(|| held.variance.sqrt().round() as u64),
             oldest_age_ns: (held.weight.objects > 0).then_some(held.oldest_age_ns),
             ..self.bare_stack(number, Kind::Native)
         };
@@ -204,7 +214,7 @@ impl Counted {
                 allocated_objects: stack.allocated_objects,
                 freed_objects: stack.freed_objects,
                 births: held.births,
-                standard_error: Bytes(held.variance.sqrt() as u64),
+                standard_error: Bytes(held.born_variance.sqrt() as u64),
             };
             stack.verdict = Some(growth::judge(&history, &turnover).verdict);
         }
@@ -232,6 +242,7 @@ impl Counted {
             freed_bytes: 0,
             freed_objects: 0,
             resident_bytes: None,
+            standard_error_bytes: None,
             oldest_age_ns: None,
             growth_bytes_per_second: None,
             verdict: None,
@@ -256,7 +267,11 @@ impl Counted {
                 weight_bytes: held.resident_bytes.unwrap_or(0),
                 resident_bytes: held.resident_bytes,
                 outstanding_bytes: if all { totals.outstanding_bytes() } else { held.held.weight.bytes },
-                outstanding_objects: if all { totals.outstanding_objects() } else { held.held.weight.whole_objects() },
+                outstanding_objects: if all {
+                    totals.outstanding_objects()
+                } else {
+                    held.held.weight.whole_objects()
+                },
                 allocated_bytes: totals.allocated_bytes,
                 allocated_objects: totals.allocated_objects,
                 freed_bytes: totals.freed_bytes,

@@ -3,6 +3,7 @@
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
 //! however it ends.
 
+pub mod overhead;
 mod shared;
 mod tables;
 pub mod tracefs;
@@ -11,7 +12,7 @@ mod unwind_tables;
 pub mod uprobe_multi;
 
 use std::{
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     thread,
 };
@@ -33,7 +34,10 @@ pub use self::{
     tables::{SharedTables, Sizes},
     unwind_tables::{UnwindSizes, UnwindTables},
 };
-use crate::model::{Address, Pid};
+use crate::{
+    model::{Address, Pid},
+    plan::Cost,
+};
 
 /// What the programs are loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +68,8 @@ pub struct Capture {
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
     sample_level: u32,
+    /// Probed places of allocating and of releasing functions.
+    places: [overhead::Places; 2],
 }
 
 /// Where a probe goes.
@@ -75,6 +81,8 @@ pub struct Site {
     pub cookie: Cookie,
     /// Which programs it runs.
     pub programs: Programs,
+    /// What a hit costs.
+    pub cost: Cost,
 }
 
 /// The programs that a probe runs.
@@ -154,6 +162,7 @@ impl Capture {
             probes: Vec::new(),
             tracepoints: Vec::new(),
             sample_level: settings.sample_level,
+            places: Default::default(),
         })
     }
 
@@ -197,7 +206,9 @@ impl Capture {
     pub fn add_process(&mut self, index: u16, pid: Pid) -> Result<()> {
         let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
         HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
-        self.set_sample_level(index, self.sample_level);
+        if let Some(state) = self.tables.processes().get(usize::from(index)) {
+            state.level.store(self.sample_level.into());
+        }
         Ok(())
     }
 
@@ -206,6 +217,9 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses: the file or process is gone, or there is no permission.
     pub fn attach_probes(&mut self, file: &Path, sites: &[Site], pid: Pid) -> Result<()> {
+        for site in sites {
+            self.places[usize::from(site.programs == Programs::Release)].add(site.cost);
+        }
         match &self.multi {
             Some(programs) => {
                 for (program, (at, places)) in programs.iter().zip(places_by_program(sites)) {
@@ -299,11 +313,10 @@ impl Capture {
         }
     }
 
-    /// Keeps allocations of a process at this level of sampling from now on.
-    pub fn set_sample_level(&self, process: u16, level: u32) {
-        if let Some(state) = self.tables.processes().get(usize::from(process)) {
-            state.level.store(level.into());
-        }
+    /// Keeps allocations at this level of sampling from now on.
+    pub fn set_sample_level(&mut self, level: u32) {
+        self.sample_level = level;
+        self.tables.processes().iter().for_each(|state| state.level.store(level.into()));
     }
 
     /// Closes every window that is open: calls that begin from now on do not count.
@@ -332,7 +345,7 @@ impl Capture {
     pub fn runs_missed_by_kernel(&self) -> u64 {
         let loaded = self.ebpf.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd()));
         let multi = self.multi.iter().flatten().map(uprobe_multi::Program::as_fd);
-        loaded.chain(multi).filter_map(recursion_misses).sum()
+        loaded.chain(multi).filter_map(|program| overhead::statistic(program, "recursion_misses:")).sum()
     }
 }
 
@@ -352,13 +365,6 @@ fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
 
 fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
     Ok(ebpf.program(name).ok_or_else(|| anyhow!("no program {name}"))?.fd()?)
-}
-
-/// The kernel's own count, which it shows in the descriptor's `fdinfo`.
-fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
-    use std::os::fd::AsRawFd as _;
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok()?;
-    info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
 }
 
 /// Device and inode of the pid namespace in which this process sees others; 0 for that of the machine, which needs no translation.

@@ -226,7 +226,8 @@ impl RecordWords {
         let key = BlockKey::from_bits(word(offset_of!(InFlight, old_key)))?;
         // Two numbers of four bytes, as both architectures lay them out.
         const { assert!(offset_of!(Block, level) == offset_of!(Block, stack) + 4) };
-        let (stack, level) = (word(block + offset_of!(Block, stack)), word(block + offset_of!(Block, stack)) >> 32);
+        let (stack, level) =
+            (word(block + offset_of!(Block, stack)), word(block + offset_of!(Block, stack)) >> 32);
         let (stack, level) = (stack as u32, level as u32);
         let size = word(block + offset_of!(Block, size));
         let born_ns = word(block + offset_of!(Block, born_ns));

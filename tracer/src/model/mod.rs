@@ -8,8 +8,8 @@ mod shared;
 mod units;
 
 pub use profile::{
-    End, Events, Frame, Kind, Memory, Part, PartSize, Process, Profile, SCHEMA, Settings, StackReport,
-    TimelinePoint, Totals, Verdict, VerdictSummary, Window,
+    End, Events, Frame, Kind, Memory, Overhead, Part, PartSize, Process, Profile, SCHEMA, Settings,
+    StackReport, TimelinePoint, Totals, Verdict, VerdictSummary, Window,
 };
 pub use tracer_ebpf::stop::Stop;
 pub use units::{Address, Bytes, Pid};

@@ -43,7 +43,8 @@ impl Found {
             return Some(self.no_file(allocator));
         }
         let is_used = |prefix: &str| self.functions.iter().any(|name| name.starts_with(prefix));
-        let unused = declarations.prefixes.iter().map(|prefix| prefix.as_str()).find(|prefix| !is_used(prefix));
+        let unused =
+            declarations.prefixes.iter().map(|prefix| prefix.as_str()).find(|prefix| !is_used(prefix));
         unused.map(|prefix| format!("function {prefix}malloc, nor another of the family with this prefix"))
     }
 

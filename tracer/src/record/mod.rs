@@ -4,6 +4,7 @@
 //! the kernel counted is read at rest.
 
 mod allocators;
+mod budget;
 mod code;
 mod memory;
 mod process;
@@ -54,6 +55,8 @@ pub struct Config {
     pub max_size: Option<Bytes>,
     /// Mean bytes between sampled allocations; 0 tracks every one.
     pub sample: Bytes,
+    /// The most that tracing may take of the targets' CPU time, as a share of it.
+    pub max_overhead: Option<f64>,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
@@ -144,6 +147,7 @@ async fn watch(
                 session.follow_stale_code();
                 session.note_sizes(When::Affordable);
                 session.retire_stacks();
+                session.keep_to_budget();
                 status.update(&session.status());
             }
         }

@@ -118,6 +118,7 @@ impl TracedProcess {
                 Place::EntryAndReturn(_) => Programs::Allocate,
                 Place::Entry { .. } => Programs::Release,
             },
+            cost: site.cost,
         }
     }
 

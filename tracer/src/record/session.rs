@@ -21,6 +21,7 @@ use tracer_ebpf::{
 
 use super::{
     Config, allocators,
+    budget::Budget,
     code::CodeFiles,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
@@ -66,6 +67,7 @@ pub struct Session {
     descriptions: Vec<crate::model::Process>,
     max_live: u64,
     sampler: Sampler,
+    budget: Option<Budget>,
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
@@ -103,7 +105,7 @@ impl Session {
         }
         let open = |(index, &pid)| TracedProcess::open(index as u16, pid);
         let mut processes: Vec<_> = targets.iter().enumerate().map(open).collect::<Result<_>>()?;
-        let sampler = Sampler::new(config.sample);
+        let sampler = Sampler::new(config.sample, config.max_overhead.is_some());
         let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
         let mut code = CodeFiles::new();
         for process in &processes {
@@ -140,6 +142,8 @@ impl Session {
         for process in &processes {
             mappings.add_process(process.index, process.initial_mappings()?);
         }
+        let budget =
+            config.max_overhead.map(|max| Budget::new(max, sampler.level(), &mut capture)).transpose()?;
         let drain = Drain::new(capture.take_events()?)?;
         Ok(Self {
             config: config.clone(),
@@ -148,6 +152,7 @@ impl Session {
             processes,
             max_live,
             sampler,
+            budget,
             capture,
             drain,
             worker: Some(worker),
@@ -286,6 +291,12 @@ impl Session {
         while let Some(&process) = self.stale_code.first() {
             self.follow_code(process);
         }
+    }
+
+    /// Keeps tracing within what it may take.
+    pub fn keep_to_budget(&mut self) {
+        let Self { budget: Some(budget), capture, processes, .. } = self else { return };
+        budget.review(now_ns(), capture, processes.iter().map(|process| process.target.pid()));
     }
 
     /// Tells the programs where probed functions return to, until it is certain.
@@ -492,7 +503,11 @@ impl Session {
                 end: self.window.end.unwrap_or(End::Interrupted),
             },
             settings: InForce {
-                sample_bytes: self.sampler.mean().0,
+                sample_bytes: self
+                    .sampler
+                    .mean_at(self.budget.as_ref().map_or(self.sampler.level(), Budget::highest_level))
+                    .0,
+                overhead: self.budget.as_ref().map(|budget| budget.outcome(&self.sampler)),
                 min_age_ns: nanos(self.config.min_age),
                 min_size: self.config.min_size,
                 max_size: self.config.max_size,

@@ -7,9 +7,11 @@ use std::io;
 use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
 use super::stack_lines::{Paint, stack_lines};
-use super::view::{View, alike_as_one, api_name, process_name, sum};
+use super::view::{View, alike_as_one, api_name, process_name, standard_error, sum};
 use super::{Format, Options, Report, Weight};
-use crate::model::{Bytes, End, Kind, Memory, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict};
+use crate::model::{
+    Bytes, End, Kind, Memory, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict,
+};
 
 /// The text summary.
 #[derive(Debug, Default)]
@@ -107,7 +109,8 @@ impl<'a> Page<'a> {
         let objects =
             self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
         let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
-        let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
+        let error = plus_minus(standard_error(self.view.stacks.iter().copied()));
+        let amount = format!("{}{error} outstanding in {}", Bytes(bytes), counted(objects, "block"));
         let stacks = alike_as_one(&self.view.stacks, self.view.weight).len();
         let stacks = counted(stacks as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
@@ -157,9 +160,12 @@ impl<'a> Page<'a> {
         limits.extend(settings.min_size.map(|size| format!("only requests of at least {size}")));
         limits.extend(settings.max_size.map(|size| format!("only requests of at most {size}")));
         if settings.sample_bytes > 0 {
-            limits.push(format!("estimated from a sample of one per {}", Bytes(settings.sample_bytes)));
+            limits.push(format!("estimated from {} (±: two standard errors)", sample(settings)));
         }
-        (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")))
+        let counted = (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")));
+        let lines: Vec<String> =
+            counted.into_iter().chain(settings.overhead.as_ref().map(overhead)).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
     /// Where the resident memory went.
@@ -337,12 +343,47 @@ impl<'a> Page<'a> {
     }
 }
 
+/// ` ± 3.1 MiB` of an estimate: two standard errors, which the truth exceeds once in twenty times.
+fn plus_minus(standard_error: Option<u64>) -> String {
+    standard_error.map_or_else(String::new, |error| format!(" ± {}", Bytes(error.saturating_mul(2))))
+}
+
+/// `a sample of one per 512.0 KiB`; of a sample that changed, the most and the least that was kept.
+fn sample(settings: &Settings) -> String {
+    let most = Bytes(settings.sample_bytes);
+    match settings.overhead.map(|overhead| overhead.least_sample_bytes) {
+        Some(0) => format!("a sample of all allocations to one per {most}, by their number"),
+        Some(least) if least < most.0 => {
+            format!("a sample of one per {} to one per {most}, by their number", Bytes(least))
+        }
+        _ => format!("a sample of one per {most}"),
+    }
+}
+
+/// `tracing took about 3.1 % of the CPU time, of at most 5 %`
+fn overhead(overhead: &Overhead) -> String {
+    let max = overhead.max_percent;
+    match (overhead.percent, overhead.probes_percent) {
+        (Some(percent), Some(probes)) if probes > max => {
+            format!(
+                "tracing took about {percent:.1} % of the CPU time, more than {max} %: the probes alone took {probes:.1} %"
+            )
+        }
+        (Some(percent), _) => {
+            format!("tracing took about {percent:.1} % of the CPU time, of at most {max} %")
+        }
+        (None, _) => {
+            format!("tracing took nothing that could be measured, of at most {max} % of the CPU time")
+        }
+    }
+}
+
 /// Every setting of the recording.
 fn in_force(settings: &Settings) -> String {
     let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
     let sample = match settings.sample_bytes {
         0 => "every allocation tracked".to_owned(),
-        bytes => format!("a sample of one per {}", Bytes(bytes)),
+        _ => sample(settings),
     };
     format!(
         "settings: {sample}; minimal age {}; minimal size {}; maximal size {}; room for {}",
@@ -357,7 +398,8 @@ fn in_force(settings: &Settings) -> String {
 fn figures(stack: &StackReport) -> String {
     match stack.kind {
         Kind::Native => {
-            format!("{} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
+            let error = plus_minus(stack.standard_error_bytes);
+            format!("{}{error} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
         }
         _ => format!(
             "{} resident of {} in {}",

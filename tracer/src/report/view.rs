@@ -82,6 +82,13 @@ fn add(sum: &mut StackReport, stack: &StackReport) {
     sum.growth_bytes_per_second =
         sum.growth_bytes_per_second.zip(stack.growth_bytes_per_second).map(|(a, b)| a + b);
     sum.oldest_age_ns = sum.oldest_age_ns.max(stack.oldest_age_ns);
+    sum.standard_error_bytes = standard_error([&*sum, stack].into_iter());
+}
+
+/// The standard error of what stacks hold together; none when all is exact.
+pub(super) fn standard_error<'a>(stacks: impl Iterator<Item = &'a StackReport>) -> Option<u64> {
+    let errors = stacks.filter_map(|stack| stack.standard_error_bytes);
+    errors.map(|error| error as f64).reduce(f64::hypot).map(|error| error.round() as u64)
 }
 
 /// Saturates: a profile read from a file may hold any number.

@@ -3,6 +3,7 @@
 //! A [`Target`] cannot be fooled by a reused pid. It holds the process' directory in `/proc`, which the kernel ties to
 //! the process and not to the number: once the process is gone every read through it fails with `ESRCH`.
 
+mod cpu_clock;
 mod error;
 pub mod launch;
 mod mapping;
@@ -23,6 +24,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::model::{Pid, Process};
 
+pub use cpu_clock::cpu_ns;
 pub use error::TargetError;
 pub use mapping::{Device, FileId, Mapping, Permissions, parse_maps};
 pub use object::{Object, Objects, Segment, Unopened};
