@@ -49,6 +49,7 @@ pub struct PartSize {
     pub part: String,
     pub before_bytes: i64,
     pub after_bytes: i64,
+    pub runtime: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -64,6 +65,8 @@ pub struct Target {
 pub struct Window {
     pub duration_ns: u64,
     pub end: String,
+    #[serde(default)]
+    pub snapshot: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -103,7 +106,10 @@ pub struct Stack {
     pub freed_objects: u64,
     pub resident_bytes: Option<u64>,
     pub growth_bytes_per_second: Option<f64>,
+    pub oldest_age_ns: Option<u64>,
+    pub median_age_ns: Option<u64>,
     pub verdict: Option<String>,
+    pub reason: Option<String>,
     pub complete: bool,
     pub stop: Option<String>,
     pub frames: Vec<Frame>,

@@ -213,6 +213,14 @@ impl Recording {
         found.unwrap_or_else(|why| panic!("the tracer says {text:?}: {why}"));
     }
 
+    /// A file that it has written into its working directory by now.
+    #[track_caller]
+    #[must_use]
+    pub fn file(&self, name: &str) -> String {
+        let path = self.tracer.directory.path().join(name);
+        fs::read_to_string(path).unwrap_or_else(|error| panic!("the tracer writes {name}: {error}"))
+    }
+
     /// Sends the tracer a signal.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {

@@ -82,4 +82,9 @@ impl Stripe {
     pub fn get(&self, counter: Counter) -> u64 {
         self.counters[counter as usize].load()
     }
+
+    /// Sets every counter to 0.
+    pub fn clear(&self) {
+        self.counters.iter().for_each(|counter| counter.store(0));
+    }
 }

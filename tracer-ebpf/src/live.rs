@@ -211,6 +211,14 @@ impl LiveBucket {
         self.spilled.add(1_u64.wrapping_neg());
     }
 
+    /// Forgets every block. To be called while nobody else changes the bucket.
+    pub fn clear(&self) {
+        // A word that is 0 is only read: memory that the table never used stays untouched.
+        for word in self.keys.iter().chain([&self.spilled]).filter(|word| word.load() != 0) {
+            word.store(0);
+        }
+    }
+
     /// Every block that is in the bucket, while others may be changing it.
     pub fn blocks(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
         (0..WAYS).filter_map(|way| {

@@ -39,6 +39,12 @@ pub struct Weight {
 }
 
 impl Weight {
+    /// The smaller of each.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self { bytes: self.bytes.min(other.bytes), objects: self.objects.min(other.objects) }
+    }
+
     /// The weight of a block that was certain to be kept.
     #[must_use]
     #[inline(always)]
@@ -167,7 +173,7 @@ const fn probability(y: u64) -> u64 {
     let mut sum = CERTAIN;
     let mut term = 10;
     while term > 1 {
-        sum = CERTAIN - ((u / term) * sum >> 32);
+        sum = CERTAIN - (((u / term) * sum) >> 32);
         term -= 1;
     }
     let fraction = (u * sum) >> 32;

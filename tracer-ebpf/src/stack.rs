@@ -72,6 +72,12 @@ impl StackTotals {
             objects: allocated.objects.saturating_sub(freed.objects),
         }
     }
+
+    /// Forgets what was counted, not that the frames are known. To be called while nobody counts.
+    pub fn clear(&self) {
+        self.allocated.clear();
+        self.freed.clear();
+    }
 }
 
 /// A sum of [weights](Weight) that many add to.
@@ -91,8 +97,12 @@ impl WeightSum {
 
     fn take_over(&self, retired: &Self) {
         self.add(retired.load());
-        retired.bytes.store(0);
-        retired.objects.store(0);
+        retired.clear();
+    }
+
+    fn clear(&self) {
+        self.bytes.store(0);
+        self.objects.store(0);
     }
 
     fn load(&self) -> Weight {

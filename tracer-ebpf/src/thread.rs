@@ -29,7 +29,8 @@ pub enum Fate {
     Kept = 2,
 }
 
-/// The outermost allocator call of a thread that has not returned.
+/// The outermost allocator call of a thread that has not returned. It belongs to the window in which it was entered: a mark
+/// opens a new one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct InFlight {
@@ -41,6 +42,8 @@ pub struct InFlight {
     pub cookie: u64,
     /// Requested bytes.
     pub size: u64,
+    /// When the window opened that it belongs to.
+    pub opened_ns: u64,
     /// Argument 0, where the result is stored by some functions.
     pub arg0: u64,
     /// What becomes of the block: a [`Fate`].

@@ -5,20 +5,21 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use tracer_ebpf::sampling::Sampling;
 
-use crate::model::{Bytes, Kind, Pid, Verdict};
+use crate::model::{Bytes, Kind, Pid, Process, Profile, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
-use crate::report::Format;
 use crate::report::destination::{Destination, Place, WriteError};
-use crate::report::filter::pattern;
+use crate::report::filter::{Filter, pattern};
+use crate::report::{FlameOrder, Format, Options, Weight};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub enum Action {
     Report(ReportConfig),
     /// `tracer diff`
     Diff(DiffConfig),
+    /// `tracer completions`
+    Completions(Shell),
+    /// `tracer man`, of one of the commands or of all
+    Man(Option<String>),
 }
 
 /// What to draw again of a saved recording.
@@ -69,8 +74,38 @@ pub struct ViewConfig {
     pub include: BTreeSet<Kind>,
     /// How many stacks the summary shows.
     pub top: usize,
+    /// What is drawn how.
+    pub drawing: Drawing,
     /// When to use colour.
     pub color: ColorChoice,
+}
+
+/// What is drawn how.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
+#[group(skip)]
+pub struct Drawing {
+    /// What makes a stack heavy: order, shares and widths.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Weight::Bytes)]
+    pub weight: Weight,
+
+    /// Which way flame graphs grow.
+    #[arg(long, value_name = "ORDER", value_enum, default_value_t = FlameOrder::Flame)]
+    pub flame_order: FlameOrder,
+}
+
+impl Drawing {
+    /// What reports show, drawn like this.
+    #[must_use]
+    pub fn options(self, include: &BTreeSet<Kind>, top: usize) -> Options {
+        let Self { weight, flame_order: order } = self;
+        Options { include: include.clone(), top, weight, order, ..Options::default() }
+    }
+}
+
+impl Default for Drawing {
+    fn default() -> Self {
+        Self { weight: Weight::Bytes, flame_order: FlameOrder::Flame }
+    }
 }
 
 /// Which stacks of a recording to keep.
@@ -110,8 +145,12 @@ pub struct RecordConfig {
     pub max_size: Option<Bytes>,
     /// Kinds to draw besides `native` and `mapping`.
     pub include: BTreeSet<Kind>,
+    /// Only stacks with one of these verdicts; empty for any.
+    pub only: Vec<Verdict>,
     /// How many stacks the text summary shows.
     pub top: usize,
+    /// What is drawn how.
+    pub drawing: Drawing,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
     /// Mean bytes between sampled allocations; 0 tracks every one.
@@ -124,6 +163,10 @@ pub struct RecordConfig {
     pub interval: Duration,
     /// Allocators that only the user knows.
     pub declarations: Declarations,
+    /// Leave out what is allocated before so much time has passed.
+    pub mark_after: Option<Duration>,
+    /// Whether to show the recording as it goes on, all over the terminal.
+    pub tui: bool,
     /// How much is said on standard error.
     pub verbosity: Verbosity,
     /// When to use colour.
@@ -143,17 +186,60 @@ impl Default for RecordConfig {
             min_size: None,
             max_size: None,
             include: BTreeSet::new(),
+            only: Vec::new(),
             top: 10,
+            drawing: Drawing::default(),
             fail_on: None,
             sample: Bytes(0),
             max_overhead: None,
             max_live: None,
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
+            mark_after: None,
+            tui: false,
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
             progress: true,
         }
+    }
+}
+
+impl RecordConfig {
+    /// Where the reports go: the default place when no other was named.
+    #[must_use]
+    pub fn destinations(&self, target: &Process) -> Vec<Destination> {
+        if !self.outputs.is_empty() {
+            return self.outputs.clone();
+        }
+        let place = Place::Path(default_output(&target.comm, target.pid));
+        vec![Destination { format: Format::Svg, place }]
+    }
+
+    /// What the reports show.
+    #[must_use]
+    pub fn view(&self) -> Options {
+        self.drawing.options(&self.include, self.top)
+    }
+
+    /// Leaves out what is not to be shown at all.
+    pub fn leave_out(&self, profile: &mut Profile) {
+        if !self.only.is_empty() {
+            Filter { only: self.only.iter().copied().collect(), ..Filter::default() }.apply(profile);
+        }
+    }
+
+    /// Where a launched command writes while the terminal is in use.
+    #[must_use]
+    pub fn command_output(&self) -> Option<PathBuf> {
+        let Subject::Command(command) = &self.subject else { return None };
+        let name = Path::new(&command.program).file_name().unwrap_or_default();
+        self.tui.then(|| PathBuf::from(format!("tracer-{}.out", plain(&name.to_string_lossy()))))
+    }
+
+    /// Whether nothing is said of what goes well.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.verbosity == Verbosity::Quiet
     }
 }
 
@@ -269,17 +355,28 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
         Some(Sub::Plan { pid, allocators }) => {
             Ok(Action::Plan(PlanConfig { pid, declarations: allocators.into(), color: cli.color }))
         }
+        Some(Sub::Completions { shell }) => Ok(Action::Completions(shell)),
+        Some(Sub::Man { command }) => Ok(Action::Man(command)),
         None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
+}
+
+/// The whole command line, for what is made from it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// The file that gets the flame graph when no `-o` names one: `tracer-<comm>-<pid>.svg`.
 #[must_use]
 pub fn default_output(comm: &str, pid: Pid) -> PathBuf {
-    // A process names itself as it likes, and must not choose the directory with it.
+    PathBuf::from(format!("tracer-{}-{pid}.svg", plain(comm)))
+}
+
+/// A process names itself as it likes, and must not choose the directory with it.
+fn plain(name: &str) -> String {
     let plain = |letter: char| if letter.is_alphanumeric() || "-_.+".contains(letter) { letter } else { '_' };
-    let comm: String = comm.chars().map(plain).collect();
-    PathBuf::from(format!("tracer-{comm}-{pid}.svg"))
+    name.chars().map(plain).collect()
 }
 
 /// Finds out whether the default output can be written: its name is only known once the target is.
@@ -355,6 +452,17 @@ enum Sub {
         #[command(flatten)]
         view: ViewArguments,
     },
+    /// Print the completions of a shell, for instance into /etc/bash_completion.d/tracer.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the man page, of tracer or of one of its commands: `tracer man | man -l -`.
+    Man {
+        /// The command.
+        #[arg(value_parser = ["doctor", "plan", "report", "diff"])]
+        command: Option<String>,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -375,6 +483,9 @@ struct ViewArguments {
     /// How many stacks the text summary shows.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
     top: usize,
+
+    #[command(flatten)]
+    drawing: Drawing,
 }
 
 impl ViewArguments {
@@ -383,6 +494,7 @@ impl ViewArguments {
             outputs: destinations(&self.outputs, self.format)?,
             include: self.include.into_iter().map(Kind::from).collect(),
             top: self.top,
+            drawing: self.drawing,
             color,
         })
     }
@@ -465,9 +577,16 @@ struct RecordArguments {
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     include: Vec<Included>,
 
+    /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    only: Vec<Verdict>,
+
     /// How many stacks the text summary shows.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
     top: usize,
+
+    #[command(flatten)]
+    drawing: Drawing,
 
     /// Exit with status 3 when at least this much is outstanding at the end.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -494,6 +613,14 @@ struct RecordArguments {
 
     #[command(flatten)]
     allocators: AllocatorArguments,
+    /// Begin anew after this time: what was allocated before counts no more, nor do its frees. SIGUSR2 does the same at
+    /// any moment.
+    #[arg(long, value_name = "TIME", value_parser = parse_positive_time)]
+    mark_after: Option<Duration>,
+
+    /// Watch the recording as it goes on: verdict, timeline, stacks and their frames; `?` there lists the keys.
+    #[arg(long, conflicts_with_all = ["quiet", "no_progress"])]
+    tui: bool,
 
     /// On standard error, say only what went wrong.
     #[arg(short, long, conflicts_with = "verbose")]
@@ -547,6 +674,15 @@ impl RecordArguments {
                 min.0, max.0
             )));
         }
+        if let (Some(mark), Some(duration)) = (self.mark_after, self.duration)
+            && mark >= duration
+        {
+            return Err(wrong(format!(
+                "--mark-after {} is not before the end of --duration {}: nothing would be left",
+                time(mark),
+                time(duration)
+            )));
+        }
         let outputs = destinations(&self.outputs, self.format)?;
         let verbosity = match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -562,13 +698,17 @@ impl RecordArguments {
             min_size: self.min_size,
             max_size: self.max_size,
             include: self.include.into_iter().map(Kind::from).collect(),
+            only: self.only,
             top: self.top,
+            drawing: self.drawing,
             fail_on: self.fail_on,
             sample: self.sample,
             max_overhead: self.max_overhead,
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),
+            mark_after: self.mark_after,
+            tui: self.tui,
             verbosity,
             color,
             progress: !self.no_progress && verbosity != Verbosity::Quiet,
@@ -716,8 +856,8 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --sample 512KiB --max-overhead 2.5% --max-live 1000 --interval 2s -vv --color never --no-progress \
-             --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
+             --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB --max-overhead 2.5% --max-live 1000 --interval 2s \
+             --mark-after 5s --tui -vv --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
@@ -730,7 +870,9 @@ mod tests {
             min_size: Some(Bytes(4096)),
             max_size: Some(Bytes(1 << 20)),
             include: BTreeSet::from([Kind::File, Kind::Managed]),
+            only: vec![Verdict::Leaking],
             top: 3,
+            drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
             fail_on: Some(Bytes(1536)),
             sample: Bytes(512 << 10),
             max_overhead: Some(Percent(2500)),
@@ -740,12 +882,14 @@ mod tests {
                 prefixes: vec!["my_".parse().unwrap()],
                 allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
             },
+            mark_after: Some(Duration::from_secs(5)),
+            tui: true,
             verbosity: Verbosity::Debug,
             color: ColorChoice::Never,
-            progress: false,
+            progress: true,
         };
         assert_eq!(config, expected);
-        assert!(!record("-q --pid 1").progress);
+        assert!(!record("-q --pid 1").progress && !record("--no-progress --pid 1").progress);
     }
 
     #[test]
@@ -786,6 +930,8 @@ mod tests {
             ("--pid 1 -d 30", "30s"),
             ("--pid 1 -d -30s", "-3"),
             ("--pid 1 --interval 1ms", "at least 10ms"),
+            ("--pid 1 -d 5s --mark-after 5s", "nothing would be left"),
+            ("--pid 1 --tui -q", "cannot be used with"),
             ("--pid 1 --min-size many", "512KiB"),
             ("--pid 1 --min-size 2KiB --max-size 1KiB", "nothing can be both"),
             ("--pid 1 --max-live 0", "1.."),

@@ -9,22 +9,22 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::ColorChoice;
 use log::LevelFilter;
+use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
     cli::{
         self, Action, DiffConfig, Exit, Keep, Percent, PlanConfig, RecordConfig, ReportConfig, Verbosity,
         ViewConfig,
     },
-    doctor,
+    doctor, manual,
     model::Profile,
-    record,
+    record::{self, Console},
     report::{
-        Format, Options, Report as _,
+        Options, Report as _,
         destination::{Destination, Place, write_all},
         diff::Diff,
         filter::{Filter, pattern},
         human::printable,
         saved,
-        status::StatusLine,
         text::Text,
     },
     target::{
@@ -41,6 +41,13 @@ fn main() -> ExitCode {
         Action::Plan(config) => show_plan(&config),
         Action::Report(config) => draw_again(&config),
         Action::Diff(config) => compare(&config),
+        Action::Completions(shell) => {
+            manual::write_completions(shell, &mut io::stdout().lock());
+            Ok(Exit::Done)
+        }
+        Action::Man(command) => manual::write_man(command.as_deref(), &mut io::stdout().lock())
+            .map(|()| Exit::Done)
+            .context("cannot write the man page"),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tracer: {}", one_line(&error));
@@ -94,9 +101,12 @@ fn record(config: &RecordConfig) -> Result<Exit> {
         cli::check_default_directory()?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = StatusLine::new(config.progress);
-    let recorded = runtime.block_on(record::record(&record_config(config), &status))?;
-    drop(status);
+    let (_, keys) = unbounded_channel();
+    let mut console = Console::new(config);
+    let mut recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
+    // A snapshot may still be being written.
+    drop(console);
+    config.leave_out(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
     // Not before the reports are written: the command may go on for long.
@@ -122,18 +132,15 @@ fn record_config(config: &RecordConfig) -> record::Config {
         max_live: config.max_live,
         interval: config.interval,
         declarations: config.declarations.clone(),
-        quiet: config.verbosity == Verbosity::Quiet,
+        mark_after: config.mark_after,
+        command_output: config.command_output(),
     }
 }
 
 /// Writes every report, and the summary to standard output, or to standard error when a report goes there.
 fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
-    let default = Destination {
-        format: Format::Svg,
-        place: Place::Path(cli::default_output(&profile.target.comm, profile.target.pid)),
-    };
-    let destinations = if config.outputs.is_empty() { vec![default] } else { config.outputs.clone() };
-    let options = Options { include: config.include.clone(), top: config.top, ..Options::default() };
+    let destinations = config.destinations(&profile.target);
+    let options = config.view();
     let (written, errors) = write_all(&destinations, profile, &options);
 
     let on_stderr = destinations.iter().any(|destination| destination.place == Place::Stdout);
@@ -265,7 +272,7 @@ fn compare(config: &DiffConfig) -> Result<Exit> {
 }
 
 fn view_options(view: &ViewConfig) -> Options {
-    Options { include: view.include.clone(), top: view.top, ..Options::default() }
+    view.drawing.options(&view.include, view.top)
 }
 
 /// Prints a summary where no report goes.

@@ -12,11 +12,11 @@ use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
-    probe::{Cookie, ResultPlace, Signature},
+    probe::{Cookie, ResultPlace, Signature, WayOut},
     process::{Gate, ProcessState},
     size::saturating_product,
     thread::{Fate, InFlight},
-    unwind::{Frame, Via},
+    unwind::{Frame, Registers, Via},
 };
 
 use super::{
@@ -25,7 +25,7 @@ use super::{
     count::count,
     live,
     maps::{PROCESSES, sampling, size_is_tracked},
-    threads,
+    threads::{self, Record},
 };
 
 #[inline(always)]
@@ -49,12 +49,18 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let regs = UserRegisters::at_probe(ctx.regs);
 
     let mut record = match threads::current() {
+        Some(stale) if stale.is_repeated_by(cookie, regs) => {
+            abandon(ctx, stale.get());
+            stale
+        }
         Some(record) if record.encloses(regs, process) => {
             count(Counter::Nested);
             return None;
         }
         Some(stale) => {
-            abandon(ctx, stale.get());
+            if belongs_to(stale.get(), process) {
+                abandon(ctx, stale.get());
+            }
             stale
         }
         None => threads::claim()?,
@@ -68,6 +74,7 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
         return_address: arch::read_word(regs.sp()).unwrap_or(0),
         cookie: cookie.to_bits(),
         size,
+        opened_ns: process.opened_ns.load(),
         arg0: regs.arg0(),
         fate: fate as u32,
         level,
@@ -111,9 +118,20 @@ extern "C" fn is_kept(size: u64, level: u32, random: u32) -> u32 {
     sampling().keeps(size, level, random).into()
 }
 
+/// Whether a call was entered in the window that is open now. What it released is unknown to any other.
+#[inline(always)]
+fn belongs_to(call: &InFlight, process: &ProcessState) -> bool {
+    call.opened_ns == process.opened_ns.load()
+}
+
 /// A call never returned. What it was to release is gone from the table, so it counts as released.
 #[inline(always)]
 fn abandon(ctx: &ProbeContext, call: &InFlight) {
+    // Every return is seen, so it did not give a block.
+    if matches!(Cookie::from_bits(call.cookie).way_out, WayOut::Exits) {
+        fail(ctx, call);
+        return;
+    }
     count(Counter::NeverReturned);
     debug!(ctx, "api {} was called for {} bytes, and did not return", call.cookie >> 16 & 0xffff, call.size);
     if call.old_key != 0 {
@@ -132,12 +150,39 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
     if call.cookie != cookie.to_bits() || regs.sp() != call.sp.wrapping_add(WORD) {
         return None;
     }
+    // The address in `ip` is the one that the allocator function returns to.
+    end(ctx, record, regs.for_walk(), regs)
+}
+
+/// An instruction that returns from an allocating function without a return probe, or from another that it may end in.
+#[inline(always)]
+pub fn exit(ctx: &ProbeContext) -> Option<()> {
+    let regs = UserRegisters::at_probe(ctx.regs);
+    let record = threads::current()?;
+    let call = *record.get();
+    let has_trampoline = matches!(Cookie::from_bits(call.cookie).way_out, WayOut::Trampoline);
+    if has_trampoline || regs.sp() != call.sp || arch::read_word(call.sp) != Some(call.return_address) {
+        return None;
+    }
+    let caller = Registers { ip: call.return_address, sp: call.sp.wrapping_add(WORD), bp: regs.bp() };
+    end(ctx, record, caller, regs)
+}
+
+/// The recorded call has ended, and its caller goes on with these registers.
+#[inline(always)]
+fn end<C: EbpfContext>(ctx: &C, record: Record, caller: Registers, regs: UserRegisters) -> Option<()> {
+    let call = *record.get();
+    let cookie = Cookie::from_bits(call.cookie);
     let process = PROCESSES.get(cookie.process.into())?;
+    if !belongs_to(&call, process) {
+        record.release();
+        return None;
+    }
     match new_block(&call, cookie.signature.result, regs) {
         NewBlock::At(address) => {
             settle_old(&call);
             if call.fate == Fate::Kept as u32 {
-                account(ctx, cookie, process, &call, address);
+                account(ctx, cookie, process, &call, address, caller);
             } else if call.fate == Fate::Unsampled as u32 {
                 count(Counter::Unsampled);
             } else {
@@ -183,7 +228,7 @@ fn settle_old(call: &InFlight) {
 
 /// The call gave no block. `realloc(p, 0)` has freed `p` then; any other failure leaves it as it was.
 #[inline(always)]
-fn fail(ctx: &RetProbeContext, call: &InFlight) {
+fn fail<C: EbpfContext>(ctx: &C, call: &InFlight) {
     let had_old = call.old_key != 0 || call.old_unknown != 0;
     if had_old && call.size == 0 {
         settle_old(call);
@@ -197,14 +242,19 @@ fn fail(ctx: &RetProbeContext, call: &InFlight) {
 
 /// Puts the new block in the table, under its stack.
 #[inline(always)]
-fn account(ctx: &RetProbeContext, cookie: Cookie, process: &ProcessState, call: &InFlight, address: u64) {
-    let regs = UserRegisters::at_probe(ctx.regs);
+fn account<C: EbpfContext>(
+    ctx: &C,
+    cookie: Cookie,
+    process: &ProcessState,
+    call: &InFlight,
+    address: u64,
+    caller: Registers,
+) {
     let Some(key) = BlockKey::new(cookie.process, address) else {
         count(Counter::UnreadableResult);
         return;
     };
-    // The address in `ip` is the one that the allocator function returns to.
-    let frame = Frame { registers: regs.for_walk(), via: Via::Table };
+    let frame = Frame { registers: caller, via: Via::Table };
     let stack =
         capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame, returns_to: 0 });
     // SAFETY: the helper only reads the clock.

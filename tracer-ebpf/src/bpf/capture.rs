@@ -12,10 +12,9 @@ use tracer_ebpf::{
 };
 
 use super::{
-    arch::WORD,
     count::cpu,
     maps::{CAPTURE_OWNERS, CAPTURES, EVENTS, STACKS, TOTALS, hash_seed, stack_sets},
-    unwind::walk,
+    unwind::{Below, walk},
 };
 
 /// A capture that belongs to this run of the program.
@@ -69,13 +68,13 @@ pub fn stack(maker: Maker<'_>) -> u32 {
     number
 }
 
-/// Whether a walk from this frame comes to the return address at `sp`; none when the walk does not get to the thread's base.
+/// Whether a walk from this frame passes the call; none when the walk does not get to the thread's base.
 #[inline(always)]
-pub fn passes(frame: Frame, process: &ProcessState, returns_to: u64, sp: u64) -> Option<bool> {
+pub fn passes(frame: Frame, process: &ProcessState, call: Below) -> Option<bool> {
     let claimed = Claimed::claim()?;
-    let walk = walk(frame, process, returns_to, StackHash::new(0), claimed.number());
+    let walk = walk(frame, process, call, StackHash::new(0), claimed.number());
     claimed.release();
-    let passed = walk.passed == sp.wrapping_add(WORD);
+    let passed = walk.passed == call.sp;
     if passed || walk.stop == Stop::Base as u32 { Some(passed) } else { None }
 }
 
@@ -83,7 +82,8 @@ pub fn passes(frame: Frame, process: &ProcessState, returns_to: u64, sp: u64) ->
 fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
     let Maker { index, process, api, frame, returns_to } = maker;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
-    let walk = walk(frame, process, returns_to, hash, capture);
+    let call = Below { returns_to, awaited: process.trampoline.load(), sp: 0 };
+    let walk = walk(frame, process, call, hash, capture);
     let hash = walk.hash.finish();
     let number = place(hash)?;
     let totals = TOTALS.get(number)?;

@@ -3,16 +3,21 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{event::EventKind, process::Gate, stack::StackHeader};
 
-use super::{mappings::current_process, maps::EVENTS};
+use super::{
+    mappings::current_index,
+    maps::{EVENTS, PROCESSES},
+};
 
 /// A process has executed a program. User space sees the gate at its next look, and at once by the ring buffer.
 #[inline(always)]
 pub fn executed() -> Option<()> {
-    let (index, process) = current_process()?;
+    // The window may be closed for a mark: it must not open again.
+    let index = current_index()?;
+    let process = PROCESSES.get(index)?;
     process.gate.store(Gate::Exec as u64);
     let event = StackHeader {
         event: EventKind::Exec as u8,
-        process: index,
+        process: index as u16,
         tid: bpf_get_current_pid_tgid() as u32,
         ..StackHeader::default()
     };

@@ -23,11 +23,17 @@ use super::{
 
 /// The current process, if its window is open.
 #[inline(always)]
-pub fn current_process() -> Option<(u16, &'static ProcessState)> {
+fn current_process() -> Option<(u16, &'static ProcessState)> {
+    let index = current_index()?;
+    Some((index as u16, open_process(index)?))
+}
+
+/// The number of the current process, if it is traced.
+#[inline(always)]
+pub fn current_index() -> Option<u32> {
     let tgid = current_tgid()?;
     // SAFETY: entries are written before the window opens and stay.
-    let index = *unsafe { PROCESS_INDEX.get(tgid) }?;
-    Some((index as u16, open_process(index)?))
+    unsafe { PROCESS_INDEX.get(tgid) }.copied()
 }
 
 /// The number of the current process where user space knows it; none when it is not there.

@@ -101,6 +101,32 @@ impl Births {
         *part = part.saturating_add(bytes.0);
     }
 
+    /// What is left of these and of others, over the same span.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        for (part, more) in self.bytes.iter_mut().zip(others.bytes) {
+            *part = part.saturating_add(more);
+        }
+        self
+    }
+
+    /// How old half of the oldest `bytes` are at least at the end; within a part they are taken to be spread evenly.
+    #[must_use]
+    pub fn median_age_ns(&self, bytes: u64) -> Option<u64> {
+        let length = self.end_ns.saturating_sub(self.start_ns) as f64 / Self::PARTS as f64;
+        let mut wanted = bytes as f64 / 2.0;
+        for (part, &born) in self.bytes.iter().enumerate() {
+            let born = born as f64;
+            if born > 0.0 && born >= wanted {
+                let at = self.start_ns as f64 + length * (part as f64 + wanted / born);
+                // A float cast saturates.
+                return Some(self.end_ns.saturating_sub(at as u64));
+            }
+            wanted -= born;
+        }
+        None
+    }
+
     fn part_at(&self, t_ns: u64) -> usize {
         let length = u128::from(self.end_ns.saturating_sub(self.start_ns).max(1));
         let part = u128::from(t_ns.saturating_sub(self.start_ns)) * Self::PARTS as u128 / length;
@@ -140,7 +166,7 @@ pub struct Judgement {
 }
 
 /// The shortest history that is judged, from the first allocation on.
-pub const SHORTEST: Duration = Duration::from_secs(8);
+pub const SHORTEST: Duration = Duration::from_secs(6);
 
 /// The fewest points that are judged.
 pub const FEWEST_POINTS: usize = 12;
@@ -152,11 +178,11 @@ pub const FEWEST_BLOCKS: u64 = 8;
 ///
 /// | verdict | when |
 /// |---|---|
-/// | `steady` | nothing is left; or it does not rise any more, and at least half of what was allocated was freed |
+/// | `steady` | nothing is left; or it does not rise any more, and most of it was freed, what is left being young |
 /// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST_POINTS`] points |
 /// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, known to a fifth, and every quarter of the history left about as much of them |
 /// | `growing` | its second half rises, but that does not hold |
-/// | `one_off` | it does not rise any more, and less than half was freed |
+/// | `one_off` | it does not rise any more, and keeps what it has |
 #[must_use]
 pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     let judgement = |verdict, reason| Judgement { verdict, reason };
@@ -183,11 +209,19 @@ pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
             Verdict::Growing,
             "it grows, but too little of what is left is old, or it does not grow steadily",
         )
-    } else if turnover.freed_objects >= turnover.allocated_objects.div_ceil(2) {
+    } else if turns_over(turnover, first.t_ns) {
         judgement(Verdict::Steady, "it frees as much as it allocates")
     } else {
         judgement(Verdict::OneOff, "it stopped growing and keeps what it has")
     }
+}
+
+/// Whether it frees about as much as it allocates: nine tenths of it, or half and does not keep the old blocks.
+fn turns_over(turnover: &Turnover, from_ns: u64) -> bool {
+    let [first, second, third, last] = turnover.births.quarters_since(from_ns);
+    let keeps_the_old = first + second > third + last;
+    let enough = if keeps_the_old { 0.9 } else { 0.5 };
+    turnover.freed_objects as f64 >= turnover.allocated_objects as f64 * enough
 }
 
 /// Whether every quarter of the history left about as much. The old ones may have left a third less than the third one:
@@ -311,6 +345,27 @@ mod tests {
         let few = |count: u64| (0..count).map(move |n| (n * 60 / count, FOREVER, 1000));
         assert_ne!(verdict(60, few(FEWEST_BLOCKS - 1)), Verdict::Leaking);
         assert_eq!(verdict(60, few(FEWEST_BLOCKS)), Verdict::Leaking);
+    }
+
+    #[test]
+    fn half_of_the_bytes_are_older_than_the_median() {
+        let mut births = Births::new(0, 32 * SECOND);
+        assert_eq!(births.median_age_ns(0), None);
+        (0..32).for_each(|second| births.add(second * SECOND, Bytes(100)));
+        assert_eq!(births.median_age_ns(3200), Some(16 * SECOND));
+        // The oldest quarter alone.
+        assert_eq!(births.median_age_ns(800), Some(28 * SECOND));
+        assert_eq!(births.median_age_ns(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_cache_that_was_cut_back_is_one_off() {
+        let made = || leak(0, 2, 1000).chain((0..200).map(|n| (n / 100, 2, 10)));
+        assert_eq!(
+            verdict(60, (0..100).map(|n| (1, if n % 2 == 0 { FOREVER } else { 1 }, 1000))),
+            Verdict::OneOff
+        );
+        assert_eq!(verdict(60, made()), Verdict::Steady);
     }
 
     #[test]

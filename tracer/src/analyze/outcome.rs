@@ -10,6 +10,7 @@ use tracer_ebpf::{
 };
 
 use super::{
+    compiled::{self, Judged},
     growth::{self, Births, Point, Turnover},
     history::{History, Source},
     managed::ManagedHolders,
@@ -46,7 +47,9 @@ pub struct NativeTotals {
 impl From<&StackTotals> for NativeTotals {
     /// Objects are rounded so that what is left of them is what the live blocks add up to.
     fn from(totals: &StackTotals) -> Self {
-        let (allocated, freed) = (totals.allocated(), totals.freed());
+        // Freed first: programs may be counting more, and freed must not be above allocated.
+        let freed = totals.freed();
+        let allocated = totals.allocated();
         let allocated_objects = allocated.whole_objects();
         let left = Weight { bytes: 0, objects: allocated.objects.saturating_sub(freed.objects) };
         Self {
@@ -152,11 +155,27 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// Makes what is held agree with the totals. Where blocks come and go, those that are live and the totals are read at different
+    /// moments; the totals of a stack agree with each other.
+    pub fn settle_held(&mut self) {
+        let window_ns = self.window_ns();
+        for (&number, totals) in &self.native {
+            let held = self.held.entry(number).or_insert_with(|| Held::nothing(window_ns));
+            let left = Weight {
+                bytes: totals.allocated_bytes.saturating_sub(totals.freed_bytes),
+                objects: totals.allocated_objects.saturating_sub(totals.freed_objects) * OBJECT,
+            };
+            held.weight = if self.min_age_ns == 0 { left } else { held.weight.min(left) };
+        }
+    }
+
     /// Every stack that allocated, largest weight first.
     #[must_use]
     pub fn stacks(&self) -> Vec<StackReport> {
         let native = self.native.iter().map(|(&number, totals)| self.native_stack(number, totals));
-        let mut stacks: Vec<_> = native.chain(self.mapping_stacks()).collect();
+        let mut judged: Vec<_> = native.chain(self.mapping_stacks()).collect();
+        compiled::judge_together(&mut judged, &self.history);
+        let mut stacks: Vec<_> = judged.into_iter().map(|judged| judged.stack).collect();
         stacks.sort_by(|a, b| {
             (b.weight_bytes, b.outstanding_bytes, b.allocated_bytes)
                 .cmp(&(a.weight_bytes, a.outstanding_bytes, a.allocated_bytes))
@@ -167,9 +186,9 @@ impl Counted {
         stacks
     }
 
-    fn native_stack(&self, number: u32, totals: &NativeTotals) -> StackReport {
+    fn native_stack(&self, number: u32, totals: &NativeTotals) -> Judged {
         let held = self.held.get(&number).copied().unwrap_or_else(|| self.nothing());
-        let mut stack = StackReport {
+        let stack = StackReport {
             weight_bytes: held.weight.bytes,
             outstanding_bytes: held.weight.bytes,
             outstanding_objects: held.weight.whole_objects(),
@@ -179,10 +198,10 @@ impl Counted {
             freed_objects: totals.freed_objects,
             standard_error_bytes: (held.variance > 0.0).then(|| held.variance.sqrt().round() as u64),
             oldest_age_ns: (held.weight.objects > 0).then_some(held.oldest_age_ns),
+            median_age_ns: held.births.median_age_ns(held.weight.bytes),
             ..self.bare_stack(number, Kind::Native)
         };
-        self.judge(&mut stack, Source::Native(number), &held);
-        stack
+        self.judge(stack, Source::Native(number), &held)
     }
 
     /// What kinds `native` and `mapping` held over the window.
@@ -203,21 +222,26 @@ impl Counted {
     }
 
     /// Says how a stack grew, and whether that is a leak.
-    fn judge(&self, stack: &mut StackReport, source: Source, held: &Held) {
+    fn judge(&self, mut stack: StackReport, source: Source, held: &Held) -> Judged {
+        let Held { births, born_variance: variance, .. } = *held;
         if matches!(stack.kind, Kind::Allocator | Kind::File) {
-            return;
+            return Judged { stack, source, births, variance };
         }
         let history = self.history.of(source);
         stack.growth_bytes_per_second = growth::rate(&history);
+        stack.history_bytes = evenly_spaced(&history);
         if stack.kind.counts_by_default() {
             let turnover = Turnover {
                 allocated_objects: stack.allocated_objects,
                 freed_objects: stack.freed_objects,
-                births: held.births,
-                standard_error: Bytes(held.born_variance.sqrt() as u64),
+                births,
+                standard_error: Bytes(variance.sqrt() as u64),
             };
-            stack.verdict = Some(growth::judge(&history, &turnover).verdict);
+            let judgement = growth::judge(&history, &turnover);
+            stack.verdict = Some(judgement.verdict);
+            stack.reason = Some(judgement.reason.to_owned());
         }
+        Judged { stack, source, births, variance }
     }
 
     /// A stack with nothing but its frames.
@@ -229,9 +253,9 @@ impl Counted {
             None if number == RETIRED => Stop::Retired,
             None => Stop::NotDelivered,
         };
-        let process = known.map_or(0, |known| known.process);
+        let pid = || self.pids.get(usize::from(known?.process)).copied();
         StackReport {
-            pid: if self.pids.len() > 1 { self.pids.get(usize::from(process)).copied() } else { None },
+            pid: if self.pids.len() > 1 { pid() } else { None },
             kind,
             api: known.map_or_else(|| "unknown".to_owned(), |known| known.api.clone()),
             weight_bytes: 0,
@@ -244,15 +268,18 @@ impl Counted {
             resident_bytes: None,
             standard_error_bytes: None,
             oldest_age_ns: None,
+            median_age_ns: None,
             growth_bytes_per_second: None,
+            history_bytes: Vec::new(),
             verdict: None,
+            reason: None,
             complete: stop.is_complete(),
             stop: (!stop.is_complete()).then(|| stop.name().to_owned()),
             frames: known.map_or_else(Vec::new, |known| known.frames.clone()),
         }
     }
 
-    fn mapping_stacks(&self) -> impl Iterator<Item = StackReport> + '_ {
+    fn mapping_stacks(&self) -> impl Iterator<Item = Judged> + '_ {
         let held = self.held_by_holder();
         self.mappings.iter().map(move |(holder, totals)| {
             // What holds nothing has nothing resident, which is known without a look.
@@ -277,11 +304,11 @@ impl Counted {
                 freed_bytes: totals.freed_bytes,
                 freed_objects: totals.freed_objects,
                 oldest_age_ns: (held.held.weight.objects > 0).then_some(held.held.oldest_age_ns),
+                median_age_ns: held.held.births.median_age_ns(held.resident_bytes.unwrap_or(0)),
                 ..self.bare_stack(holder.stack, self.managed.judged(*holder).kind)
             };
-            self.judge(&mut stack, Source::Mapping(*holder), &held.held);
             drop_system_call_wrappers(&mut stack.frames);
-            stack
+            self.judge(stack, Source::Mapping(*holder), &held.held)
         })
     }
 
@@ -357,8 +384,20 @@ pub fn count_incomplete(events: &mut Events, stacks: &[StackReport]) {
     events.incomplete_stacks.retain(|_, allocations| *allocations > 0);
 }
 
+/// Points of a history that go into the report: enough for a line as small as a word.
+const HISTORY_POINTS: usize = 24;
+
+/// The sizes at so many points of a history, its first and its last one among them. Nothing when it was always 0.
+fn evenly_spaced(history: &[growth::Point]) -> Vec<u64> {
+    let points = history.len().min(HISTORY_POINTS);
+    if points < 2 || history.iter().all(|point| point.bytes.0 == 0) {
+        return Vec::new();
+    }
+    (0..points).map(|i| history[i * (history.len() - 1) / (points - 1)].bytes.0).collect()
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         analyze::mappings::AddressRange,
@@ -392,6 +431,11 @@ mod tests {
             opened_ns: 0,
             ended_ns: 1000,
         }
+    }
+
+    /// A stack of nothing.
+    pub(in super::super) fn bare() -> StackReport {
+        counted().bare_stack(9, Kind::Native)
     }
 
     fn held(bytes: u64, objects: u64, oldest_age_ns: u64) -> Held {

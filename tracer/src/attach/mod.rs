@@ -3,6 +3,7 @@
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
 //! however it ends.
 
+mod grace;
 pub mod overhead;
 mod shared;
 mod tables;
@@ -14,6 +15,7 @@ pub mod uprobe_multi;
 use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
+    sync::Arc,
     thread,
 };
 
@@ -60,10 +62,10 @@ pub struct Settings {
 pub struct Capture {
     ebpf: Ebpf,
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
-    tables: SharedTables,
+    tables: Arc<SharedTables>,
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
-    multi: Option<[uprobe_multi::Program; 3]>,
+    multi: Option<[uprobe_multi::Program; 4]>,
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
@@ -90,14 +92,19 @@ pub struct Site {
 pub enum Programs {
     /// At entry and return of a function that gives a block.
     Allocate,
+    /// At entry of a function that gives a block, whose exits are probed.
+    AllocateToExits,
+    /// On an instruction that returns.
+    Exit,
     /// At entry of a function that only releases one.
     Release,
 }
 
 const ALLOCATE: &str = "allocate";
 const ALLOCATED: &str = "allocated";
+const EXITED: &str = "exited";
 const RELEASE: &str = "release";
-const UPROBES: [&str; 3] = [ALLOCATE, ALLOCATED, RELEASE];
+const UPROBES: [&str; 4] = [ALLOCATE, ALLOCATED, EXITED, RELEASE];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
 const SYSTEM_CALLS: [(&str, &str); 6] = [
@@ -151,7 +158,7 @@ impl Capture {
         let messages = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
             .ok();
-        let tables = SharedTables::map(&ebpf, sizes)?;
+        let tables = Arc::new(SharedTables::map(&ebpf, sizes)?);
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
         Ok(Self {
             ebpf,
@@ -168,8 +175,21 @@ impl Capture {
 
     /// The tables that the programs fill.
     #[must_use]
-    pub fn tables(&self) -> &SharedTables {
+    pub fn tables(&self) -> &Arc<SharedTables> {
         &self.tables
+    }
+
+    /// Forgets everything that was counted. The windows must be closed; then what [`Capture::open_window`] opens has nothing of what was
+    /// before.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or somebody else holds the tables to read them.
+    pub fn clear(&mut self) -> Result<()> {
+        // A call that returns from now on belongs to no window.
+        self.tables.processes().iter().for_each(|state| state.opened_ns.store(0));
+        grace::wait().context("cannot wait for the BPF programs")?;
+        let tables = Arc::get_mut(&mut self.tables).context("the tables are being read")?;
+        tables.clear()
     }
 
     /// Passes on what the programs have to say to people.
@@ -218,7 +238,11 @@ impl Capture {
     /// When the kernel refuses: the file or process is gone, or there is no permission.
     pub fn attach_probes(&mut self, file: &Path, sites: &[Site], pid: Pid) -> Result<()> {
         for site in sites {
-            self.places[usize::from(site.programs == Programs::Release)].add(site.cost);
+            match site.programs {
+                Programs::Allocate | Programs::AllocateToExits => self.places[0].add(site.cost),
+                Programs::Release => self.places[1].add(site.cost),
+                Programs::Exit => {}
+            }
         }
         match &self.multi {
             Some(programs) => {
@@ -237,6 +261,8 @@ impl Capture {
         let names: &[&str] = match site.programs {
             // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
             Programs::Allocate => &[ALLOCATE, ALLOCATED],
+            Programs::AllocateToExits => &[ALLOCATE],
+            Programs::Exit => &[EXITED],
             Programs::Release => &[RELEASE],
         };
         let scope = UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?);
@@ -302,7 +328,8 @@ impl Capture {
     pub fn open_window(&self, process: u16, now_ns: u64) {
         if let Some(state) = self.tables.processes().get(usize::from(process)) {
             state.opened_ns.store(now_ns);
-            state.gate.store(Gate::Open as u64);
+            // Not that of a program that is another one by now.
+            state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
         }
     }
 
@@ -350,13 +377,17 @@ impl Capture {
 }
 
 /// The places of each of the [`UPROBES`], in their order. The returns come after the entries, as in [`Capture::attach_probe`].
-fn places_by_program(sites: &[Site]) -> [(At, Places); 3] {
-    let of = |programs: Programs| -> Places {
-        let sites = sites.iter().filter(|site| site.programs == programs);
+fn places_by_program(sites: &[Site]) -> [(At, Places); 4] {
+    let of = |wanted: &[Programs]| -> Places {
+        let sites = sites.iter().filter(|site| wanted.contains(&site.programs));
         sites.map(|site| (site.offset, site.cookie.to_bits())).collect()
     };
-    let allocate = of(Programs::Allocate);
-    [(At::Entry, allocate.clone()), (At::Return, allocate), (At::Entry, of(Programs::Release))]
+    [
+        (At::Entry, of(&[Programs::Allocate, Programs::AllocateToExits])),
+        (At::Return, of(&[Programs::Allocate])),
+        (At::Entry, of(&[Programs::Exit])),
+        (At::Entry, of(&[Programs::Release])),
+    ]
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use aya::sys::{Stats, enable_stats};
 use rustix::time::{ClockId, clock_gettime};
 use tracer_ebpf::{
-    probe::{Arg, Cookie, ResultPlace, Signature},
+    probe::{Arg, Cookie, ResultPlace, Signature, WayOut},
     process::MAX_PROCESSES,
 };
 
@@ -28,13 +28,15 @@ pub struct Runs {
     pub ns: u64,
 }
 
-/// Runs of the programs at allocating functions' entries, at their returns, and at releasing functions' entries.
+/// Runs of the programs at allocating functions' entries, at their returns or exits, and at releasing functions' entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AllRuns {
     /// At the entry of an allocating function.
     pub allocate: Runs,
     /// At its return.
     pub allocated: Runs,
+    /// At an exit of one whose return is not probed.
+    pub exited: Runs,
     /// At the entry of a releasing function.
     pub release: Runs,
 }
@@ -46,6 +48,8 @@ pub struct HitCosts {
     pub allocate_ns: f64,
     /// Entry of a releasing function.
     pub release_ns: f64,
+    /// Exit of an allocating function: its last instruction, which is single-stepped.
+    pub exit_ns: f64,
     /// The program at the return, when it has nothing to do.
     pub idle_return_ns: f64,
 }
@@ -81,8 +85,10 @@ impl Capture {
     /// Runs of the programs since they were loaded, while the kernel [counted](count_runs).
     #[must_use]
     pub fn runs(&self) -> AllRuns {
-        let [allocate, allocated, release] = [0, 1, 2].map(|index| self.runs_of(index).unwrap_or_default());
-        AllRuns { allocate, allocated, release }
+        // In the order of `UPROBES`.
+        let [allocate, allocated, exited, release] =
+            [0, 1, 2, 3].map(|index| self.runs_of(index).unwrap_or_default());
+        AllRuns { allocate, allocated, exited, release }
     }
 
     fn runs_of(&self, index: usize) -> Option<Runs> {
@@ -101,9 +107,11 @@ impl Capture {
         let [allocating, releasing] = self.places.map(Places::are_stepped);
         let pair = self.hit(Programs::Allocate, if allocating { stepped_pair } else { emulated_pair })?;
         let release = self.hit(Programs::Release, if releasing { stepped_entry } else { emulated_entry })?;
+        let exit = self.hit(Programs::Release, stepped_exit)?;
         Ok(HitCosts {
             allocate_ns: pair.beside_ns,
             release_ns: release.beside_ns,
+            exit_ns: exit.beside_ns,
             idle_return_ns: pair.idle_return_ns,
         })
     }
@@ -112,7 +120,8 @@ impl Capture {
     fn hit(&mut self, programs: Programs, function: extern "C" fn()) -> Result<Hit> {
         let arg = Some(Arg::new(0));
         let signature = Signature { size: arg, count: None, old: arg, result: ResultPlace::Register };
-        let cookie = Cookie { process: (MAX_PROCESSES - 1) as u16, api: 0, signature };
+        let cookie =
+            Cookie { process: (MAX_PROCESSES - 1) as u16, api: 0, signature, way_out: WayOut::Trampoline };
         let site = Site { offset: file_offset(function)?, cookie, programs, cost: Cost::Emulated };
         let bare_ns = call_ns(function);
         let attached_before = self.probes.len();
@@ -154,6 +163,7 @@ impl AllRuns {
         Self {
             allocate: self.allocate.since(earlier.allocate),
             allocated: self.allocated.since(earlier.allocated),
+            exited: self.exited.since(earlier.exited),
             release: self.release.since(earlier.release),
         }
     }
@@ -213,4 +223,9 @@ extern "C" fn stepped_entry() {
 #[unsafe(naked)]
 extern "C" fn stepped_pair() {
     naked_asm!("mov eax, 4", "ret")
+}
+
+#[unsafe(naked)]
+extern "C" fn stepped_exit() {
+    naked_asm!("mov eax, 5", "ret")
 }

@@ -1,6 +1,6 @@
 //! The tables that the programs fill, as memory of this process.
 
-use std::mem::offset_of;
+use std::{collections::HashMap as StdHashMap, mem::offset_of};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -68,6 +68,7 @@ pub struct SharedTables {
     processes: SharedArray<ProcessState>,
     live: SharedArray<LiveBucket>,
     spill: HashMap<MapData, u64, SpilledBlock>,
+    spill_room: u32,
     stacks: SharedArray<SlotSet>,
     totals: SharedArray<StackTotals>,
     counters: SharedArray<Stripe>,
@@ -94,6 +95,7 @@ impl SharedTables {
             processes: array(ebpf, "PROCESSES", MAX_PROCESSES)?,
             live: array(ebpf, "LIVE", sizes.live_buckets)?,
             spill: spill(ebpf)?,
+            spill_room: sizes.spilled_blocks,
             stacks: array(ebpf, "STACKS", sizes.stack_sets)?,
             totals: array(ebpf, "TOTALS", sizes.stacks())?,
             counters: array(ebpf, "COUNTERS", STRIPES)?,
@@ -201,34 +203,53 @@ impl SharedTables {
     /// release when the window closed are among them.
     pub fn live_blocks(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
         let table = self.live.elements().iter().flat_map(LiveBucket::blocks);
-        let spilled = self
-            .spill
-            .iter()
-            .flatten()
-            .filter_map(|(key, SpilledBlock(block))| Some((BlockKey::from_bits(key)?, block)));
-        table.chain(spilled).chain(self.blocks_in_flight())
+        table.chain(self.spilled_blocks()).chain(self.blocks_in_flight())
     }
 
+    /// The kernel begins again with the first key when the one that was last is gone: hence the set, and an end.
+    fn spilled_blocks(&self) -> impl Iterator<Item = (BlockKey, Block)> + use<> {
+        let most = 2 * self.spill_room as usize + 64;
+        let spilled: StdHashMap<u64, Block> =
+            self.spill.iter().take(most).flatten().map(|(key, SpilledBlock(block))| (key, block)).collect();
+        spilled.into_iter().filter_map(|(key, block)| Some((BlockKey::from_bits(key)?, block)))
+    }
+
+    /// Forgets every block and everything that was counted. To be called while no program runs that counts.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.live.elements().iter().for_each(LiveBucket::clear);
+        let spilled: Vec<u64> = self.spill.keys().collect::<Result<_, _>>()?;
+        for key in spilled {
+            self.spill.remove(&key)?;
+        }
+        self.totals.elements().iter().for_each(StackTotals::clear);
+        self.counters.elements().iter().for_each(Stripe::clear);
+        Ok(())
+    }
+
+    /// What calls of this window are about to release.
     fn blocks_in_flight(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
         let owned =
             self.record_owners.elements().iter().flat_map(|set| (0..SET_WAYS as u32).map(|way| set.key(way)));
         owned
             .zip(self.records.elements())
-            .filter_map(|(owner, record)| if owner == 0 { None } else { record.old_block() })
+            .filter_map(|(owner, record)| if owner == 0 { None } else { record.old_block(self.processes()) })
     }
 }
 
 impl RecordWords {
     /// The block that the recorded call is about to release.
-    fn old_block(&self) -> Option<(BlockKey, Block)> {
+    fn old_block(&self, processes: &[ProcessState]) -> Option<(BlockKey, Block)> {
         let word = |offset: usize| self.0[offset / 8].load();
         let block = offset_of!(InFlight, old);
         let key = BlockKey::from_bits(word(offset_of!(InFlight, old_key)))?;
+        let process = processes.get(usize::from(key.process()))?;
+        if word(offset_of!(InFlight, opened_ns)) != process.opened_ns.load() {
+            return None;
+        }
         // Two numbers of four bytes, as both architectures lay them out.
         const { assert!(offset_of!(Block, level) == offset_of!(Block, stack) + 4) };
-        let (stack, level) =
-            (word(block + offset_of!(Block, stack)), word(block + offset_of!(Block, stack)) >> 32);
-        let (stack, level) = (stack as u32, level as u32);
+        let stack_and_level = word(block + offset_of!(Block, stack));
+        let (stack, level) = (stack_and_level as u32, (stack_and_level >> 32) as u32);
         let size = word(block + offset_of!(Block, size));
         let born_ns = word(block + offset_of!(Block, born_ns));
         Some((key, Block { size, born_ns, stack, level }))

@@ -289,7 +289,7 @@ fn create_link(attributes: &LinkCreate) -> io::Result<OwnedFd> {
 ///
 /// # Safety
 /// `attributes` must be those of the command, and what they point at must be readable and as long as they say.
-unsafe fn bpf<A>(command: c_int, attributes: &A) -> io::Result<OwnedFd> {
+pub(super) unsafe fn bpf<A>(command: c_int, attributes: &A) -> io::Result<OwnedFd> {
     // SAFETY: the kernel reads the attributes and, as the caller promises, nothing that is not there.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<A>()) };
     let fd = RawFd::try_from(fd).ok().filter(|&fd| fd >= 0).ok_or_else(io::Error::last_os_error)?;

@@ -19,6 +19,7 @@
 //! - [`api`]: the table of allocator functions.
 //! - [`declared`]: the functions that the user names.
 //! - `object`: what is read of the file: executable segments and symbols.
+//! - [`exits`]: where functions return that must not have a return probe.
 //! - `forward`: which functions only call another one that is probed.
 //! - `table`: a plan as text.
 //! - [`placement`]: what is known about the place of a probe; `arch` finds it by disassembly.
@@ -26,11 +27,13 @@
 pub mod api;
 mod arch;
 pub mod declared;
+pub mod exits;
 mod forward;
 mod object;
 pub mod placement;
 mod table;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -39,11 +42,13 @@ use tracer_ebpf::probe::Signature;
 
 pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
 pub use declared::{Allocator, Declarations};
+pub use exits::{Exit, Exits};
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
 pub use table::PlanTable;
 
 use arch::x86_64::{Candidate, Function, Need, long_branches};
 use declared::Numbered;
+use exits::ExitFinder;
 use forward::forwards;
 use object::{Named, Object, Symbols};
 use placement::Spot;
@@ -117,6 +122,14 @@ pub struct PlannedProbe {
 pub enum Place {
     /// An allocating function: an entry and a return probe, both at this site.
     EntryAndReturn(ReturnSite),
+    /// An allocating function that may leave by an exception, which no return probe would let pass: an entry probe, and one on
+    /// each instruction that returns.
+    EntryAndExits {
+        /// The entry probe's site.
+        site: ReturnSite,
+        /// How the function is left.
+        exits: Exits,
+    },
     /// A releasing function: an entry probe.
     Entry {
         /// Its site.
@@ -131,7 +144,7 @@ impl Place {
     #[must_use]
     pub const fn site(&self) -> &Site {
         match self {
-            Self::EntryAndReturn(site) => site.site(),
+            Self::EntryAndReturn(site) | Self::EntryAndExits { site, .. } => site.site(),
             Self::Entry { site, .. } => site,
         }
     }
@@ -153,8 +166,8 @@ pub struct Planner {
     pub catalog: Catalog,
     /// Whether the kernel turns a uprobe on a 5-byte nop into a call (Linux 6.18 and later).
     pub nop5_optimised: bool,
-    /// Whether functions that may leave by a C++ exception are probed. An exception thrown while their return probe is
-    /// pending ends the target: see [`Api::throws`].
+    /// Whether functions that may leave by a C++ exception get a return probe. An exception thrown while it is pending ends the
+    /// target (see [`Api::throws`]), so their exits are probed instead.
     pub throwing_functions: bool,
     pub(crate) declared: Vec<Numbered>,
 }
@@ -221,6 +234,7 @@ impl Planner {
             object: &object,
             defines_allocator: self.defines_allocator(&symbols),
             forwards: forwards(&object, &symbols, &self.catalog),
+            exits: OnceCell::new(),
         };
         let mut drafts = Vec::new();
         for (&svma, named) in &symbols.functions {
@@ -272,8 +286,13 @@ impl Planner {
         if let Some(to) = scope.forwards.get(&svma).and_then(|&to| self.catalog.get(to)) {
             return Err(format!("it passes every block on to {}, which is probed", to.name));
         }
+        let mut exits = None;
         if apis().any(|api| api.throws) && !self.throwing_functions {
-            return Err("an exception could not pass its return probe".to_owned());
+            let finder = scope.exits.get_or_init(|| ExitFinder::new(scope.object));
+            let found = finder.of(svma);
+            exits = Some(
+                found.map_err(|why| format!("an exception could not pass its return probe, and {why}"))?,
+            );
         }
         let code = scope.object.code_at(svma).ok_or("its address is not in an executable segment")?;
         let need = Need {
@@ -288,7 +307,7 @@ impl Planner {
             Cost::Emulated | Cost::Optimised => Ok(entry.clone()),
         };
         let aliases = self.names(named).split_off(1);
-        Ok(Draft { api, aliases, role: *role, function, entry, moved })
+        Ok(Draft { api, aliases, role: *role, function, exits, entry, moved })
     }
 }
 
@@ -322,7 +341,10 @@ fn settle(object: &Object<'_>, draft: Draft<'_>) -> Result<PlannedProbe, (ApiId,
     let place = match draft.role {
         Role::Allocate(_) => Spot { site, stack_displacement }
             .into_return_site()
-            .map(Place::EntryAndReturn)
+            .map(|site| match draft.exits {
+                Some(exits) => Place::EntryAndExits { site, exits },
+                None => Place::EntryAndReturn(site),
+            })
             .ok_or((draft.api, "no return probe can be set at the place of its probe"))?,
         Role::Release(_) => Place::Entry { site, stack_displacement },
     };
@@ -334,6 +356,8 @@ struct Scope<'object, 'data> {
     object: &'object Object<'data>,
     defines_allocator: bool,
     forwards: BTreeMap<u64, ApiId>,
+    /// Made when it is needed: most files have no function that throws.
+    exits: OnceCell<ExitFinder<'object, 'data>>,
 }
 
 /// A function whose probe has a place as far as its own straight path tells.
@@ -342,6 +366,7 @@ struct Draft<'data> {
     aliases: Vec<String>,
     role: Role,
     function: Function<'data>,
+    exits: Option<Exits>,
     entry: Candidate,
     moved: Result<Candidate, Obstacle>,
 }

@@ -141,16 +141,20 @@ impl Load {
             .iter()
             .filter_map(|(pid, now)| Some(now.saturating_sub(*earlier.cpu_ns.get(pid)?)))
             .sum();
-        let idle_ns = costs.idle_return_ns * runs.allocated.count as f64;
-        let keeping_ns = (runs.allocated.ns as f64 - idle_ns).max(0.0);
-        let traps_ns =
-            costs.allocate_ns * runs.allocate.count as f64 + costs.release_ns * runs.release.count as f64;
-        let programs_ns = (runs.allocate.ns + runs.allocated.ns + runs.release.ns) as f64;
+        let returns = (runs.allocated.count + runs.exited.count) as f64;
+        let returning_ns = (runs.allocated.ns + runs.exited.ns) as f64;
+        let keeping_ns = (returning_ns - costs.idle_return_ns * returns).max(0.0);
+        // Where the return is not probed, an entry costs what it does at a releasing function.
+        let entries_alone = runs.allocate.count.saturating_sub(runs.allocated.count) + runs.release.count;
+        let traps_ns = costs.allocate_ns * runs.allocated.count as f64
+            + costs.release_ns * entries_alone as f64
+            + costs.exit_ns * runs.exited.count as f64;
+        let programs_ns = (runs.allocate.ns + runs.release.ns) as f64 + returning_ns;
         Self {
             cpu_ns: cpu_ns as f64,
             floor_ns: traps_ns + programs_ns - keeping_ns,
             keeping_ns,
-            allocations: runs.allocated.count as f64,
+            allocations: returns,
             kept: later.kept.saturating_sub(earlier.kept) as f64,
         }
     }
@@ -281,11 +285,13 @@ mod tests {
     #[test]
     fn costs_are_those_of_traps_and_programs() {
         use crate::attach::overhead::Runs;
-        let costs = HitCosts { allocate_ns: 700.0, release_ns: 400.0, idle_return_ns: 50.0 };
+        let costs = HitCosts { allocate_ns: 700.0, release_ns: 400.0, exit_ns: 900.0, idle_return_ns: 50.0 };
         let runs = |count, ns| Runs { count, ns };
         let reading = |at_ns, cpu, runs, kept| Reading { at_ns, cpu_ns: [(Pid(1), cpu)].into(), runs, kept };
         let earlier = reading(0, 500, AllRuns::default(), 0);
-        let later = AllRuns { allocate: runs(10, 600), allocated: runs(10, 1500), release: runs(5, 300) };
+        let exited = Runs::default();
+        let later =
+            AllRuns { allocate: runs(10, 600), allocated: runs(10, 1500), exited, release: runs(5, 300) };
         let load = Load::between(&earlier, &reading(1, 100_500, later, 2), costs);
         let traps_ns = 10.0 * 700.0 + 5.0 * 400.0;
         assert_eq!(load.keeping_ns, 1000.0);

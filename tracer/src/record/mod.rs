@@ -6,16 +6,22 @@
 mod allocators;
 mod budget;
 mod code;
+mod console;
+mod findings;
 mod memory;
+mod onlooker;
 mod process;
+mod requests;
 mod retire;
 mod sampling;
 mod session;
 
 use std::{
+    fs::File,
     future::{pending, poll_fn},
-    io::{self, Write as _},
+    io,
     os::fd::OwnedFd,
+    path::PathBuf,
     task::Poll,
     time::Duration,
 };
@@ -25,18 +31,19 @@ use tokio::{
     io::unix::AsyncFd,
     select,
     signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc::UnboundedReceiver,
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-pub use self::process::plan_of;
-use self::{memory::When, session::Session};
+pub use self::{
+    console::Console, findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request,
+};
+use self::{memory::When, requests::Requests, session::Session};
 use crate::{
     cli::Subject,
     model::{Bytes, End, Profile},
     plan::Declarations,
-    readable,
-    report::status::StatusLine,
-    signals,
+    readable, signals,
     target::launch::Launched,
 };
 
@@ -63,8 +70,10 @@ pub struct Config {
     pub interval: Duration,
     /// Allocators that only the user knows.
     pub declarations: Declarations,
-    /// Whether nothing is said of what goes well.
-    pub quiet: bool,
+    /// Open a new window so long after the first one.
+    pub mark_after: Option<Duration>,
+    /// Where the output of a launched command goes; to the tracer's own if not given.
+    pub command_output: Option<PathBuf>,
 }
 
 /// What came of a recording.
@@ -77,13 +86,19 @@ pub struct Recorded {
 }
 
 /// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command may go on.
+/// Besides signals, `keys` can ask something of it.
 ///
 /// # Errors
 /// One line that says what is in the way and what to do: a process that cannot be traced, a missing capability, a kernel
 /// that is too old.
-pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
+pub async fn record(
+    config: &Config,
+    keys: UnboundedReceiver<Request>,
+    onlooker: &mut dyn Onlooker,
+) -> Result<Recorded> {
     let mut interrupts = Interrupts::new()?;
-    let mut launched = launch(&config.subject)?;
+    let mut requests = Requests::listen(keys)?;
+    let mut launched = launch(config)?;
     let targets = match (&launched, &config.subject) {
         (Some(launched), _) => vec![launched.pid()],
         (None, Subject::Processes(pids)) => pids.clone(),
@@ -97,14 +112,15 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
         None => session.check_allocators()?,
     }
     let announcement = session.announcement();
-    if !config.quiet {
-        status.suspend(|| _ = writeln!(io::stderr(), "{announcement}"));
-    }
+    onlooker.begin(&announcement)?;
 
-    let end = watch(config, &mut session, status, &mut interrupts, &mut exits).await?;
-    signals::let_signals_kill();
+    requests.mark_after(config.mark_after);
+    let asked = Asked { requests, onlooker: &mut *onlooker, snapshot: false, mark: false };
+    let end = watch(config, &mut session, asked, &mut interrupts, &mut exits).await;
+    let end = end.inspect_err(|_| onlooker.finish())?;
     session.close_window(end);
-    status.finish();
+    onlooker.finish();
+    signals::let_signals_kill();
     log::info!("taking the probes out");
     let profile = session.finish()?;
     if end == End::Interrupted
@@ -116,16 +132,19 @@ pub async fn record(config: &Config, status: &StatusLine) -> Result<Recorded> {
     Ok(Recorded { profile, command: launched })
 }
 
-fn launch(subject: &Subject) -> Result<Option<Launched>> {
-    let Subject::Command(command) = subject else { return Ok(None) };
-    Ok(Some(Launched::spawn(&command.program, &command.arguments, command.as_root)?))
+fn launch(config: &Config) -> Result<Option<Launched>> {
+    let Subject::Command(command) = &config.subject else { return Ok(None) };
+    let output = config.command_output.as_ref().map(|path| {
+        File::create(path).with_context(|| format!("cannot write the command's output to {}", path.display()))
+    });
+    Ok(Some(Launched::spawn(&command.program, &command.arguments, command.as_root, output.transpose()?)?))
 }
 
 /// Takes events and snapshots until something ends the window.
 async fn watch(
     config: &Config,
     session: &mut Session,
-    status: &StatusLine,
+    mut asked: Asked<'_>,
     interrupts: &mut Interrupts,
     exits: &mut Exits,
 ) -> Result<End> {
@@ -141,6 +160,11 @@ async fn watch(
             () = interrupts.next() => return Ok(End::Interrupted),
             () = at(deadline) => return Ok(End::Duration),
             () = exits.all() => return Ok(End::TargetExited),
+            request = asked.requests.next() => match request {
+                Request::Snapshot => asked.snapshot = true,
+                Request::Mark => asked.mark = true,
+                Request::End => return Ok(End::Interrupted),
+            },
             ready = session.events_ready() => ready?,
             _ = snapshots.tick() => session.snapshot(When::Affordable),
             _ = looks.tick() => {
@@ -148,13 +172,50 @@ async fn watch(
                 session.note_sizes(When::Affordable);
                 session.retire_stacks();
                 session.keep_to_budget();
-                status.update(&session.status());
+                asked.onlooker.show(&session.status());
             }
         }
         session.take_events();
+        asked.answer(session)?;
         if session.target_has_executed() {
             return Ok(End::TargetExec);
         }
+    }
+}
+
+/// What was asked of the recording, until it is done.
+struct Asked<'a> {
+    requests: Requests,
+    onlooker: &'a mut dyn Onlooker,
+    snapshot: bool,
+    mark: bool,
+}
+
+impl Asked<'_> {
+    /// Does what can be done now; the rest has to wait until the findings before are dealt with.
+    fn answer(&mut self, session: &mut Session) -> Result<()> {
+        if session.is_being_read() {
+            return Ok(());
+        }
+        let ready = self.onlooker.is_ready();
+        let started = Instant::now();
+        let took = |what| log::debug!("{what} took {:?} of the time for events", started.elapsed());
+        if self.snapshot && ready {
+            self.snapshot = false;
+            session.snapshot(When::Now);
+            self.onlooker.snapshot(session.findings());
+            took("a snapshot");
+        } else if self.mark && !self.snapshot {
+            self.mark = false;
+            session.mark()?;
+            took("a mark");
+            self.onlooker.marked();
+            self.onlooker.say("marked: from now on only new allocations count");
+        } else if ready && self.onlooker.wants_findings() {
+            self.onlooker.look(session.findings());
+            took("a look");
+        }
+        Ok(())
     }
 }
 

@@ -1,16 +1,16 @@
 //! One traced process: its identity, the files it has mapped, and the probes in them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context as _, Result, bail};
-use tracer_ebpf::probe::Cookie;
+use tracer_ebpf::probe::{Cookie, WayOut};
 
 use super::allocators::Found;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Pid},
-    plan::{Declarations, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
+    plan::{Cost, Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
@@ -89,16 +89,39 @@ impl TracedProcess {
                 return Ok(());
             }
         };
-        let sites: Vec<Site> = plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        let mut sites: Vec<Site> =
+            plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        sites.extend(self.exits(&plan));
         if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
             if self.target.has_exited() {
                 bail!("{} exited while it was being attached to", self.name());
             }
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
-        self.probes += sites.len();
+        self.probes += plan.probes.len();
         self.found.add_plan(&plan, &planner.catalog);
         Ok(())
+    }
+
+    /// The exits of functions whose return is not probed. Several may have one in common.
+    fn exits(&self, plan: &ObjectPlan) -> Vec<Site> {
+        let mut sites = BTreeMap::new();
+        for probe in &plan.probes {
+            let Place::EntryAndExits { exits, .. } = &probe.place else { continue };
+            let cookie = self.cookie(probe);
+            let site = |offset| Site { offset, cookie, programs: Programs::Exit, cost: Cost::SingleStepped };
+            sites.extend(exits.known.iter().map(|exit| (exit.file_offset, site(exit.file_offset))));
+        }
+        sites.into_values().collect()
+    }
+
+    fn cookie(&self, probe: &PlannedProbe) -> Cookie {
+        let way_out = match probe.place {
+            Place::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => WayOut::Exits,
+            Place::EntryAndExits { .. } => WayOut::SomeExits,
+            Place::EntryAndReturn(_) | Place::Entry { .. } => WayOut::Trampoline,
+        };
+        Cookie { process: self.index, api: probe.api.0, signature: probe.signature, way_out }
     }
 
     fn site(&self, object: &Object, planner: &Planner, probe: &PlannedProbe) -> Site {
@@ -113,9 +136,10 @@ impl TracedProcess {
         );
         Site {
             offset: site.file_offset,
-            cookie: Cookie { process: self.index, api: probe.api.0, signature: probe.signature },
+            cookie: self.cookie(probe),
             programs: match probe.place {
                 Place::EntryAndReturn(_) => Programs::Allocate,
+                Place::EntryAndExits { .. } => Programs::AllocateToExits,
                 Place::Entry { .. } => Programs::Release,
             },
             cost: site.cost,

@@ -23,6 +23,7 @@ use super::{
     Config, allocators,
     budget::Budget,
     code::CodeFiles,
+    findings::Findings,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
     retire::{self, Retirement},
@@ -33,18 +34,15 @@ use crate::{
         history::{History, Source},
         managed::ManagedHolders,
         mappings::MappingAccount,
-        outcome::{self, Counted, KnownStack, NativeTotals},
+        outcome::{Counted, KnownStack},
         residency,
-        verdict::{self, Facts},
     },
     attach::{Capture, Settings, Sizes},
     drain::{Drain, Event, NewStack},
-    model::{
-        Bytes, End, Events, Kind, Memory, Pid, Profile, SCHEMA, Settings as InForce, TimelinePoint, Window,
-    },
+    model::{Bytes, End, Events, Kind, Memory, Pid, Profile, Settings as InForce, TimelinePoint, Window},
     plan::{ApiId, Planner},
     report::status::Status,
-    symbolize::{NamedStacks, Worker},
+    symbolize::{Names, Worker},
     target::{Target, launch::Launched},
 };
 
@@ -71,6 +69,7 @@ pub struct Session {
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
+    names: Names,
     code: CodeFiles,
     stacks: BTreeMap<u32, NewStack>,
     mappings: MappingAccount,
@@ -79,6 +78,9 @@ pub struct Session {
     stale_code: BTreeSet<u16>,
     trampolines_made: BTreeSet<u16>,
     mapping_events: u64,
+    /// Runs of programs that were missed, and events that could not be read, before the window.
+    missed_before: u64,
+    malformed_before: u64,
     window: OpenWindow,
     history: History,
     timeline: Vec<TimelinePoint>,
@@ -155,6 +157,7 @@ impl Session {
             budget,
             capture,
             drain,
+            names: worker.names().clone(),
             worker: Some(worker),
             code,
             stacks: BTreeMap::new(),
@@ -164,6 +167,8 @@ impl Session {
             stale_code: BTreeSet::new(),
             trampolines_made: BTreeSet::new(),
             mapping_events: 0,
+            missed_before: 0,
+            malformed_before: 0,
             window: OpenWindow::default(),
             history: History::new(HISTORY_SPACING_NS),
             timeline: Vec::new(),
@@ -182,6 +187,11 @@ impl Session {
         if let Some(gone) = self.processes.iter().find(|process| process.target.has_exited()) {
             bail!("{} exited while it was being attached to", gone.name());
         }
+        self.begin_window();
+        Ok(())
+    }
+
+    fn begin_window(&mut self) {
         self.find_trampolines();
         self.window.rss_before = memory::rss(&self.processes);
         self.resident.read(&self.processes, &self.mappings, &BTreeMap::new(), When::Now);
@@ -192,7 +202,6 @@ impl Session {
         }
         self.history.push(0, []);
         self.rate = Rate { at_ns: self.window.opened_ns, ..Rate::default() };
-        Ok(())
     }
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
@@ -319,7 +328,7 @@ impl Session {
 
     /// Gives the places of stacks that hold nothing to others, if the table is filling up.
     pub fn retire_stacks(&mut self) {
-        if !self.retirement.is_due(self.capture.tables(), now_ns()) {
+        if self.is_being_read() || !self.retirement.is_due(self.capture.tables(), now_ns()) {
             return;
         }
         let holding = self.mappings.holding_stacks();
@@ -396,8 +405,8 @@ impl Session {
 
     /// Tells the heaps of runtimes among the mappings, as far as their stacks have names by now.
     fn judge_mappings(&mut self) {
-        let Self { managed, mappings, worker: Some(worker), .. } = self else { return };
-        managed.learn(mappings.totals(), |stack| worker.frames(stack));
+        let Self { managed, mappings, names, .. } = self;
+        managed.learn(mappings.totals(), |stack| names.frames(stack));
     }
 
     fn mapping_weight(&self) -> u64 {
@@ -475,32 +484,27 @@ impl Session {
     pub fn finish(mut self) -> Result<Profile> {
         self.capture.detach();
         self.take_events();
-        let worker = self.worker.take().context("the session has been finished already")?;
-        let named = worker.finish()?;
-        self.managed.learn(self.mappings.totals(), |stack| named.get(&stack).cloned());
-        let counted = self.counted(named);
-        let stacks = counted.stacks();
-        let mut events = self.events();
-        outcome::count_incomplete(&mut events, &stacks);
-        let memory = self.memory();
-        let verdict = verdict::of(&Facts {
-            window: Duration::from_nanos(self.window.closed_ns.saturating_sub(self.window.opened_ns)),
-            memory: Some(&memory),
-            stacks: &stacks,
-            freed_older_blocks: events.unmatched_frees > 0,
-            outstanding: &counted.outstanding(),
-            runtime: self.resident.runtime(&self.managed),
-            allocator: self.resident.allocator(),
-        });
-        Ok(Profile {
-            schema: SCHEMA.to_owned(),
-            tracer_version: env!("CARGO_PKG_VERSION").to_owned(),
-            target: self.descriptions[0].clone(),
-            processes: if self.descriptions.len() > 1 { self.descriptions.clone() } else { Vec::new() },
+        self.worker.take().context("the session has been finished already")?.finish()?;
+        Ok(self.findings().profile())
+    }
+
+    /// What was found so far. It can be made a profile while the recording goes on.
+    pub fn findings(&mut self) -> Findings {
+        self.judge_mappings();
+        let ended_ns = self.window.end.map_or_else(now_ns, |_| self.window.closed_ns);
+        Findings {
+            tables: Arc::clone(self.capture.tables()),
+            sampler: self.sampler,
+            names: self.names.clone(),
+            named: self.worker.as_ref().map(Worker::caught_up),
+            counted: self.counted(ended_ns),
+            events: self.events(),
+            processes: self.descriptions.clone(),
             window: Window {
                 started_at: self.window.started_at.clone(),
-                duration_ns: self.window.closed_ns.saturating_sub(self.window.opened_ns),
+                duration_ns: ended_ns.saturating_sub(self.window.opened_ns),
                 end: self.window.end.unwrap_or(End::Interrupted),
+                snapshot: self.window.end.is_none(),
             },
             settings: InForce {
                 sample_bytes: self
@@ -513,13 +517,37 @@ impl Session {
                 max_size: self.config.max_size,
                 max_live: self.max_live,
             },
-            events,
-            totals: outcome::totals(&stacks),
-            memory: Some(memory),
-            timeline: std::mem::take(&mut self.timeline),
-            stacks,
-            verdict: Some(verdict),
-        })
+            memory: self.memory(),
+            runtime: self.resident.runtime(&self.managed),
+            allocator: self.resident.allocator(),
+            timeline: self.timeline.clone(),
+        }
+    }
+
+    /// Whether somebody is reading the tables to make a profile.
+    pub fn is_being_read(&self) -> bool {
+        Arc::strong_count(self.capture.tables()) > 1
+    }
+
+    /// Ends the window and opens a new one, with the probes where they are: what was allocated before counts no more. In between no
+    /// event counts, some 10 ms; nobody may be reading the tables.
+    pub fn mark(&mut self) -> Result<()> {
+        self.capture.close_windows();
+        self.capture.clear()?;
+        self.take_events();
+        self.mappings = MappingAccount::new();
+        for process in &self.processes {
+            // One that is ending has nothing mapped.
+            self.mappings.add_process(process.index, process.initial_mappings().unwrap_or_default());
+        }
+        self.history = History::new(HISTORY_SPACING_NS);
+        self.resident = ResidentMemory::default();
+        self.timeline.clear();
+        self.mapping_events = 0;
+        self.missed_before = self.capture.runs_missed_by_kernel();
+        self.malformed_before = self.drain.malformed();
+        self.begin_window();
+        Ok(())
     }
 
     /// Where the resident memory went.
@@ -531,42 +559,29 @@ impl Session {
         })
     }
 
-    /// Everything that was counted; the tables are at rest.
-    fn counted(&self, mut named: NamedStacks) -> Counted {
-        let tables = self.capture.tables();
-        let min_age_ns = nanos(self.config.min_age);
-        let window_ns = self.window.closed_ns.saturating_sub(self.window.opened_ns);
-        let native = tables.totals().iter().zip(0..).filter_map(|(totals, number)| {
-            let totals = NativeTotals::from(totals);
-            (totals != NativeTotals::default()).then_some((number, totals))
-        });
+    /// Everything that user space knows. What the programs counted comes to it later.
+    fn counted(&self, ended_ns: u64) -> Counted {
         let stacks = self.stacks.iter().map(|(&number, stack)| {
-            let frames = named.remove(&number).unwrap_or_default();
             let known = KnownStack {
                 process: stack.process,
                 api: self.api_name(stack.api),
                 stop: stack.stop,
-                frames,
+                frames: Vec::new(),
             };
             (number, known)
         });
         Counted {
             pids: self.descriptions.iter().map(|process| process.pid).collect::<Vec<Pid>>(),
             stacks: stacks.collect(),
-            native: native.collect(),
-            held: outcome::held_by_stack(
-                tables.live_blocks(),
-                |_| window_ns,
-                min_age_ns,
-                self.sampler.sampling(),
-            ),
+            native: BTreeMap::new(),
+            held: BTreeMap::new(),
             mappings: self.mappings.totals().collect(),
             ranges: self.mappings.live().map(|live| (live, self.resident.of_range(&live))).collect(),
             managed: self.managed.clone(),
             history: self.history.clone(),
-            min_age_ns,
+            min_age_ns: nanos(self.config.min_age),
             opened_ns: self.window.opened_ns,
-            ended_ns: self.window.closed_ns,
+            ended_ns,
         }
     }
 
@@ -579,23 +594,23 @@ impl Session {
         }
     }
 
+    /// Events that user space counted.
     fn events(&self) -> Events {
-        let tables = self.capture.tables();
         let calls = self.mappings.calls();
         let losses = self.mappings.losses();
-        let native = self.sampler.calls(tables);
-        let by_kernel = Counter::ALL.iter().filter(|counter| counter.is_loss());
-        let mut lost: BTreeMap<String, u64> =
-            by_kernel.map(|&counter| (counter.name().to_owned(), tables.count(counter))).collect();
-        lost.insert("missed_by_kernel".to_owned(), self.capture.runs_missed_by_kernel());
-        lost.insert("malformed_event".to_owned(), self.drain.malformed() + losses.malformed);
-        lost.insert("mapping_table_full".to_owned(), losses.table_full);
+        let missed = self.capture.runs_missed_by_kernel() - self.missed_before;
+        let malformed = self.drain.malformed() - self.malformed_before + losses.malformed;
+        let lost = [
+            ("missed_by_kernel", missed),
+            ("malformed_event", malformed),
+            ("mapping_table_full", losses.table_full),
+        ];
         Events {
-            allocations: native.allocations + calls.allocations,
-            frees: native.frees + calls.frees,
-            unmatched_frees: native.unmatched_frees + calls.unmatched_frees,
-            failed_allocations: tables.count(Counter::Failed) + calls.failed_allocations,
-            lost,
+            allocations: calls.allocations,
+            frees: calls.frees,
+            unmatched_frees: calls.unmatched_frees,
+            failed_allocations: calls.failed_allocations,
+            lost: lost.into_iter().map(|(cause, number)| (cause.to_owned(), number)).collect(),
             incomplete_stacks: BTreeMap::new(),
         }
     }

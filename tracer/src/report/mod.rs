@@ -14,24 +14,33 @@ pub mod human;
 pub mod json;
 pub mod pprof;
 pub mod saved;
+pub mod snapshot;
 pub mod speedscope;
 pub mod status;
 pub mod svg;
 pub mod text;
 
-mod stack_lines;
+mod budget;
+pub(crate) mod stack_lines;
 mod tree;
-mod view;
+pub(crate) mod view;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::path::Path;
 
+pub use budget::TooLarge;
+
+use self::budget::Budget;
 use crate::model::{Kind, Profile, StackReport};
+
+/// Maps that are asked millions of times for one report: the usual hash takes longer than all else. This one is seeded at
+/// random, too, so no file can be made to have all its keys collide.
+type QuickMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// A way to write a profile down.
 pub trait Report {
@@ -81,7 +90,7 @@ impl Options {
 }
 
 /// What makes a stack large.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Weight {
     /// Outstanding bytes of native memory, resident bytes of mappings.
     Bytes,
@@ -109,7 +118,7 @@ impl Weight {
 }
 
 /// Which way a flame graph grows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum FlameOrder {
     /// From the bottom, callers below callees.
     Flame,

@@ -61,7 +61,7 @@ impl Page<'_> {
 }
 
 /// Where a frame is: `module, file:line`, and whether it is inlined. A name made of the module says that already.
-pub(super) fn place(frame: &Frame) -> String {
+pub(crate) fn place(frame: &Frame) -> String {
     let module = frame.function.as_ref().and(frame.module.as_deref());
     let module = module.map(|module| printable(module).into_owned());
     let source = frame.file.as_deref().map(|file| source(file, frame.line));

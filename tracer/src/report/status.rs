@@ -69,7 +69,7 @@ fn join(parts: &[(u8, String)]) -> String {
 }
 
 /// `00:42`, `1:02:42`
-fn clock(elapsed: Duration) -> String {
+pub(crate) fn clock(elapsed: Duration) -> String {
     let seconds = elapsed.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match hours {
@@ -79,7 +79,7 @@ fn clock(elapsed: Duration) -> String {
 }
 
 /// `950`, `12.3k`, `1.2M`
-fn rate(per_second: f64) -> String {
+pub(crate) fn rate(per_second: f64) -> String {
     match per_second {
         0.0..999.5 => format!("{per_second:.0}"),
         999.5..999_950.0 => format!("{:.1}k", per_second / 1e3),
@@ -93,8 +93,8 @@ fn columns() -> usize {
     rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col)).max(21) - 1
 }
 
-/// The line on the terminal. It is gone when this is dropped.
-#[derive(Debug)]
+/// The line on the terminal. It is gone when the last copy of this is dropped.
+#[derive(Clone, Debug)]
 pub struct StatusLine(ProgressBar);
 
 impl StatusLine {
@@ -127,12 +127,6 @@ impl StatusLine {
     /// Runs what writes to the terminal, with the line out of its way.
     pub fn suspend<R>(&self, write: impl FnOnce() -> R) -> R {
         self.0.suspend(write)
-    }
-}
-
-impl Drop for StatusLine {
-    fn drop(&mut self) {
-        self.finish();
     }
 }
 

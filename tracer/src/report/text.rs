@@ -10,7 +10,7 @@ use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, standard_error, sum};
 use super::{Format, Options, Report, Weight};
 use crate::model::{
-    Bytes, End, Kind, Memory, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict,
+    Bytes, End, Kind, Memory, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
 };
 
 /// The text summary.
@@ -66,12 +66,17 @@ struct Page<'a> {
     profile: &'a Profile,
     options: &'a Options,
     view: View<'a>,
+    /// The stacks of the view, those that read the same as one.
+    stacks: Vec<StackReport>,
     paint: Paint,
 }
 
 impl<'a> Page<'a> {
     fn new(profile: &'a Profile, options: &'a Options) -> Self {
-        Self { profile, options, view: View::new(profile, options), paint: Paint::new(options) }
+        let view = View::new(profile, options);
+        let mut stacks = alike_as_one(&view.stacks, view.weight);
+        stacks.retain(|stack| view.weight.of(stack) > 0);
+        Self { profile, options, view, stacks, paint: Paint::new(options) }
     }
 
     /// What was outstanding, of whom and when.
@@ -94,7 +99,7 @@ impl<'a> Page<'a> {
     fn when(&self) -> String {
         let window = &self.profile.window;
         let start = moment(&window.started_at);
-        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window.end))
+        format!("{} from {}; {}", Span(window.duration_ns), printable(&start), ending(window))
     }
 
     /// `node (1234)`, or all of them.
@@ -106,13 +111,10 @@ impl<'a> Page<'a> {
     }
 
     fn amount(&self) -> String {
-        let objects =
-            self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
-        let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
+        let (bytes, objects) = (self.view.bytes(), self.view.objects());
         let error = plus_minus(standard_error(self.view.stacks.iter().copied()));
         let amount = format!("{}{error} outstanding in {}", Bytes(bytes), counted(objects, "block"));
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight).len();
-        let stacks = counted(stacks as u64, "stack");
+        let stacks = counted(self.stacks.len() as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
     }
 
@@ -186,7 +188,7 @@ impl<'a> Page<'a> {
         if seconds >= 1.0 {
             _ = write!(text, " ({})", per_minute(change.0 as f64 / seconds));
         }
-        let mut parts: Vec<&PartSize> = parts.iter().collect();
+        let mut parts: Vec<&PartSize> = parts.iter().filter(|part| growth(part) != 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
         for part in parts {
             let growth = growth(part);
@@ -194,13 +196,11 @@ impl<'a> Page<'a> {
                 Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
                 _ => String::new(),
             };
-            _ = write!(
-                text,
-                "\n  {:<18} {:>12}  {share:>8}",
-                part_name(part.part),
-                Change(growth).to_string()
-            );
-            if let Some(note) = &part.note {
+            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_label(part), Change(growth).to_string());
+            let leaks = self.profile.verdict.as_ref().is_some_and(|verdict| verdict.leaking == Some(true));
+            if leaks && part.part == Part::Native && growth > 0 {
+                text += "  leaking: see the stacks below";
+            } else if let Some(note) = &part.note {
                 _ = write!(text, "  {}", self.paint.dim(&printable(note)));
             }
             text.truncate(text.trim_end().len());
@@ -209,10 +209,9 @@ impl<'a> Page<'a> {
     }
 
     fn stacks(&self) -> String {
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight);
-        let shown = stacks.iter().take(self.options.top);
+        let shown = self.stacks.iter().take(self.options.top);
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
-        let rest = &stacks[blocks.len()..];
+        let rest = &self.stacks[blocks.len()..];
         if !rest.is_empty() {
             let weight = sum(rest, |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
@@ -244,6 +243,9 @@ impl<'a> Page<'a> {
         }
         if let Some(age) = stack.oldest_age_ns {
             _ = write!(text, ", oldest {}", Span(age));
+        }
+        if let Some(age) = stack.median_age_ns.filter(|_| stack.outstanding_objects > 1) {
+            _ = write!(text, ", median {}", Span(age));
         }
         if let Some(verdict) = stack.verdict.and_then(verdict_name) {
             _ = write!(text, ", {}", self.paint.strong(verdict));
@@ -278,6 +280,9 @@ impl<'a> Page<'a> {
                 format!("not shown: {} of {meaning} (--include {name})", Bytes(bytes))
             })
             .collect();
+        if self.options.includes(Kind::Allocator) {
+            lines.push(NATIVE_IN_ALLOCATOR.to_owned());
+        }
         if reserved > 0 {
             lines.push(format!(
                 "not counted: {} that is mapped, but has no memory behind it",
@@ -378,6 +383,10 @@ fn overhead(overhead: &Overhead) -> String {
     }
 }
 
+/// What is to be known when both are drawn.
+pub(super) const NATIVE_IN_ALLOCATOR: &str =
+    "counted twice: native blocks lie in the memory that the allocator took from the kernel";
+
 /// Every setting of the recording.
 fn in_force(settings: &Settings) -> String {
     let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
@@ -401,6 +410,11 @@ fn figures(stack: &StackReport) -> String {
             let error = plus_minus(stack.standard_error_bytes);
             format!("{}{error} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
         }
+        _ if stack.resident_bytes.is_none() && stack.outstanding_bytes > 0 => format!(
+            "{} mapped in {}, not known how much of it is resident",
+            Bytes(stack.outstanding_bytes),
+            counted(stack.outstanding_objects, "mapping")
+        ),
         _ => format!(
             "{} resident of {} in {}",
             Bytes(stack.weight_bytes),
@@ -414,8 +428,11 @@ fn growth(part: &PartSize) -> i64 {
     part.after_bytes.saturating_sub(part.before_bytes)
 }
 
-const fn ending(end: End) -> &'static str {
-    match end {
+const fn ending(window: &Window) -> &'static str {
+    if window.snapshot {
+        return "a snapshot; the recording went on";
+    }
+    match window.end {
         End::Duration => "recorded for the time asked for",
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
@@ -423,7 +440,15 @@ const fn ending(end: End) -> &'static str {
     }
 }
 
-const fn part_name(part: Part) -> &'static str {
+fn part_label(part: &PartSize) -> String {
+    let name = part_name(part.part);
+    match &part.runtime {
+        Some(runtime) => format!("{name} ({})", printable(runtime)),
+        None => name.to_owned(),
+    }
+}
+
+pub(crate) const fn part_name(part: Part) -> &'static str {
     match part {
         Part::Native => "native (malloc)",
         Part::Mapping => "mappings",
@@ -447,7 +472,7 @@ const fn kind_name(kind: Kind) -> (&'static str, &'static str) {
 }
 
 /// `None` for the verdict that says nothing.
-const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
+pub(crate) const fn verdict_name(verdict: Verdict) -> Option<&'static str> {
     match verdict {
         Verdict::Leaking => Some("leaking"),
         Verdict::Growing => Some("growing"),

@@ -28,7 +28,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use self::worker::{NamedStacks, Worker};
+pub use self::worker::{Names, Worker};
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -17,8 +17,30 @@ use std::{
 use super::Symbolizer;
 use crate::model::{Address, Frame, Pid};
 
-/// Stacks by number, with the names of their frames.
-pub type NamedStacks = HashMap<u32, Vec<Arc<Frame>>>;
+/// What is named so far; more of it from moment to moment while the thread runs.
+#[derive(Clone, Debug, Default)]
+pub struct Names(Arc<Mutex<HashMap<u32, Vec<Arc<Frame>>>>>);
+
+impl Names {
+    /// The frames of a stack, leaf first, if it is named by now.
+    #[must_use]
+    pub fn frames(&self, number: u32) -> Option<Vec<Arc<Frame>>> {
+        self.lock().get(&number).cloned()
+    }
+
+    fn insert(&self, number: u32, frames: Vec<Arc<Frame>>) {
+        self.lock().insert(number, frames);
+    }
+
+    fn forget(&self, stacks: &HashSet<u32>) {
+        self.lock().retain(|number, _| !stacks.contains(number));
+    }
+
+    /// An entry is whole or absent, whatever happened to the thread.
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Arc<Frame>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 enum Job {
     AddProcess(u16, Pid),
@@ -38,15 +60,8 @@ enum Job {
 #[derive(Debug)]
 pub struct Worker {
     jobs: Sender<Job>,
-    named: Shared,
+    names: Names,
     thread: JoinHandle<()>,
-}
-
-/// What is named so far. An entry is whole or absent, whatever happened to the thread.
-type Shared = Arc<Mutex<NamedStacks>>;
-
-fn lock(named: &Shared) -> MutexGuard<'_, NamedStacks> {
-    named.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Worker {
@@ -56,11 +71,11 @@ impl Worker {
     /// When the system gives no more threads.
     pub fn start() -> io::Result<Self> {
         let (jobs, queue) = channel();
-        let named = Shared::default();
-        let filled = Arc::clone(&named);
+        let names = Names::default();
+        let filled = names.clone();
         let thread =
             thread::Builder::new().name("symbolize".into()).spawn(move || name_stacks(&queue, &filled))?;
-        Ok(Self { jobs, named, thread })
+        Ok(Self { jobs, names, thread })
     }
 
     // A send fails only when the thread is gone; `finish` tells.
@@ -87,28 +102,32 @@ impl Worker {
 
     /// Waits until everything that was asked for is done.
     pub fn catch_up(&self) {
-        let (answer, answered) = channel();
-        if self.jobs.send(Job::Answer(answer)).is_ok() {
-            // An error says that the thread is gone; `finish` tells.
-            let _ = answered.recv();
-        }
+        // An error says that the thread is gone; `finish` tells.
+        let _ = self.caught_up().recv();
     }
 
-    /// The frames of a stack, if it is named by now.
+    /// Says so when everything that was asked for by now is done; an error says that the thread is gone.
     #[must_use]
-    pub fn frames(&self, number: u32) -> Option<Vec<Arc<Frame>>> {
-        lock(&self.named).get(&number).cloned()
+    pub fn caught_up(&self) -> Receiver<()> {
+        let (answer, answered) = channel();
+        let _ = self.jobs.send(Job::Answer(answer));
+        answered
+    }
+
+    /// What it has named, and goes on naming.
+    #[must_use]
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// Waits until everything is named.
     ///
     /// # Errors
     /// When the thread has panicked.
-    pub fn finish(self) -> io::Result<NamedStacks> {
+    pub fn finish(self) -> io::Result<()> {
         drop(self.jobs);
         let ended = self.thread.join();
-        ended.map_err(|_| io::Error::other("the thread that names stacks has panicked"))?;
-        Ok(std::mem::take(&mut lock(&self.named)))
+        ended.map_err(|_| io::Error::other("the thread that names stacks has panicked"))
     }
 }
 
@@ -117,7 +136,7 @@ fn look_ahead(symbolizer: &mut Symbolizer) {
     symbolizer.symbolize(&[]);
 }
 
-fn name_stacks(queue: &Receiver<Job>, named: &Shared) {
+fn name_stacks(queue: &Receiver<Job>, names: &Names) {
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
     for job in queue {
         match job {
@@ -131,9 +150,9 @@ fn name_stacks(queue: &Receiver<Job>, named: &Shared) {
                     Some(symbolizer) => symbolizer.symbolize(&frames),
                     None => frames.iter().map(|&ip| Arc::new(Frame { ip, ..Frame::default() })).collect(),
                 };
-                lock(named).insert(number, frames);
+                names.insert(number, frames);
             }
-            Job::Forget(stacks) => lock(named).retain(|number, _| !stacks.contains(number)),
+            Job::Forget(stacks) => names.forget(&stacks),
             Job::Answer(answer) => {
                 let _ = answer.send(());
             }
@@ -160,9 +179,9 @@ mod tests {
         worker.forget(Arc::new([7].into()));
         name(9, 3);
         name(8, 4);
-        let named = worker.finish().unwrap();
-        let mut ips: Vec<_> = named.iter().map(|(number, frames)| (*number, frames[0].ip.0)).collect();
-        ips.sort_unstable();
-        assert_eq!(ips, [(8, 4), (9, 3)]);
+        let names = worker.names().clone();
+        worker.finish().unwrap();
+        let ips = [7, 8, 9].map(|number| names.frames(number).map(|frames| frames[0].ip.0));
+        assert_eq!(ips, [None, Some(4), Some(3)]);
     }
 }

@@ -21,7 +21,8 @@ use crate::command;
 const WATCH: Duration = Duration::from_secs(5);
 /// Clock ticks a second, in which the kernel counts CPU time for user space.
 const TICKS: f64 = 100.0;
-const MIB: f64 = (1 << 20) as f64;
+/// Bytes of a mebibyte.
+pub const MIB: f64 = (1 << 20) as f64;
 
 /// Measures, and returns the results as a table.
 ///
@@ -102,16 +103,23 @@ fn node(bed: &Bed) -> Result<String> {
 }
 
 /// What a process has taken so far.
-struct Taken {
-    cpu_s: f64,
-    own_bytes: f64,
-    shared_bytes: f64,
+pub struct Taken {
+    /// Seconds of CPU time.
+    pub cpu_s: f64,
+    /// Resident memory of its own.
+    pub own_bytes: f64,
+    /// Resident memory that it shares: files, BPF maps.
+    pub shared_bytes: f64,
     /// Bytes of each BPF map that it holds, by a name made of its type and sizes.
-    maps: BTreeMap<String, f64>,
+    pub maps: BTreeMap<String, f64>,
 }
 
 impl Taken {
-    fn by(attached: &Attached) -> Result<Self> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn by(attached: &Attached) -> Result<Self> {
         let pid = attached.id().context("it is not a process")?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let fields = stat.rsplit_once(") ").context("not a stat line")?.1;

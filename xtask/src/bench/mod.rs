@@ -1,9 +1,12 @@
-//! Measures what tracing costs, on this machine: the traced program's time, and the tracer's own CPU, memory and waits.
+//! Measures, on this machine, what tracing costs (the traced program's time, and the tracer's own CPU, memory and waits) and what reports
+//! take.
 
 mod document;
 mod footprint;
 mod median;
 mod overhead;
+mod reports;
+mod soak;
 mod tool;
 mod unwind;
 mod workload;
@@ -42,6 +45,14 @@ pub enum Bench {
     },
     /// What the tracer itself takes: CPU, memory, and time to attach and to let go.
     Footprint,
+    /// What it takes to draw a large recording in each format. Needs no root; writes docs/reports.md.
+    Reports,
+    /// Whether the tracer's memory and CPU time stay the same however long it records.
+    Soak {
+        /// How long it records, in minutes.
+        #[arg(long, default_value_t = 30)]
+        minutes: u32,
+    },
     /// What walking stacks costs, by unwind tables and by frame pointers, and what making the tables takes.
     Unwind {
         /// How often each depth is measured; the median counts.
@@ -67,17 +78,15 @@ pub struct Bed {
     scratch: PathBuf,
 }
 
-/// Builds, measures, prints tables and writes them into `docs/overhead.md` and `docs/unwinding.md`.
+/// Builds, measures, prints tables and writes them into `docs/overhead.md`, `docs/unwinding.md` or `docs/reports.md`.
 ///
 /// # Errors
 /// When something that is needed is not there, or a step fails.
 pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
-    ensure!(privilege::is_root(), "measuring attaches to processes and reads what they take: run it as root");
-    privilege::check_kernel()?;
-    let bed = Bed::make(workspace)?;
-    let document = workspace.join("docs/overhead.md");
+    let overhead = workspace.join("docs/overhead.md");
     match what {
         Bench::Overhead { rounds, milliseconds, quick, workloads, tools } => {
+            let bed = Bed::make(workspace)?;
             let plan = overhead::Plan {
                 rounds: rounds.unwrap_or(if *quick { 3 } else { 5 }),
                 milliseconds: milliseconds.unwrap_or(if *quick { 200 } else { 1000 }),
@@ -86,28 +95,40 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
             let kinds = if workloads.is_empty() { workload::Kind::value_variants() } else { workloads };
             for &kind in kinds {
                 let table = overhead::measure(&bed, &plan, kind)?;
-                println!("{table}");
-                if !quick && tools.is_empty() {
-                    document::replace(&document, kind.name(), &table)?;
+                if *quick || !tools.is_empty() {
+                    println!("{table}");
+                } else {
+                    write_down(&overhead, kind.name(), &table)?;
                 }
             }
             Ok(())
         }
-        Bench::Footprint => {
-            let table = footprint::measure(&bed)?;
-            println!("{table}");
-            document::replace(&document, "footprint", &table)
+        Bench::Footprint => write_down(&overhead, "footprint", &footprint::measure(&Bed::make(workspace)?)?),
+        Bench::Reports => {
+            write_down(&workspace.join("docs/reports.md"), "reports", &reports::measure(workspace)?)
+        }
+        Bench::Soak { minutes } => {
+            write_down(&overhead, "soak", &soak::measure(&Bed::make(workspace)?, *minutes)?)
         }
         Bench::Unwind { rounds, milliseconds } => {
-            let tables = unwind::measure(&bed, *rounds, *milliseconds)?;
-            println!("{tables}");
-            document::replace(&workspace.join("docs/unwinding.md"), "cost", &tables)
+            let tables = unwind::measure(&Bed::make(workspace)?, *rounds, *milliseconds)?;
+            write_down(&workspace.join("docs/unwinding.md"), "cost", &tables)
         }
     }
 }
 
+fn write_down(document: &Path, section: &str, table: &str) -> Result<()> {
+    println!("{table}");
+    document::replace(document, section, table)
+}
+
 impl Bed {
     fn make(workspace: &Path) -> Result<Self> {
+        ensure!(
+            privilege::is_root(),
+            "measuring attaches to processes and reads what they take: run it as root"
+        );
+        privilege::check_kernel()?;
         run::build(workspace)?;
         let mut example = run::cargo(workspace);
         example.args(["build", "--release", "--package", "tracer", "--examples"]);
@@ -121,7 +142,7 @@ impl Bed {
             sources: workspace.join("tests/programs/bench"),
             scratch,
         };
-        for program in ["pairs", "blocks"] {
+        for program in ["pairs", "blocks", "soak"] {
             bed.compile(program)?;
         }
         Ok(bed)

@@ -22,10 +22,11 @@ mod user;
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Signal, kill_process};
 
@@ -101,7 +102,7 @@ impl LaunchError {
 
 impl Launched {
     /// Starts a command and holds it before its first instruction. Under sudo it runs as the user who called sudo, unless
-    /// `as_root`.
+    /// `as_root`. With an `output` it has no terminal: its output goes to that file, and it has no input.
     ///
     /// # Errors
     /// When there is no such program, it cannot be executed, or may not be held.
@@ -109,18 +110,24 @@ impl Launched {
         program: &OsStr,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         as_root: bool,
+        output: Option<File>,
     ) -> Result<Self, LaunchError> {
         let user = if as_root { None } else { InvokingUser::of_sudo() };
-        Self::spawn_as(user, program, arguments)
+        Self::spawn_as(user, program, arguments, output)
     }
 
     fn spawn_as(
         user: Option<InvokingUser>,
         program: &OsStr,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        output: Option<File>,
     ) -> Result<Self, LaunchError> {
         let mut command = Command::new(program);
         command.args(arguments);
+        if let Some(output) = output {
+            let errors = output.try_clone()?;
+            command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        }
         if let Some(account) = user.as_ref().and_then(|user| user.account.as_ref()) {
             command.env("HOME", &account.home).env("USER", &account.name).env("LOGNAME", &account.name);
         }

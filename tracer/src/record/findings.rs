@@ -1,0 +1,123 @@
+//! What a recording has found so far, apart from the recording: it can be made a profile on another thread, while the recording goes on.
+//!
+//! What is cheap is copied when the findings are taken: what user space itself keeps. What takes time is left to
+//! [`Findings::profile`]: reading the tables that the programs fill, judging each stack, putting them in order.
+
+use std::{
+    sync::{Arc, mpsc::Receiver},
+    time::{Duration, Instant},
+};
+
+use tracer_ebpf::{counter::Counter, stack::StackTotals};
+
+use super::sampling::Sampler;
+use crate::{
+    analyze::{
+        managed::Runtime,
+        outcome::{self, Counted, NativeTotals},
+        verdict::{self, Facts},
+    },
+    attach::SharedTables,
+    model::{Events, Memory, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
+    symbolize::Names,
+};
+
+/// What was found so far.
+pub struct Findings {
+    /// The tables that the programs fill, and may still be filling.
+    pub(super) tables: Arc<SharedTables>,
+    pub(super) sampler: Sampler,
+    /// The names of frames.
+    pub(super) names: Names,
+    /// Says when every stack that is known has its names.
+    pub(super) named: Option<Receiver<()>>,
+    /// What user space counted; stacks have no frames yet.
+    pub(super) counted: Counted,
+    /// Events that user space counted.
+    pub(super) events: Events,
+    pub(super) processes: Vec<Process>,
+    pub(super) window: Window,
+    pub(super) settings: Settings,
+    pub(super) memory: Memory,
+    pub(super) runtime: Option<Runtime>,
+    pub(super) allocator: Option<&'static str>,
+    pub(super) timeline: Vec<TimelinePoint>,
+}
+
+impl Findings {
+    /// The profile of them.
+    #[must_use]
+    pub fn profile(mut self) -> Profile {
+        let started = Instant::now();
+        self.read_tables();
+        log::debug!("the tables were read in {:?}", started.elapsed());
+        self.count_kernel_events();
+        let Self { tables, names, named, mut counted, mut events, processes, window, memory, .. } = self;
+        if let Some(named) = named {
+            // An error says that nobody names any more.
+            let _ = named.recv();
+        }
+        for (&number, stack) in &mut counted.stacks {
+            stack.frames = names.frames(number).unwrap_or_default();
+        }
+        // While somebody reads, the numbers of stacks stay as they are.
+        drop(tables);
+        let stacks = counted.stacks();
+        outcome::count_incomplete(&mut events, &stacks);
+        let verdict = verdict::of(&Facts {
+            window: Duration::from_nanos(window.duration_ns),
+            memory: Some(&memory),
+            stacks: &stacks,
+            freed_older_blocks: events.unmatched_frees > 0,
+            outstanding: &counted.outstanding(),
+            runtime: self.runtime,
+            allocator: self.allocator,
+        });
+        log::debug!("a profile of {} stacks was made in {:?}", stacks.len(), started.elapsed());
+        Profile {
+            schema: SCHEMA.to_owned(),
+            tracer_version: env!("CARGO_PKG_VERSION").to_owned(),
+            target: processes[0].clone(),
+            processes: if processes.len() > 1 { processes } else { Vec::new() },
+            window,
+            settings: self.settings,
+            events,
+            totals: outcome::totals(&stacks),
+            memory: Some(memory),
+            timeline: self.timeline,
+            stacks,
+            verdict: Some(verdict),
+        }
+    }
+
+    /// Reads what the programs counted by stack, and which blocks are live.
+    fn read_tables(&mut self) {
+        let window_ns = self.window.duration_ns;
+        let min_age_ns = self.counted.min_age_ns;
+        let sampling = self.sampler.sampling();
+        self.counted.held =
+            outcome::held_by_stack(self.tables.live_blocks(), |_| window_ns, min_age_ns, sampling);
+        let totals = self.tables.totals().iter().zip(0..);
+        // A stack that is on its way to us is one that came after the findings were taken.
+        let is_known = |totals: &StackTotals, number| {
+            totals.delivered.load() == 0 || self.counted.stacks.contains_key(&number)
+        };
+        let totals = totals.filter(|(totals, number)| !self.window.snapshot || is_known(totals, *number));
+        let totals = totals.map(|(totals, number)| (number, NativeTotals::from(totals)));
+        self.counted.native = totals.filter(|(_, totals)| *totals != NativeTotals::default()).collect();
+        if self.window.snapshot {
+            self.counted.settle_held();
+        }
+    }
+
+    fn count_kernel_events(&mut self) {
+        let Self { tables, sampler, events, .. } = self;
+        let native = sampler.calls(tables);
+        events.allocations += native.allocations;
+        events.frees += native.frees;
+        events.unmatched_frees += native.unmatched_frees;
+        events.failed_allocations += tables.count(Counter::Failed);
+        let losses = Counter::ALL.iter().filter(|counter| counter.is_loss());
+        events.lost.extend(losses.map(|&counter| (counter.name().to_owned(), tables.count(counter))));
+    }
+}
