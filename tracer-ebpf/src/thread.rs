@@ -1,9 +1,21 @@
 //! What is known of a thread between the entry of an allocator function and its return.
 
-/// How many sets of eight records there are: room for 4,096 threads to be inside an allocator at one time.
-pub const RECORD_SETS: u32 = 512;
+/// How many sets of eight records there are: room for 8,192 threads to be inside an allocator at one time.
+pub const RECORD_SETS: u32 = 1 << RECORD_SET_BITS;
+const RECORD_SET_BITS: u32 = 10;
 /// How many sets of eight captures there are; a thread has one only while its stack is walked.
 pub const CAPTURE_SETS: u32 = 32;
+
+/// The set that has a thread's record.
+///
+/// Threads of one process have neighbouring numbers, so their low bits spread them over the sets as evenly as can be. The bits above
+/// are mixed in for those of many processes, or of a pool that was made with gaps.
+#[must_use]
+#[inline(always)]
+pub const fn record_set(thread: u64) -> u32 {
+    let tid = thread as u32;
+    (tid ^ tid >> RECORD_SET_BITS) & (RECORD_SETS - 1)
+}
 
 /// What becomes of the block that a call allocates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,4 +56,25 @@ pub struct InFlight {
     pub old_unknown: u64,
     /// What the table knew of the old block, when `old_key` is not 0.
     pub old: crate::live::Block,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The most threads that share a set, of these.
+    fn fullest(tids: impl Iterator<Item = u64>) -> u32 {
+        let mut sets = [0; RECORD_SETS as usize];
+        tids.for_each(|tid| sets[record_set(7 << 32 | tid) as usize] += 1);
+        sets.into_iter().max().unwrap_or(0)
+    }
+
+    #[test]
+    fn neighbours_and_threads_at_regular_gaps_spread_over_the_sets() {
+        assert!(fullest(100_000..108_192) <= 9);
+        // Gaps that put all into one set where only low bits count.
+        for gap in [512, 1024, 2048] {
+            assert!(fullest((0..1000).map(|n| 5000 + n * gap)) <= 8, "{gap}");
+        }
+    }
 }

@@ -70,6 +70,7 @@ fn profile(number: usize, depth: usize) -> Profile {
         },
         settings: Settings {
             mode: Mode::Allocations,
+            overhead: None,
             sample_bytes: 0,
             min_age_ns: 0,
             min_size: None,
@@ -105,6 +106,7 @@ fn stack(frames: Vec<Arc<Frame>>, dice: &mut Dice) -> StackReport {
     StackReport {
         pid: None,
         process: None,
+        standard_error_bytes: None,
         kind: Kind::Native,
         api: ["malloc", "calloc", "realloc"][dice.below(3)].into(),
         weight_bytes: size * objects,

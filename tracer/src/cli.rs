@@ -158,6 +158,8 @@ pub struct RecordConfig {
     pub fail_on: Option<Bytes>,
     /// Mean bytes between sampled allocations; 0 tracks every one.
     pub sample: Bytes,
+    /// The most that tracing may take of the target's CPU time.
+    pub max_overhead: Option<Percent>,
     /// Live blocks to make room for; sized for the targets when absent.
     pub max_live: Option<u64>,
     /// Time between two points of the timeline.
@@ -195,6 +197,7 @@ impl Default for RecordConfig {
             drawing: Drawing::default(),
             fail_on: None,
             sample: Bytes(0),
+            max_overhead: None,
             max_live: None,
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
@@ -274,6 +277,18 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
     /// Whether it stays root under sudo.
     pub as_root: bool,
+}
+
+/// A part of a whole, in thousandths of a per cent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub u32);
+
+impl Percent {
+    /// The part of one.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        f64::from(self.0) / 100_000.0
+    }
 }
 
 /// How much is said on standard error.
@@ -608,6 +623,11 @@ struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0")]
     sample: Bytes,
 
+    /// The most that tracing may take of the target's CPU time (`5%`): allocations are sampled, more sparsely the more there
+    /// are, to stay below it. What a probe costs in itself stays.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, conflicts_with = "follow")]
+    max_overhead: Option<Percent>,
+
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
@@ -673,6 +693,7 @@ impl RecordArguments {
     fn about_allocations(&self) -> Option<&'static str> {
         let options = [
             ("--sample", self.sample != RecordConfig::default().sample),
+            ("--max-overhead", self.max_overhead.is_some()),
             ("--min-size", self.min_size.is_some()),
             ("--max-size", self.max_size.is_some()),
             ("--max-live", self.max_live.is_some()),
@@ -729,6 +750,7 @@ impl RecordArguments {
             drawing: self.drawing,
             fail_on: self.fail_on,
             sample: self.sample,
+            max_overhead: self.max_overhead,
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),
@@ -813,6 +835,15 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
     let size: Result<bytesize::ByteSize, _> = text.parse();
     let size = size.map_err(|_| "a size is a number of bytes or has a unit, such as 512KiB, 1MiB or 10MB")?;
     Ok(Bytes(size.as_u64()))
+}
+
+fn parse_percent(text: &str) -> Result<Percent, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(Percent((percent * 1000.0).round() as u32)),
+        Ok(_) => Err("it must be more than 0% and at most 100%".into()),
+        Err(_) => Err("a part is a number of per cent, such as 5% or 0.5%".into()),
+    }
 }
 
 /// The mean of a sample.
@@ -901,6 +932,7 @@ mod tests {
             drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
             fail_on: Some(Bytes(1536)),
             sample: Bytes(512 << 10),
+            max_overhead: None,
             max_live: Some(1000),
             interval: Duration::from_secs(2),
             declarations: Declarations {
@@ -915,6 +947,7 @@ mod tests {
             progress: true,
         };
         assert_eq!(config, expected);
+        assert_eq!(record("--max-overhead 2.5% --pid 1").max_overhead, Some(Percent(2500)));
         assert!(!record("-q --pid 1").progress && !record("--no-progress --pid 1").progress);
     }
 
@@ -985,6 +1018,10 @@ mod tests {
             ("--pid 1 --sample often", "512KiB"),
             ("--pid 1 --mode growth --min-size 4096", "--min-size is about allocations"),
             ("--pid 1 --mode leaks", "growth"),
+            ("--pid 1 --max-overhead 5% --follow", "cannot be used with"),
+            ("--pid 1 --max-overhead 0%", "more than 0%"),
+            ("--pid 1 --max-overhead 101", "at most 100%"),
+            ("--pid 1 --max-overhead little", "such as 5%"),
             ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
             ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
             ("--pid 1 --symbol-prefix my-", "not a symbol"),

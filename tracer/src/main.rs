@@ -12,7 +12,8 @@ use log::LevelFilter;
 use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
     cli::{
-        self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
+        self, Action, DiffConfig, Exit, Keep, Percent, PlanConfig, RecordConfig, ReportConfig, Verbosity,
+        ViewConfig,
     },
     doctor, manual,
     model::Profile,
@@ -128,6 +129,7 @@ fn record_config(config: &RecordConfig) -> record::Config {
         min_size: config.min_size,
         max_size: config.max_size,
         sample: config.sample,
+        max_overhead: config.max_overhead.map(Percent::share),
         max_live: config.max_live,
         interval: config.interval,
         declarations: config.declarations.clone(),

@@ -7,7 +7,7 @@ use tracer_ebpf::{
     process::ProcessState,
     slots::WAYS,
     stack::stack_number,
-    thread::{InFlight, RECORD_SETS},
+    thread::{InFlight, record_set},
     unwind::Frame,
 };
 
@@ -26,12 +26,6 @@ pub struct Record {
     record: &'static mut InFlight,
 }
 
-/// Threads of one process have neighbouring numbers, so their low bits spread them over the sets as evenly as can be.
-#[inline(always)]
-fn set_of(thread: u64) -> u32 {
-    thread as u32 & (RECORD_SETS - 1)
-}
-
 #[inline(always)]
 fn record(set: u32, way: u32) -> Option<Record> {
     let pointer = RECORDS.get_ptr_mut(stack_number(set, way & (WAYS as u32 - 1)))?;
@@ -43,7 +37,7 @@ fn record(set: u32, way: u32) -> Option<Record> {
 #[inline(always)]
 pub fn current() -> Option<Record> {
     let thread = bpf_get_current_pid_tgid();
-    let set = set_of(thread);
+    let set = record_set(thread);
     let way = RECORD_OWNERS.get(set)?.find(thread)?;
     record(set, way)
 }
@@ -52,7 +46,7 @@ pub fn current() -> Option<Record> {
 #[inline(always)]
 pub fn claim() -> Option<Record> {
     let thread = bpf_get_current_pid_tgid();
-    let set = set_of(thread);
+    let set = record_set(thread);
     let Some(way) = RECORD_OWNERS.get(set)?.claim(thread) else {
         count(Counter::NoThreadRecord);
         return None;

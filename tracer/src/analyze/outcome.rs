@@ -69,19 +69,28 @@ pub struct Held {
     oldest_age_ns: u64,
     /// Of everything.
     births: Births,
-    /// The variance of the estimate of all its bytes; 0 when every allocation was kept.
+    /// The variance of the bytes that count as outstanding; 0 when every allocation was kept.
     variance: f64,
+    /// That of all bytes.
+    born_variance: f64,
 }
 
 impl Held {
     const fn nothing(window_ns: u64) -> Self {
         let weight = Weight { bytes: 0, objects: 0 };
-        Self { weight, oldest_age_ns: 0, births: Births::new(0, window_ns), variance: 0.0 }
+        Self {
+            weight,
+            oldest_age_ns: 0,
+            births: Births::new(0, window_ns),
+            variance: 0.0,
+            born_variance: 0.0,
+        }
     }
 
     fn add(&mut self, weight: Weight, age_ns: u64) {
         self.weight.bytes += weight.bytes;
         self.weight.objects += weight.objects;
+        self.variance += variance(weight);
         self.oldest_age_ns = self.oldest_age_ns.max(age_ns);
     }
 }
@@ -101,7 +110,7 @@ pub fn held_by_stack(
         let stack = held.entry(block.stack).or_insert_with(|| Held::nothing(window_ns));
         let weight = sampling.weight(block.size, block.level);
         stack.births.add(block.born_ns, Bytes(weight.bytes));
-        stack.variance += variance(weight);
+        stack.born_variance += variance(weight);
         if age_ns >= min_age_ns {
             stack.add(weight, age_ns);
         }
@@ -187,6 +196,7 @@ impl Counted {
             allocated_objects: totals.allocated_objects,
             freed_bytes: totals.freed_bytes,
             freed_objects: totals.freed_objects,
+            standard_error_bytes: (held.variance > 0.0).then(|| held.variance.sqrt().round() as u64),
             oldest_age_ns: (held.weight.objects > 0).then_some(held.oldest_age_ns),
             median_age_ns: held.births.median_age_ns(held.weight.bytes),
             ..self.bare_stack(number, Kind::Native)
@@ -213,7 +223,7 @@ impl Counted {
 
     /// Says how a stack grew, and whether that is a leak.
     fn judge(&self, mut stack: StackReport, source: Source, held: &Held) -> Judged {
-        let Held { births, variance, .. } = *held;
+        let Held { births, born_variance: variance, .. } = *held;
         if matches!(stack.kind, Kind::Allocator | Kind::File) {
             return Judged { stack, source, births, variance };
         }
@@ -257,6 +267,7 @@ impl Counted {
             freed_bytes: 0,
             freed_objects: 0,
             resident_bytes: None,
+            standard_error_bytes: None,
             oldest_age_ns: None,
             median_age_ns: None,
             growth_bytes_per_second: None,

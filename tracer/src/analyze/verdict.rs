@@ -417,6 +417,7 @@ mod tests {
             freed_bytes: 0,
             freed_objects: 0,
             resident_bytes: None,
+            standard_error_bytes: None,
             oldest_age_ns: None,
             median_age_ns: None,
             growth_bytes_per_second: Some(rate),

@@ -6,6 +6,7 @@
 mod extents;
 mod grace;
 mod kernel_types;
+pub mod overhead;
 mod processes;
 mod shared;
 mod tables;
@@ -16,7 +17,7 @@ pub mod uprobe_multi;
 
 use std::{
     cell::Cell,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::Arc,
     thread,
@@ -42,7 +43,7 @@ pub use self::{
     tables::{SharedTables, Sizes},
     unwind_tables::{UnwindSizes, UnwindTables},
 };
-use crate::model::Pid;
+use crate::{model::Pid, plan::Cost};
 
 /// What the programs are loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,8 @@ pub struct Capture {
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
     sample_level: u32,
+    /// Probed places of allocating and of releasing functions.
+    places: [overhead::Places; 2],
 }
 
 /// A program that is attached to many places at once.
@@ -96,6 +99,8 @@ pub struct Site {
     pub cookie: Cookie,
     /// Which programs it runs.
     pub programs: Programs,
+    /// What a hit costs.
+    pub cost: Cost,
 }
 
 /// The programs that a probe runs.
@@ -190,6 +195,7 @@ impl Capture {
             probes: Vec::new(),
             tracepoints: Vec::new(),
             sample_level: settings.sample_level,
+            places: Default::default(),
         })
     }
 
@@ -279,6 +285,13 @@ impl Capture {
     /// When the kernel refuses: the file or process is gone, or there is no permission.
     pub fn attach_probes(&mut self, file: &Path, sites: &[Site], pid: Pid) -> Result<()> {
         let scope = (!self.follows).then_some(pid);
+        for site in sites {
+            match site.programs {
+                Programs::Allocate | Programs::AllocateToExits => self.places[0].add(site.cost),
+                Programs::Release => self.places[1].add(site.cost),
+                Programs::Exit => {}
+            }
+        }
         match &self.multi {
             Some(programs) => {
                 for MultiProgram { sites: served, at, program } in programs {
@@ -399,7 +412,7 @@ impl Capture {
     pub fn runs_missed_by_kernel(&self) -> u64 {
         let loaded = self.ebpf.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd()));
         let multi = self.multi.iter().flatten().map(|multi| multi.program.as_fd());
-        loaded.chain(multi).filter_map(recursion_misses).sum()
+        loaded.chain(multi).filter_map(|program| overhead::statistic(program, "recursion_misses:")).sum()
     }
 }
 
@@ -442,13 +455,6 @@ fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
 
 fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
     Ok(ebpf.program(name).ok_or_else(|| anyhow!("no program {name}"))?.fd()?)
-}
-
-/// The kernel's own count, which it shows in the descriptor's `fdinfo`.
-fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
-    use std::os::fd::AsRawFd as _;
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok()?;
-    info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
 }
 
 /// Device and inode of the pid namespace in which this process sees others; 0 for that of the machine, which needs no translation.

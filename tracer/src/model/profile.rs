@@ -126,10 +126,13 @@ pub enum End {
 }
 
 /// The settings a recording was made with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Mean bytes between sampled allocations; 0 tracks every one.
+    /// Mean bytes between sampled allocations; 0 tracks every one. The largest one in force, if it changed.
     pub sample_bytes: u64,
+    /// What tracing might take, and what it took; absent when nobody set a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<Overhead>,
     /// Only blocks at least this old at the end count as outstanding, in nanoseconds.
     pub min_age_ns: u64,
     /// Only requests of at least this many bytes were tracked.
@@ -162,6 +165,21 @@ impl Mode {
     pub const fn is_allocations(&self) -> bool {
         matches!(self, Self::Allocations)
     }
+}
+
+/// What tracing took of the targets' CPU time, where a limit was set.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Overhead {
+    /// The limit (`--max-overhead`), in per cent.
+    pub max_percent: f64,
+    /// What it took, over the window; absent when the targets did nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
+    /// Of that, what the probes took, whatever is sampled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes_percent: Option<f64>,
+    /// The least mean bytes between sampled allocations that was in force; 0 when every one was tracked at times.
+    pub least_sample_bytes: u64,
 }
 
 /// What was seen in the window, and what could not be accounted.
@@ -339,6 +357,9 @@ pub struct StackReport {
     pub outstanding_bytes: u64,
     /// Objects of `outstanding_bytes`.
     pub outstanding_objects: u64,
+    /// Standard error of `outstanding_bytes`, when they are estimated from a sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standard_error_bytes: Option<u64>,
     /// Allocated in the window.
     pub allocated_bytes: u64,
     /// Objects of `allocated_bytes`.

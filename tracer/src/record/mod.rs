@@ -4,6 +4,7 @@
 //! the kernel counted is read at rest.
 
 mod allocators;
+mod budget;
 mod children;
 mod code;
 mod console;
@@ -65,6 +66,8 @@ pub struct Config {
     pub sample: Bytes,
     /// Whether to trace the children of the targets, too.
     pub follow: bool,
+    /// The most that tracing may take of the targets' CPU time, as a share of it.
+    pub max_overhead: Option<f64>,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
@@ -192,6 +195,7 @@ async fn watch(
                 session.follow_stale_code();
                 session.note_sizes(When::Affordable);
                 session.retire_stacks();
+                session.keep_to_budget();
                 asked.onlooker.show(&session.status());
             }
         }

@@ -15,7 +15,7 @@ use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Mode, Pid},
-    plan::{Catalog, Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
+    plan::{Catalog, Cost, Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
@@ -163,7 +163,7 @@ impl TracedProcess {
         for probe in &plan.probes {
             let Place::EntryAndExits { exits, .. } = &probe.place else { continue };
             let cookie = self.cookie(probe);
-            let site = |offset| Site { offset, cookie, programs: Programs::Exit };
+            let site = |offset| Site { offset, cookie, programs: Programs::Exit, cost: Cost::SingleStepped };
             sites.extend(exits.known.iter().map(|exit| (exit.file_offset, site(exit.file_offset))));
         }
         sites.into_values().collect()
@@ -196,6 +196,7 @@ impl TracedProcess {
                 Place::EntryAndExits { .. } => Programs::AllocateToExits,
                 Place::Entry { .. } => Programs::Release,
             },
+            cost: site.cost,
         }
     }
 

@@ -12,8 +12,11 @@ use crate::{attach::SharedTables, model::Bytes};
 /// Which allocations are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampler {
+    /// Of the first level.
     mean: Bytes,
     sampling: Sampling,
+    /// The level to begin with.
+    level: u32,
 }
 
 /// Calls of the malloc family in the window.
@@ -28,9 +31,13 @@ pub struct Calls {
 }
 
 impl Sampler {
-    /// One sample every `mean` bytes; 0 keeps every allocation.
-    pub fn new(mean: Bytes) -> Self {
-        Self { mean, sampling: Sampling::with_mean(mean.0) }
+    /// One sample every `mean` bytes; 0 keeps every allocation. If that may change, it begins so, and no more is kept ever.
+    pub fn new(mean: Bytes, may_change: bool) -> Self {
+        /// The smallest mean where nobody said one.
+        const FIRST: Bytes = Bytes(16 << 10);
+        let every = mean == Bytes(0);
+        let mean = if every && may_change { FIRST } else { mean };
+        Self { mean, sampling: Sampling::with_mean(mean.0), level: u32::from(!every) }
     }
 
     /// How allocations are chosen.
@@ -40,12 +47,12 @@ impl Sampler {
 
     /// The level that a process begins with.
     pub fn level(&self) -> u32 {
-        u32::from(!self.sampling.keeps_every_one())
+        self.level
     }
 
-    /// Mean bytes between samples, as reports say it.
-    pub fn mean(&self) -> Bytes {
-        self.mean
+    /// Mean bytes between samples at a level, as reports say it.
+    pub fn mean_at(&self, level: u32) -> Bytes {
+        Bytes(Sampling::mean_at(self.mean.0, level))
     }
 
     /// How many live blocks to expect of targets with so much resident memory.
@@ -54,7 +61,7 @@ impl Sampler {
     /// every mean of what is allocated: room for four times what is resident and 16 GiB more. A small table has another
     /// merit: every free looks into it, and finds it in the CPU's cache.
     pub fn room_for(&self, resident: Bytes) -> u64 {
-        match self.mean.0 {
+        match self.mean_at(self.level).0 {
             0 => (resident.0 / 128).clamp(1 << 20, 1 << 24),
             mean => (resident.0.saturating_mul(4).saturating_add(16 << 30) / mean).clamp(1 << 14, 1 << 24),
         }
@@ -153,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_sample_needs_little_room() {
-        assert_eq!(Sampler::new(Bytes(0)).room_for(Bytes(1 << 30)), 1 << 23);
-        assert_eq!(Sampler::new(Bytes(512 << 10)).room_for(Bytes(1 << 30)), 20 << 11);
+        assert_eq!(Sampler::new(Bytes(0), true).room_for(Bytes(1 << 30)), 1 << 23);
+        assert_eq!(Sampler::new(Bytes(512 << 10), false).room_for(Bytes(1 << 30)), 20 << 11);
     }
 }

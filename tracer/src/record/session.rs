@@ -21,6 +21,7 @@ use tracer_ebpf::{
 
 use super::{
     Config, allocators,
+    budget::Budget,
     children::{Children, Family},
     code::CodeFiles,
     findings::Findings,
@@ -72,6 +73,7 @@ pub struct Session {
     descriptions: BTreeMap<u16, crate::model::Process>,
     max_live: u64,
     sampler: Sampler,
+    budget: Option<Budget>,
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
@@ -118,7 +120,7 @@ impl Session {
         }
         let mut processes: Vec<_> =
             targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;
-        let sampler = Sampler::new(config.sample);
+        let sampler = Sampler::new(config.sample, config.max_overhead.is_some());
         let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
         let mut code = CodeFiles::new();
         for process in &processes {
@@ -171,6 +173,8 @@ impl Session {
             Mode::Allocations => None,
             Mode::Growth => Some(Touched::attach(&processes, &mut capture)?),
         };
+        let budget =
+            config.max_overhead.map(|max| Budget::new(max, sampler.level(), &mut capture)).transpose()?;
         let drain = Drain::new(capture.take_events()?)?;
         Ok(Self {
             config: config.clone(),
@@ -182,6 +186,7 @@ impl Session {
             processes,
             max_live,
             sampler,
+            budget,
             capture,
             drain,
             names: worker.names().clone(),
@@ -398,6 +403,12 @@ impl Session {
         }
     }
 
+    /// Keeps tracing within what it may take.
+    pub fn keep_to_budget(&mut self) {
+        let Self { budget: Some(budget), capture, processes, .. } = self else { return };
+        budget.review(now_ns(), capture, processes.iter().map(|process| process.target.pid()));
+    }
+
     /// Tells the programs where probed functions return to, until it is certain.
     fn find_trampolines(&mut self) {
         let unmade = |process: &&TracedProcess| !self.trampolines_made.contains(&process.index);
@@ -604,7 +615,11 @@ impl Session {
                 snapshot: self.window.end.is_none(),
             },
             settings: InForce {
-                sample_bytes: self.sampler.mean().0,
+                sample_bytes: self
+                    .sampler
+                    .mean_at(self.budget.as_ref().map_or(self.sampler.level(), Budget::highest_level))
+                    .0,
+                overhead: self.budget.as_ref().map(|budget| budget.outcome(&self.sampler)),
                 min_age_ns: nanos(self.config.min_age),
                 min_size: self.config.min_size,
                 max_size: self.config.max_size,

@@ -56,6 +56,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
         },
         settings: Settings {
             sample_bytes: 0,
+            overhead: None,
             min_age_ns: 0,
             min_size: None,
             max_size: None,
@@ -93,6 +94,7 @@ pub(super) fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> S
         freed_bytes: size * objects,
         freed_objects: objects,
         resident_bytes: None,
+        standard_error_bytes: None,
         oldest_age_ns: (objects > 0).then_some(61 * SECOND),
         median_age_ns: (objects > 0).then_some(30 * SECOND),
         growth_bytes_per_second: None,
@@ -196,6 +198,7 @@ pub fn node() -> Profile {
         weight_bytes: 3 * MIB,
         outstanding_bytes: 64 * MIB,
         resident_bytes: Some(3 * MIB),
+        standard_error_bytes: None,
         oldest_age_ns: Some(4 * SECOND),
         ..stack(
             "mmap",

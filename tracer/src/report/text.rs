@@ -8,10 +8,10 @@ use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
 use super::processes::process_lines;
 use super::stack_lines::{Paint, stack_lines};
-use super::view::{View, alike_as_one, api_name, process_name, sum, target_name};
+use super::view::{View, alike_as_one, api_name, process_name, standard_error, sum, target_name};
 use super::{Format, Options, Report, Weight};
 use crate::model::{
-    Bytes, End, Kind, Memory, Mode, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
+    Bytes, End, Kind, Memory, Mode, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
 };
 
 /// The text summary.
@@ -114,8 +114,9 @@ impl<'a> Page<'a> {
 
     fn amount(&self) -> String {
         let (bytes, objects) = (self.view.bytes(), self.view.objects());
+        let error = plus_minus(standard_error(self.view.stacks.iter().copied()));
         let amount = match self.profile.settings.mode {
-            Mode::Allocations => format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block")),
+            Mode::Allocations => format!("{}{error} outstanding in {}", Bytes(bytes), counted(objects, "block")),
             Mode::Growth => format!("{} became resident", Bytes(bytes)),
         };
         let stacks = counted(self.stacks.len() as u64, "stack");
@@ -169,7 +170,7 @@ impl<'a> Page<'a> {
         limits.extend(settings.min_size.map(|size| format!("only requests of at least {size}")));
         limits.extend(settings.max_size.map(|size| format!("only requests of at most {size}")));
         if settings.sample_bytes > 0 {
-            limits.push(format!("estimated from a sample of one per {}", Bytes(settings.sample_bytes)));
+            limits.push(format!("estimated from {} (±: two standard errors)", sample(settings)));
         }
         if settings.mode == Mode::Growth {
             limits.push(
@@ -177,7 +178,10 @@ impl<'a> Page<'a> {
                     .to_owned(),
             );
         }
-        (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")))
+        let counted = (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")));
+        let lines: Vec<String> =
+            counted.into_iter().chain(settings.overhead.as_ref().map(overhead)).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
     /// Where the resident memory went.
@@ -368,6 +372,41 @@ impl<'a> Page<'a> {
     }
 }
 
+/// ` ± 3.1 MiB` of an estimate: two standard errors, which the truth exceeds once in twenty times.
+fn plus_minus(standard_error: Option<u64>) -> String {
+    standard_error.map_or_else(String::new, |error| format!(" ± {}", Bytes(error.saturating_mul(2))))
+}
+
+/// `a sample of one per 512.0 KiB`; of a sample that changed, the most and the least that was kept.
+fn sample(settings: &Settings) -> String {
+    let most = Bytes(settings.sample_bytes);
+    match settings.overhead.map(|overhead| overhead.least_sample_bytes) {
+        Some(0) => format!("a sample of all allocations to one per {most}, by their number"),
+        Some(least) if least < most.0 => {
+            format!("a sample of one per {} to one per {most}, by their number", Bytes(least))
+        }
+        _ => format!("a sample of one per {most}"),
+    }
+}
+
+/// `tracing took about 3.1 % of the CPU time, of at most 5 %`
+fn overhead(overhead: &Overhead) -> String {
+    let max = overhead.max_percent;
+    match (overhead.percent, overhead.probes_percent) {
+        (Some(percent), Some(probes)) if probes > max => {
+            format!(
+                "tracing took about {percent:.1} % of the CPU time, more than {max} %: the probes alone took {probes:.1} %"
+            )
+        }
+        (Some(percent), _) => {
+            format!("tracing took about {percent:.1} % of the CPU time, of at most {max} %")
+        }
+        (None, _) => {
+            format!("tracing took nothing that could be measured, of at most {max} % of the CPU time")
+        }
+    }
+}
+
 /// What is to be known when both are drawn.
 pub(super) const NATIVE_IN_ALLOCATOR: &str =
     "counted twice: native blocks lie in the memory that the allocator took from the kernel";
@@ -377,7 +416,7 @@ fn in_force(settings: &Settings) -> String {
     let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
     let sample = match settings.sample_bytes {
         0 => "every allocation tracked".to_owned(),
-        bytes => format!("a sample of one per {}", Bytes(bytes)),
+        _ => sample(settings),
     };
     format!(
         "settings: {sample}; minimal age {}; minimal size {}; maximal size {}; room for {}",
@@ -392,7 +431,8 @@ fn in_force(settings: &Settings) -> String {
 fn figures(stack: &StackReport) -> String {
     match stack.kind {
         Kind::Native => {
-            format!("{} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
+            let error = plus_minus(stack.standard_error_bytes);
+            format!("{}{error} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
         }
         _ if stack.resident_bytes.is_none() && stack.outstanding_bytes > 0 => format!(
             "{} mapped in {}, not known how much of it is resident",

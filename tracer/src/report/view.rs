@@ -114,10 +114,17 @@ fn add(sum: &mut StackReport, stack: &StackReport) {
         sum.history_bytes.clear();
     }
     sum.oldest_age_ns = sum.oldest_age_ns.max(stack.oldest_age_ns);
+    sum.standard_error_bytes = standard_error([&*sum, stack].into_iter());
     // Of several it cannot be told; where one holds nothing to speak of, it is that of the other.
     if stack.weight_bytes > sum.weight_bytes / 100 {
         sum.median_age_ns = None;
     }
+}
+
+/// The standard error of what stacks hold together; none when all is exact.
+pub(super) fn standard_error<'a>(stacks: impl Iterator<Item = &'a StackReport>) -> Option<u64> {
+    let errors = stacks.filter_map(|stack| stack.standard_error_bytes);
+    errors.map(|error| error as f64).reduce(f64::hypot).map(|error| error.round() as u64)
 }
 
 /// Saturates: a profile read from a file may hold any number.

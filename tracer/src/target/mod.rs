@@ -4,6 +4,7 @@
 //! the process and not to the number: once the process is gone every read through it fails with `ESRCH`.
 
 pub mod choice;
+mod cpu_clock;
 mod error;
 pub mod launch;
 mod mapping;
@@ -24,6 +25,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::model::{Pid, Process};
 
+pub use cpu_clock::cpu_ns;
 pub use error::TargetError;
 pub use mapping::{Device, FileId, Mapping, Permissions, parse_maps};
 pub use object::{Object, Objects, Segment, Unopened};

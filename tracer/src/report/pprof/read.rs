@@ -242,6 +242,7 @@ impl Tables<'_> {
             freed_bytes: freed(label::FREED_BYTES, allocated_bytes, outstanding_bytes)?,
             freed_objects: freed(label::FREED_OBJECTS, allocated_objects, outstanding_objects)?,
             resident_bytes: labels.number(label::RESIDENT)?,
+            standard_error_bytes: None,
             oldest_age_ns: labels.number(label::OLDEST_AGE)?,
             median_age_ns: labels.number(label::MEDIAN_AGE)?,
             growth_bytes_per_second: labels.text(label::GROWTH)?.and_then(|rate| rate.parse().ok()),
