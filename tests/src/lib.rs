@@ -19,6 +19,7 @@ mod lines;
 mod process;
 mod program;
 mod report;
+mod terminal;
 mod tracer;
 
 pub use leftovers::{assert_text_is_pristine, modified_text};
@@ -26,6 +27,7 @@ pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir};
 pub use report::{Frame, Report, Stack};
+pub use terminal::Terminal;
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
 
 /// Records `program` while it does its work, and ends the recording as a user does, with Ctrl-C.

@@ -23,11 +23,12 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", CL
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
 /// Programs that the tests run, and the packages that have them.
-const PROGRAMS_OF_TESTS: [(&str, &str); 8] = [
+const PROGRAMS_OF_TESTS: [(&str, &str); 9] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("objcopy", "binutils"),
     ("setpriv", "util-linux"),
+    ("tmux", "tmux"),
     ("python3", "python3"),
     ("node", "nodejs"),
     ("redis-server", "redis-server"),
