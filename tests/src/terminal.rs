@@ -64,7 +64,14 @@ impl Terminal {
         String::from_utf8_lossy(&self.tmux(&["capture-pane", "-p"]).stdout).into_owned()
     }
 
-    /// The same, with the escape sequences of colours.
+    /// That, and what was scrolled away.
+    #[track_caller]
+    #[must_use]
+    pub fn history(&self) -> String {
+        String::from_utf8_lossy(&self.tmux(&["capture-pane", "-p", "-S", "-1000"]).stdout).into_owned()
+    }
+
+    /// What is on the screen, with the escape sequences of colours.
     #[track_caller]
     #[must_use]
     pub fn colored_screen(&self) -> String {

@@ -38,11 +38,14 @@ pub fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme
     let whole: u64 = profile.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
     // The selected row is always among those that are shown.
     let first = (state.selected + 1).saturating_sub(room);
-    for (row, &index) in state.rows.iter().enumerate().skip(first).take(room) {
-        let line = row_line(&profile.stacks[index], whole, area.width, theme);
-        lines.push(if row == state.selected { line.style(theme.selected()) } else { line });
+    let selected = Rect { y: area.y + (lines.len() + state.selected - first) as u16, height: 1, ..area };
+    for &index in state.rows.iter().skip(first).take(room) {
+        lines.push(row_line(&profile.stacks[index], whole, area.width, theme));
     }
     frame.render_widget(Paragraph::new(lines), area);
+    if !state.rows.is_empty() {
+        frame.buffer_mut().set_style(selected.intersection(area), theme.selected());
+    }
 }
 
 fn table_title(state: &State, theme: Theme) -> Vec<Span<'static>> {
