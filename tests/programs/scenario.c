@@ -1,12 +1,14 @@
 // Programs whose truth is known: what grows, how, and whether it is a leak. The argument names the scenario.
 #define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <time.h>
 
 #include "protocol.h"
 
 #define MEBIBYTE (1UL << 20)
-#define WORK_MS 10500
+#define WORK_MS 8500
 
 static long long now_ms(void) {
     struct timespec now;
@@ -63,23 +65,72 @@ static void cache(int tick) {
         for (int i = 0; i < 40; i++) cached(4096);
 }
 
-// 8 MiB in batches of two seconds.
+// 6 MiB in batches of one and a half seconds.
 static void sawtooth(int tick) {
     static void *blocks[2000];
     static int count;
-    if (tick % 200 == 0)
+    if (tick % 150 == 0)
         while (count > 0) free(blocks[--count]);
     for (int i = 0; i < 10; i++) blocks[count++] = batch(4096);
 }
 
-// 64 MiB, of which every other block is freed.
+// 1 GiB, of which every other block is freed.
 static void fragmentation(int tick) {
-    enum { COUNT = 64 << 10 };
+    enum { COUNT = 256 << 10 };
     static void *blocks[COUNT];
     if (tick != 100) return;
+    for (int i = 0; i < COUNT; i++) blocks[i] = fragment(4080);
+    for (int i = 0; i < COUNT; i += 2) free(blocks[i]);
+}
+
+// Fifty threads that make and free blocks all the time; one of them keeps some.
+static void *turnover(void *number) {
+    void *ring[100] = {0};
+    for (int made = 0; ; made++) {
+        void **slot = &ring[made % 100];
+        free(*slot);
+        *slot = passing(500);
+        if (number == (void *)17) leaked(16 * 1024);
+        pause_ms(5);
+    }
+    return NULL;
+}
+
+static void one_of_fifty(int tick) {
+    pthread_t thread;
+    if (tick > 0) return;
+    for (long i = 0; i < 50; i++)
+        if (pthread_create(&thread, NULL, turnover, (void *)i) != 0) _exit(110);
+}
+
+// Thirty threads that each need 4 MiB for a moment, and keep a block that was made last: it pins the rest.
+static void *a_moment(void *unused) {
+    enum { COUNT = 4096 };
+    static _Thread_local void *blocks[COUNT];
     for (int i = 0; i < COUNT; i++) blocks[i] = fragment(1000);
-    for (int i = 0; i < COUNT; i++)
-        if (i % 16) free(blocks[i]);
+    for (int i = 0; i < COUNT - 1; i++) free(blocks[i]);
+    for (;;) pause_ms(1000);
+    return unused;
+}
+
+static void arenas(int tick) {
+    pthread_t thread;
+    if (tick % 10 == 0 && tick < 300 && pthread_create(&thread, NULL, a_moment, NULL) != 0) _exit(110);
+}
+
+// A file of 64 MiB is read through its mapping.
+static void file(int tick) {
+    enum { STEP = 128 * 1024, STEPS = 512 };
+    static volatile char *at;
+    static volatile long sum;
+    if (tick == 0) {
+        int fd = open(".", O_TMPFILE | O_RDWR, 0600);
+        if (fd < 0) fd = fileno(tmpfile());
+        if (fd < 0 || posix_fallocate(fd, 0, (off_t)STEP * STEPS) != 0) _exit(111);
+        at = mmap(NULL, (size_t)STEP * STEPS, PROT_READ, MAP_SHARED, fd, 0);
+        if (at == MAP_FAILED) _exit(112);
+    }
+    for (size_t i = 0; tick < STEPS && i < STEP; i += 4096) sum += at[(size_t)tick * STEP + i];
 }
 
 // 64 KiB every 10 ms.
@@ -104,7 +155,8 @@ static const struct {
 } scenarios[] = {
     {"steady_leak", steady_leak}, {"slow_leak", slow_leak},       {"cache", cache},
     {"sawtooth", sawtooth},       {"fragmentation", fragmentation}, {"mapping_leak", mapping_leak},
-    {"reservation", reservation},
+    {"reservation", reservation}, {"one_of_fifty", one_of_fifty}, {"arenas", arenas},
+    {"file", file},
 };
 
 int main(int count, char **arguments) {

@@ -14,19 +14,23 @@
 //! started is ended when its value is dropped.
 
 pub mod bpf;
+mod browser;
 mod leftovers;
 mod lines;
 mod process;
 mod program;
 mod report;
+mod runtimes;
 mod terminal;
 mod tracer;
 
+pub use browser::Browser;
 pub use leftovers::{assert_text_is_pristine, modified_text};
 pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir};
 pub use report::{Frame, Report, Stack};
+pub use runtimes::{java, node_addon, python};
 pub use terminal::Terminal;
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
 

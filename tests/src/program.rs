@@ -1,7 +1,7 @@
 //! The target programs: compiled once, started, and spoken to as `tests/README.md` lays down.
 
 use std::{
-    collections::hash_map::DefaultHasher,
+    collections::{BTreeMap, hash_map::DefaultHasher},
     fs,
     hash::{Hash, Hasher},
     io::Write,
@@ -22,6 +22,9 @@ const STEP_LIMIT: Duration = Duration::from_secs(60);
 struct Hello {
     pid: u32,
     expect: Expect,
+    /// What else it says.
+    #[serde(flatten)]
+    more: BTreeMap<String, serde_json::Value>,
 }
 
 /// What a program will do in the window. Fields that are absent are not known in advance.
@@ -213,6 +216,7 @@ pub struct Running {
     pid: u32,
     /// What it will do.
     pub expect: Expect,
+    said: BTreeMap<String, String>,
 }
 
 impl Running {
@@ -225,7 +229,8 @@ impl Running {
         let mut stdout = Lines::of(child.stdout.take().expect("it is piped"));
         let hello = stdout.find(STEP_LIMIT, |line| serde_json::from_str::<Hello>(line).ok());
         let hello = hello.unwrap_or_else(|why| panic!("{command:?} says what it will leak: {why}"));
-        Self { child, stdin, stdout, pid: hello.pid, expect: hello.expect }
+        let said = hello.more.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+        Self { child, stdin, stdout, pid: hello.pid, expect: hello.expect, said }
     }
 
     /// As [`Running::start`], for a command that forks into a pid namespace: there the program has another pid.
@@ -256,6 +261,22 @@ impl Running {
     #[track_caller]
     pub fn wait_until_done(&mut self) {
         self.wait_for_line("done");
+    }
+
+    /// Something else that it said of itself before its window, as JSON.
+    #[track_caller]
+    #[must_use]
+    pub fn hello(&self, name: &str) -> &str {
+        self.said.get(name).unwrap_or_else(|| panic!("it says what {name:?} is: {:?}", self.said))
+    }
+
+    /// Waits for a line that begins so, and returns the rest of it.
+    #[track_caller]
+    pub fn wait_for_line_after(&mut self, beginning: &str) -> String {
+        let rest = |line: &str| line.strip_prefix(beginning).map(str::to_owned);
+        self.stdout
+            .find(STEP_LIMIT, rest)
+            .unwrap_or_else(|why| panic!("the program prints {beginning:?}: {why}"))
     }
 
     /// Waits until it prints this line.

@@ -49,6 +49,7 @@ pub struct PartSize {
     pub part: String,
     pub before_bytes: i64,
     pub after_bytes: i64,
+    pub runtime: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -105,7 +106,10 @@ pub struct Stack {
     pub freed_objects: u64,
     pub resident_bytes: Option<u64>,
     pub growth_bytes_per_second: Option<f64>,
+    pub oldest_age_ns: Option<u64>,
+    pub median_age_ns: Option<u64>,
     pub verdict: Option<String>,
+    pub reason: Option<String>,
     pub complete: bool,
     pub stop: Option<String>,
     pub frames: Vec<Frame>,
@@ -222,6 +226,14 @@ impl Report {
     /// in none of them, so this holds under loss too.
     #[track_caller]
     pub fn assert_sums(&self) {
+        self.assert_balanced();
+        let totals = self.totals;
+        assert!(totals.allocated_objects <= self.events.allocations, "{totals:?} {:?}", self.events);
+    }
+
+    /// Panics unless the figures of memory add up; with sampling, the calls are counted and these are estimated.
+    #[track_caller]
+    pub fn assert_balanced(&self) {
         for stack in &self.stacks {
             let what = stack.outline();
             assert_eq!(stack.allocated_bytes - stack.freed_bytes, stack.outstanding_bytes, "bytes of {what}");
@@ -244,7 +256,6 @@ impl Report {
         assert!(sum(|stack| stack.allocated_bytes) <= totals.allocated_bytes, "allocated bytes");
         assert!(sum(|stack| stack.freed_objects) <= totals.freed_objects, "freed objects");
         assert!(self.stacks.is_sorted_by(|a, b| a.weight_bytes >= b.weight_bytes), "largest weight first");
-        assert!(totals.allocated_objects <= self.events.allocations, "{totals:?} {:?}", self.events);
     }
 
     /// Panics unless the report says what the program said that it would do, and nothing else.

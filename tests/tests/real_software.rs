@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 use tracer_tests::{
-    Report, Running, Stack, Tracer, compile, is_running, programs_dir, trace, wait_for_exit, wait_until,
+    Report, Running, Stack, Tracer, is_running, node_addon, programs_dir, trace, wait_for_exit, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -37,25 +37,11 @@ fn python_leaking_through_ctypes() {
     program.assert_unharmed();
 }
 
-/// The addon of `programs/node`, under the ending that `require` wants.
-fn node_addon(directory: &TempDir) -> PathBuf {
-    let system = Path::new("/usr/include/node");
-    // Where `cargo xtask setup` puts the npm package when the system has no headers.
-    let package =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/node_modules/node-api-headers/include");
-    let headers = [system, &package].into_iter().find(|headers| headers.join("node_api.h").is_file());
-    let headers = headers.expect("node_api.h is there: install libnode-dev or run `cargo xtask setup`");
-    let flags = ["-shared".into(), "-fPIC".into(), format!("-I{}", headers.display())];
-    let addon = directory.path().join("session_cache.node");
-    fs::copy(compile("node/addon.cc", &flags), &addon).expect("there is room");
-    addon
-}
-
 #[test]
 fn node_leaking_in_an_addon() {
     let directory = TempDir::new().expect("a temporary directory");
     let mut command = Command::new("node");
-    command.arg(programs_dir().join("node/service.js")).arg(node_addon(&directory)).arg("300");
+    command.arg(programs_dir().join("node/service.js")).arg(node_addon(directory.path())).arg("300");
     let mut program = Running::start(command);
     let report = trace(&mut program);
     report.assert_exact();

@@ -49,6 +49,12 @@ counters! {
     UnreadableResult = 8, "unreadable_result", true;
     /// A mapping event for which the ring buffer had no room.
     MappingEventDropped = 9, "mapping_event_dropped", true;
+    /// Allocations that were left out of the sample.
+    Unsampled = 10, "unsampled_allocations", false;
+    /// Allocations that were kept in the sample; not counted without sampling.
+    Sampled = 11, "sampled_allocations", false;
+    /// Releases of blocks that were kept in the sample; not counted without sampling.
+    SampleFreed = 12, "sampled_frees", false;
 }
 
 /// How many counters there are; a power of two, so that indexes are masked.

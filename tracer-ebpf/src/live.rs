@@ -8,7 +8,10 @@
 //! A slot is written by one thread at a time: 0 → `BUSY` (claimed) → value → key (visible). It is given up by exchanging
 //! the key for 0. A reader that sees the same key before and after the value has read that block's value.
 
-use crate::atomic::Word;
+use crate::{
+    atomic::Word,
+    sampling::{LEVEL_BITS, LEVELS},
+};
 
 /// Blocks a bucket holds. With the count of blocks elsewhere it fills four cache lines.
 pub const WAYS: usize = 15;
@@ -79,15 +82,17 @@ pub struct Block {
     pub born_ns: u64,
     /// The stack that allocated it.
     pub stack: u32,
-    /// Zero.
-    pub padding: u32,
+    /// The level of [sampling](crate::sampling) that it was kept at.
+    pub level: u32,
 }
 
-/// A packed block: 24 bits size, 20 bits stack, 20 bits time of birth.
+/// A packed block: 24 bits size, 17 bits stack, 3 bits level, 20 bits time of birth.
 const SIZE_BITS: u32 = 24;
-/// Room for 1,048,576 stacks.
-pub const STACK_BITS: u32 = 20;
-const _: () = assert!(SIZE_BITS + STACK_BITS + EXPONENT_BITS + MANTISSA_BITS == 64);
+/// Room for 131,072 stacks.
+pub const STACK_BITS: u32 = 17;
+const LEVEL_AT: u32 = SIZE_BITS + STACK_BITS;
+const TIME_AT: u32 = LEVEL_AT + LEVEL_BITS;
+const _: () = assert!(TIME_AT + EXPONENT_BITS + MANTISSA_BITS == 64);
 
 /// Time of birth is a floating-point number: exact to 2^14 ns (16 µs) for the first half second, then to one part in
 /// 32,768 of the time since the window's start (2.6 s after a day). 5 bits of exponent reach 36 years.
@@ -130,7 +135,8 @@ impl Block {
         Some(
             self.size
                 | (self.stack as u64) << SIZE_BITS
-                | pack_time(self.born_ns) << (SIZE_BITS + STACK_BITS),
+                | ((self.level & (LEVELS - 1)) as u64) << LEVEL_AT
+                | pack_time(self.born_ns) << TIME_AT,
         )
     }
 
@@ -140,9 +146,9 @@ impl Block {
     pub const fn unpack(bits: u64) -> Self {
         Self {
             size: bits & ((1 << SIZE_BITS) - 1),
-            born_ns: unpack_time(bits >> (SIZE_BITS + STACK_BITS)),
+            born_ns: unpack_time(bits >> TIME_AT),
             stack: (bits >> SIZE_BITS) as u32 & ((1 << STACK_BITS) - 1),
-            padding: 0,
+            level: (bits >> LEVEL_AT) as u32 & (LEVELS - 1),
         }
     }
 }
@@ -247,10 +253,10 @@ mod tests {
 
     #[test]
     fn blocks_round_trip_and_what_does_not_fit_says_so() {
-        let block = Block { size: (1 << 24) - 1, stack: (1 << 20) - 1, born_ns: 1 << 20, padding: 0 };
+        let block = Block { size: (1 << 24) - 1, stack: (1 << 17) - 1, born_ns: 1 << 20, level: LEVELS - 1 };
         assert_eq!(Block::unpack(block.pack().unwrap()), block);
         assert_eq!(Block { size: 1 << 24, ..block }.pack(), None);
-        assert_eq!(Block { stack: 1 << 20, ..block }.pack(), None);
+        assert_eq!(Block { stack: 1 << 17, ..block }.pack(), None);
     }
 
     #[test]

@@ -35,6 +35,14 @@ pub fn allocated(ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// An instruction that returns from a function which must not have a return probe.
+#[uprobe]
+pub fn exited(ctx: ProbeContext) -> u32 {
+    private_stack::forgo(&ctx);
+    calls::exit(&ctx);
+    0
+}
+
 /// Entry of a function that only releases a block.
 #[uprobe]
 pub fn release(ctx: ProbeContext) -> u32 {

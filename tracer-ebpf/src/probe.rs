@@ -49,6 +49,36 @@ pub enum ResultPlace {
     PointedAtByArg0,
 }
 
+/// How the end of an allocating call is seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WayOut {
+    /// By a return probe: while the call runs, the kernel's trampoline stands in place of its return address.
+    #[default]
+    Trampoline,
+    /// By probes on every instruction that returns. The stack stays as it is, so that an exception can pass.
+    Exits,
+    /// As [`WayOut::Exits`], but it may return elsewhere, too.
+    SomeExits,
+}
+
+impl WayOut {
+    const fn to_bits(self) -> u64 {
+        match self {
+            Self::Trampoline => 0,
+            Self::Exits => 1,
+            Self::SomeExits => 2,
+        }
+    }
+
+    const fn from_bits(bits: u64) -> Self {
+        match bits & 3 {
+            0 => Self::Trampoline,
+            1 => Self::Exits,
+            _ => Self::SomeExits,
+        }
+    }
+}
+
 /// The cookie of a probe: 16 bits process, 16 bits api, 16 bits signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cookie {
@@ -58,6 +88,8 @@ pub struct Cookie {
     pub api: u16,
     /// Its arguments.
     pub signature: Signature,
+    /// How its end is seen.
+    pub way_out: WayOut,
 }
 
 const NO_ARG: u64 = 7;
@@ -81,7 +113,8 @@ impl Cookie {
     pub const fn to_bits(self) -> u64 {
         let Signature { size, count, old, result } = self.signature;
         let result = matches!(result, ResultPlace::PointedAtByArg0) as u64;
-        let signature = pack(size) | pack(count) << 3 | pack(old) << 6 | result << 9;
+        let signature =
+            pack(size) | pack(count) << 3 | pack(old) << 6 | result << 9 | self.way_out.to_bits() << 10;
         self.process as u64 | (self.api as u64) << 16 | signature << 32
     }
 
@@ -103,6 +136,7 @@ impl Cookie {
                     ResultPlace::Register
                 },
             },
+            way_out: WayOut::from_bits(signature >> 10),
         }
     }
 }
@@ -118,9 +152,11 @@ mod tests {
             for count in args {
                 for old in args {
                     for result in [ResultPlace::Register, ResultPlace::PointedAtByArg0] {
-                        let signature = Signature { size, count, old, result };
-                        let cookie = Cookie { process: 0xabcd, api: 0x1234, signature };
-                        assert_eq!(Cookie::from_bits(cookie.to_bits()), cookie);
+                        for way_out in [WayOut::Trampoline, WayOut::Exits, WayOut::SomeExits] {
+                            let signature = Signature { size, count, old, result };
+                            let cookie = Cookie { process: 0xabcd, api: 0x1234, signature, way_out };
+                            assert_eq!(Cookie::from_bits(cookie.to_bits()), cookie);
+                        }
                     }
                 }
             }

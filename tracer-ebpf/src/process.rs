@@ -18,6 +18,8 @@ pub struct ProcessState {
     pub opened_ns: Word,
     /// Its executable mappings: a [`CodeList`].
     pub code: Word,
+    /// The level of [sampling](crate::sampling) that is in force.
+    pub level: Word,
 }
 
 /// Where the executable mappings of a process stand in the array of all mappings, sorted by address.

@@ -57,6 +57,12 @@ impl SlotSet {
         }
     }
 
+    /// Gives a slot of the key `current` to the key `new`; whether it was `current`'s.
+    #[inline(always)]
+    pub fn hand_over(&self, way: u32, current: u64, new: u64) -> bool {
+        self.keys.get(way as usize).is_some_and(|word| word.compare_exchange(current, new) == current)
+    }
+
     /// The key of a slot; 0 when it is free.
     #[inline(always)]
     pub fn key(&self, way: u32) -> u64 {
@@ -83,6 +89,8 @@ mod tests {
         assert_eq!(set.find(5), None);
         assert_eq!(set.claim(99), Some(4));
         set.release(1000);
+        assert!(set.hand_over(4, 99, 5) && !set.hand_over(4, 99, 6) && !set.hand_over(1000, 0, 1));
+        assert_eq!((set.find(99), set.find(5)), (None, Some(4)));
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! The table of stacks: each distinct stack has a number, and its totals stand in an array under that number.
 //!
 //! A stack is identified by a 64-bit hash of its frames, the function called and the process. Its number is the place of that
-//! hash in an array of [`SlotSet`](crate::slots::SlotSet)s. With the most stacks the table can hold, 2^20, the chance that any two
-//! share a hash is 2^40 / 2^65, one in 30 million recordings; the hash starts from a random seed, so a target cannot
+//! hash in an array of [`SlotSet`](crate::slots::SlotSet)s. With the most stacks the table can hold, 2^17, the chance that any two
+//! share a hash is 2^34 / 2^65, one in two thousand million recordings; the hash starts from a random seed, so a target cannot
 //! bring collisions about.
 
-use crate::{atomic::Word, live::STACK_BITS};
+use crate::{atomic::Word, live::STACK_BITS, sampling::Weight};
 
 /// Frames a stack can have; deeper stacks are cut at the outer end.
 pub const MAX_FRAMES: usize = 128;
 
 /// The number that takes the allocations whose stack found no room in the table.
 pub const NO_ROOM: u32 = 0;
+
+/// The number that has the totals of stacks whose place was given to others: they held nothing any more.
+pub const RETIRED: u32 = 1;
 
 /// The most stacks that a table can have.
 pub const MAX_STACKS: u32 = 1 << STACK_BITS;
@@ -20,14 +23,8 @@ pub const MAX_STACKS: u32 = 1 << STACK_BITS;
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct StackTotals {
-    /// Requested bytes.
-    pub allocated_bytes: Word,
-    /// Calls.
-    pub allocated_objects: Word,
-    /// Requested bytes of blocks that have been freed.
-    pub freed_bytes: Word,
-    /// Blocks that have been freed.
-    pub freed_objects: Word,
+    allocated: WeightSum,
+    freed: WeightSum,
     /// Not 0 once the stack's frames are in the ring buffer.
     pub delivered: Word,
 }
@@ -35,23 +32,81 @@ pub struct StackTotals {
 impl StackTotals {
     /// Counts an allocation.
     #[inline(always)]
-    pub fn allocated(&self, bytes: u64) {
-        self.allocated_bytes.add(bytes);
-        self.allocated_objects.add(1);
+    pub fn add_allocated(&self, weight: Weight) {
+        self.allocated.add(weight);
     }
 
-    /// Counts the release of a block.
+    /// Takes over the totals of a stack that is given up, which is as new then. Nobody may be counting for that stack.
+    pub fn take_over(&self, retired: &Self) {
+        self.allocated.take_over(&retired.allocated);
+        self.freed.take_over(&retired.freed);
+        retired.delivered.store(0);
+    }
+
+    /// Counts the release of a block, of the same weight.
     #[inline(always)]
-    pub fn freed(&self, bytes: u64) {
-        self.freed_bytes.add(bytes);
-        self.freed_objects.add(1);
+    pub fn add_freed(&self, weight: Weight) {
+        self.freed.add(weight);
+    }
+
+    /// What was allocated in the window.
+    #[must_use]
+    pub fn allocated(&self) -> Weight {
+        self.allocated.load()
+    }
+
+    /// What of it has been freed.
+    #[must_use]
+    pub fn freed(&self) -> Weight {
+        self.freed.load()
+    }
+
+    /// What of it has not been freed.
+    #[must_use]
+    pub fn outstanding(&self) -> Weight {
+        // Freed first: a block that is freed between the two reads must not count below zero.
+        let freed = self.freed();
+        let allocated = self.allocated();
+        Weight {
+            bytes: allocated.bytes.saturating_sub(freed.bytes),
+            objects: allocated.objects.saturating_sub(freed.objects),
+        }
     }
 
     /// Forgets what was counted, not that the frames are known. To be called while nobody counts.
     pub fn clear(&self) {
-        for word in [&self.allocated_bytes, &self.allocated_objects, &self.freed_bytes, &self.freed_objects] {
-            word.store(0);
-        }
+        self.allocated.clear();
+        self.freed.clear();
+    }
+}
+
+/// A sum of [weights](Weight) that many add to.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct WeightSum {
+    bytes: Word,
+    objects: Word,
+}
+
+impl WeightSum {
+    #[inline(always)]
+    fn add(&self, weight: Weight) {
+        self.bytes.add(weight.bytes);
+        self.objects.add(weight.objects);
+    }
+
+    fn take_over(&self, retired: &Self) {
+        self.add(retired.load());
+        retired.clear();
+    }
+
+    fn clear(&self) {
+        self.bytes.store(0);
+        self.objects.store(0);
+    }
+
+    fn load(&self) -> Weight {
+        Weight { bytes: self.bytes.load(), objects: self.objects.load() }
     }
 }
 

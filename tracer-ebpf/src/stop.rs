@@ -59,6 +59,8 @@ stops! {
     TableNotReady = 9, "table_not_ready", "the code had just been loaded and its unwind information was not ready";
     /// The table of stacks, or of walks under way, was full.
     NoRoom = 10, "no_room", "the table of stacks is full";
+    /// The stack held nothing, and its place in the table was given to another one.
+    Retired = 11, "retired", "the stack held nothing any more, and its place was given to another";
 }
 
 impl Stop {

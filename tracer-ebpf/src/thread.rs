@@ -5,6 +5,18 @@ pub const RECORD_SETS: u32 = 512;
 /// How many sets of eight captures there are; a thread has one only while its stack is walked.
 pub const CAPTURE_SETS: u32 = 32;
 
+/// What becomes of the block that a call allocates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Fate {
+    /// Its size is not one that is tracked.
+    Filtered = 0,
+    /// It is left out of the sample.
+    Unsampled = 1,
+    /// It goes into the live table.
+    Kept = 2,
+}
+
 /// The outermost allocator call of a thread that has not returned. It belongs to the window in which it was entered: a mark
 /// opens a new one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,8 +34,10 @@ pub struct InFlight {
     pub opened_ns: u64,
     /// Argument 0, where the result is stored by some functions.
     pub arg0: u64,
-    /// Not 0 when the size is one that is tracked.
-    pub tracked: u64,
+    /// What becomes of the block: a [`Fate`].
+    pub fate: u32,
+    /// The level of [sampling](crate::sampling) that it was kept at.
+    pub level: u32,
     /// Key of the block that the call releases ([`BlockKey::to_bits`](crate::live::BlockKey::to_bits)), taken out of the table; 0 if none.
     pub old_key: u64,
     /// Not 0 when there is an old block that the table did not know.

@@ -46,7 +46,7 @@ fn attach(target: &Target, at_entries: bool) -> Result<Vec<OwnedFd>> {
             let offset = site.file_offset - moved_by;
             let is_return: &[bool] = match probe.place {
                 Place::EntryAndReturn(_) => &[false, true],
-                Place::Entry { .. } => &[false],
+                Place::Entry { .. } | Place::EntryAndExits { .. } => &[false],
             };
             for &is_return in is_return {
                 let event = open_uprobe(&path, offset, is_return, target.pid())?;

@@ -11,11 +11,15 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
-use crate::model::{Bytes, Kind, Pid, Process, Verdict};
+use tracer_ebpf::sampling::Sampling;
+
+use crate::model::{Bytes, Kind, Pid, Process, Profile, Verdict};
+use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::report::destination::{Destination, Place, WriteError};
-use crate::report::filter::pattern;
-use crate::report::{Format, Options};
+use crate::report::filter::{Filter, pattern};
+use crate::report::{FlameOrder, Format, Options, Weight};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,10 @@ pub enum Action {
     Report(ReportConfig),
     /// `tracer diff`
     Diff(DiffConfig),
+    /// `tracer completions`
+    Completions(Shell),
+    /// `tracer man`, of one of the commands or of all
+    Man(Option<String>),
 }
 
 /// What to draw again of a saved recording.
@@ -66,8 +74,38 @@ pub struct ViewConfig {
     pub include: BTreeSet<Kind>,
     /// How many stacks the summary shows.
     pub top: usize,
+    /// What is drawn how.
+    pub drawing: Drawing,
     /// When to use colour.
     pub color: ColorChoice,
+}
+
+/// What is drawn how.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
+#[group(skip)]
+pub struct Drawing {
+    /// What makes a stack heavy: order, shares and widths.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Weight::Bytes)]
+    pub weight: Weight,
+
+    /// Which way flame graphs grow.
+    #[arg(long, value_name = "ORDER", value_enum, default_value_t = FlameOrder::Flame)]
+    pub flame_order: FlameOrder,
+}
+
+impl Drawing {
+    /// What reports show, drawn like this.
+    #[must_use]
+    pub fn options(self, include: &BTreeSet<Kind>, top: usize) -> Options {
+        let Self { weight, flame_order: order } = self;
+        Options { include: include.clone(), top, weight, order, ..Options::default() }
+    }
+}
+
+impl Default for Drawing {
+    fn default() -> Self {
+        Self { weight: Weight::Bytes, flame_order: FlameOrder::Flame }
+    }
 }
 
 /// Which stacks of a recording to keep.
@@ -107,14 +145,22 @@ pub struct RecordConfig {
     pub max_size: Option<Bytes>,
     /// Kinds to draw besides `native` and `mapping`.
     pub include: BTreeSet<Kind>,
+    /// Only stacks with one of these verdicts; empty for any.
+    pub only: Vec<Verdict>,
     /// How many stacks the text summary shows.
     pub top: usize,
+    /// What is drawn how.
+    pub drawing: Drawing,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample: Bytes,
     /// Live blocks to make room for; sized for the targets when absent.
     pub max_live: Option<u64>,
     /// Time between two points of the timeline.
     pub interval: Duration,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
     /// Leave out what is allocated before so much time has passed.
     pub mark_after: Option<Duration>,
     /// Whether to show the recording as it goes on, all over the terminal.
@@ -138,10 +184,14 @@ impl Default for RecordConfig {
             min_size: None,
             max_size: None,
             include: BTreeSet::new(),
+            only: Vec::new(),
             top: 10,
+            drawing: Drawing::default(),
             fail_on: None,
+            sample: Bytes(0),
             max_live: None,
             interval: Duration::from_secs(1),
+            declarations: Declarations::default(),
             mark_after: None,
             tui: false,
             verbosity: Verbosity::Normal,
@@ -165,7 +215,14 @@ impl RecordConfig {
     /// What the reports show.
     #[must_use]
     pub fn view(&self) -> Options {
-        Options { include: self.include.clone(), top: self.top, ..Options::default() }
+        self.drawing.options(&self.include, self.top)
+    }
+
+    /// Leaves out what is not to be shown at all.
+    pub fn leave_out(&self, profile: &mut Profile) {
+        if !self.only.is_empty() {
+            Filter { only: self.only.iter().copied().collect(), ..Filter::default() }.apply(profile);
+        }
     }
 
     /// Where a launched command writes while the terminal is in use.
@@ -225,10 +282,12 @@ pub enum Verbosity {
 }
 
 /// Of which process to show the probe plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanConfig {
     /// The process.
     pub pid: Pid,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
     /// When to use colour.
     pub color: ColorChoice,
 }
@@ -278,9 +337,19 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
         Some(Sub::Diff { base, new, view }) => {
             Ok(Action::Diff(DiffConfig { base, new, view: view.validate(cli.color)? }))
         }
-        Some(Sub::Plan { pid }) => Ok(Action::Plan(PlanConfig { pid, color: cli.color })),
+        Some(Sub::Plan { pid, allocators }) => {
+            Ok(Action::Plan(PlanConfig { pid, declarations: allocators.into(), color: cli.color }))
+        }
+        Some(Sub::Completions { shell }) => Ok(Action::Completions(shell)),
+        Some(Sub::Man { command }) => Ok(Action::Man(command)),
         None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
+}
+
+/// The whole command line, for what is made from it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// The file that gets the flame graph when no `-o` names one: `tracer-<comm>-<pid>.svg`.
@@ -347,6 +416,8 @@ enum Sub {
         /// The process.
         #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
         pid: Pid,
+        #[command(flatten)]
+        allocators: AllocatorArguments,
     },
     /// Draw a saved recording again: other formats, fewer stacks.
     Report {
@@ -365,6 +436,17 @@ enum Sub {
         new: PathBuf,
         #[command(flatten)]
         view: ViewArguments,
+    },
+    /// Print the completions of a shell, for instance into /etc/bash_completion.d/tracer.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the man page, of tracer or of one of its commands: `tracer man | man -l -`.
+    Man {
+        /// The command.
+        #[arg(value_parser = ["doctor", "plan", "report", "diff"])]
+        command: Option<String>,
     },
 }
 
@@ -386,6 +468,9 @@ struct ViewArguments {
     /// How many stacks the text summary shows.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
     top: usize,
+
+    #[command(flatten)]
+    drawing: Drawing,
 }
 
 impl ViewArguments {
@@ -394,6 +479,7 @@ impl ViewArguments {
             outputs: destinations(&self.outputs, self.format)?,
             include: self.include.into_iter().map(Kind::from).collect(),
             top: self.top,
+            drawing: self.drawing,
             color,
         })
     }
@@ -407,6 +493,28 @@ fn destinations(outputs: &[PathBuf], format: Option<Format>) -> Result<Vec<Desti
     }
     let destinations = outputs.iter().map(|output| Destination::parse(output, format));
     destinations.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))
+}
+
+/// What no table of allocators can know.
+#[derive(Args, Debug)]
+#[group(skip)]
+struct AllocatorArguments {
+    /// Also trace these functions of a file, each as one whose arguments it has: `libpool.so:malloc=pool_get,free=pool_put`.
+    /// FILE is a name or a path as the target sees it; LIKE is malloc, new (a malloc that throws), calloc, realloc,
+    /// reallocarray, posix_memalign, aligned_alloc, memalign or free; `malloc+1=f` has one more argument in front. May be
+    /// repeated.
+    #[arg(long = "allocator", value_name = "FILE:LIKE=FUNCTION,...", value_parser = parse_allocator)]
+    allocators: Vec<Allocator>,
+
+    /// Also trace the malloc family under this prefix: `my_` for my_malloc, my_free and so on. May be repeated.
+    #[arg(long = "symbol-prefix", value_name = "PREFIX", value_parser = parse_prefix)]
+    prefixes: Vec<SymbolPrefix>,
+}
+
+impl From<AllocatorArguments> for Declarations {
+    fn from(arguments: AllocatorArguments) -> Self {
+        Self { prefixes: arguments.prefixes, allocators: arguments.allocators }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -454,13 +562,25 @@ struct RecordArguments {
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     include: Vec<Included>,
 
+    /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    only: Vec<Verdict>,
+
     /// How many stacks the text summary shows.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
     top: usize,
 
+    #[command(flatten)]
+    drawing: Drawing,
+
     /// Exit with status 3 when at least this much is outstanding at the end.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fail_on: Option<Bytes>,
+
+    /// Track only a sample of the allocations, one every SIZE bytes (`512KiB`), and estimate the rest: cheaper. 0 tracks
+    /// every one.
+    #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0")]
+    sample: Bytes,
 
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
@@ -471,6 +591,8 @@ struct RecordArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
     interval: Duration,
 
+    #[command(flatten)]
+    allocators: AllocatorArguments,
     /// Begin anew after this time: what was allocated before counts no more, nor do its frees. SIGUSR2 does the same at
     /// any moment.
     #[arg(long, value_name = "TIME", value_parser = parse_positive_time)]
@@ -556,10 +678,14 @@ impl RecordArguments {
             min_size: self.min_size,
             max_size: self.max_size,
             include: self.include.into_iter().map(Kind::from).collect(),
+            only: self.only,
             top: self.top,
+            drawing: self.drawing,
             fail_on: self.fail_on,
+            sample: self.sample,
             max_live: self.max_live,
             interval: self.interval,
+            declarations: self.allocators.into(),
             mark_after: self.mark_after,
             tui: self.tui,
             verbosity,
@@ -596,6 +722,14 @@ fn parse_pid(text: &str) -> Result<Pid, String> {
     }
 }
 
+fn parse_allocator(text: &str) -> Result<Allocator, String> {
+    text.parse().map_err(|error: crate::plan::declared::AllocatorSyntaxError| error.to_string())
+}
+
+fn parse_prefix(text: &str) -> Result<SymbolPrefix, String> {
+    text.parse().map_err(|error: crate::plan::ApiSyntaxError| error.to_string())
+}
+
 fn parse_time(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -625,6 +759,18 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
     let size: Result<bytesize::ByteSize, _> = text.parse();
     let size = size.map_err(|_| "a size is a number of bytes or has a unit, such as 512KiB, 1MiB or 10MB")?;
     Ok(Bytes(size.as_u64()))
+}
+
+/// The mean of a sample.
+fn parse_sample(text: &str) -> Result<Bytes, String> {
+    let size = parse_size(text)?;
+    if size.0 > Sampling::LARGEST_MEAN {
+        return Err(format!(
+            "it must be at most {}: larger blocks than that are tracked anyway",
+            Bytes(Sampling::LARGEST_MEAN)
+        ));
+    }
+    Ok(size)
 }
 
 fn parse_pattern(text: &str) -> Result<String, String> {
@@ -680,7 +826,8 @@ mod tests {
     fn every_option_arrives() {
         let config = record(
             "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
-             --include file,managed --top 3 --fail-on 1.5KiB --max-live 1000 --interval 2s --mark-after 5s --tui -vv --color never",
+             --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s \
+             --mark-after 5s --tui -vv --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
@@ -693,10 +840,17 @@ mod tests {
             min_size: Some(Bytes(4096)),
             max_size: Some(Bytes(1 << 20)),
             include: BTreeSet::from([Kind::File, Kind::Managed]),
+            only: vec![Verdict::Leaking],
             top: 3,
+            drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
             fail_on: Some(Bytes(1536)),
+            sample: Bytes(512 << 10),
             max_live: Some(1000),
             interval: Duration::from_secs(2),
+            declarations: Declarations {
+                prefixes: vec!["my_".parse().unwrap()],
+                allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
+            },
             mark_after: Some(Duration::from_secs(5)),
             tui: true,
             verbosity: Verbosity::Debug,
@@ -720,7 +874,8 @@ mod tests {
     #[test]
     fn other_commands_are_told_apart() {
         assert_eq!(parse("doctor").ok(), Some(Action::Doctor { color: ColorChoice::Auto }));
-        let plan = PlanConfig { pid: Pid(7), color: ColorChoice::Always };
+        let plan =
+            PlanConfig { pid: Pid(7), declarations: Declarations::default(), color: ColorChoice::Always };
         assert_eq!(parse("plan --pid 7 --color always").ok(), Some(Action::Plan(plan)));
     }
 
@@ -756,7 +911,11 @@ mod tests {
             ("--pid 1 --format svg", "--output"),
             ("--pid 1 --format png -o -", "png"),
             ("--pid 1 -q -v", "cannot be used with"),
-            ("--pid 1 --sample 512KiB", "--sample"),
+            ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
+            ("--pid 1 --sample often", "512KiB"),
+            ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
+            ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
+            ("--pid 1 --symbol-prefix my-", "not a symbol"),
             ("--pid 1 --follow", "--follow"),
         ];
         for (arguments, reason) in cases {

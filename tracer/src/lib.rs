@@ -3,6 +3,7 @@
 //! The modules are the stages of the pipeline, in the order in which the data passes them; a stage knows only the
 //! stages before it and the [`model`]. [`record`] sends a recording through them.
 
+pub mod manual;
 pub mod model;
 
 pub mod target;

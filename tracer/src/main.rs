@@ -15,7 +15,7 @@ use tracer::{
     cli::{
         self, Action, DiffConfig, Exit, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
     },
-    doctor,
+    doctor, manual,
     model::Profile,
     record::{self, Console, Onlooker, Recorded},
     report::{
@@ -42,6 +42,13 @@ fn main() -> ExitCode {
         Action::Plan(config) => show_plan(&config),
         Action::Report(config) => draw_again(&config),
         Action::Diff(config) => compare(&config),
+        Action::Completions(shell) => {
+            manual::write_completions(shell, &mut io::stdout().lock());
+            Ok(Exit::Done)
+        }
+        Action::Man(command) => manual::write_man(command.as_deref(), &mut io::stdout().lock())
+            .map(|()| Exit::Done)
+            .context("cannot write the man page"),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tracer: {}", one_line(&error));
@@ -97,7 +104,8 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     if config.outputs.is_empty() {
         cli::check_default_directory()?;
     }
-    let recorded = run(config)?;
+    let mut recorded = run(config)?;
+    config.leave_out(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
     // Not before the reports are written: the command may go on for long.
@@ -129,8 +137,10 @@ fn record_config(config: &RecordConfig) -> record::Config {
         min_age: config.min_age,
         min_size: config.min_size,
         max_size: config.max_size,
+        sample: config.sample,
         max_live: config.max_live,
         interval: config.interval,
+        declarations: config.declarations.clone(),
         mark_after: config.mark_after,
         command_output: config.command_output(),
     }
@@ -272,7 +282,7 @@ fn compare(config: &DiffConfig) -> Result<Exit> {
 }
 
 fn view_options(view: &ViewConfig) -> Options {
-    Options { include: view.include.clone(), top: view.top, ..Options::default() }
+    view.drawing.options(&view.include, view.top)
 }
 
 /// Prints a summary where no report goes.
@@ -293,6 +303,6 @@ fn diagnose(color: ColorChoice) -> Result<Exit> {
 
 fn show_plan(config: &PlanConfig) -> Result<Exit> {
     let target = target::Target::open(config.pid)?;
-    print!("{}", record::plan_of(&target)?);
+    print!("{}", record::plan_of(&target, &config.declarations)?);
     Ok(Exit::Done)
 }

@@ -1,4 +1,4 @@
-//! Packs the release binary with its licences and its manual.
+//! Packs the release binary with its licences, its documents, its man pages and the completions of shells.
 
 use std::{env, fs, path::Path, process::Command};
 
@@ -6,8 +6,15 @@ use anyhow::{Context as _, Result};
 
 use crate::{command, run};
 
-/// What is packed beside the binary, as far as it is there.
-const FILES: [&str; 4] = ["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"];
+/// What is packed beside the binary. The BPF programs in it are under a licence of their own.
+const FILES: [&str; 5] =
+    ["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE", "tracer-ebpf/LICENSE-GPL2"];
+
+/// The commands of the tracer that have man pages.
+const COMMANDS: [&str; 4] = ["report", "diff", "doctor", "plan"];
+
+/// The completions: the shell, and the file where it looks for them.
+const COMPLETIONS: [(&str, &str); 3] = [("bash", "tracer.bash"), ("zsh", "_tracer"), ("fish", "tracer.fish")];
 
 /// Makes `target/dist/tracer-VERSION-ARCH-linux.tar.gz`.
 ///
@@ -18,11 +25,20 @@ pub fn dist(workspace: &Path) -> Result<()> {
     let name = format!("tracer-{}-{}-linux", env!("CARGO_PKG_VERSION"), env::consts::ARCH);
     let directory = workspace.join("target/dist");
     let stage = directory.join(&name);
-    fs::create_dir_all(&stage).with_context(|| format!("cannot make {}", stage.display()))?;
-    fs::copy(run::binary(workspace), stage.join("tracer"))?;
-    for file in FILES.map(|file| workspace.join(file)).iter().filter(|file| file.is_file()) {
-        fs::copy(file, stage.join(file.file_name().context("a file has a name")?))?;
+    // What an earlier version packed is not in this one.
+    if stage.exists() {
+        fs::remove_dir_all(&stage).with_context(|| format!("cannot remove {}", stage.display()))?;
     }
+    for part in ["docs", "man", "completions"] {
+        let part = stage.join(part);
+        fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
+    }
+    copy(&run::binary(workspace), &stage)?;
+    for file in FILES {
+        copy(&workspace.join(file), &stage)?;
+    }
+    copy_documents(&workspace.join("docs"), &stage.join("docs"))?;
+    write_manual(&stage)?;
     let archive = directory.join(format!("{name}.tar.gz"));
     let mut tar = Command::new("tar");
     tar.arg("--create").arg("--gzip").arg("--file").arg(&archive).arg("--directory").arg(&directory);
@@ -30,4 +46,39 @@ pub fn dist(workspace: &Path) -> Result<()> {
         &format!("packing {}", archive.display()),
         tar.args(["--owner=0", "--group=0", &name]),
     )
+}
+
+/// Copies a file into a directory.
+fn copy(file: &Path, directory: &Path) -> Result<()> {
+    let name = file.file_name().context("a file has a name")?;
+    fs::copy(file, directory.join(name)).with_context(|| format!("cannot copy {}", file.display()))?;
+    Ok(())
+}
+
+/// The documents that the README refers to, and the pictures in them.
+fn copy_documents(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            let to = to.join(path.file_name().context("a directory has a name")?);
+            fs::create_dir_all(&to)?;
+            copy_documents(&path, &to)?;
+        } else {
+            copy(&path, to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the packed binary print its man pages and completions.
+fn write_manual(stage: &Path) -> Result<()> {
+    let print = |arguments: &[&str]| command::output(Command::new(stage.join("tracer")).args(arguments));
+    fs::write(stage.join("man/tracer.1"), print(&["man"])?)?;
+    for name in COMMANDS {
+        fs::write(stage.join(format!("man/tracer-{name}.1")), print(&["man", name])?)?;
+    }
+    for (shell, file) in COMPLETIONS {
+        fs::write(stage.join("completions").join(file), print(&["completions", shell])?)?;
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod dist;
 mod lint;
+mod npm;
 mod privilege;
 mod run;
 mod setup;
@@ -38,7 +39,7 @@ enum Xtask {
     Test,
     /// Check format, lints, documentation, licences and scripts.
     Lint,
-    /// Measure what tracing costs, and write it into docs/overhead.md. As root.
+    /// Measure what tracing costs (as root) and what reports take, and write it into the documents.
     Bench {
         /// What is measured.
         #[command(subcommand)]
@@ -69,7 +70,7 @@ impl Xtask {
                 if arguments.is_empty() { demo::demo(workspace) } else { run::exec(workspace, &arguments) }
             }
             Self::Test => {
-                setup::programs_of_tests()?;
+                setup::programs_of_tests(workspace)?;
                 test::test(workspace)
             }
             Self::Lint => lint::lint(workspace),

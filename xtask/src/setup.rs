@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     apt,
     bpf_toolchain::{self, Compiler, Source},
-    command,
+    command, npm,
     privilege::found_in_path,
 };
 
@@ -23,7 +23,7 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", CL
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
 /// Programs that the tests run, and the packages that have them.
-const PROGRAMS_OF_TESTS: [(&str, &str); 9] = [
+const PROGRAMS_OF_TESTS: [(&str, &str); 11] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("objcopy", "binutils"),
@@ -33,6 +33,8 @@ const PROGRAMS_OF_TESTS: [(&str, &str); 9] = [
     ("node", "nodejs"),
     ("redis-server", "redis-server"),
     ("nginx", "nginx-light"),
+    ("chromium", "chromium"),
+    ("go", "golang-go"),
 ];
 
 /// Gets what builds the tracer.
@@ -52,8 +54,10 @@ pub fn build_tools(workspace: &Path) -> Result<()> {
 ///
 /// # Errors
 /// What is missing and cannot be got, and what to do.
-pub fn programs_of_tests() -> Result<()> {
-    programs(&PROGRAMS_OF_TESTS, "the tests")
+pub fn programs_of_tests(workspace: &Path) -> Result<()> {
+    programs(&PROGRAMS_OF_TESTS, "the tests")?;
+    npm::install(workspace, "speedscope@1.25.0", "dist/release/index.html")?;
+    Ok(())
 }
 
 /// Where the clippy that belongs to a compiler is, when it is installed.

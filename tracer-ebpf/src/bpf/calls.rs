@@ -2,18 +2,21 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_get_attach_cookie, bpf_get_prandom_u32},
+    },
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
-    probe::{Cookie, ResultPlace, Signature},
+    probe::{Cookie, ResultPlace, Signature, WayOut},
     process::{Gate, ProcessState},
     size::saturating_product,
-    thread::InFlight,
-    unwind::{Frame, Via},
+    thread::{Fate, InFlight},
+    unwind::{Frame, Registers, Via},
 };
 
 use super::{
@@ -21,8 +24,8 @@ use super::{
     capture::{self, Maker},
     count::count,
     live,
-    maps::{PROCESSES, TOTALS, size_is_tracked},
-    threads,
+    maps::{PROCESSES, sampling, size_is_tracked},
+    threads::{self, Record},
 };
 
 #[inline(always)]
@@ -46,6 +49,10 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let regs = UserRegisters::at_probe(ctx.regs);
 
     let mut record = match threads::current() {
+        Some(stale) if stale.is_repeated_by(cookie, regs) => {
+            abandon(ctx, stale.get());
+            stale
+        }
         Some(record) if record.encloses(regs, process) => {
             count(Counter::Nested);
             return None;
@@ -61,6 +68,7 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let Signature { size, count: elements, old, .. } = cookie.signature;
     let size = size.map_or(0, |arg| regs.argument(arg));
     let size = elements.map_or(size, |arg| saturating_product(size, regs.argument(arg)));
+    let (fate, level) = fate(size, process);
     let mut call = InFlight {
         sp: regs.sp(),
         return_address: arch::read_word(regs.sp()).unwrap_or(0),
@@ -68,7 +76,8 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
         size,
         opened_ns: process.opened_ns.load(),
         arg0: regs.arg0(),
-        tracked: size_is_tracked(size).into(),
+        fate: fate as u32,
+        level,
         ..InFlight::default()
     };
     // Released now: another thread can get the address before this call returns.
@@ -85,6 +94,30 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
+/// What becomes of a block, and the level of sampling that it is decided at.
+///
+/// Also of one that is left out the call is remembered until it returns: what it calls must not be taken for another allocation.
+#[inline(always)]
+fn fate(size: u64, process: &ProcessState) -> (Fate, u32) {
+    if !size_is_tracked(size) {
+        return (Fate::Filtered, 0);
+    }
+    if sampling().keeps_every_one() {
+        return (Fate::Kept, 0);
+    }
+    let level = process.level.load() as u32;
+    // SAFETY: the helper only makes a number.
+    let random = unsafe { bpf_get_prandom_u32() };
+    (if is_kept(size, level, random) != 0 { Fate::Kept } else { Fate::Unsampled }, level)
+}
+
+/// Whether a block goes into the sample.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_kept(size: u64, level: u32, random: u32) -> u32 {
+    sampling().keeps(size, level, random).into()
+}
+
 /// Whether a call was entered in the window that is open now. What it released is unknown to any other.
 #[inline(always)]
 fn belongs_to(call: &InFlight, process: &ProcessState) -> bool {
@@ -94,6 +127,11 @@ fn belongs_to(call: &InFlight, process: &ProcessState) -> bool {
 /// A call never returned. What it was to release is gone from the table, so it counts as released.
 #[inline(always)]
 fn abandon(ctx: &ProbeContext, call: &InFlight) {
+    // Every return is seen, so it did not give a block.
+    if matches!(Cookie::from_bits(call.cookie).way_out, WayOut::Exits) {
+        fail(ctx, call);
+        return;
+    }
     count(Counter::NeverReturned);
     debug!(ctx, "api {} was called for {} bytes, and did not return", call.cookie >> 16 & 0xffff, call.size);
     if call.old_key != 0 {
@@ -112,6 +150,29 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
     if call.cookie != cookie.to_bits() || regs.sp() != call.sp.wrapping_add(WORD) {
         return None;
     }
+    // The address in `ip` is the one that the allocator function returns to.
+    end(ctx, record, regs.for_walk(), regs)
+}
+
+/// An instruction that returns from an allocating function without a return probe, or from another that it may end in.
+#[inline(always)]
+pub fn exit(ctx: &ProbeContext) -> Option<()> {
+    let regs = UserRegisters::at_probe(ctx.regs);
+    let record = threads::current()?;
+    let call = *record.get();
+    let has_trampoline = matches!(Cookie::from_bits(call.cookie).way_out, WayOut::Trampoline);
+    if has_trampoline || regs.sp() != call.sp || arch::read_word(call.sp) != Some(call.return_address) {
+        return None;
+    }
+    let caller = Registers { ip: call.return_address, sp: call.sp.wrapping_add(WORD), bp: regs.bp() };
+    end(ctx, record, caller, regs)
+}
+
+/// The recorded call has ended, and its caller goes on with these registers.
+#[inline(always)]
+fn end<C: EbpfContext>(ctx: &C, record: Record, caller: Registers, regs: UserRegisters) -> Option<()> {
+    let call = *record.get();
+    let cookie = Cookie::from_bits(call.cookie);
     let process = PROCESSES.get(cookie.process.into())?;
     if !belongs_to(&call, process) {
         record.release();
@@ -120,8 +181,10 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
     match new_block(&call, cookie.signature.result, regs) {
         NewBlock::At(address) => {
             settle_old(&call);
-            if call.tracked != 0 {
-                account(ctx, cookie, process, &call, address);
+            if call.fate == Fate::Kept as u32 {
+                account(ctx, cookie, process, &call, address, caller);
+            } else if call.fate == Fate::Unsampled as u32 {
+                count(Counter::Unsampled);
             } else {
                 count(Counter::Filtered);
             }
@@ -165,7 +228,7 @@ fn settle_old(call: &InFlight) {
 
 /// The call gave no block. `realloc(p, 0)` has freed `p` then; any other failure leaves it as it was.
 #[inline(always)]
-fn fail(ctx: &RetProbeContext, call: &InFlight) {
+fn fail<C: EbpfContext>(ctx: &C, call: &InFlight) {
     let had_old = call.old_key != 0 || call.old_unknown != 0;
     if had_old && call.size == 0 {
         settle_old(call);
@@ -179,23 +242,29 @@ fn fail(ctx: &RetProbeContext, call: &InFlight) {
 
 /// Puts the new block in the table, under its stack.
 #[inline(always)]
-fn account(ctx: &RetProbeContext, cookie: Cookie, process: &ProcessState, call: &InFlight, address: u64) {
-    let regs = UserRegisters::at_probe(ctx.regs);
+fn account<C: EbpfContext>(
+    ctx: &C,
+    cookie: Cookie,
+    process: &ProcessState,
+    call: &InFlight,
+    address: u64,
+    caller: Registers,
+) {
     let Some(key) = BlockKey::new(cookie.process, address) else {
         count(Counter::UnreadableResult);
         return;
     };
-    // The address in `ip` is the one that the allocator function returns to.
-    let frame = Frame { registers: regs.for_walk(), via: Via::Table };
+    let frame = Frame { registers: caller, via: Via::Table };
     let stack =
         capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame, returns_to: 0 });
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
-    let block = Block { size: call.size, born_ns, stack, padding: 0 };
-    if live::insert(ctx, key, block)
-        && let Some(totals) = TOTALS.get(stack)
-    {
-        totals.allocated(call.size);
+    let block = Block { size: call.size, born_ns, stack, level: call.level };
+    if !sampling().keeps_every_one() {
+        count(Counter::Sampled);
+    }
+    if live::insert(ctx, key, block) {
+        live::allocated(&block);
     }
 }
 

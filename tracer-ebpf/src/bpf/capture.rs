@@ -12,10 +12,9 @@ use tracer_ebpf::{
 };
 
 use super::{
-    arch::WORD,
     count::cpu,
     maps::{CAPTURE_OWNERS, CAPTURES, EVENTS, STACKS, TOTALS, hash_seed, stack_sets},
-    unwind::walk,
+    unwind::{Below, walk},
 };
 
 /// A capture that belongs to this run of the program.
@@ -69,13 +68,13 @@ pub fn stack(maker: Maker<'_>) -> u32 {
     number
 }
 
-/// Whether a walk from this frame comes to the return address at `sp`; none when the walk does not get to the thread's base.
+/// Whether a walk from this frame passes the call; none when the walk does not get to the thread's base.
 #[inline(always)]
-pub fn passes(frame: Frame, process: &ProcessState, returns_to: u64, sp: u64) -> Option<bool> {
+pub fn passes(frame: Frame, process: &ProcessState, call: Below) -> Option<bool> {
     let claimed = Claimed::claim()?;
-    let walk = walk(frame, process, returns_to, StackHash::new(0), claimed.number());
+    let walk = walk(frame, process, call, StackHash::new(0), claimed.number());
     claimed.release();
-    let passed = walk.passed == sp.wrapping_add(WORD);
+    let passed = walk.passed == call.sp;
     if passed || walk.stop == Stop::Base as u32 { Some(passed) } else { None }
 }
 
@@ -83,9 +82,10 @@ pub fn passes(frame: Frame, process: &ProcessState, returns_to: u64, sp: u64) ->
 fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
     let Maker { index, process, api, frame, returns_to } = maker;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
-    let walk = walk(frame, process, returns_to, hash, capture);
+    let call = Below { returns_to, awaited: process.trampoline.load(), sp: 0 };
+    let walk = walk(frame, process, call, hash, capture);
     let hash = walk.hash.finish();
-    let number = place((hash >> 12) as u32, hash).or_else(|| place((hash >> 36) as u32, hash))?;
+    let number = place(hash)?;
     let totals = TOTALS.get(number)?;
     if totals.delivered.load() == 0 {
         let header = StackHeader {
@@ -108,11 +108,28 @@ fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
     Some(number)
 }
 
-/// The number of the stack with this hash, if its place is or can be in the set that `choice` chooses. There are two choices, so that
-/// sets fill evenly: a set is never left, so a hash is always found where it went.
+/// The number of the stack with this hash, which gets one if there is room. There are three sets to choose from, so that they
+/// fill evenly, and a stack is looked for in all of them before it is new: some may have been full when it came.
 #[inline(always)]
-fn place(choice: u32, hash: u64) -> Option<u32> {
-    let set = choice & (stack_sets() - 1);
+fn place(hash: u64) -> Option<u32> {
+    let [first, second, third] = [12, 36, 49].map(|shift| (hash >> shift) as u32 & (stack_sets() - 1));
+    find(first, hash)
+        .or_else(|| find(second, hash))
+        .or_else(|| find(third, hash))
+        .or_else(|| claim(first, hash))
+        .or_else(|| claim(second, hash))
+        .or_else(|| claim(third, hash))
+}
+
+#[inline(always)]
+fn find(set: u32, hash: u64) -> Option<u32> {
+    let way = STACKS.get(set)?.find(hash)?;
+    Some(stack_number(set, way))
+}
+
+/// Another thread may have claimed a place for the same stack meanwhile.
+#[inline(always)]
+fn claim(set: u32, hash: u64) -> Option<u32> {
     let way = STACKS.get(set)?.find_or_claim(hash)?;
     Some(stack_number(set, way))
 }

@@ -5,11 +5,12 @@ use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
+    sampling::{OBJECT, Weight},
 };
 
 use super::{
     count::count,
-    maps::{LIVE, SPILL, TOTALS, live_buckets},
+    maps::{LIVE, SPILL, TOTALS, live_buckets, sampling},
 };
 
 /// Takes a block out of the table. Of several threads that take the same one, one gets it.
@@ -59,6 +60,31 @@ pub fn insert<C: EbpfContext>(ctx: &C, key: BlockKey, block: Block) -> bool {
 #[inline(always)]
 pub fn freed(block: &Block) {
     if let Some(totals) = TOTALS.get(block.stack) {
-        totals.freed(block.size);
+        totals.add_freed(weight(block));
     }
+    if !sampling().keeps_every_one() {
+        count(Counter::SampleFreed);
+    }
+}
+
+/// Counts an allocation under its stack.
+#[inline(always)]
+pub fn allocated(block: &Block) {
+    if let Some(totals) = TOTALS.get(block.stack) {
+        totals.add_allocated(weight(block));
+    }
+}
+
+/// How much a block stands for.
+#[inline(always)]
+fn weight(block: &Block) -> Weight {
+    let objects = if sampling().keeps_every_one() { OBJECT } else { objects(block.size, block.level) };
+    Weight::of(block.size, objects)
+}
+
+/// How many objects a block stands for.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn objects(size: u64, level: u32) -> u64 {
+    sampling().objects(size, level)
 }

@@ -10,6 +10,7 @@ use tracer_ebpf::{
     counter::{STRIPES, Stripe},
     live::{Block, LiveBucket},
     process::{MAX_PROCESSES, ProcessState},
+    sampling::Sampling,
     slots::{SlotSet, WAYS},
     stack::{Capture, StackTotals},
     thread::{CAPTURE_SETS, InFlight, RECORD_SETS},
@@ -113,6 +114,13 @@ static MIN_SIZE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static MAX_SIZE: Global<u64> = Global::new(u64::MAX);
 
+/// See [`Sampling::rate`].
+#[unsafe(no_mangle)]
+static SAMPLE_RATE: Global<u64> = Global::new(0);
+/// See [`Sampling::certain_size`].
+#[unsafe(no_mangle)]
+static SAMPLE_CERTAIN_SIZE: Global<u64> = Global::new(0);
+
 /// Device and inode of the pid namespace in which processes are known; 0 for that of the machine.
 #[unsafe(no_mangle)]
 static PID_NAMESPACE_DEVICE: Global<u64> = Global::new(0);
@@ -151,4 +159,10 @@ pub fn hash_seed() -> u64 {
 #[inline(always)]
 pub fn size_is_tracked(size: u64) -> bool {
     size >= MIN_SIZE.load() && size <= MAX_SIZE.load()
+}
+
+/// Which allocations are kept.
+#[inline(always)]
+pub fn sampling() -> Sampling {
+    Sampling { rate: SAMPLE_RATE.load(), certain_size: SAMPLE_CERTAIN_SIZE.load() }
 }

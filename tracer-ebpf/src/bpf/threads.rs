@@ -3,6 +3,7 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     counter::Counter,
+    probe::{Cookie, WayOut},
     process::ProcessState,
     slots::WAYS,
     stack::stack_number,
@@ -11,10 +12,11 @@ use tracer_ebpf::{
 };
 
 use super::{
-    arch::{self, UserRegisters},
+    arch::{self, UserRegisters, WORD},
     capture,
     count::count,
     maps::{RECORD_OWNERS, RECORDS},
+    unwind::Below,
 };
 
 /// The current thread's record: nobody else touches it until it is released.
@@ -77,17 +79,34 @@ impl Record {
     /// left by an exception or `longjmp` is below the stack pointer by now, or the word has been overwritten, or it stands in a part of
     /// a frame that was never written: then no walk up the stack comes to it. Some allocators jump from one entry to
     /// another (`realloc` to `malloc`): same stack pointer, and still the trampoline.
+    ///
+    /// A call whose exits are probed keeps its return address, so that stands in for the trampoline.
     #[inline(always)]
     pub fn encloses(&self, regs: UserRegisters, process: &ProcessState) -> bool {
         let call = *self.get();
-        if regs.sp() > call.sp || arch::read_word(call.sp) != Some(process.trampoline.load()) {
+        let awaited = match Cookie::from_bits(call.cookie).way_out {
+            WayOut::Trampoline => process.trampoline.load(),
+            WayOut::Exits | WayOut::SomeExits => call.return_address,
+        };
+        if regs.sp() > call.sp || arch::read_word(call.sp) != Some(awaited) {
             return false;
         }
         if regs.sp() == call.sp {
             return true;
         }
         // Without a whole walk the word has to do.
-        capture::passes(Frame::first(regs.for_walk()), process, call.return_address, call.sp).unwrap_or(true)
+        let below = Below { returns_to: call.return_address, awaited, sp: call.sp.wrapping_add(WORD) };
+        capture::passes(Frame::first(regs.for_walk()), process, below).unwrap_or(true)
+    }
+
+    /// Whether a call of the same function from the same place is recorded, which was left by an exception: its return address
+    /// is as it was, so that [`Record::encloses`] takes it for running.
+    #[inline(always)]
+    pub fn is_repeated_by(&self, cookie: Cookie, regs: UserRegisters) -> bool {
+        let call = self.get();
+        !matches!(cookie.way_out, WayOut::Trampoline)
+            && call.cookie == cookie.to_bits()
+            && call.sp == regs.sp()
     }
 
     /// Gives the record back.

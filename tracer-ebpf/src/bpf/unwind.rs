@@ -99,24 +99,37 @@ pub struct Walk {
     pub depth: u32,
     /// Why it ended: a [`Stop`].
     pub stop: u32,
-    /// The stack pointer of the frame that the allocator call under way returns to; 0 when the walk did not come to it.
+    /// The stack pointer that was looked for, once the walk has come to it.
     pub passed: u64,
     frame: Frame,
     /// The mapping that the last frame was in: the next one is often in the same.
     mapping: Mapping,
-    /// The address of the kernel's return trampoline, and the return address that it stands for.
-    trampoline: u64,
+    /// What stands in place of the call's return address, and that return address.
+    awaited: u64,
     returns_to: u64,
+    /// The stack pointer to look for.
+    passing: u64,
     first_mapping: u32,
     mapping_count: u32,
     /// The number of the capture that takes the frames.
     capture: u32,
 }
 
+/// The allocator call that a walk begins in, if any.
+#[derive(Clone, Copy)]
+pub struct Below {
+    /// Where it returns to; 0 when there is none.
+    pub returns_to: u64,
+    /// What stands on the stack in place of that: the kernel's trampoline, or the address itself.
+    pub awaited: u64,
+    /// The stack pointer of the frame that it returns to.
+    pub sp: u64,
+}
+
 /// Walks from a frame to the thread's base, and writes return addresses to the capture with this number, which this run has
 /// claimed.
 #[inline(always)]
-pub fn walk(frame: Frame, process: &ProcessState, returns_to: u64, hash: StackHash, capture: u32) -> Walk {
+pub fn walk(frame: Frame, process: &ProcessState, call: Below, hash: StackHash, capture: u32) -> Walk {
     let code = CodeList::from_bits(process.code.load());
     let mut walk = Walk {
         hash,
@@ -125,8 +138,9 @@ pub fn walk(frame: Frame, process: &ProcessState, returns_to: u64, hash: StackHa
         passed: 0,
         frame,
         mapping: Mapping::default(),
-        trampoline: process.trampoline.load(),
-        returns_to,
+        awaited: call.awaited,
+        returns_to: call.returns_to,
+        passing: call.sp,
         first_mapping: code.first,
         mapping_count: code.count,
         capture,
@@ -172,9 +186,11 @@ extern "C" fn go_to_caller(walk: *mut Walk) -> u32 {
 #[inline(always)]
 fn leave_frame(walk: &mut Walk) -> u32 {
     // The outermost allocator call's return address is not on the stack while it runs.
-    if walk.frame.registers.ip == walk.trampoline && walk.returns_to != 0 {
+    if walk.frame.registers.ip == walk.awaited && walk.returns_to != 0 {
         walk.frame.registers.ip = walk.returns_to;
-        walk.passed = walk.frame.registers.sp;
+        if walk.frame.registers.sp == walk.passing {
+            walk.passed = walk.passing;
+        }
     }
     let address = walk.frame.lookup_address();
     if !walk.mapping.contains(address) {

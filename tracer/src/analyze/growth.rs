@@ -54,7 +54,7 @@ fn median(values: &mut [f64]) -> Option<f64> {
 }
 
 /// Whether the sizes rise by more than chance: Mann–Kendall, one-sided, 1 %.
-fn rises(points: &[Point]) -> bool {
+fn rises(points: &[Point], standard_error: Bytes) -> bool {
     /// The standard normal distribution's 99 % quantile.
     const QUANTILE: f64 = 2.326;
 
@@ -65,17 +65,17 @@ fn rises(points: &[Point]) -> bool {
     sizes.sort_unstable();
     let ties: f64 = sizes.chunk_by(|a, b| a == b).map(|tie| term(tie.len())).sum();
     let variance = term(points.len()) - ties;
-    variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE && is_material(points)
+    variance > 0.0 && (score - 1) as f64 / variance.sqrt() > QUANTILE && is_material(points, standard_error)
 }
 
 /// Whether the rise is at least a hundredth of the size: of a hundred stacks that waver by a block, the test for a trend
-/// takes one for rising.
-fn is_material(points: &[Point]) -> bool {
+/// takes one for rising. And it is more than the sample may make it, whose errors last as long as the blocks do.
+fn is_material(points: &[Point], standard_error: Bytes) -> bool {
     let (Some(first), Some(last), Some(rate)) = (points.first(), points.last(), rate(points)) else {
         return false;
     };
     let seconds = Duration::from_nanos(last.t_ns.saturating_sub(first.t_ns)).as_secs_f64();
-    rate * seconds >= last.bytes.0 as f64 / 100.0
+    rate * seconds >= (last.bytes.0 as f64 / 100.0).max(3.0 * standard_error.0 as f64)
 }
 
 /// When what is left was allocated: outstanding bytes by time of birth, in equal parts of a span.
@@ -99,6 +99,32 @@ impl Births {
     pub fn add(&mut self, born_ns: u64, bytes: Bytes) {
         let part = &mut self.bytes[self.part_at(born_ns)];
         *part = part.saturating_add(bytes.0);
+    }
+
+    /// What is left of these and of others, over the same span.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        for (part, more) in self.bytes.iter_mut().zip(others.bytes) {
+            *part = part.saturating_add(more);
+        }
+        self
+    }
+
+    /// How old half of the oldest `bytes` are at least at the end; within a part they are taken to be spread evenly.
+    #[must_use]
+    pub fn median_age_ns(&self, bytes: u64) -> Option<u64> {
+        let length = self.end_ns.saturating_sub(self.start_ns) as f64 / Self::PARTS as f64;
+        let mut wanted = bytes as f64 / 2.0;
+        for (part, &born) in self.bytes.iter().enumerate() {
+            let born = born as f64;
+            if born > 0.0 && born >= wanted {
+                let at = self.start_ns as f64 + length * (part as f64 + wanted / born);
+                // A float cast saturates.
+                return Some(self.end_ns.saturating_sub(at as u64));
+            }
+            wanted -= born;
+        }
+        None
     }
 
     fn part_at(&self, t_ns: u64) -> usize {
@@ -126,6 +152,8 @@ pub struct Turnover {
     pub freed_objects: u64,
     /// When those were allocated that are left.
     pub births: Births,
+    /// Of the bytes that are left, when they are estimated from a sample; else 0.
+    pub standard_error: Bytes,
 }
 
 /// A verdict and why.
@@ -138,7 +166,7 @@ pub struct Judgement {
 }
 
 /// The shortest history that is judged, from the first allocation on.
-pub const SHORTEST: Duration = Duration::from_secs(8);
+pub const SHORTEST: Duration = Duration::from_secs(6);
 
 /// The fewest points that are judged.
 pub const FEWEST_POINTS: usize = 12;
@@ -150,11 +178,11 @@ pub const FEWEST_BLOCKS: u64 = 8;
 ///
 /// | verdict | when |
 /// |---|---|
-/// | `steady` | nothing is left; or it does not rise any more, and at least half of what was allocated was freed |
+/// | `steady` | nothing is left; or it does not rise any more, and most of it was freed, what is left being young |
 /// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST_POINTS`] points |
-/// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, and every quarter of the history left about as much of them |
+/// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, known to a fifth, and every quarter of the history left about as much of them |
 /// | `growing` | its second half rises, but that does not hold |
-/// | `one_off` | it does not rise any more, and less than half was freed |
+/// | `one_off` | it does not rise any more, and keeps what it has |
 #[must_use]
 pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     let judgement = |verdict, reason| Judgement { verdict, reason };
@@ -172,18 +200,28 @@ pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     }
     let (_, second_half) = history.split_at(history.len() / 2);
     let left = turnover.allocated_objects.saturating_sub(turnover.freed_objects);
-    if left >= FEWEST_BLOCKS && accumulates(turnover.births.quarters_since(first.t_ns)) {
+    // A fifth is what 25 samples give: six for each quarter.
+    let is_known = last.bytes.0 / 5 >= turnover.standard_error.0;
+    if left >= FEWEST_BLOCKS && is_known && accumulates(turnover.births.quarters_since(first.t_ns)) {
         judgement(Verdict::Leaking, "it grows steadily, and its old blocks are never freed")
-    } else if rises(second_half) {
+    } else if rises(second_half, turnover.standard_error) {
         judgement(
             Verdict::Growing,
             "it grows, but too little of what is left is old, or it does not grow steadily",
         )
-    } else if turnover.freed_objects >= turnover.allocated_objects.div_ceil(2) {
+    } else if turns_over(turnover, first.t_ns) {
         judgement(Verdict::Steady, "it frees as much as it allocates")
     } else {
         judgement(Verdict::OneOff, "it stopped growing and keeps what it has")
     }
+}
+
+/// Whether it frees about as much as it allocates: nine tenths of it, or half and does not keep the old blocks.
+fn turns_over(turnover: &Turnover, from_ns: u64) -> bool {
+    let [first, second, third, last] = turnover.births.quarters_since(from_ns);
+    let keeps_the_old = first + second > third + last;
+    let enough = if keeps_the_old { 0.9 } else { 0.5 };
+    turnover.freed_objects as f64 >= turnover.allocated_objects as f64 * enough
 }
 
 /// Whether every quarter of the history left about as much. The old ones may have left a third less than the third one:
@@ -219,6 +257,15 @@ mod tests {
 
     /// The judgement after `seconds` in which the blocks given by (second of birth, lifetime, bytes) came and went.
     fn verdict(seconds: u64, blocks: impl IntoIterator<Item = (u64, u64, u64)>) -> Verdict {
+        verdict_with_error(seconds, blocks, Bytes(0))
+    }
+
+    /// The same with an error in the bytes that are left.
+    fn verdict_with_error(
+        seconds: u64,
+        blocks: impl IntoIterator<Item = (u64, u64, u64)>,
+        standard_error: Bytes,
+    ) -> Verdict {
         let mut sizes = vec![0; seconds as usize + 1];
         let mut births = Births::new(0, seconds * SECOND);
         let (mut allocated_objects, mut freed_objects) = (0, 0);
@@ -232,7 +279,7 @@ mod tests {
                 freed_objects += 1;
             }
         }
-        judge(&series(sizes), &Turnover { allocated_objects, freed_objects, births }).verdict
+        judge(&series(sizes), &Turnover { allocated_objects, freed_objects, births, standard_error }).verdict
     }
 
     const FOREVER: u64 = u64::MAX;
@@ -301,10 +348,38 @@ mod tests {
     }
 
     #[test]
+    fn half_of_the_bytes_are_older_than_the_median() {
+        let mut births = Births::new(0, 32 * SECOND);
+        assert_eq!(births.median_age_ns(0), None);
+        (0..32).for_each(|second| births.add(second * SECOND, Bytes(100)));
+        assert_eq!(births.median_age_ns(3200), Some(16 * SECOND));
+        // The oldest quarter alone.
+        assert_eq!(births.median_age_ns(800), Some(28 * SECOND));
+        assert_eq!(births.median_age_ns(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_cache_that_was_cut_back_is_one_off() {
+        let made = || leak(0, 2, 1000).chain((0..200).map(|n| (n / 100, 2, 10)));
+        assert_eq!(
+            verdict(60, (0..100).map(|n| (1, if n % 2 == 0 { FOREVER } else { 1 }, 1000))),
+            Verdict::OneOff
+        );
+        assert_eq!(verdict(60, made()), Verdict::Steady);
+    }
+
+    #[test]
+    fn a_few_samples_are_neither_leak_nor_growth() {
+        // 60 kB are left. Ten samples tell that to a third, fifty to a seventh.
+        assert_eq!(verdict_with_error(60, leak(0, 60, 1000), Bytes(19_000)), Verdict::OneOff);
+        assert_eq!(verdict_with_error(60, leak(0, 60, 1000), Bytes(8500)), Verdict::Leaking);
+    }
+
+    #[test]
     fn a_rise_by_a_block_is_no_growth() {
         let sizes = (0..40).map(|t| 1_000_000 + 5 * t);
-        assert!(!rises(&series(sizes)));
-        assert!(rises(&series((0..40).map(|t| 1_000_000 + 5000 * t))));
+        assert!(!rises(&series(sizes), Bytes(0)));
+        assert!(rises(&series((0..40).map(|t| 1_000_000 + 5000 * t)), Bytes(0)));
     }
 
     #[test]
@@ -359,12 +434,13 @@ mod tests {
             points in prop::collection::vec((any::<u64>(), any::<u64>()), 0..70),
             allocated_objects in any::<u64>(), freed_objects in any::<u64>(),
             born in prop::collection::vec((any::<u64>(), any::<u64>()), 0..9),
-            start in any::<u64>(), end in any::<u64>(),
+            start in any::<u64>(), end in any::<u64>(), error in any::<u64>(),
         ) {
             let points: Vec<_> = points.iter().map(|&(t_ns, bytes)| Point { t_ns, bytes: Bytes(bytes) }).collect();
             let mut births = Births::new(start, end);
             born.iter().for_each(|&(born_ns, bytes)| births.add(born_ns, Bytes(bytes)));
-            let _ = judge(&points, &Turnover { allocated_objects, freed_objects, births });
+            let standard_error = Bytes(error);
+            let _ = judge(&points, &Turnover { allocated_objects, freed_objects, births, standard_error });
             prop_assert!(rate(&points).is_none_or(f64::is_finite));
         }
     }

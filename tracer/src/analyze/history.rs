@@ -16,6 +16,17 @@ pub enum Source {
     Mapping(Holder),
 }
 
+impl Source {
+    /// The number of the stack.
+    #[must_use]
+    pub const fn stack(self) -> u32 {
+        match self {
+            Self::Native(number) => number,
+            Self::Mapping(holder) => holder.stack,
+        }
+    }
+}
+
 /// The sizes of all sources at evenly spaced times. The last one may come early.
 #[derive(Clone, Debug)]
 pub struct History {
@@ -67,6 +78,11 @@ impl History {
         self.sizes.values_mut().for_each(every_second);
         self.sizes.retain(|_, row| row.iter().any(|&bytes| bytes > 0));
         self.spacing_ns = self.spacing_ns.saturating_mul(2);
+    }
+
+    /// Forgets sources.
+    pub fn forget(&mut self, gone: impl Fn(Source) -> bool) {
+        self.sizes.retain(|&source, _| !gone(source));
     }
 
     /// What a source held, oldest first.

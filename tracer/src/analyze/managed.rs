@@ -13,7 +13,7 @@ use std::fmt;
 
 use super::mappings::{Backing, Holder, Totals};
 use super::smaps::Vma;
-use crate::model::{Frame, Kind};
+use crate::model::{Frame, Kind, Part};
 
 /// A language runtime with a heap of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -171,6 +171,12 @@ fn is_within_release<F: Borrow<Frame>>(frames: &[F]) -> bool {
     frames.iter().any(|frame| frame.borrow().function.as_ref().is_some_and(is_release))
 }
 
+fn makes_thread_stack<F: Borrow<Frame>>(frames: &[F]) -> bool {
+    let system =
+        frames.iter().map(Borrow::borrow).take_while(|f| begins_with(f.module.as_deref(), SYSTEM_MODULES));
+    system.into_iter().any(|frame| begins_with(frame.function.as_deref(), NO_HEAP))
+}
+
 /// Which mappings of the window are not the program's own, by who holds them: a runtime's heap, or an allocator's.
 /// Each holder is judged once, as soon as its stack has names.
 #[derive(Clone, Debug, Default)]
@@ -181,6 +187,7 @@ pub struct ManagedHolders(HashMap<Holder, Owner>);
 enum Owner {
     Runtime(Runtime),
     Allocator,
+    ThreadStack,
     Program,
 }
 
@@ -188,6 +195,9 @@ impl Owner {
     fn of<F: Borrow<Frame>>(frames: &[F], length: u64) -> Self {
         if is_within_release(frames) {
             return Self::Allocator;
+        }
+        if makes_thread_stack(frames) {
+            return Self::ThreadStack;
         }
         of_call(frames, length).map_or(Self::Program, Self::Runtime)
     }
@@ -211,13 +221,31 @@ impl ManagedHolders {
         }
     }
 
+    /// Forgets what was judged of holders.
+    pub fn forget(&mut self, gone: impl Fn(&Holder) -> bool) {
+        self.0.retain(|holder, _| !gone(holder));
+    }
+
     /// The holder with the kind that its mappings are, as far as it is known.
     #[must_use]
     pub fn judged(&self, holder: Holder) -> Holder {
         match self.0.get(&holder) {
             Some(Owner::Runtime(_)) => Holder { kind: Kind::Managed, ..holder },
             Some(Owner::Allocator) => Holder { kind: Kind::Allocator, ..holder },
-            Some(Owner::Program) | None => holder,
+            Some(Owner::ThreadStack | Owner::Program) | None => holder,
+        }
+    }
+
+    /// The part of resident memory that a holder's mappings are in, as far as it is known.
+    #[must_use]
+    pub fn part(&self, holder: Holder) -> Part {
+        match (self.0.get(&holder), self.judged(holder).kind) {
+            (Some(Owner::ThreadStack), _) => Part::Stack,
+            (_, Kind::Native) => Part::Native,
+            (_, Kind::Mapping) => Part::Mapping,
+            (_, Kind::Allocator) => Part::Allocator,
+            (_, Kind::Managed) => Part::Managed,
+            (_, Kind::File) => Part::File,
         }
     }
 
@@ -225,7 +253,7 @@ impl ManagedHolders {
     pub fn runtimes(&self) -> impl Iterator<Item = Runtime> + '_ {
         self.0.values().filter_map(|owner| match owner {
             Owner::Runtime(runtime) => Some(*runtime),
-            Owner::Allocator | Owner::Program => None,
+            Owner::Allocator | Owner::ThreadStack | Owner::Program => None,
         })
     }
 }

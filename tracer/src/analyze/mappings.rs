@@ -29,7 +29,7 @@ mod extents;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tracer_ebpf::event::{MappingCall, MappingEvent};
 
@@ -414,6 +414,35 @@ impl MappingAccount {
         self.ledger.totals.iter().map(|(&holder, &totals)| (holder, totals))
     }
 
+    /// The stacks that hold something, or may again when a call in flight fails.
+    #[must_use]
+    pub fn holding_stacks(&self) -> HashSet<u32> {
+        let owners = self.spaces.values().flat_map(|space| {
+            let in_flight = space.pending.values().flat_map(|pending| &pending.released);
+            space.extents.iter().map(|(_, owner)| owner).chain(in_flight.map(|&(_, owner)| owner))
+        });
+        owners
+            .filter_map(|owner| match owner {
+                Owner::Object(object) => Some(object.holder.stack),
+                Owner::BeforeWindow(_) => None,
+            })
+            .collect()
+    }
+
+    /// Counts what was of stacks that hold nothing as another stack's, with the kind that `judged` says.
+    pub fn retire(&mut self, stacks: &HashSet<u32>, into: u32, judged: impl Fn(Holder) -> Holder) {
+        let retired: Vec<_> =
+            self.ledger.totals.extract_if(.., |holder, _| stacks.contains(&holder.stack)).collect();
+        for (holder, totals) in retired {
+            let holder = Holder { stack: into, ..judged(holder) };
+            let sum = self.ledger.totals.entry(holder).or_default();
+            sum.allocated_bytes = sum.allocated_bytes.saturating_add(totals.allocated_bytes);
+            sum.allocated_objects += totals.allocated_objects;
+            sum.freed_bytes = sum.freed_bytes.saturating_add(totals.freed_bytes);
+            sum.freed_objects += totals.freed_objects;
+        }
+    }
+
     /// How many calls there were.
     #[must_use]
     pub fn calls(&self) -> Calls {
@@ -422,7 +451,9 @@ impl MappingAccount {
             failed_allocations: self.failed_allocations,
             ..Calls::default()
         };
-        for (_, totals) in self.totals().filter(|(holder, _)| holder.kind == Kind::Mapping) {
+        // The account itself calls nothing `managed`: such were mappings of stacks that are retired.
+        let counts = |holder: &Holder| matches!(holder.kind, Kind::Mapping | Kind::Managed);
+        for (_, totals) in self.totals().filter(|(holder, _)| counts(holder)) {
             calls.allocations += totals.allocated_objects;
             calls.frees += totals.freed_objects;
         }

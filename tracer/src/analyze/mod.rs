@@ -1,6 +1,7 @@
 //! What the recorded events mean: pure code over the events and the model, and the readings of the target's resident
 //! memory that weigh them.
 
+pub mod compiled;
 pub mod growth;
 pub mod history;
 pub mod managed;

@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use tracer_ebpf::{
     event::NO_STACK,
     live::{Block, BlockKey},
-    stack::NO_ROOM,
+    sampling::{OBJECT, Sampling, Weight},
+    stack::{NO_ROOM, RETIRED, StackTotals},
 };
 
 use super::{
+    compiled::{self, Judged},
     growth::{self, Births, Point, Turnover},
     history::{History, Source},
     managed::ManagedHolders,
@@ -42,47 +44,75 @@ pub struct NativeTotals {
     pub freed_objects: u64,
 }
 
+impl From<&StackTotals> for NativeTotals {
+    /// Objects are rounded so that what is left of them is what the live blocks add up to.
+    fn from(totals: &StackTotals) -> Self {
+        // Freed first: programs may be counting more, and freed must not be above allocated.
+        let freed = totals.freed();
+        let allocated = totals.allocated();
+        let allocated_objects = allocated.whole_objects();
+        let left = Weight { bytes: 0, objects: allocated.objects.saturating_sub(freed.objects) };
+        Self {
+            allocated_bytes: allocated.bytes,
+            allocated_objects,
+            freed_bytes: freed.bytes,
+            freed_objects: allocated_objects.saturating_sub(left.whole_objects()),
+        }
+    }
+}
+
 /// What a stack holds at the end.
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
     /// Of what counts as outstanding.
-    bytes: u64,
-    objects: u64,
+    weight: Weight,
     oldest_age_ns: u64,
     /// Of everything.
     births: Births,
+    /// The variance of the estimate of all its bytes; 0 when every allocation was kept.
+    variance: f64,
 }
 
 impl Held {
     const fn nothing(window_ns: u64) -> Self {
-        Self { bytes: 0, objects: 0, oldest_age_ns: 0, births: Births::new(0, window_ns) }
+        let weight = Weight { bytes: 0, objects: 0 };
+        Self { weight, oldest_age_ns: 0, births: Births::new(0, window_ns), variance: 0.0 }
     }
 
-    fn add(&mut self, bytes: u64, age_ns: u64) {
-        self.bytes += bytes;
-        self.objects += 1;
+    fn add(&mut self, weight: Weight, age_ns: u64) {
+        self.weight.bytes += weight.bytes;
+        self.weight.objects += weight.objects;
         self.oldest_age_ns = self.oldest_age_ns.max(age_ns);
     }
 }
 
 /// Adds up live blocks by stack; those that are at least `min_age_ns` old are outstanding. `window_ns` tells how long ago the
-/// window of a process opened.
+/// window of a process opened, `sampling` how much each stands for.
 pub fn held_by_stack(
     blocks: impl Iterator<Item = (BlockKey, Block)>,
     window_ns: impl Fn(u16) -> u64,
     min_age_ns: u64,
+    sampling: Sampling,
 ) -> BTreeMap<u32, Held> {
     let mut held: BTreeMap<u32, Held> = BTreeMap::new();
     for (key, block) in blocks {
         let window_ns = window_ns(key.process());
         let age_ns = window_ns.saturating_sub(block.born_ns);
         let stack = held.entry(block.stack).or_insert_with(|| Held::nothing(window_ns));
-        stack.births.add(block.born_ns, Bytes(block.size));
+        let weight = sampling.weight(block.size, block.level);
+        stack.births.add(block.born_ns, Bytes(weight.bytes));
+        stack.variance += variance(weight);
         if age_ns >= min_age_ns {
-            stack.add(block.size, age_ns);
+            stack.add(weight, age_ns);
         }
     }
     held
+}
+
+/// What a kept block adds to the variance of an estimate of bytes: `(1 - p) (s / p)^2` (Horvitz and Thompson 1952).
+fn variance(weight: Weight) -> f64 {
+    let left_out = 1.0 - OBJECT as f64 / weight.objects.max(OBJECT) as f64;
+    left_out * (weight.bytes as f64).powi(2)
 }
 
 /// A live range of a mapping, and how much of it is resident, where that is known.
@@ -122,13 +152,11 @@ impl Counted {
         let window_ns = self.window_ns();
         for (&number, totals) in &self.native {
             let held = self.held.entry(number).or_insert_with(|| Held::nothing(window_ns));
-            let bytes = totals.allocated_bytes.saturating_sub(totals.freed_bytes);
-            let objects = totals.allocated_objects.saturating_sub(totals.freed_objects);
-            if self.min_age_ns == 0 {
-                (held.bytes, held.objects) = (bytes, objects);
-            } else {
-                (held.bytes, held.objects) = (held.bytes.min(bytes), held.objects.min(objects));
-            }
+            let left = Weight {
+                bytes: totals.allocated_bytes.saturating_sub(totals.freed_bytes),
+                objects: totals.allocated_objects.saturating_sub(totals.freed_objects) * OBJECT,
+            };
+            held.weight = if self.min_age_ns == 0 { left } else { held.weight.min(left) };
         }
     }
 
@@ -136,7 +164,9 @@ impl Counted {
     #[must_use]
     pub fn stacks(&self) -> Vec<StackReport> {
         let native = self.native.iter().map(|(&number, totals)| self.native_stack(number, totals));
-        let mut stacks: Vec<_> = native.chain(self.mapping_stacks()).collect();
+        let mut judged: Vec<_> = native.chain(self.mapping_stacks()).collect();
+        compiled::judge_together(&mut judged, &self.history);
+        let mut stacks: Vec<_> = judged.into_iter().map(|judged| judged.stack).collect();
         stacks.sort_by(|a, b| {
             (b.weight_bytes, b.outstanding_bytes, b.allocated_bytes)
                 .cmp(&(a.weight_bytes, a.outstanding_bytes, a.allocated_bytes))
@@ -147,21 +177,21 @@ impl Counted {
         stacks
     }
 
-    fn native_stack(&self, number: u32, totals: &NativeTotals) -> StackReport {
+    fn native_stack(&self, number: u32, totals: &NativeTotals) -> Judged {
         let held = self.held.get(&number).copied().unwrap_or_else(|| self.nothing());
-        let mut stack = StackReport {
-            weight_bytes: held.bytes,
-            outstanding_bytes: held.bytes,
-            outstanding_objects: held.objects,
+        let stack = StackReport {
+            weight_bytes: held.weight.bytes,
+            outstanding_bytes: held.weight.bytes,
+            outstanding_objects: held.weight.whole_objects(),
             allocated_bytes: totals.allocated_bytes,
             allocated_objects: totals.allocated_objects,
             freed_bytes: totals.freed_bytes,
             freed_objects: totals.freed_objects,
-            oldest_age_ns: (held.objects > 0).then_some(held.oldest_age_ns),
+            oldest_age_ns: (held.weight.objects > 0).then_some(held.oldest_age_ns),
+            median_age_ns: held.births.median_age_ns(held.weight.bytes),
             ..self.bare_stack(number, Kind::Native)
         };
-        self.judge(&mut stack, Source::Native(number), held.births);
-        stack
+        self.judge(stack, Source::Native(number), &held)
     }
 
     /// What kinds `native` and `mapping` held over the window.
@@ -182,20 +212,26 @@ impl Counted {
     }
 
     /// Says how a stack grew, and whether that is a leak.
-    fn judge(&self, stack: &mut StackReport, source: Source, births: Births) {
+    fn judge(&self, mut stack: StackReport, source: Source, held: &Held) -> Judged {
+        let Held { births, variance, .. } = *held;
         if matches!(stack.kind, Kind::Allocator | Kind::File) {
-            return;
+            return Judged { stack, source, births, variance };
         }
         let history = self.history.of(source);
         stack.growth_bytes_per_second = growth::rate(&history);
+        stack.history_bytes = evenly_spaced(&history);
         if stack.kind.counts_by_default() {
             let turnover = Turnover {
                 allocated_objects: stack.allocated_objects,
                 freed_objects: stack.freed_objects,
                 births,
+                standard_error: Bytes(variance.sqrt() as u64),
             };
-            stack.verdict = Some(growth::judge(&history, &turnover).verdict);
+            let judgement = growth::judge(&history, &turnover);
+            stack.verdict = Some(judgement.verdict);
+            stack.reason = Some(judgement.reason.to_owned());
         }
+        Judged { stack, source, births, variance }
     }
 
     /// A stack with nothing but its frames.
@@ -204,11 +240,12 @@ impl Counted {
         let stop = match known {
             Some(known) => known.stop,
             None if number == NO_ROOM || number == NO_STACK => Stop::NoRoom,
+            None if number == RETIRED => Stop::Retired,
             None => Stop::NotDelivered,
         };
-        let process = known.map_or(0, |known| known.process);
+        let pid = || self.pids.get(usize::from(known?.process)).copied();
         StackReport {
-            pid: if self.pids.len() > 1 { self.pids.get(usize::from(process)).copied() } else { None },
+            pid: if self.pids.len() > 1 { pid() } else { None },
             kind,
             api: known.map_or_else(|| "unknown".to_owned(), |known| known.api.clone()),
             weight_bytes: 0,
@@ -220,15 +257,18 @@ impl Counted {
             freed_objects: 0,
             resident_bytes: None,
             oldest_age_ns: None,
+            median_age_ns: None,
             growth_bytes_per_second: None,
+            history_bytes: Vec::new(),
             verdict: None,
+            reason: None,
             complete: stop.is_complete(),
             stop: (!stop.is_complete()).then(|| stop.name().to_owned()),
             frames: known.map_or_else(Vec::new, |known| known.frames.clone()),
         }
     }
 
-    fn mapping_stacks(&self) -> impl Iterator<Item = StackReport> + '_ {
+    fn mapping_stacks(&self) -> impl Iterator<Item = Judged> + '_ {
         let held = self.held_by_holder();
         self.mappings.iter().map(move |(holder, totals)| {
             // What holds nothing has nothing resident, which is known without a look.
@@ -242,18 +282,22 @@ impl Counted {
                 api: holder.api.to_owned(),
                 weight_bytes: held.resident_bytes.unwrap_or(0),
                 resident_bytes: held.resident_bytes,
-                outstanding_bytes: if all { totals.outstanding_bytes() } else { held.held.bytes },
-                outstanding_objects: if all { totals.outstanding_objects() } else { held.held.objects },
+                outstanding_bytes: if all { totals.outstanding_bytes() } else { held.held.weight.bytes },
+                outstanding_objects: if all {
+                    totals.outstanding_objects()
+                } else {
+                    held.held.weight.whole_objects()
+                },
                 allocated_bytes: totals.allocated_bytes,
                 allocated_objects: totals.allocated_objects,
                 freed_bytes: totals.freed_bytes,
                 freed_objects: totals.freed_objects,
-                oldest_age_ns: (held.held.objects > 0).then_some(held.held.oldest_age_ns),
+                oldest_age_ns: (held.held.weight.objects > 0).then_some(held.held.oldest_age_ns),
+                median_age_ns: held.held.births.median_age_ns(held.resident_bytes.unwrap_or(0)),
                 ..self.bare_stack(holder.stack, self.managed.judged(*holder).kind)
             };
-            self.judge(&mut stack, Source::Mapping(*holder), held.held.births);
             drop_system_call_wrappers(&mut stack.frames);
-            stack
+            self.judge(stack, Source::Mapping(*holder), &held.held)
         })
     }
 
@@ -271,7 +315,7 @@ impl Counted {
             if age_ns < self.min_age_ns {
                 continue;
             }
-            ranges.held.add(live.range.bytes(), age_ns);
+            ranges.held.add(Weight::exactly(live.range.bytes()), age_ns);
             if let Some(resident) = resident {
                 *ranges.resident_bytes.get_or_insert(0) += resident.0;
             }
@@ -329,8 +373,20 @@ pub fn count_incomplete(events: &mut Events, stacks: &[StackReport]) {
     events.incomplete_stacks.retain(|_, allocations| *allocations > 0);
 }
 
+/// Points of a history that go into the report: enough for a line as small as a word.
+const HISTORY_POINTS: usize = 24;
+
+/// The sizes at so many points of a history, its first and its last one among them. Nothing when it was always 0.
+fn evenly_spaced(history: &[growth::Point]) -> Vec<u64> {
+    let points = history.len().min(HISTORY_POINTS);
+    if points < 2 || history.iter().all(|point| point.bytes.0 == 0) {
+        return Vec::new();
+    }
+    (0..points).map(|i| history[i * (history.len() - 1) / (points - 1)].bytes.0).collect()
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         analyze::mappings::AddressRange,
@@ -347,7 +403,7 @@ mod tests {
     }
 
     fn block(address: u64, size: u64, born_ns: u64, stack: u32) -> (BlockKey, Block) {
-        (BlockKey::new(0, address).unwrap(), Block { size, born_ns, stack, padding: 0 })
+        (BlockKey::new(0, address).unwrap(), Block { size, born_ns, stack, level: 0 })
     }
 
     fn counted() -> Counted {
@@ -366,21 +422,26 @@ mod tests {
         }
     }
 
+    /// A stack of nothing.
+    pub(in super::super) fn bare() -> StackReport {
+        counted().bare_stack(9, Kind::Native)
+    }
+
     fn held(bytes: u64, objects: u64, oldest_age_ns: u64) -> Held {
-        Held { bytes, objects, oldest_age_ns, ..Held::nothing(1000) }
+        Held { weight: Weight { bytes, objects: objects * OBJECT }, oldest_age_ns, ..Held::nothing(1000) }
     }
 
     fn figures(held: &Held) -> (u64, u64, u64) {
-        (held.bytes, held.objects, held.oldest_age_ns)
+        (held.weight.bytes, held.weight.whole_objects(), held.oldest_age_ns)
     }
 
     #[test]
     fn blocks_add_up_by_stack_and_young_ones_are_left_out() {
         let blocks = [block(16, 10, 100, 1), block(32, 20, 900, 1), block(48, 5, 950, 2)];
-        let held = held_by_stack(blocks.into_iter(), |_| 1000, 0);
+        let held = held_by_stack(blocks.into_iter(), |_| 1000, 0, Sampling::EVERY);
         assert_eq!(figures(&held[&1]), (30, 2, 900));
         assert_eq!(figures(&held[&2]), (5, 1, 50));
-        let old = held_by_stack(blocks.into_iter(), |_| 1000, 100);
+        let old = held_by_stack(blocks.into_iter(), |_| 1000, 100, Sampling::EVERY);
         assert_eq!(figures(&old[&1]), (30, 2, 900));
         assert_eq!(figures(&old[&2]), (0, 0, 0));
     }
@@ -437,7 +498,7 @@ mod tests {
         let window_ns = seconds * SECOND;
         let counted = Counted {
             native: [(1, totals(10 * seconds, seconds)), (2, totals(500, 1))].into(),
-            held: held_by_stack(leaked.chain([kept]), |_| window_ns, 0),
+            held: held_by_stack(leaked.chain([kept]), |_| window_ns, 0, Sampling::EVERY),
             history,
             ended_ns: window_ns,
             ..counted()

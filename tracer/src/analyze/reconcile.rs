@@ -12,18 +12,18 @@
 
 use std::collections::BTreeMap;
 
-use super::managed::Runtimes;
+use super::managed::{Runtime, Runtimes};
 use super::mappings::{AddressRange, Backing};
 use super::smaps::Vma;
-use crate::model::{Address, Bytes, Kind, Part, PartSize};
+use crate::model::{Address, Bytes, Part, PartSize};
 
 /// A range that was mapped in the window.
 #[derive(Clone, Copy, Debug)]
 pub struct Tracked {
     /// Where it is.
     pub range: AddressRange,
-    /// What kind of memory.
-    pub kind: Kind,
+    /// The part that it is in.
+    pub part: Part,
     /// How much of it is in memory.
     pub resident: Bytes,
 }
@@ -59,7 +59,7 @@ pub fn split(evidence: &Evidence) -> Split {
     let mut rest: Vec<u64> = evidence.vmas.iter().map(|vma| vma.rss.0).collect();
     let mut sizes = PARTS.map(|part| (part, 0)).into_iter().collect::<BTreeMap<_, u64>>();
     for tracked in evidence.tracked {
-        *sizes.entry(part_of(tracked.kind)).or_default() += deduct(evidence.vmas, &mut rest, tracked);
+        *sizes.entry(tracked.part).or_default() += deduct(evidence.vmas, &mut rest, tracked);
     }
     for (index, rest) in rest.into_iter().enumerate() {
         *sizes.entry(classify(evidence, index)).or_default() += rest;
@@ -76,35 +76,26 @@ pub fn split(evidence: &Evidence) -> Split {
     split
 }
 
-/// Two splits side by side, with what a reader should know about each part.
+/// Two splits side by side, with what a reader should know about each part. `runtime` is whose heap the managed one is.
 #[must_use]
-pub fn compare(before: &Split, after: &Split) -> Vec<PartSize> {
+pub fn compare(before: &Split, after: &Split, runtime: Option<Runtime>) -> Vec<PartSize> {
     let size = |split: &Split, part| split.get(&part).copied().unwrap_or(0);
     let note = |part| match part {
         Part::Native => Some("requested bytes of blocks allocated in the window"),
         Part::Allocator => {
-            Some("includes blocks from before the window, freed memory that was kept, and overhead")
+            Some("estimate: freed memory that was kept, overhead, blocks from before the window")
         }
-        Part::Mapping => Some("mappings from before the window are told by name and place"),
+        Part::Mapping => Some("estimate: what was mapped before the window is told by its place"),
         _ => None,
     };
     let row = |part| PartSize {
         part,
         before_bytes: size(before, part),
         after_bytes: size(after, part),
+        runtime: runtime.filter(|_| part == Part::Managed).map(|runtime| runtime.to_string()),
         note: note(part).map(str::to_owned),
     };
     PARTS.map(row).into()
-}
-
-const fn part_of(kind: Kind) -> Part {
-    match kind {
-        Kind::Native => Part::Native,
-        Kind::Mapping => Part::Mapping,
-        Kind::Allocator => Part::Allocator,
-        Kind::Managed => Part::Managed,
-        Kind::File => Part::File,
-    }
 }
 
 /// Takes the resident bytes of a range off the mappings that it lies in, as far as they have them: the sizes were
@@ -229,17 +220,17 @@ mod tests {
     #[test]
     fn what_the_window_saw_is_known_better_than_by_place() {
         let vmas = [vma(0x7f10_0000_0000, 8 * MEBIBYTE, 6 * MEBIBYTE, "")];
-        let tracked = |offset, kind, resident| Tracked {
+        let tracked = |offset, part, resident| Tracked {
             range: AddressRange::sized(0x7f10_0000_0000 + offset, 2 * MEBIBYTE).unwrap(),
-            kind,
+            part,
             resident: Bytes(resident),
         };
         let split = split_of(
             &vmas,
             &[
-                tracked(0, Kind::Mapping, MEBIBYTE),
-                tracked(2 * MEBIBYTE, Kind::Managed, 2 * MEBIBYTE),
-                tracked(4 * MEBIBYTE, Kind::Allocator, 2 * MEBIBYTE),
+                tracked(0, Part::Mapping, MEBIBYTE),
+                tracked(2 * MEBIBYTE, Part::Managed, 2 * MEBIBYTE),
+                tracked(4 * MEBIBYTE, Part::Allocator, 2 * MEBIBYTE),
             ],
             &[],
             MEBIBYTE,
@@ -274,8 +265,11 @@ mod tests {
 
     #[test]
     fn a_comparison_has_every_part() {
-        let parts =
-            compare(&Split::from([(Part::File, 3)]), &Split::from([(Part::File, 5), (Part::Native, 1)]));
+        let parts = compare(
+            &Split::from([(Part::File, 3)]),
+            &Split::from([(Part::File, 5), (Part::Native, 1)]),
+            None,
+        );
         let sizes: Vec<_> =
             parts.iter().map(|part| (part.part, part.before_bytes, part.after_bytes)).collect();
         assert!(sizes.contains(&(Part::File, 3, 5)) && sizes.contains(&(Part::Native, 0, 1)));
@@ -297,7 +291,7 @@ mod tests {
             }).collect();
             let tracked: Vec<Tracked> = tracked.iter().map(|&(page, pages, resident, kind)| Tracked {
                 range: AddressRange::sized(page * 4096, pages * 4096).unwrap(),
-                kind: [Kind::Mapping, Kind::Allocator, Kind::Managed, Kind::File][kind],
+                part: [Part::Mapping, Part::Allocator, Part::Managed, Part::File][kind],
                 resident: Bytes(resident * 4096),
             }).collect();
             let runtimes = Runtimes::of(&vmas);
@@ -341,7 +335,7 @@ mod tests {
         let at = target.run("answer = mmap(16 << 20); write(answer, 4096)").try_into().unwrap();
         let range = AddressRange::sized(at, 16 * MEBIBYTE).unwrap();
         let resident = residency::resident_bytes(target.pid(), &[range]).unwrap()[0].unwrap();
-        let tracked = [Tracked { range, kind: Kind::Mapping, resident }];
+        let tracked = [Tracked { range, part: Part::Mapping, resident }];
         let after = observe(&target, &tracked, 8192 * 1000);
 
         let grown = |part| after[&part] - before[&part];

@@ -210,7 +210,16 @@ fn largest_part(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let share = growth.share(largest);
     let bytes = Bytes(largest);
     if largest == growth.held {
-        held_sentence(facts, growth)
+        let (sentence, leaking) = held_sentence(facts, growth);
+        // What the program keeps on purpose is not what can be done something about.
+        match retained_sentence(facts, growth) {
+            retained
+                if leaking == Some(false) && retained.1 == leaking && growth.retained > growth.held / 2 =>
+            {
+                retained
+            }
+            _ => (sentence, leaking),
+        }
     } else if largest == growth.managed {
         (format!("{}{share}", managed_sentence(facts.runtime)), None)
     } else if largest == growth.retained {
@@ -313,7 +322,10 @@ pub(crate) fn place_name(frames: &[std::sync::Arc<Frame>]) -> String {
 /// Code that allocates for its caller.
 fn is_of_language(frame: &Frame) -> bool {
     const MODULES: [&str; 5] = ["libc.so", "libstdc++.so", "libc++.so", "libc++abi.so", "ld-"];
-    const FUNCTIONS: [&str; 10] = [
+    const FUNCTIONS: [&str; 13] = [
+        "os::malloc",
+        "os::realloc",
+        "AllocateHeap",
         "std::",
         "void std::",
         "__gnu_cxx::",
@@ -402,8 +414,11 @@ mod tests {
             freed_objects: 0,
             resident_bytes: None,
             oldest_age_ns: None,
+            median_age_ns: None,
             growth_bytes_per_second: Some(rate),
+            history_bytes: Vec::new(),
             verdict: Some(verdict),
+            reason: None,
             complete: true,
             stop: None,
             frames: vec![
@@ -418,6 +433,7 @@ mod tests {
             part,
             before_bytes: 1000,
             after_bytes: 1000 + bytes,
+            runtime: None,
             note: None,
         };
         Memory { rss_before_bytes: None, rss_after_bytes: None, parts: grown.iter().map(part).collect() }

@@ -28,7 +28,7 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{probe::Cookie, process::Gate, unwind::Mapping};
+use tracer_ebpf::{probe::Cookie, process::Gate, sampling::Sampling, unwind::Mapping};
 
 use self::uprobe_multi::{At, Places};
 pub use self::{
@@ -48,6 +48,10 @@ pub struct Settings {
     pub min_size: u64,
     /// The largest request that is tracked, in bytes.
     pub max_size: u64,
+    /// Which of them are kept.
+    pub sampling: Sampling,
+    /// The level of sampling that a process begins with.
+    pub sample_level: u32,
 }
 
 /// The programs in the kernel, and what they are attached to.
@@ -57,10 +61,11 @@ pub struct Capture {
     tables: Arc<SharedTables>,
     unwind: UnwindTables,
     /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
-    multi: Option<[uprobe_multi::Program; 3]>,
+    multi: Option<[uprobe_multi::Program; 4]>,
     /// Links: what is dropped is detached.
     probes: Vec<Box<dyn Send>>,
     tracepoints: Vec<OwnedFd>,
+    sample_level: u32,
 }
 
 /// Where a probe goes.
@@ -79,14 +84,19 @@ pub struct Site {
 pub enum Programs {
     /// At entry and return of a function that gives a block.
     Allocate,
+    /// At entry of a function that gives a block, whose exits are probed.
+    AllocateToExits,
+    /// On an instruction that returns.
+    Exit,
     /// At entry of a function that only releases one.
     Release,
 }
 
 const ALLOCATE: &str = "allocate";
 const ALLOCATED: &str = "allocated";
+const EXITED: &str = "exited";
 const RELEASE: &str = "release";
-const UPROBES: [&str; 3] = [ALLOCATE, ALLOCATED, RELEASE];
+const UPROBES: [&str; 4] = [ALLOCATE, ALLOCATED, EXITED, RELEASE];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
 const SYSTEM_CALLS: [(&str, &str); 6] = [
@@ -122,6 +132,8 @@ impl Capture {
             .override_global("HASH_SEED", &seed, true)
             .override_global("MIN_SIZE", &settings.min_size, true)
             .override_global("MAX_SIZE", &settings.max_size, true)
+            .override_global("SAMPLE_RATE", &settings.sampling.rate, true)
+            .override_global("SAMPLE_CERTAIN_SIZE", &settings.sampling.certain_size, true)
             .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
             .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
@@ -140,7 +152,16 @@ impl Capture {
             .ok();
         let tables = Arc::new(SharedTables::map(&ebpf, sizes)?);
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
-        Ok(Self { ebpf, messages, tables, unwind, multi, probes: Vec::new(), tracepoints: Vec::new() })
+        Ok(Self {
+            ebpf,
+            messages,
+            tables,
+            unwind,
+            multi,
+            probes: Vec::new(),
+            tracepoints: Vec::new(),
+            sample_level: settings.sample_level,
+        })
     }
 
     /// The tables that the programs fill.
@@ -196,6 +217,7 @@ impl Capture {
     pub fn add_process(&mut self, index: u16, pid: Pid) -> Result<()> {
         let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
         HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
+        self.set_sample_level(index, self.sample_level);
         Ok(())
     }
 
@@ -221,6 +243,8 @@ impl Capture {
         let names: &[&str] = match site.programs {
             // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
             Programs::Allocate => &[ALLOCATE, ALLOCATED],
+            Programs::AllocateToExits => &[ALLOCATE],
+            Programs::Exit => &[EXITED],
             Programs::Release => &[RELEASE],
         };
         let scope = UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?);
@@ -298,6 +322,13 @@ impl Capture {
         }
     }
 
+    /// Keeps allocations of a process at this level of sampling from now on.
+    pub fn set_sample_level(&self, process: u16, level: u32) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            state.level.store(level.into());
+        }
+    }
+
     /// Closes every window that is open: calls that begin from now on do not count.
     pub fn close_windows(&self) {
         for state in self.tables.processes() {
@@ -329,13 +360,17 @@ impl Capture {
 }
 
 /// The places of each of the [`UPROBES`], in their order. The returns come after the entries, as in [`Capture::attach_probe`].
-fn places_by_program(sites: &[Site]) -> [(At, Places); 3] {
-    let of = |programs: Programs| -> Places {
-        let sites = sites.iter().filter(|site| site.programs == programs);
+fn places_by_program(sites: &[Site]) -> [(At, Places); 4] {
+    let of = |wanted: &[Programs]| -> Places {
+        let sites = sites.iter().filter(|site| wanted.contains(&site.programs));
         sites.map(|site| (site.offset, site.cookie.to_bits())).collect()
     };
-    let allocate = of(Programs::Allocate);
-    [(At::Entry, allocate.clone()), (At::Return, allocate), (At::Entry, of(Programs::Release))]
+    [
+        (At::Entry, of(&[Programs::Allocate, Programs::AllocateToExits])),
+        (At::Return, of(&[Programs::Allocate])),
+        (At::Entry, of(&[Programs::Exit])),
+        (At::Entry, of(&[Programs::Release])),
+    ]
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {

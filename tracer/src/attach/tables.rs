@@ -12,7 +12,7 @@ use tracer_ebpf::{
     live::{Block, BlockKey, LiveBucket, WAYS as BUCKET_WAYS},
     process::{MAX_PROCESSES, ProcessState},
     slots::{SlotSet, WAYS as SET_WAYS},
-    stack::{MAX_STACKS, StackTotals},
+    stack::{MAX_STACKS, NO_ROOM, RETIRED, StackTotals},
     thread::{InFlight, RECORD_SETS},
 };
 
@@ -102,17 +102,22 @@ impl SharedTables {
             records: array(ebpf, "RECORDS", RECORD_SETS * SET_WAYS as u32)?,
             record_owners: array(ebpf, "RECORD_OWNERS", RECORD_SETS)?,
         };
-        tables.reserve_no_room();
+        tables.reserve_numbers();
         Ok(tables)
     }
 
-    /// Stack 0 takes what found no room; no hash may claim it.
-    fn reserve_no_room(&self) {
+    /// The first stacks take what found no room, and what was of stacks that are gone; no hash may claim them.
+    fn reserve_numbers(&self) {
+        const { assert!(NO_ROOM == 0 && RETIRED == 1) };
         if let Some(set) = self.stacks.elements().first() {
-            set.claim(u64::MAX >> 1);
+            set.claim(WITHDRAWN);
+            set.claim(WITHDRAWN);
         }
     }
 }
+
+/// A key that is no stack's: their hashes have the highest bit.
+const WITHDRAWN: u64 = u64::MAX >> 1;
 
 fn map_data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
     match ebpf.map(name) {
@@ -148,6 +153,44 @@ impl SharedTables {
     #[must_use]
     pub fn totals(&self) -> &[StackTotals] {
         self.totals.elements()
+    }
+
+    /// Takes a stack's place from it: from now on no program finds it, or takes its place for another stack. Programs that found
+    /// it before may still count for it. Whether there was a stack.
+    #[must_use]
+    pub fn withdraw(&self, number: u32) -> bool {
+        let Some((set, way)) = self.place(number) else { return false };
+        let key = set.key(way);
+        key != 0 && key != WITHDRAWN && set.hand_over(way, key, WITHDRAWN)
+    }
+
+    /// Gives the place of a withdrawn stack to whoever comes, and its totals to [`RETIRED`]. Every program that ran when
+    /// it was withdrawn must have ended.
+    pub fn vacate(&self, number: u32) {
+        let Some((set, way)) = self.place(number).filter(|(set, way)| set.key(*way) == WITHDRAWN) else {
+            return;
+        };
+        if let (Some(all), Some(totals)) =
+            (self.totals().get(RETIRED as usize), self.totals().get(number as usize))
+        {
+            all.take_over(totals);
+        }
+        set.release(way);
+    }
+
+    /// How many stacks have a place.
+    #[must_use]
+    pub fn known_stacks(&self) -> usize {
+        let ways = 0..SET_WAYS as u32;
+        self.stacks.elements().iter().map(|set| ways.clone().filter(|&way| set.key(way) != 0).count()).sum()
+    }
+
+    fn place(&self, number: u32) -> Option<(&SlotSet, u32)> {
+        let ways = SET_WAYS as u32;
+        if number <= RETIRED {
+            return None;
+        }
+        Some((self.stacks.elements().get((number / ways) as usize)?, number % ways))
     }
 
     /// What a counter says, over all its copies.
@@ -203,10 +246,13 @@ impl RecordWords {
         if word(offset_of!(InFlight, opened_ns)) != process.opened_ns.load() {
             return None;
         }
-        let stack = word(block + offset_of!(Block, stack)) as u32;
+        // Two numbers of four bytes, as both architectures lay them out.
+        const { assert!(offset_of!(Block, level) == offset_of!(Block, stack) + 4) };
+        let stack_and_level = word(block + offset_of!(Block, stack));
+        let (stack, level) = (stack_and_level as u32, (stack_and_level >> 32) as u32);
         let size = word(block + offset_of!(Block, size));
         let born_ns = word(block + offset_of!(Block, born_ns));
-        Some((key, Block { size, born_ns, stack, padding: 0 }))
+        Some((key, Block { size, born_ns, stack, level }))
     }
 }
 

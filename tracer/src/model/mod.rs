@@ -4,7 +4,6 @@
 //! and every other report is a view of it.
 
 mod profile;
-mod shared;
 mod units;
 
 pub use profile::{

@@ -38,11 +38,31 @@ pub struct Profile {
     #[serde(default)]
     pub timeline: Vec<TimelinePoint>,
     /// Stacks by descending weight, every kind included.
-    #[serde(deserialize_with = "super::shared::stacks")]
     pub stacks: Vec<StackReport>,
     /// What it all means; absent when nothing was analysed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<VerdictSummary>,
+}
+
+impl Profile {
+    /// All but the stacks.
+    #[must_use]
+    pub fn without_stacks(&self) -> Self {
+        Self {
+            schema: self.schema.clone(),
+            tracer_version: self.tracer_version.clone(),
+            target: self.target.clone(),
+            processes: self.processes.clone(),
+            window: self.window.clone(),
+            settings: self.settings.clone(),
+            events: self.events.clone(),
+            totals: self.totals,
+            memory: self.memory.clone(),
+            timeline: self.timeline.clone(),
+            stacks: Vec::new(),
+            verdict: self.verdict.clone(),
+        }
+    }
 }
 
 /// A traced process.
@@ -200,6 +220,9 @@ pub struct PartSize {
     pub before_bytes: i64,
     /// At its end.
     pub after_bytes: i64,
+    /// Of the managed part, the runtime whose heap it is (`V8`), if there is one that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
     /// What a reader should know about this number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -287,12 +310,21 @@ pub struct StackReport {
     /// Age of the oldest outstanding block at the end of the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_age_ns: Option<u64>,
+    /// Half of the outstanding bytes are at least this old, to a thirty-second of the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_age_ns: Option<u64>,
     /// Growth rate over the timeline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth_bytes_per_second: Option<f64>,
+    /// What it weighed at evenly spaced times, from the start of the window to its end; empty when that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history_bytes: Vec<u64>,
     /// What its history says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
+    /// Why it says so, as the end of a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Whether the walk reached the thread's base.
     pub complete: bool,
     /// Name of the [`super::Stop`] of an incomplete walk.
@@ -300,8 +332,22 @@ pub struct StackReport {
     pub stop: Option<String>,
     /// Leaf first; frame 0 is the caller of the allocator function. Inlined frames precede the function they are in.
     /// Stacks have most of their frames in common, and a frame takes some 300 bytes: they share them.
-    #[serde(deserialize_with = "super::shared::frames")]
     pub frames: Vec<Arc<Frame>>,
+}
+
+impl StackReport {
+    /// All but the frames.
+    #[must_use]
+    pub fn without_frames(&self) -> Self {
+        Self {
+            api: self.api.clone(),
+            reason: self.reason.clone(),
+            history_bytes: self.history_bytes.clone(),
+            stop: self.stop.clone(),
+            frames: Vec::new(),
+            ..*self
+        }
+    }
 }
 
 /// One frame of a stack. All but `ip` may be unknown.

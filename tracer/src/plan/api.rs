@@ -304,12 +304,21 @@ pub enum ApiSyntaxError {
     Form(String),
     /// The role is not a function of the C interface.
     #[error(
-        "nothing behaves like {0:?}; known are malloc, calloc, realloc, aligned_alloc, posix_memalign, free, ..."
+        "nothing behaves like {0:?}; known are malloc, new (a malloc that throws), calloc, realloc, reallocarray, \
+         posix_memalign, aligned_alloc, memalign and free"
     )]
     Role(String),
     /// The arguments, shifted, are not in registers any more.
     #[error("{0:?} has no argument that far back: the first six can be read")]
     Argument(String),
+}
+
+impl SymbolPrefix {
+    /// The prefix.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl FromStr for SymbolPrefix {
@@ -325,7 +334,7 @@ impl FromStr for Api {
 
     /// Reads `LIKE=SYMBOL` or `LIKE+N=SYMBOL`: the function with this symbol takes its arguments and returns as the
     /// function `LIKE` of the C interface does, with `N` other arguments in front (a pool, an arena):
-    /// `malloc+1=pool_alloc`, `free+1=pool_free`.
+    /// `malloc+1=pool_alloc`, `free+1=pool_free`. `new` is a `malloc` that throws instead of returning NULL.
     fn from_str(text: &str) -> Result<Self, ApiSyntaxError> {
         let (like, name) = text.split_once('=').ok_or_else(|| ApiSyntaxError::Form(text.to_owned()))?;
         let (like, shift) = match like.split_once('+') {
@@ -334,10 +343,12 @@ impl FromStr for Api {
             }
             None => (like, 0),
         };
+        let throws = like == "new";
+        let like = if throws { "malloc" } else { like };
         let known = C.iter().find(|(name, _)| *name == like);
         let (_, role) = known.ok_or_else(|| ApiSyntaxError::Role(like.to_owned()))?;
         let role = role.shifted(shift).ok_or_else(|| ApiSyntaxError::Argument(text.to_owned()))?;
-        Ok(Self { name: symbol(name)?.to_owned().into(), role, throws: false })
+        Ok(Self { name: symbol(name)?.to_owned().into(), role, throws })
     }
 }
 
@@ -388,11 +399,26 @@ impl Catalog {
         if let Some(&known) = self.by_name.get(&api.name) {
             return known;
         }
+        let id = self.add_unnamed(api);
+        self.name(id);
+        id
+    }
+
+    /// Adds a function of single files, which is found under its symbol only where [`Catalog::name`] says so.
+    ///
+    /// # Panics
+    /// As [`Catalog::add`].
+    pub(super) fn add_unnamed(&mut self, api: Api) -> ApiId {
         let id = ApiId(u16::try_from(self.apis.len()).expect("a catalog has at most 65,536 functions"));
-        self.longest_name = self.longest_name.max(api.name.len());
-        self.by_name.insert(api.name.clone(), id);
         self.apis.push(api);
         id
+    }
+
+    /// From now on the symbol of this function means it, whatever it meant before.
+    pub(super) fn name(&mut self, id: ApiId) {
+        let Some(api) = self.apis.get(usize::from(id.0)) else { return };
+        self.longest_name = self.longest_name.max(api.name.len());
+        self.by_name.insert(api.name.clone(), id);
     }
 
     /// The function with the given number; none when the number is not one of this catalog's.

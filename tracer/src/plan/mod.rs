@@ -17,28 +17,38 @@
 //! ```
 //!
 //! - [`api`]: the table of allocator functions.
+//! - [`declared`]: the functions that the user names.
 //! - `object`: what is read of the file: executable segments and symbols.
+//! - [`exits`]: where functions return that must not have a return probe.
 //! - `forward`: which functions only call another one that is probed.
 //! - `table`: a plan as text.
 //! - [`placement`]: what is known about the place of a probe; `arch` finds it by disassembly.
 
 pub mod api;
 mod arch;
+pub mod declared;
+pub mod exits;
 mod forward;
 mod object;
 pub mod placement;
 mod table;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use tracer_ebpf::probe::Signature;
 
 pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
+pub use declared::{Allocator, Declarations};
+pub use exits::{Exit, Exits};
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
 pub use table::PlanTable;
 
 use arch::x86_64::{Candidate, Function, Need, long_branches};
+use declared::Numbered;
+use exits::ExitFinder;
 use forward::forwards;
 use object::{Named, Object, Symbols};
 use placement::Spot;
@@ -61,6 +71,16 @@ pub enum PlanError {
     /// The file claims more allocator functions than any real one has.
     #[error("malformed ELF file: it defines more than a thousand allocator functions")]
     TooManyFunctions,
+    /// A file has no function of the name that its user declared.
+    #[error("{file} has no function {function}{near}")]
+    NotDefined {
+        /// The file.
+        file: String,
+        /// The function.
+        function: String,
+        /// Functions of similar names, for people.
+        near: String,
+    },
 }
 
 /// What is probed in one ELF file.
@@ -70,6 +90,18 @@ pub struct ObjectPlan {
     pub probes: Vec<PlannedProbe>,
     /// Allocator functions that are not probed.
     pub skipped: Vec<Skipped>,
+}
+
+impl ObjectPlan {
+    /// The symbols of all functions that it speaks of.
+    pub fn names<'a>(&'a self, catalog: &'a Catalog) -> impl Iterator<Item = String> + 'a {
+        let probed = self.probes.iter().flat_map(|probe| {
+            catalog.get(probe.api).map(|api| api.name.to_string()).into_iter().chain(probe.aliases.clone())
+        });
+        // A skipped function may have several names.
+        let skipped = self.skipped.iter().flat_map(|skipped| skipped.name.split(", ").map(str::to_owned));
+        probed.chain(skipped)
+    }
 }
 
 /// An allocator function, and the probes on it.
@@ -90,6 +122,14 @@ pub struct PlannedProbe {
 pub enum Place {
     /// An allocating function: an entry and a return probe, both at this site.
     EntryAndReturn(ReturnSite),
+    /// An allocating function that may leave by an exception, which no return probe would let pass: an entry probe, and one on
+    /// each instruction that returns.
+    EntryAndExits {
+        /// The entry probe's site.
+        site: ReturnSite,
+        /// How the function is left.
+        exits: Exits,
+    },
     /// A releasing function: an entry probe.
     Entry {
         /// Its site.
@@ -104,7 +144,7 @@ impl Place {
     #[must_use]
     pub const fn site(&self) -> &Site {
         match self {
-            Self::EntryAndReturn(site) => site.site(),
+            Self::EntryAndReturn(site) | Self::EntryAndExits { site, .. } => site.site(),
             Self::Entry { site, .. } => site,
         }
     }
@@ -126,9 +166,10 @@ pub struct Planner {
     pub catalog: Catalog,
     /// Whether the kernel turns a uprobe on a 5-byte nop into a call (Linux 6.18 and later).
     pub nop5_optimised: bool,
-    /// Whether functions that may leave by a C++ exception are probed. An exception thrown while their return probe is
-    /// pending ends the target: see [`Api::throws`].
+    /// Whether functions that may leave by a C++ exception get a return probe. An exception thrown while it is pending ends the
+    /// target (see [`Api::throws`]), so their exits are probed instead.
     pub throwing_functions: bool,
+    pub(crate) declared: Vec<Numbered>,
 }
 
 /// Plans one ELF file with the default [`Planner`].
@@ -140,6 +181,45 @@ pub fn plan_object(elf: &[u8]) -> Result<ObjectPlan, PlanError> {
 }
 
 impl Planner {
+    /// A planner that knows what its user declares, besides.
+    #[must_use]
+    pub fn with(mut self, declarations: &Declarations) -> Self {
+        for prefix in &declarations.prefixes {
+            self.catalog.add_prefix(prefix);
+        }
+        for allocator in &declarations.allocators {
+            let functions = allocator.functions.iter().map(|api| {
+                let known = self.catalog.find(api.name.as_bytes()).and_then(|id| self.catalog.get(id));
+                let throws = api.throws || known.is_some_and(|known| known.throws);
+                self.catalog.add_unnamed(Api { throws, ..api.clone() })
+            });
+            let functions = functions.collect();
+            self.declared.push(Numbered { allocator: allocator.clone(), functions });
+        }
+        self
+    }
+
+    /// Plans the ELF file that a target has mapped from this path, with what is declared for it.
+    ///
+    /// # Errors
+    /// When the bytes are not a well-formed x86_64 ELF file, or it has not the functions that are declared.
+    pub fn plan_file(&self, path: &Path, elf: &[u8]) -> Result<ObjectPlan, PlanError> {
+        let declared: Vec<&Numbered> =
+            self.declared.iter().filter(|numbered| numbered.allocator.is_in(path)).collect();
+        if declared.is_empty() {
+            return self.plan(elf);
+        }
+        let mut planner = self.clone();
+        let functions = declared.iter().flat_map(|numbered| &numbered.functions);
+        functions.clone().for_each(|&id| planner.catalog.name(id));
+        let object = Object::parse(elf)?;
+        let symbols = object.allocator_symbols(&planner.catalog)?;
+        match functions.clone().find(|&&id| !symbols.has(&planner.catalog, id)) {
+            Some(&id) => Err(not_defined(&object, path, planner.symbol(id))),
+            None => planner.plan(elf),
+        }
+    }
+
     /// Plans one ELF file. A file without allocator functions has an empty plan.
     ///
     /// # Errors
@@ -154,6 +234,7 @@ impl Planner {
             object: &object,
             defines_allocator: self.defines_allocator(&symbols),
             forwards: forwards(&object, &symbols, &self.catalog),
+            exits: OnceCell::new(),
         };
         let mut drafts = Vec::new();
         for (&svma, named) in &symbols.functions {
@@ -205,8 +286,13 @@ impl Planner {
         if let Some(to) = scope.forwards.get(&svma).and_then(|&to| self.catalog.get(to)) {
             return Err(format!("it passes every block on to {}, which is probed", to.name));
         }
+        let mut exits = None;
         if apis().any(|api| api.throws) && !self.throwing_functions {
-            return Err("an exception could not pass its return probe".to_owned());
+            let finder = scope.exits.get_or_init(|| ExitFinder::new(scope.object));
+            let found = finder.of(svma);
+            exits = Some(
+                found.map_err(|why| format!("an exception could not pass its return probe, and {why}"))?,
+            );
         }
         let code = scope.object.code_at(svma).ok_or("its address is not in an executable segment")?;
         let need = Need {
@@ -221,7 +307,15 @@ impl Planner {
             Cost::Emulated | Cost::Optimised => Ok(entry.clone()),
         };
         let aliases = self.names(named).split_off(1);
-        Ok(Draft { api, aliases, role: *role, function, entry, moved })
+        Ok(Draft { api, aliases, role: *role, function, exits, entry, moved })
+    }
+}
+
+fn not_defined(object: &Object<'_>, path: &Path, function: &str) -> PlanError {
+    PlanError::NotDefined {
+        file: path.display().to_string(),
+        function: function.to_owned(),
+        near: declared::suggestion(&declared::near(function, object.function_names())),
     }
 }
 
@@ -247,7 +341,10 @@ fn settle(object: &Object<'_>, draft: Draft<'_>) -> Result<PlannedProbe, (ApiId,
     let place = match draft.role {
         Role::Allocate(_) => Spot { site, stack_displacement }
             .into_return_site()
-            .map(Place::EntryAndReturn)
+            .map(|site| match draft.exits {
+                Some(exits) => Place::EntryAndExits { site, exits },
+                None => Place::EntryAndReturn(site),
+            })
             .ok_or((draft.api, "no return probe can be set at the place of its probe"))?,
         Role::Release(_) => Place::Entry { site, stack_displacement },
     };
@@ -259,6 +356,8 @@ struct Scope<'object, 'data> {
     object: &'object Object<'data>,
     defines_allocator: bool,
     forwards: BTreeMap<u64, ApiId>,
+    /// Made when it is needed: most files have no function that throws.
+    exits: OnceCell<ExitFinder<'object, 'data>>,
 }
 
 /// A function whose probe has a place as far as its own straight path tells.
@@ -267,6 +366,7 @@ struct Draft<'data> {
     aliases: Vec<String>,
     role: Role,
     function: Function<'data>,
+    exits: Option<Exits>,
     entry: Candidate,
     moved: Result<Candidate, Obstacle>,
 }

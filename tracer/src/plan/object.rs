@@ -139,10 +139,60 @@ impl<'data> Object<'data> {
         relocations.flatten().filter_map(import).collect()
     }
 
+    /// The whole file.
+    pub(super) fn data(&self) -> &'data [u8] {
+        self.data
+    }
+
+    /// What the loader writes into a word of the linkage table: a function's address. None when no relocation says so.
+    pub(super) fn slot_target(&self, slot: u64) -> Option<SlotTarget> {
+        let table = self.file.elf_dynamic_symbol_table();
+        let relocations = self.file.elf_section_table().iter().filter_map(|section| {
+            let (relocations, _) = section.rela(LittleEndian, self.data).ok()??;
+            Some(relocations)
+        });
+        let relocation =
+            relocations.flatten().find(|relocation| relocation.r_offset(LittleEndian) == slot)?;
+        let kind = relocation.r_type(LittleEndian, false);
+        if kind != elf::R_X86_64_JUMP_SLOT && kind != elf::R_X86_64_GLOB_DAT {
+            return None;
+        }
+        let symbol = table.symbol(relocation.symbol(LittleEndian, false)?).ok()?;
+        Some(match symbol.st_shndx(LittleEndian) {
+            elf::SHN_UNDEF => SlotTarget::Elsewhere,
+            _ => SlotTarget::Here(symbol.st_value(LittleEndian)),
+        })
+    }
+
+    /// The names of all functions that the file defines.
+    pub(super) fn function_names(&self) -> impl Iterator<Item = &'data str> {
+        /// As long as a symbol that can be declared.
+        const LONGEST: usize = 200;
+        let tables = [self.file.elf_dynamic_symbol_table(), self.file.elf_symbol_table()];
+        tables.into_iter().flat_map(|table| {
+            let names = self.names_of(table).unwrap_or_default();
+            let functions = table.iter().filter(|symbol| {
+                symbol.st_type() == elf::STT_FUNC && symbol.st_shndx(LittleEndian) != elf::SHN_UNDEF
+            });
+            functions.filter_map(|symbol| {
+                str::from_utf8(name_at(names, symbol.st_name(LittleEndian), LONGEST)?).ok()
+            })
+        })
+    }
+
     fn names_of(&self, table: &SymbolTable<'data, elf::FileHeader64<LittleEndian>>) -> Option<&'data [u8]> {
         let section = self.file.elf_section_table().section(table.string_section()).ok()?;
         section.data(LittleEndian, self.data).ok()
     }
+}
+
+/// Where a word of the linkage table points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SlotTarget {
+    /// To this address of the same file, unless another file defines the same symbol.
+    Here(u64),
+    /// Into another file.
+    Elsewhere,
 }
 
 impl Named {
@@ -157,6 +207,12 @@ impl Symbols {
     /// The address of a function.
     pub(super) fn address_of(&self, api: ApiId) -> Option<u64> {
         self.functions.iter().find_map(|(&svma, named)| named.apis.contains(&api).then_some(svma))
+    }
+
+    /// Whether the file defines this function, usable or not.
+    pub(super) fn has(&self, catalog: &Catalog, api: ApiId) -> bool {
+        let named = || catalog.get(api).is_some_and(|api| self.unusable.contains_key(api.name.as_ref()));
+        self.address_of(api).is_some() || named()
     }
 
     fn visit(&mut self, symbol: &elf::Sym64<LittleEndian>, names: &[u8], catalog: &Catalog) {

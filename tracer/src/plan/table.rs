@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Catalog, ObjectPlan, Place, PlannedProbe};
+use super::{Catalog, Exits, ObjectPlan, Place, PlannedProbe};
 
 /// Shows a plan; columns are aligned, one line a probe.
 #[derive(Clone, Copy, Debug)]
@@ -19,19 +19,31 @@ impl PlanTable<'_> {
     fn row(&self, probe: &PlannedProbe) -> [String; 7] {
         let site = probe.place.site();
         let probes = match &probe.place {
-            Place::EntryAndReturn(_) => "entry+return",
-            Place::Entry { .. } => "entry",
+            Place::EntryAndReturn(_) => "entry+return".to_owned(),
+            Place::EntryAndExits { exits, .. } => format!("entry+{} exits", exits.known.len()),
+            Place::Entry { .. } => "entry".to_owned(),
+        };
+        let reason = match &probe.place {
+            Place::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => {
+                format!("{}; throws, so each `ret` is probed (single-stepped)", site.reason)
+            }
+            Place::EntryAndExits { exits: Exits { unknown, .. }, .. } => format!(
+                "{}; throws, so each `ret` is probed (single-stepped); calls that leave by one of {unknown} computed jumps \
+                 count as lost",
+                site.reason
+            ),
+            _ => site.reason.to_string(),
         };
         [
             self.catalog.get(probe.api).map_or("?", |api| api.display_name()).to_owned(),
             format!("{:#x}", site.function_svma),
             format!("+{:#x}", site.offset_in_function),
-            probes.to_owned(),
+            probes,
             site.cost.to_string(),
             site.instruction.clone(),
             match probe.aliases.as_slice() {
-                [] => site.reason.to_string(),
-                aliases => format!("{} (also {})", site.reason, aliases.join(", ")),
+                [] => reason,
+                aliases => format!("{reason} (also {})", aliases.join(", ")),
             },
         ]
     }

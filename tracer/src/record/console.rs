@@ -57,7 +57,8 @@ impl Onlooker for Console<'_> {
         self.snapshots += 1;
         let (number, config, line) = (self.snapshots, self.config.clone(), self.line.clone());
         self.writer.run(move || {
-            let profile = findings.profile();
+            let mut profile = findings.profile();
+            config.leave_out(&mut profile);
             let said =
                 snapshot::write(number, &config.destinations(&profile.target), &profile, &config.view());
             if !config.is_quiet() {

@@ -10,6 +10,7 @@ use std::{
 
 use tracer_ebpf::{counter::Counter, stack::StackTotals};
 
+use super::sampling::Sampler;
 use crate::{
     analyze::{
         managed::Runtime,
@@ -25,6 +26,7 @@ use crate::{
 pub struct Findings {
     /// The tables that the programs fill, and may still be filling.
     pub(super) tables: Arc<SharedTables>,
+    pub(super) sampler: Sampler,
     /// The names of frames.
     pub(super) names: Names,
     /// Says when every stack that is known has its names.
@@ -51,7 +53,6 @@ impl Findings {
         log::debug!("the tables were read in {:?}", started.elapsed());
         self.count_kernel_events();
         let Self { tables, names, named, mut counted, mut events, processes, window, memory, .. } = self;
-        drop(tables);
         if let Some(named) = named {
             // An error says that nobody names any more.
             let _ = named.recv();
@@ -59,6 +60,8 @@ impl Findings {
         for (&number, stack) in &mut counted.stacks {
             stack.frames = names.frames(number).unwrap_or_default();
         }
+        // While somebody reads, the numbers of stacks stay as they are.
+        drop(tables);
         let stacks = counted.stacks();
         outcome::count_incomplete(&mut events, &stacks);
         let verdict = verdict::of(&Facts {
@@ -91,14 +94,16 @@ impl Findings {
     fn read_tables(&mut self) {
         let window_ns = self.window.duration_ns;
         let min_age_ns = self.counted.min_age_ns;
-        self.counted.held = outcome::held_by_stack(self.tables.live_blocks(), |_| window_ns, min_age_ns);
+        let sampling = self.sampler.sampling();
+        self.counted.held =
+            outcome::held_by_stack(self.tables.live_blocks(), |_| window_ns, min_age_ns, sampling);
         let totals = self.tables.totals().iter().zip(0..);
         // A stack that is on its way to us is one that came after the findings were taken.
         let is_known = |totals: &StackTotals, number| {
             totals.delivered.load() == 0 || self.counted.stacks.contains_key(&number)
         };
         let totals = totals.filter(|(totals, number)| !self.window.snapshot || is_known(totals, *number));
-        let totals = totals.map(|(totals, number)| (number, read(totals)));
+        let totals = totals.map(|(totals, number)| (number, NativeTotals::from(totals)));
         self.counted.native = totals.filter(|(_, totals)| *totals != NativeTotals::default()).collect();
         if self.window.snapshot {
             self.counted.settle_held();
@@ -106,25 +111,13 @@ impl Findings {
     }
 
     fn count_kernel_events(&mut self) {
-        let Self { tables, counted, events, .. } = self;
-        let allocated: u64 = counted.native.values().map(|totals| totals.allocated_objects).sum();
-        let freed: u64 = counted.native.values().map(|totals| totals.freed_objects).sum();
-        events.allocations += allocated + tables.count(Counter::LiveTableFull);
-        events.frees += freed;
-        events.unmatched_frees += tables.count(Counter::UnmatchedFree);
+        let Self { tables, sampler, events, .. } = self;
+        let native = sampler.calls(tables);
+        events.allocations += native.allocations;
+        events.frees += native.frees;
+        events.unmatched_frees += native.unmatched_frees;
         events.failed_allocations += tables.count(Counter::Failed);
         let losses = Counter::ALL.iter().filter(|counter| counter.is_loss());
         events.lost.extend(losses.map(|&counter| (counter.name().to_owned(), tables.count(counter))));
-    }
-}
-
-/// The totals of a stack, of which the programs may be counting more: freed first, so that it is never above allocated.
-pub(super) fn read(totals: &StackTotals) -> NativeTotals {
-    let (freed_bytes, freed_objects) = (totals.freed_bytes.load(), totals.freed_objects.load());
-    NativeTotals {
-        freed_bytes,
-        freed_objects,
-        allocated_bytes: totals.allocated_bytes.load(),
-        allocated_objects: totals.allocated_objects.load(),
     }
 }

@@ -117,7 +117,7 @@ impl ResidentMemory {
         Some(Memory {
             rss_before_bytes: Some(rss(&self.before)),
             rss_after_bytes: Some(rss(&self.latest)),
-            parts: reconcile::compare(&before, &split_of(&self.latest, managed)),
+            parts: reconcile::compare(&before, &split_of(&self.latest, managed), self.runtime(managed)),
         })
     }
 
@@ -187,7 +187,7 @@ impl Reading {
     fn split(&self, managed: &ManagedHolders) -> Split {
         let tracked = self.tracked.iter().map(|&(live, resident)| Tracked {
             range: live.range,
-            kind: managed.judged(live.holder).kind,
+            part: managed.part(live.holder),
             resident,
         });
         reconcile::split(&Evidence {

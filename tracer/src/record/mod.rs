@@ -3,6 +3,7 @@
 //! Probes go in, the window opens, events are drained until something ends it, the window closes, probes come out, and what
 //! the kernel counted is read at rest.
 
+mod allocators;
 mod code;
 mod console;
 mod findings;
@@ -10,6 +11,8 @@ mod memory;
 mod onlooker;
 mod process;
 mod requests;
+mod retire;
+mod sampling;
 mod session;
 
 use std::{
@@ -38,6 +41,7 @@ use self::{memory::When, requests::Requests, session::Session};
 use crate::{
     cli::Subject,
     model::{Bytes, End, Profile},
+    plan::Declarations,
     readable, signals,
     target::launch::Launched,
 };
@@ -55,10 +59,14 @@ pub struct Config {
     pub min_size: Option<Bytes>,
     /// Only requests of at most this many bytes are tracked.
     pub max_size: Option<Bytes>,
+    /// Mean bytes between sampled allocations; 0 tracks every one.
+    pub sample: Bytes,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
     pub interval: Duration,
+    /// Allocators that only the user knows.
+    pub declarations: Declarations,
     /// Open a new window so long after the first one.
     pub mark_after: Option<Duration>,
     /// Where the output of a launched command goes; to the tracer's own if not given.
@@ -96,8 +104,9 @@ pub async fn record(
     let mut session = Session::attach(config, &targets)?;
     let mut exits = Exits::watch(session.exit_descriptors()?)?;
     session.open_window()?;
-    if let Some(launched) = &mut launched {
-        session.start(launched)?;
+    match &mut launched {
+        Some(launched) => session.start(launched)?,
+        None => session.check_allocators()?,
     }
     let announcement = session.announcement();
     onlooker.begin(&announcement)?;
@@ -158,6 +167,7 @@ async fn watch(
             _ = looks.tick() => {
                 session.follow_stale_code();
                 session.note_sizes(When::Affordable);
+                session.retire_stacks();
                 asked.onlooker.show(&session.status());
             }
         }

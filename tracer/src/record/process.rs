@@ -1,15 +1,16 @@
 //! One traced process: its identity, the files it has mapped, and the probes in them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context as _, Result, bail};
-use tracer_ebpf::probe::Cookie;
+use tracer_ebpf::probe::{Cookie, WayOut};
 
+use super::allocators::Found;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Pid},
-    plan::{ObjectPlan, Place, PlanTable, PlannedProbe, Planner},
+    plan::{Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };
@@ -22,6 +23,7 @@ pub struct TracedProcess {
     pub target: Target,
     probed: HashSet<FileId>,
     probes: usize,
+    found: Found,
 }
 
 impl TracedProcess {
@@ -30,12 +32,23 @@ impl TracedProcess {
     /// # Errors
     /// When it cannot be traced.
     pub fn open(index: u16, pid: Pid) -> Result<Self> {
-        Ok(Self { index, target: Target::open(pid)?, probed: HashSet::new(), probes: 0 })
+        Ok(Self {
+            index,
+            target: Target::open(pid)?,
+            probed: HashSet::new(),
+            probes: 0,
+            found: Found::default(),
+        })
     }
 
     /// How many functions are probed.
     pub fn probes(&self) -> usize {
         self.probes
+    }
+
+    /// What was looked at for allocators.
+    pub fn found(&self) -> &Found {
+        &self.found
     }
 
     /// Probes the allocator functions of every mapped file that has not been looked at yet.
@@ -65,26 +78,50 @@ impl TracedProcess {
     }
 
     fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+        self.found.add_file(object.path.clone());
         let plan = match plan(object, planner) {
             Ok(plan) => plan,
+            Err(error) if matches!(error.downcast_ref(), Some(PlanError::NotDefined { .. })) => {
+                return Err(error);
+            }
             Err(error) => {
-                log::warn!(
-                    "{}: cannot look for allocators in {}: {error:#}",
-                    self.name(),
-                    object.path.display()
-                );
+                log::warn!("{}: {error:#}", self.name());
                 return Ok(());
             }
         };
-        let sites: Vec<Site> = plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        let mut sites: Vec<Site> =
+            plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
+        sites.extend(self.exits(&plan));
         if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
             if self.target.has_exited() {
                 bail!("{} exited while it was being attached to", self.name());
             }
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
-        self.probes += sites.len();
+        self.probes += plan.probes.len();
+        self.found.add_plan(&plan, &planner.catalog);
         Ok(())
+    }
+
+    /// The exits of functions whose return is not probed. Several may have one in common.
+    fn exits(&self, plan: &ObjectPlan) -> Vec<Site> {
+        let mut sites = BTreeMap::new();
+        for probe in &plan.probes {
+            let Place::EntryAndExits { exits, .. } = &probe.place else { continue };
+            let cookie = self.cookie(probe);
+            let site = |offset| Site { offset, cookie, programs: Programs::Exit };
+            sites.extend(exits.known.iter().map(|exit| (exit.file_offset, site(exit.file_offset))));
+        }
+        sites.into_values().collect()
+    }
+
+    fn cookie(&self, probe: &PlannedProbe) -> Cookie {
+        let way_out = match probe.place {
+            Place::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => WayOut::Exits,
+            Place::EntryAndExits { .. } => WayOut::SomeExits,
+            Place::EntryAndReturn(_) | Place::Entry { .. } => WayOut::Trampoline,
+        };
+        Cookie { process: self.index, api: probe.api.0, signature: probe.signature, way_out }
     }
 
     fn site(&self, object: &Object, planner: &Planner, probe: &PlannedProbe) -> Site {
@@ -99,9 +136,10 @@ impl TracedProcess {
         );
         Site {
             offset: site.file_offset,
-            cookie: Cookie { process: self.index, api: probe.api.0, signature: probe.signature },
+            cookie: self.cookie(probe),
             programs: match probe.place {
                 Place::EntryAndReturn(_) => Programs::Allocate,
+                Place::EntryAndExits { .. } => Programs::AllocateToExits,
                 Place::Entry { .. } => Programs::Release,
             },
         }
@@ -172,16 +210,22 @@ fn backing(mapping: &Mapping) -> Backing {
 ///
 /// # Errors
 /// When the process is gone, or one of its files is not what it should be.
-pub fn plan_of(target: &Target) -> Result<String> {
-    let planner = planner();
+pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
+    let planner = planner(declarations);
     let mut text = String::new();
+    let mut found = Found::default();
     for object in target.objects()?.opened {
-        let plan = plan(&object, &planner).with_context(|| object.path.display().to_string())?;
+        found.add_file(object.path.clone());
+        let plan = plan(&object, &planner)?;
+        found.add_plan(&plan, &planner.catalog);
         if !plan.probes.is_empty() || !plan.skipped.is_empty() {
             let separator = if text.is_empty() { "" } else { "\n" };
             text += &format!("{separator}{}\n", object.path.display());
             text += &PlanTable { plan: &plan, catalog: &planner.catalog }.to_string();
         }
+    }
+    if let Some(lack) = found.lacks(declarations) {
+        bail!("{} ({}) has no {lack}", printable(target.comm()), target.pid());
     }
     if text.is_empty() {
         text = format!("{} ({}) has no allocator that tracer knows\n", target.comm(), target.pid());
@@ -190,8 +234,8 @@ pub fn plan_of(target: &Target) -> Result<String> {
 }
 
 /// A planner that knows what the running kernel does with a probe.
-pub fn planner() -> Planner {
-    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }
+pub fn planner(declarations: &Declarations) -> Planner {
+    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }.with(declarations)
 }
 
 fn kernel_is_at_least(major: u32, minor: u32) -> bool {
@@ -201,5 +245,10 @@ fn kernel_is_at_least(major: u32, minor: u32) -> bool {
 }
 
 fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {
-    Ok(planner.plan(&object.bytes()?)?)
+    let plan = || Ok(planner.plan_file(&object.path, &object.bytes()?)?);
+    plan().map_err(|error: anyhow::Error| match error.downcast_ref() {
+        // It names the file itself.
+        Some(PlanError::NotDefined { .. }) => error,
+        _ => error.context(format!("cannot look for allocators in {}", object.path.display())),
+    })
 }

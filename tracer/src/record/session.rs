@@ -15,16 +15,18 @@ use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
     live::STACK_BITS,
     process::{Gate, MAX_PROCESSES},
-    stack::{StackTotals, mapping_call},
+    stack::{RETIRED, StackTotals, mapping_call},
     stop::Stop,
 };
 
 use super::{
-    Config,
+    Config, allocators,
     code::CodeFiles,
-    findings::{self, Findings},
+    findings::Findings,
     memory::{self, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
+    retire::{self, Retirement},
+    sampling::Sampler,
 };
 use crate::{
     analyze::{
@@ -61,6 +63,7 @@ pub struct Session {
     processes: Vec<TracedProcess>,
     descriptions: Vec<crate::model::Process>,
     max_live: u64,
+    sampler: Sampler,
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
@@ -80,6 +83,7 @@ pub struct Session {
     history: History,
     timeline: Vec<TimelinePoint>,
     rate: Rate,
+    retirement: Retirement,
 }
 
 /// When the window opened, and what was then.
@@ -101,7 +105,8 @@ impl Session {
         }
         let open = |(index, &pid)| TracedProcess::open(index as u16, pid);
         let mut processes: Vec<_> = targets.iter().enumerate().map(open).collect::<Result<_>>()?;
-        let max_live = config.max_live.unwrap_or_else(|| room_for(&processes));
+        let sampler = Sampler::new(config.sample);
+        let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
         let mut code = CodeFiles::new();
         for process in &processes {
             code.read(&process.target);
@@ -111,8 +116,10 @@ impl Session {
             sizes: Sizes::with_room_for(max_live, MAX_STACKS),
             min_size: config.min_size.map_or(0, |size| size.0),
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
+            sampling: sampler.sampling(),
+            sample_level: sampler.level(),
         })?;
-        let planner = planner();
+        let planner = planner(&config.declarations);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -142,6 +149,7 @@ impl Session {
             descriptions: processes.iter().map(|process| process.target.describe()).collect(),
             processes,
             max_live,
+            sampler,
             capture,
             drain,
             names: worker.names().clone(),
@@ -160,6 +168,7 @@ impl Session {
             history: History::new(HISTORY_SPACING_NS),
             timeline: Vec::new(),
             rate: Rate::default(),
+            retirement: Retirement::default(),
         })
     }
 
@@ -192,8 +201,9 @@ impl Session {
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, code, worker, .. } = self;
+        let Self { processes, capture, planner, code, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
+        let index = process.index;
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
             process.attach_new(&object, capture, planner)?;
@@ -201,21 +211,24 @@ impl Session {
             code.install(process.index, &target, capture);
             anyhow::Ok(())
         })?;
+        self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
-        if let Some(worker) = worker {
-            worker.mappings_changed(process.index);
+        if let Some(worker) = &self.worker {
+            worker.mappings_changed(index);
             worker.catch_up();
         }
         Ok(launched.release()?)
+    }
+
+    /// Fails when there is nothing to trace, or not what was declared.
+    pub fn check_allocators(&self) -> Result<()> {
+        allocators::check(&self.config.subject, &self.processes, &self.config.declarations)
     }
 
     /// The line that says that the window is open.
     pub fn announcement(&self) -> String {
         let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
         let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
-        for process in self.processes.iter().filter(|process| process.probes() == 0) {
-            log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
-        }
         let until = match self.config.duration {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
@@ -302,6 +315,32 @@ impl Session {
         }
     }
 
+    /// Gives the places of stacks that hold nothing to others, if the table is filling up.
+    pub fn retire_stacks(&mut self) {
+        if self.is_being_read() || !self.retirement.is_due(self.capture.tables(), now_ns()) {
+            return;
+        }
+        let holding = self.mappings.holding_stacks();
+        let withdrawn = self.retirement.withdraw(self.capture.tables(), &holding);
+        if withdrawn.is_empty() || !retire::wait_for_programs() {
+            return;
+        }
+        // Everything that programs have said of them.
+        self.take_events();
+        let holding = self.mappings.holding_stacks();
+        let gone = Arc::new(self.retirement.vacate(self.capture.tables(), &holding));
+        self.judge_mappings();
+        let Self { mappings, managed, .. } = self;
+        mappings.retire(&gone, RETIRED, |holder| managed.judged(holder));
+        self.managed.forget(|holder| gone.contains(&holder.stack));
+        self.history.forget(|source| gone.contains(&source.stack()));
+        self.stacks.retain(|number, _| !gone.contains(number));
+        log::debug!("the places of {} stacks are free again", gone.len());
+        if let Some(worker) = &self.worker {
+            worker.forget(gone);
+        }
+    }
+
     /// Whether a target has replaced its program.
     pub fn target_has_executed(&self) -> bool {
         let states = self.capture.tables().processes();
@@ -347,7 +386,7 @@ impl Session {
             mapped.entry(Source::Mapping(live.holder)).or_default().0 += resident;
         }
         let native = self.capture.tables().totals().iter().zip(0..).filter_map(|(totals, number)| {
-            let (bytes, _) = outstanding(totals);
+            let bytes = totals.outstanding().bytes;
             (bytes > 0).then_some((Source::Native(number), Bytes(bytes)))
         });
         self.history.push(t_ns, native.chain(mapped));
@@ -369,7 +408,7 @@ impl Session {
     fn native_by_process(&self) -> BTreeMap<u16, u64> {
         let mut sizes = BTreeMap::new();
         for (totals, number) in self.capture.tables().totals().iter().zip(0..) {
-            let (bytes, _) = outstanding(totals);
+            let bytes = totals.outstanding().bytes;
             if bytes > 0 {
                 let process = self.stacks.get(&number).map_or(0, |stack| stack.process);
                 *sizes.entry(process).or_default() += bytes;
@@ -384,8 +423,8 @@ impl Session {
             .tables()
             .totals()
             .iter()
-            .map(outstanding)
-            .fold((0, 0), |sum, stack| (sum.0 + stack.0, sum.1 + stack.1))
+            .map(StackTotals::outstanding)
+            .fold((0, 0), |sum, stack| (sum.0 + stack.bytes, sum.1 + stack.whole_objects()))
     }
 
     /// What the recording looks like right now.
@@ -414,10 +453,7 @@ impl Session {
     }
 
     fn events_so_far(&self) -> u64 {
-        let totals = self.capture.tables().totals().iter();
-        let counted: u64 =
-            totals.map(|totals| totals.allocated_objects.load() + totals.freed_objects.load()).sum();
-        counted + self.capture.tables().count(Counter::UnmatchedFree) + self.mapping_events
+        self.sampler.calls_so_far(self.capture.tables()) + self.mapping_events
     }
 
     /// From now on events do not count.
@@ -447,6 +483,7 @@ impl Session {
         let ended_ns = self.window.end.map_or_else(now_ns, |_| self.window.closed_ns);
         Findings {
             tables: Arc::clone(self.capture.tables()),
+            sampler: self.sampler,
             names: self.names.clone(),
             named: self.worker.as_ref().map(Worker::caught_up),
             counted: self.counted(ended_ns),
@@ -459,7 +496,7 @@ impl Session {
                 snapshot: self.window.end.is_none(),
             },
             settings: InForce {
-                sample_bytes: 0,
+                sample_bytes: self.sampler.mean().0,
                 min_age_ns: nanos(self.config.min_age),
                 min_size: self.config.min_size,
                 max_size: self.config.max_size,
@@ -584,11 +621,10 @@ impl Rate {
     }
 }
 
-/// One block for every 128 bytes that the targets have resident, and at least a million: 28 MiB of tables.
-fn room_for(processes: &[TracedProcess]) -> u64 {
+/// What the targets have resident.
+fn resident(processes: &[TracedProcess]) -> Bytes {
     let sizes = processes.iter().filter_map(|process| residency::rss(process.target.pid()).ok());
-    let resident: u64 = sizes.map(|bytes| bytes.0).sum();
-    (resident / 128).clamp(1 << 20, 1 << 24)
+    Bytes(sizes.map(|bytes| bytes.0).sum())
 }
 
 /// Whether an event maps code.
@@ -599,15 +635,6 @@ fn maps_code(event: &MappingEvent) -> bool {
         && event.result >= 0
         && MappingCall::try_from(event.call) == Ok(MappingCall::Mmap)
         && protection & PROT_EXEC != 0
-}
-
-/// Bytes and blocks of a stack that are not freed.
-fn outstanding(totals: &StackTotals) -> (u64, u64) {
-    let totals = findings::read(totals);
-    (
-        totals.allocated_bytes.saturating_sub(totals.freed_bytes),
-        totals.allocated_objects.saturating_sub(totals.freed_objects),
-    )
 }
 
 /// The monotonic clock.

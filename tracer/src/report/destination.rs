@@ -33,6 +33,9 @@ pub enum BadDestination {
     /// Nothing says the format.
     #[error(transparent)]
     Ending(#[from] UnknownEnding),
+    /// It is a directory.
+    #[error("{} is a directory; name a file in it, such as {}", .0.display(), .0.join("leak.svg").display())]
+    Directory(PathBuf),
     /// Standard output has no ending.
     #[error(
         "the format for standard output is not known; say it with --format, for instance --format folded"
@@ -73,6 +76,9 @@ impl Destination {
         if argument == Path::new("-") {
             let format = format.ok_or(BadDestination::NoFormat)?;
             return Ok(Self { format, place: Place::Stdout });
+        }
+        if argument.is_dir() {
+            return Err(BadDestination::Directory(argument.to_owned()));
         }
         let format = Format::from_path(argument).or_else(|unknown| format.ok_or(unknown))?;
         Ok(Self { format, place: Place::Path(argument.to_owned()) })
@@ -238,6 +244,7 @@ mod tests {
         assert_eq!(parse("-", Some(Format::Folded)), Ok(stdout));
         assert_eq!(parse("-", None), Err(BadDestination::NoFormat));
         assert!(matches!(parse("a.txt", None), Err(BadDestination::Ending(_))));
+        assert!(matches!(parse("/", Some(Format::Svg)), Err(BadDestination::Directory(_))));
     }
 
     #[test]
@@ -246,7 +253,10 @@ mod tests {
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("taken.svg")).unwrap();
         fs::write(at("old.folded"), "old").unwrap();
-        let destinations = ["a.json", "missing/b.svg", "taken.svg", "old.folded"].map(|name| to(&at(name)));
+        let destinations = ["a.json", "missing/b.svg", "taken.svg", "old.folded"].map(|name| Destination {
+            format: Format::from_path(Path::new(name)).unwrap(),
+            place: Place::Path(at(name)),
+        });
 
         let (written, errors) = write_all(&destinations, &fixtures::node(), &Options::default());
 

@@ -4,7 +4,6 @@
 //! different builds.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use serde::Serialize;
 use super::human::{Change, Span, counted, moment, printable};
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{Names, Role, api_name, boxes, process_name};
-use super::{Format, Options, Weight, svg};
+use super::{Format, Options, QuickMap, Weight, svg};
 use crate::model::{Bytes, Frame, Kind, Process, Profile, StackReport, Window};
 
 /// The name and version of the diff's JSON.
@@ -72,7 +71,7 @@ impl<'a> Diff<'a> {
     pub fn new(base: &'a Profile, new: &'a Profile, options: &Options) -> Self {
         let mut names = Names::new(new);
         let mut stacks: Vec<StackDiff<'a>> = Vec::new();
-        let mut known: HashMap<(Kind, Vec<u32>), usize> = HashMap::new();
+        let mut known: QuickMap<(Kind, Vec<u32>), usize> = QuickMap::default();
         for (profile, is_new) in [(new, true), (base, false)] {
             for stack in profile.stacks.iter().filter(|stack| options.includes(stack.kind)) {
                 let amount = Amount { bytes: stack.weight_bytes, objects: stack.outstanding_objects };

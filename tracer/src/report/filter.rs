@@ -1,10 +1,11 @@
 //! What a reader looks for in a recording: stacks by their names, their weight and their verdict.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use regex::Regex;
 
+use super::QuickMap;
 use crate::model::{Bytes, Frame, Profile, StackReport, Totals, Verdict};
 
 /// Which stacks to keep. The default keeps all.
@@ -57,12 +58,12 @@ impl Filter {
 /// A search through many stacks, which share their frames.
 struct Search<'a> {
     pattern: &'a Regex,
-    by_frame: HashMap<*const Frame, bool>,
+    by_frame: QuickMap<*const Frame, bool>,
 }
 
 impl<'a> Search<'a> {
     fn new(pattern: &'a Regex) -> Self {
-        Self { pattern, by_frame: HashMap::new() }
+        Self { pattern, by_frame: QuickMap::default() }
     }
 
     fn finds(&mut self, stack: &StackReport) -> bool {

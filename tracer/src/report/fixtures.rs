@@ -90,8 +90,11 @@ pub(super) fn stack(api: &str, size: u64, objects: u64, frames: Vec<Frame>) -> S
         freed_objects: objects,
         resident_bytes: None,
         oldest_age_ns: (objects > 0).then_some(61 * SECOND),
+        median_age_ns: (objects > 0).then_some(30 * SECOND),
         growth_bytes_per_second: None,
+        history_bytes: vec![],
         verdict: None,
+        reason: None,
         complete: true,
         stop: None,
         frames: frames.into_iter().map(Arc::new).collect(),
@@ -154,7 +157,9 @@ fn under_node(mut inner: Vec<Frame>) -> Vec<Frame> {
 pub fn node() -> Profile {
     let leak = StackReport {
         growth_bytes_per_second: Some(742_000.0),
+        history_bytes: (0..=6).map(|i| i * 7 * MIB).collect(),
         verdict: Some(Verdict::Leaking),
+        reason: Some("it grows steadily, and its old blocks are never freed".to_owned()),
         ..stack(
             "malloc",
             64 * KIB,
@@ -239,6 +244,7 @@ pub fn node() -> Profile {
         part,
         before_bytes: before,
         after_bytes: after,
+        runtime: (part == Part::Managed).then(|| "V8".to_owned()),
         note: note.map(str::to_owned),
     };
     Profile {

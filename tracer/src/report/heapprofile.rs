@@ -3,7 +3,6 @@
 //!
 //! The shape is `HeapProfiler.SamplingHeapProfile` of the DevTools protocol: a tree of nodes with the bytes of each.
 
-use std::borrow::Cow;
 use std::io;
 
 use serde::Serialize;
@@ -34,19 +33,20 @@ impl Report for HeapProfile {
 /// Writes the tree, without recursion: a stack can be deeper than ours is.
 fn write_nodes(tree: &Tree<'_>, out: &mut dyn io::Write) -> io::Result<()> {
     let mut children: Vec<Vec<u32>> = vec![Vec::new(); tree.nodes.len()];
-    for (node, i) in tree.nodes.iter().zip(0..).skip(1) {
+    let totals = tree.totals(Weight::Bytes);
+    // A mapping that was never touched weighs nothing.
+    for (node, i) in tree.nodes.iter().zip(0..).skip(1).filter(|(_, i)| totals[*i as usize] > 0) {
         children[node.parent as usize].push(i);
     }
-    let names: Vec<Cow<'_, str>> = tree.names.texts().collect();
+    let names = tree.names.texts().zip(&tree.names.roles);
+    let frames: Vec<String> = names
+        .map(|(name, role)| serde_json::to_string(&call_frame(&name, role)))
+        .collect::<Result<_, _>>()?;
+    let root = serde_json::to_string(&CallFrame { function_name: "(root)", ..CallFrame::default() })?;
     let begin = |i: usize, out: &mut dyn io::Write| {
         let node = &tree.nodes[i];
-        let frame = match i {
-            0 => CallFrame { function_name: "(root)", ..CallFrame::default() },
-            _ => call_frame(&names[node.name as usize], &tree.names.roles[node.name as usize]),
-        };
-        out.write_all(b"{\"callFrame\":")?;
-        serde_json::to_writer(&mut *out, &frame)?;
-        write!(out, ",\"selfSize\":{},\"id\":{},\"children\":[", node.bytes, i + 1)
+        let frame = if i == 0 { &root } else { &frames[node.name as usize] };
+        write!(out, "{{\"callFrame\":{frame},\"selfSize\":{},\"id\":{},\"children\":[", node.bytes, i + 1)
     };
 
     begin(0, out)?;

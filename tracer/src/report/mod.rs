@@ -20,6 +20,7 @@ pub mod status;
 pub mod svg;
 pub mod text;
 
+mod budget;
 pub(crate) mod stack_lines;
 mod tree;
 pub(crate) mod view;
@@ -27,12 +28,19 @@ pub(crate) mod view;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::path::Path;
 
+pub use budget::TooLarge;
+
+use self::budget::Budget;
 use crate::model::{Kind, Profile, StackReport};
+
+/// Maps that are asked millions of times for one report: the usual hash takes longer than all else. This one is seeded at
+/// random, too, so no file can be made to have all its keys collide.
+type QuickMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// A way to write a profile down.
 pub trait Report {
@@ -82,7 +90,7 @@ impl Options {
 }
 
 /// What makes a stack large.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Weight {
     /// Outstanding bytes of native memory, resident bytes of mappings.
     Bytes,
@@ -110,7 +118,7 @@ impl Weight {
 }
 
 /// Which way a flame graph grows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum FlameOrder {
     /// From the bottom, callers below callees.
     Flame,

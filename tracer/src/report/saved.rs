@@ -3,14 +3,12 @@
 //! The file is not trusted: it is read in bounded memory, and its figures are ones that every report can add up.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 
+use super::json::{self, JsonError};
 use super::pprof::{self, PprofError};
 use crate::model::{Profile, SCHEMA, StackReport};
-
-/// The largest file that is read. A JSON report of 100,000 stacks of 60 frames takes 700 MiB.
-const MAX_FILE: u64 = 2 << 30;
 
 /// Why a saved recording cannot be read. One line; the caller says which file it was.
 #[derive(Debug, thiserror::Error)]
@@ -18,18 +16,15 @@ pub enum ReadError {
     /// The file cannot be read.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The file is larger than any recording.
-    #[error("it is larger than {}; no recording is", crate::model::Bytes(MAX_FILE))]
-    TooLarge,
     /// It is something else.
     #[error("it is no recording; `tracer report` reads the .pb.gz and .json files that tracer wrote")]
     Unknown,
     /// It looks like pprof, but cannot be used.
     #[error(transparent)]
     Pprof(#[from] PprofError),
-    /// It looks like JSON, but is no report.
-    #[error("it is no valid report: {0}")]
-    Json(#[source] serde_json::Error),
+    /// It looks like JSON, but cannot be used.
+    #[error(transparent)]
+    Json(#[from] JsonError),
     /// A version of the report that this tracer does not know.
     #[error(
         "it is a report of version {0:?}, and this tracer reads {SCHEMA:?}; use the tracer that wrote it"
@@ -42,22 +37,20 @@ pub enum ReadError {
 
 /// Reads a recording from a file.
 pub fn open(path: &Path) -> Result<Profile, ReadError> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    read(&bytes)
+    read(BufReader::with_capacity(1 << 20, File::open(path)?))
 }
 
-/// Reads a recording from the bytes of its file.
-pub fn read(bytes: &[u8]) -> Result<Profile, ReadError> {
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(ReadError::TooLarge);
-    }
-    let profile = match bytes.trim_ascii_start() {
-        [0x1f, 0x8b, ..] => pprof::read(bytes)?,
-        [b'{', ..] => serde_json::from_slice(bytes).map_err(ReadError::Json)?,
+/// Reads a recording from its file.
+pub fn read(mut file: impl BufRead) -> Result<Profile, ReadError> {
+    // A pipe may give one byte at first.
+    let mut start = Vec::new();
+    file.by_ref().take(2).read_to_end(&mut start)?;
+    let file = io::Read::chain(&start[..], file);
+    check(match start[..] {
+        [0x1f, 0x8b] => pprof::read(file)?,
+        [b'{', _] => json::read(file)?,
         _ => return Err(ReadError::Unknown),
-    };
-    check(profile)
+    })
 }
 
 fn check(profile: Profile) -> Result<Profile, ReadError> {
@@ -110,7 +103,7 @@ mod tests {
         for format in [Format::Pprof, Format::Json] {
             for (name, profile) in fixtures::all() {
                 let profile = without_empty_names(profile);
-                let read = read(&write(format, &profile)).unwrap();
+                let read = read(&write(format, &profile)[..]).unwrap();
                 assert_eq!(json(&read), json(&profile), "{name} {format}");
             }
         }
@@ -119,10 +112,10 @@ mod tests {
     #[test]
     fn stacks_share_their_frames() {
         for format in [Format::Pprof, Format::Json] {
-            let profile = read(&write(format, &fixtures::deep())).unwrap();
+            let profile = read(&write(format, &fixtures::deep())[..]).unwrap();
             let main = profile.stacks[0].frames.last().unwrap();
             assert_eq!(main.function.as_deref(), Some("main"));
-            let profile = read(&write(format, &fixtures::node())).unwrap();
+            let profile = read(&write(format, &fixtures::node())[..]).unwrap();
             let of = |stack: usize| profile.stacks[stack].frames.last().unwrap();
             assert!(std::sync::Arc::ptr_eq(of(0), of(3)), "{format}");
         }

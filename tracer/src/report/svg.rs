@@ -14,7 +14,7 @@ use super::human::{Span, counted, moment, printable};
 use super::tree::Tree;
 use super::view::{Role, View, process_name};
 use super::{FlameOrder, Options, Report, Weight};
-use crate::model::{Bytes, Frame, Profile};
+use crate::model::{Bytes, Frame, Kind, Profile};
 
 /// The `.svg` report.
 pub struct Svg;
@@ -22,7 +22,7 @@ pub struct Svg;
 impl Report for Svg {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
         let view = View::new(profile, options);
-        let (title, subtitle) = (title(profile, &view), subtitle(profile));
+        let (title, subtitle) = (title(profile, &view), subtitle(profile, options));
         if view.total == 0 {
             return out.write_all(empty(&title, &subtitle).as_bytes());
         }
@@ -108,7 +108,7 @@ fn title(profile: &Profile, view: &View<'_>) -> String {
     format!("{process}: {} outstanding in {}", Bytes(view.bytes()), counted(view.objects(), "block"))
 }
 
-fn subtitle(profile: &Profile) -> String {
+fn subtitle(profile: &Profile, options: &Options) -> String {
     let window = &profile.window;
     let mut text = format!(
         "pid {} · {} from {}",
@@ -123,6 +123,9 @@ fn subtitle(profile: &Profile) -> String {
     let incomplete = profile.events.incomplete_total();
     if incomplete > 0 {
         _ = write!(text, " · {} incomplete", counted(incomplete, "stack"));
+    }
+    if options.includes(Kind::Allocator) {
+        text += " · native blocks count twice: they lie in the allocator's memory";
     }
     text
 }

@@ -66,12 +66,17 @@ struct Page<'a> {
     profile: &'a Profile,
     options: &'a Options,
     view: View<'a>,
+    /// The stacks of the view, those that read the same as one.
+    stacks: Vec<StackReport>,
     paint: Paint,
 }
 
 impl<'a> Page<'a> {
     fn new(profile: &'a Profile, options: &'a Options) -> Self {
-        Self { profile, options, view: View::new(profile, options), paint: Paint::new(options) }
+        let view = View::new(profile, options);
+        let mut stacks = alike_as_one(&view.stacks, view.weight);
+        stacks.retain(|stack| view.weight.of(stack) > 0);
+        Self { profile, options, view, stacks, paint: Paint::new(options) }
     }
 
     /// What was outstanding, of whom and when.
@@ -106,12 +111,9 @@ impl<'a> Page<'a> {
     }
 
     fn amount(&self) -> String {
-        let objects =
-            self.view.stacks.iter().map(|stack| stack.outstanding_objects).fold(0, u64::saturating_add);
-        let bytes = self.view.stacks.iter().map(|stack| stack.weight_bytes).fold(0, u64::saturating_add);
+        let (bytes, objects) = (self.view.bytes(), self.view.objects());
         let amount = format!("{} outstanding in {}", Bytes(bytes), counted(objects, "block"));
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight).len();
-        let stacks = counted(stacks as u64, "stack");
+        let stacks = counted(self.stacks.len() as u64, "stack");
         format!("{}: {}, from {stacks}", self.paint.bold(&self.processes()), self.paint.bold(&amount))
     }
 
@@ -159,7 +161,7 @@ impl<'a> Page<'a> {
         limits.extend(settings.min_size.map(|size| format!("only requests of at least {size}")));
         limits.extend(settings.max_size.map(|size| format!("only requests of at most {size}")));
         if settings.sample_bytes > 0 {
-            limits.push(format!("estimates from one sample every {}", Bytes(settings.sample_bytes)));
+            limits.push(format!("estimated from a sample of one per {}", Bytes(settings.sample_bytes)));
         }
         (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")))
     }
@@ -182,7 +184,7 @@ impl<'a> Page<'a> {
         if seconds >= 1.0 {
             _ = write!(text, " ({})", per_minute(change.0 as f64 / seconds));
         }
-        let mut parts: Vec<&PartSize> = parts.iter().collect();
+        let mut parts: Vec<&PartSize> = parts.iter().filter(|part| growth(part) != 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
         for part in parts {
             let growth = growth(part);
@@ -190,13 +192,11 @@ impl<'a> Page<'a> {
                 Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
                 _ => String::new(),
             };
-            _ = write!(
-                text,
-                "\n  {:<18} {:>12}  {share:>8}",
-                part_name(part.part),
-                Change(growth).to_string()
-            );
-            if let Some(note) = &part.note {
+            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_label(part), Change(growth).to_string());
+            let leaks = self.profile.verdict.as_ref().is_some_and(|verdict| verdict.leaking == Some(true));
+            if leaks && part.part == Part::Native && growth > 0 {
+                text += "  leaking: see the stacks below";
+            } else if let Some(note) = &part.note {
                 _ = write!(text, "  {}", self.paint.dim(&printable(note)));
             }
             text.truncate(text.trim_end().len());
@@ -205,10 +205,9 @@ impl<'a> Page<'a> {
     }
 
     fn stacks(&self) -> String {
-        let stacks = alike_as_one(&self.view.stacks, self.view.weight);
-        let shown = stacks.iter().take(self.options.top);
+        let shown = self.stacks.iter().take(self.options.top);
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
-        let rest = &stacks[blocks.len()..];
+        let rest = &self.stacks[blocks.len()..];
         if !rest.is_empty() {
             let weight = sum(rest, |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
@@ -240,6 +239,9 @@ impl<'a> Page<'a> {
         }
         if let Some(age) = stack.oldest_age_ns {
             _ = write!(text, ", oldest {}", Span(age));
+        }
+        if let Some(age) = stack.median_age_ns.filter(|_| stack.outstanding_objects > 1) {
+            _ = write!(text, ", median {}", Span(age));
         }
         if let Some(verdict) = stack.verdict.and_then(verdict_name) {
             _ = write!(text, ", {}", self.paint.strong(verdict));
@@ -274,6 +276,9 @@ impl<'a> Page<'a> {
                 format!("not shown: {} of {meaning} (--include {name})", Bytes(bytes))
             })
             .collect();
+        if self.options.includes(Kind::Allocator) {
+            lines.push(NATIVE_IN_ALLOCATOR.to_owned());
+        }
         if reserved > 0 {
             lines.push(format!(
                 "not counted: {} that is mapped, but has no memory behind it",
@@ -339,12 +344,16 @@ impl<'a> Page<'a> {
     }
 }
 
+/// What is to be known when both are drawn.
+pub(super) const NATIVE_IN_ALLOCATOR: &str =
+    "counted twice: native blocks lie in the memory that the allocator took from the kernel";
+
 /// Every setting of the recording.
 fn in_force(settings: &Settings) -> String {
     let size = |size: Option<Bytes>| size.map_or("none".to_owned(), |size| size.to_string());
     let sample = match settings.sample_bytes {
         0 => "every allocation tracked".to_owned(),
-        bytes => format!("one sample every {}", Bytes(bytes)),
+        bytes => format!("a sample of one per {}", Bytes(bytes)),
     };
     format!(
         "settings: {sample}; minimal age {}; minimal size {}; maximal size {}; room for {}",
@@ -361,6 +370,11 @@ fn figures(stack: &StackReport) -> String {
         Kind::Native => {
             format!("{} in {}", Bytes(stack.weight_bytes), counted(stack.outstanding_objects, "block"))
         }
+        _ if stack.resident_bytes.is_none() && stack.outstanding_bytes > 0 => format!(
+            "{} mapped in {}, not known how much of it is resident",
+            Bytes(stack.outstanding_bytes),
+            counted(stack.outstanding_objects, "mapping")
+        ),
         _ => format!(
             "{} resident of {} in {}",
             Bytes(stack.weight_bytes),
@@ -383,6 +397,14 @@ const fn ending(window: &Window) -> &'static str {
         End::Interrupted => "ended by Ctrl-C",
         End::TargetExited => "ended when the process exited",
         End::TargetExec => "ended when the process executed another program",
+    }
+}
+
+fn part_label(part: &PartSize) -> String {
+    let name = part_name(part.part);
+    match &part.runtime {
+        Some(runtime) => format!("{name} ({})", printable(runtime)),
+        None => name.to_owned(),
     }
 }
 

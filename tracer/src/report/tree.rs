@@ -1,9 +1,7 @@
 //! The stacks of a view as one tree of calls: what flame graphs draw.
 
-use std::collections::HashMap;
-
-use super::Weight;
 use super::view::{Names, View, boxes, number};
+use super::{QuickMap, Weight};
 use crate::model::Profile;
 
 /// A tree of calls. Its root, which is node 0, stands for everything; a node comes after its parent.
@@ -45,7 +43,7 @@ impl<'a> Tree<'a> {
         let mut names = Names::new(profile);
         let mut nodes = vec![Node::new(0, 0)];
         let mut ends_of_stacks = Vec::with_capacity(view.stacks.len());
-        let mut children: HashMap<(u32, u32), u32> = HashMap::new();
+        let mut children: QuickMap<(u32, u32), u32> = QuickMap::default();
         for stack in &view.stacks {
             let mut at = 0;
             for role in boxes(profile, stack) {

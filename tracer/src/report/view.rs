@@ -1,14 +1,15 @@
 //! What all pictures share: which stacks are drawn, how heavy they are, and what their frames are called.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::human::printable;
-use super::{Options, Weight};
+use super::{Options, QuickMap, Weight};
 use crate::model::{Frame, Kind, Pid, Profile, StackReport};
 
-/// The stacks to draw, heaviest first; all have a weight.
+/// The stacks to draw, heaviest first; all hold something, but those that hold blocks may have no bytes: a mapping that was
+/// never touched.
 pub(super) struct View<'a> {
     pub stacks: Vec<&'a StackReport>,
     pub weight: Weight,
@@ -19,7 +20,8 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     pub fn new(profile: &'a Profile, options: &Options) -> Self {
         let weight = options.weight;
-        let drawn = |stack: &&StackReport| options.includes(stack.kind) && weight.of(stack) > 0;
+        let holds = |stack: &StackReport| stack.weight_bytes > 0 || stack.outstanding_objects > 0;
+        let drawn = |stack: &&StackReport| options.includes(stack.kind) && holds(stack);
         let mut stacks: Vec<_> = profile.stacks.iter().filter(drawn).collect();
         // Stable: what is equally heavy keeps the profile's order.
         stacks.sort_by_key(|stack| std::cmp::Reverse(weight.of(stack)));
@@ -48,9 +50,10 @@ pub(crate) fn drawn_stacks(profile: &Profile, options: &Options) -> Vec<StackRep
 /// gets hot, so one leak has many stacks whose addresses alone differ.
 pub(super) fn alike_as_one(stacks: &[&StackReport], weight: Weight) -> Vec<StackReport> {
     let mut merged: Vec<StackReport> = Vec::new();
-    let mut places: HashMap<Reading<'_>, usize> = HashMap::new();
+    let mut places: QuickMap<Reading<'_>, usize> = QuickMap::default();
+    let mut reader = Reader::default();
     for stack in stacks {
-        match places.entry(reading(stack)) {
+        match places.entry(reader.reading(stack)) {
             Entry::Occupied(place) => add(&mut merged[*place.get()], stack),
             Entry::Vacant(place) => {
                 place.insert(merged.len());
@@ -63,11 +66,28 @@ pub(super) fn alike_as_one(stacks: &[&StackReport], weight: Weight) -> Vec<Stack
 }
 
 /// All that a reader sees of a stack beside figures.
-type Reading<'a> = (Option<Pid>, Kind, &'a str, Option<&'a str>, Vec<(Cow<'a, str>, Option<u32>)>);
+type Reading<'a> = (Option<Pid>, Kind, &'a str, Option<&'a str>, Vec<u32>);
 
-fn reading(stack: &StackReport) -> Reading<'_> {
-    let frames = stack.frames.iter().map(|frame| (frame_label(frame), frame.line)).collect();
-    (stack.pid, stack.kind, &stack.api, stack.stop.as_deref(), frames)
+/// Numbers what a reader sees of frames.
+#[derive(Default)]
+struct Reader<'a> {
+    by_text: QuickMap<(Cow<'a, str>, Option<u32>), u32>,
+    /// Stacks share their frames: one is read once.
+    by_frame: QuickMap<*const Frame, u32>,
+}
+
+impl<'a> Reader<'a> {
+    fn reading(&mut self, stack: &'a StackReport) -> Reading<'a> {
+        let frames = stack.frames.iter().map(|frame| self.number(frame)).collect();
+        (stack.pid, stack.kind, &stack.api, stack.stop.as_deref(), frames)
+    }
+
+    fn number(&mut self, frame: &'a Arc<Frame>) -> u32 {
+        *self.by_frame.entry(Arc::as_ptr(frame)).or_insert_with(|| {
+            let next = number(self.by_text.len());
+            *self.by_text.entry((frame_label(frame), frame.line)).or_insert(next)
+        })
+    }
 }
 
 fn add(sum: &mut StackReport, stack: &StackReport) {
@@ -87,7 +107,17 @@ fn add(sum: &mut StackReport, stack: &StackReport) {
     sum.resident_bytes = sum.resident_bytes.zip(stack.resident_bytes).map(|(a, b)| a.saturating_add(b));
     sum.growth_bytes_per_second =
         sum.growth_bytes_per_second.zip(stack.growth_bytes_per_second).map(|(a, b)| a + b);
+    if sum.history_bytes.len() == stack.history_bytes.len() {
+        let more = sum.history_bytes.iter_mut().zip(&stack.history_bytes);
+        more.for_each(|(size, more)| *size = size.saturating_add(*more));
+    } else {
+        sum.history_bytes.clear();
+    }
     sum.oldest_age_ns = sum.oldest_age_ns.max(stack.oldest_age_ns);
+    // Of several it cannot be told; where one holds nothing to speak of, it is that of the other.
+    if stack.weight_bytes > sum.weight_bytes / 100 {
+        sum.median_age_ns = None;
+    }
 }
 
 /// Saturates: a profile read from a file may hold any number.
@@ -138,16 +168,16 @@ pub(super) fn boxes<'a>(
 /// The names of boxes, numbered. Boxes that say the same have one number.
 pub(super) struct Names<'a> {
     profile: &'a Profile,
-    by_text: HashMap<Cow<'a, str>, u32>,
+    by_text: QuickMap<Cow<'a, str>, u32>,
     /// Stacks share their frames: the name of one is made once.
-    by_frame: HashMap<*const Frame, u32>,
+    by_frame: QuickMap<*const Frame, u32>,
     /// What they stand for; of several things, the first.
     pub roles: Vec<Role<'a>>,
 }
 
 impl<'a> Names<'a> {
     pub fn new(profile: &'a Profile) -> Self {
-        Self { profile, by_text: HashMap::new(), by_frame: HashMap::new(), roles: Vec::new() }
+        Self { profile, by_text: QuickMap::default(), by_frame: QuickMap::default(), roles: Vec::new() }
     }
 
     pub fn number(&mut self, role: Role<'a>) -> u32 {

@@ -21,6 +21,7 @@ mod exports;
 mod mappings;
 mod object_file;
 mod perf_map;
+mod pool;
 mod process;
 mod worker;
 
@@ -33,15 +34,17 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::mappings::{AddressSpace, FileId, Mapping, Region};
 use self::object_file::{Function, ObjectFile};
 use self::perf_map::PerfMap;
+use self::pool::FramePool;
 use self::process::Process;
 use crate::model::{Address, Frame, Pid};
 
-/// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names.
+/// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names; stacks share them.
 const CACHED_FRAMES: usize = 32 << 10;
 
 /// Regions that are no longer mapped and still remembered, before all of them are forgotten.
@@ -60,6 +63,7 @@ pub struct Symbolizer {
     modules: HashMap<(Option<FileId>, PathBuf), Rc<Module>>,
     perf_map: PerfMap,
     frames: FrameCache,
+    pool: FramePool,
     read: MappingsRead,
 }
 
@@ -107,6 +111,7 @@ impl Symbolizer {
             modules: HashMap::new(),
             perf_map: PerfMap::default(),
             frames: FrameCache::default(),
+            pool: FramePool::default(),
             read: MappingsRead::No,
         }
     }
@@ -114,7 +119,7 @@ impl Symbolizer {
     /// The frames of one stack of return addresses, leaf first: for each address the functions inlined there,
     /// innermost first, then the function they are in. What cannot be named is a frame with module and offset, or
     /// with nothing but its address.
-    pub fn symbolize(&mut self, addresses: &[Address]) -> Vec<Frame> {
+    pub fn symbolize(&mut self, addresses: &[Address]) -> Vec<Arc<Frame>> {
         self.read_mappings(addresses);
         let mut frames = Vec::with_capacity(addresses.len());
         let mut perf_map_is_current = false;
@@ -141,18 +146,18 @@ impl Symbolizer {
         })
     }
 
-    fn look_up(&mut self, address: Address, perf_map_is_current: &mut bool) -> Rc<[Frame]> {
+    fn look_up(&mut self, address: Address, perf_map_is_current: &mut bool) -> Rc<[Arc<Frame>]> {
         let mut frame = Frame { ip: address, ..Frame::default() };
         // A return address can be the first one after its function, or even its mapping: look at the call.
         let (Some(call), Some(process)) = (address.0.checked_sub(1), &self.process) else {
-            return Rc::new([frame]);
+            return Rc::new([self.pool.share(frame)]);
         };
         if let Some(region) = self.space.find(call) {
             frame = region.module.frame(frame, region, call);
             let functions = region.module.functions(region, call, process);
             if !functions.is_empty() {
-                let frames: Rc<[Frame]> =
-                    functions.into_iter().map(|function| name(&frame, function)).collect();
+                let named = functions.into_iter().map(|function| self.pool.share(name(&frame, function)));
+                let frames: Rc<[Arc<Frame>]> = named.collect();
                 self.frames.insert(address, &frames);
                 return frames;
             }
@@ -165,7 +170,7 @@ impl Symbolizer {
             frame.function = Some(name.to_owned());
             frame.language = Some("jit".to_owned());
         }
-        Rc::new([frame])
+        Rc::new([self.pool.share(frame)])
     }
 
     /// Makes the mappings current, if they have changed or do not cover `addresses`.
@@ -285,14 +290,14 @@ fn name(base: &Frame, function: Function) -> Frame {
 /// their addresses, so the addresses in use survive.
 #[derive(Default)]
 struct FrameCache {
-    new: HashMap<Address, Rc<[Frame]>>,
-    old: HashMap<Address, Rc<[Frame]>>,
+    new: HashMap<Address, Rc<[Arc<Frame>]>>,
+    old: HashMap<Address, Rc<[Arc<Frame>]>>,
     /// How many frames `new` holds.
     frames: usize,
 }
 
 impl FrameCache {
-    fn get(&mut self, address: Address) -> Option<Rc<[Frame]>> {
+    fn get(&mut self, address: Address) -> Option<Rc<[Arc<Frame>]>> {
         if let Some(frames) = self.new.get(&address) {
             return Some(Rc::clone(frames));
         }
@@ -301,7 +306,7 @@ impl FrameCache {
         Some(frames)
     }
 
-    fn insert(&mut self, address: Address, frames: &Rc<[Frame]>) {
+    fn insert(&mut self, address: Address, frames: &Rc<[Arc<Frame>]>) {
         if self.frames + frames.len() > CACHED_FRAMES {
             self.old = std::mem::take(&mut self.new);
             self.frames = 0;

@@ -127,7 +127,7 @@ impl Program {
         Symbolizer::new(self.pid)
     }
 
-    fn frames(&self, symbolizer: &mut Symbolizer, name: &str) -> Vec<Frame> {
+    fn frames(&self, symbolizer: &mut Symbolizer, name: &str) -> Vec<Arc<Frame>> {
         symbolizer.symbolize(&[self.said[name]])
     }
 
@@ -153,7 +153,7 @@ fn privileged() -> bool {
     root
 }
 
-fn assert_inlines(frames: &[Frame], source: &str) {
+fn assert_inlines(frames: &[Arc<Frame>], source: &str) {
     let [inner, outer] = frames else { panic!("{frames:?}") };
     let what = |frame: &Frame| (frame.function.clone().unwrap(), frame.line, frame.inlined);
     assert_eq!(what(inner), ("inner".to_owned(), line_of(source, "inner"), true));
@@ -480,7 +480,7 @@ fn an_address_that_is_nowhere_is_itself() {
     let program = Program::start(&mut Command::new(shop.compile("prog", INLINES, "-O2")));
     let addresses = [0, 1, 0x10, u64::MAX].map(Address);
     let frames = program.symbolizer().symbolize(&addresses);
-    assert_eq!(frames, addresses.map(|ip| Frame { ip, ..Frame::default() }));
+    assert_eq!(frames, addresses.map(|ip| Arc::new(Frame { ip, ..Frame::default() })));
 }
 
 const LIBRARIES: &str = r#"
@@ -688,7 +688,7 @@ fn a_corrupt_object_costs_no_more_than_its_names() {
 #[test]
 fn the_cache_is_bounded_and_keeps_what_is_in_use() {
     let mut cache = FrameCache::default();
-    let frames: Rc<[Frame]> = vec![Frame::default(); 3].into();
+    let frames: Rc<[Arc<Frame>]> = vec![Arc::default(); 3].into();
     let hot = Address(0);
     cache.insert(hot, &frames);
     for address in 1..=CACHED_FRAMES as u64 {

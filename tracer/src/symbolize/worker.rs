@@ -32,6 +32,10 @@ impl Names {
         self.lock().insert(number, frames);
     }
 
+    fn forget(&self, stacks: &HashSet<u32>) {
+        self.lock().retain(|number, _| !stacks.contains(number));
+    }
+
     /// An entry is whole or absent, whatever happened to the thread.
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Arc<Frame>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -45,6 +49,8 @@ enum Job {
         process: u16,
         frames: Vec<Address>,
     },
+    /// What comes under these numbers from now on is other stacks.
+    Forget(Arc<HashSet<u32>>),
     MappingsChanged(u16),
     /// Says so when everything before it is done.
     Answer(Sender<()>),
@@ -82,6 +88,11 @@ impl Worker {
     /// Names the frames of a stack.
     pub fn name(&self, number: u32, process: u16, frames: Vec<Address>) {
         let _ = self.jobs.send(Job::Name { number, process, frames });
+    }
+
+    /// Forgets stacks; their numbers may be given to others.
+    pub fn forget(&self, stacks: Arc<HashSet<u32>>) {
+        let _ = self.jobs.send(Job::Forget(stacks));
     }
 
     /// A process has mapped or unmapped code.
@@ -127,16 +138,6 @@ fn look_ahead(symbolizer: &mut Symbolizer) {
 
 fn name_stacks(queue: &Receiver<Job>, names: &Names) {
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
-    // Stacks have most of their frames in common.
-    let mut known: HashSet<Arc<Frame>> = HashSet::new();
-    let mut shared = |frame: Frame| match known.get(&frame) {
-        Some(twin) => Arc::clone(twin),
-        None => {
-            let frame = Arc::new(frame);
-            known.insert(Arc::clone(&frame));
-            frame
-        }
-    };
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
@@ -147,10 +148,11 @@ fn name_stacks(queue: &Receiver<Job>, names: &Names) {
             Job::Name { number, process, frames } => {
                 let frames = match symbolizers.get_mut(&process) {
                     Some(symbolizer) => symbolizer.symbolize(&frames),
-                    None => frames.iter().map(|&ip| Frame { ip, ..Frame::default() }).collect(),
+                    None => frames.iter().map(|&ip| Arc::new(Frame { ip, ..Frame::default() })).collect(),
                 };
-                names.insert(number, frames.into_iter().map(&mut shared).collect());
+                names.insert(number, frames);
             }
+            Job::Forget(stacks) => names.forget(&stacks),
             Job::Answer(answer) => {
                 let _ = answer.send(());
             }
@@ -161,5 +163,25 @@ fn name_stacks(queue: &Receiver<Job>, names: &Names) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forgotten_stacks_have_no_names() {
+        let worker = Worker::start().unwrap();
+        let name = |number, ip| worker.name(number, 0, vec![Address(ip)]);
+        name(7, 1);
+        name(8, 2);
+        worker.forget(Arc::new([7].into()));
+        name(9, 3);
+        name(8, 4);
+        let names = worker.names().clone();
+        worker.finish().unwrap();
+        let ips = [7, 8, 9].map(|number| names.frames(number).map(|frames| frames[0].ip.0));
+        assert_eq!(ips, [None, Some(4), Some(3)]);
     }
 }

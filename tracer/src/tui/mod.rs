@@ -131,11 +131,12 @@ impl Onlooker for Tui<'_> {
 
     fn look(&mut self, findings: Findings) {
         let Some(display) = self.news.clone() else { return };
-        let (options, pace) = (self.config.view(), self.pace.clone());
+        let (config, pace) = (self.config.clone(), self.pace.clone());
         self.background.run(move || {
             let started = Instant::now();
             let mut profile = findings.profile();
-            profile.stacks = drawn_stacks(&profile, &options);
+            config.leave_out(&mut profile);
+            profile.stacks = drawn_stacks(&profile, &config.view());
             let _ = display.send(News::Profile(Box::new(profile)));
             pace.took(started.elapsed());
         });
@@ -145,7 +146,8 @@ impl Onlooker for Tui<'_> {
         self.snapshots += 1;
         let (number, config, display) = (self.snapshots, self.config.clone(), self.news.clone());
         self.background.run(move || {
-            let profile = findings.profile();
+            let mut profile = findings.profile();
+            config.leave_out(&mut profile);
             let said =
                 snapshot::write(number, &config.destinations(&profile.target), &profile, &config.view());
             messages::keep(&said);

@@ -45,6 +45,41 @@ pub(super) fn read(section: &Section<'_>, sink: &mut impl Sink) {
     }
 }
 
+/// Where the functions of an ELF file begin and end, as its call frame information says: sorted by address, and apart. None of a
+/// file that cannot be read.
+#[must_use]
+pub fn function_ranges(elf: &[u8]) -> Vec<Range<u64>> {
+    struct Ranges(Vec<Range<u64>>);
+    impl Sink for Ranges {
+        fn function(&mut self, code: Range<u64>) -> bool {
+            self.0.push(code);
+            false
+        }
+        fn row(&mut self, _start: u64, _rule: Rule) {}
+        fn broken(&mut self) {}
+    }
+    let mut ranges = Ranges(Vec::new());
+    if let Ok(elf) = super::elf::read(elf)
+        && let Some(section) = elf.sections.first()
+    {
+        read(section, &mut ranges);
+    }
+    let Ranges(mut ranges) = ranges;
+    ranges.sort_unstable_by_key(|range| (range.start, range.end));
+    // Of those that overlap nothing is known for certain.
+    let overlaps: Vec<bool> = (0..ranges.len())
+        .map(|at| {
+            let before = at.checked_sub(1).and_then(|at| ranges.get(at));
+            let after = ranges.get(at + 1);
+            before.is_some_and(|before| before.end > ranges[at].start)
+                || after.is_some_and(|after| after.start < ranges[at].end)
+        })
+        .collect();
+    let mut overlaps = overlaps.into_iter();
+    ranges.retain(|_| !overlaps.next().unwrap_or(false));
+    ranges
+}
+
 fn read_entries<'data, S>(frames: &S, section: &'data Section<'_>, sink: &mut impl Sink)
 where
     S: UnwindSection<Bytes<'data>>,

@@ -14,6 +14,7 @@ mod rules;
 mod table;
 mod walk;
 
+pub use cfi::function_ranges;
 pub use disk::{Cache, CacheError, CacheLimits, Origin};
 pub use elf::load_bias;
 pub use rules::Rules;

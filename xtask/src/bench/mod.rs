@@ -1,10 +1,14 @@
-//! Measures what tracing costs, on this machine: the traced program's time, and the tracer's own CPU, memory and waits.
+//! Measures, on this machine, what tracing costs (the traced program's time, and the tracer's own CPU, memory and waits) and what reports
+//! take.
 
 mod document;
 mod footprint;
 mod median;
 mod overhead;
+mod reports;
+mod soak;
 mod tool;
+mod unwind;
 mod workload;
 
 use std::{
@@ -23,18 +27,41 @@ use crate::{command, privilege, run};
 pub enum Bench {
     /// What traced programs lose, next to empty probes, bpftrace and heaptrack.
     Overhead {
-        /// How often each tool is measured; the median counts.
-        #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// How long one measurement takes, in milliseconds.
-        #[arg(long, default_value_t = 1000)]
-        milliseconds: u32,
+        /// How often each tool is measured; the median counts [default: 5].
+        #[arg(long)]
+        rounds: Option<usize>,
+        /// How long one measurement takes, in milliseconds [default: 1000].
+        #[arg(long)]
+        milliseconds: Option<u32>,
+        /// Three rounds of 0.2 s, and the document is left alone.
+        #[arg(long)]
+        quick: bool,
         /// Only these workloads.
         #[arg(long = "workload", value_enum)]
         workloads: Vec<workload::Kind>,
+        /// Only these tools, beside what they are compared with; the document is left alone.
+        #[arg(long = "tool", value_enum)]
+        tools: Vec<tool::Tool>,
     },
     /// What the tracer itself takes: CPU, memory, and time to attach and to let go.
     Footprint,
+    /// What it takes to draw a large recording in each format. Needs no root; writes docs/reports.md.
+    Reports,
+    /// Whether the tracer's memory and CPU time stay the same however long it records.
+    Soak {
+        /// How long it records, in minutes.
+        #[arg(long, default_value_t = 30)]
+        minutes: u32,
+    },
+    /// What walking stacks costs, by unwind tables and by frame pointers, and what making the tables takes.
+    Unwind {
+        /// How often each depth is measured; the median counts.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// How long one measurement takes, in milliseconds.
+        #[arg(long, default_value_t = 300)]
+        milliseconds: u32,
+    },
 }
 
 /// What the measurements need and where it is.
@@ -43,66 +70,98 @@ pub struct Bed {
     tracer: PathBuf,
     /// Puts empty probes in.
     empty_probes: PathBuf,
+    /// Makes unwind tables, and says how long that took.
+    unwind_tables: PathBuf,
     /// Sources of the workloads.
     sources: PathBuf,
     /// Where they are compiled to, and where sockets and reports go.
     scratch: PathBuf,
 }
 
-/// Builds, measures, prints tables and writes them into `docs/overhead.md`.
+/// Builds, measures, prints tables and writes them into `docs/overhead.md`, `docs/unwinding.md` or `docs/reports.md`.
 ///
 /// # Errors
 /// When something that is needed is not there, or a step fails.
 pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
-    ensure!(privilege::is_root(), "measuring attaches to processes and reads what they take: run it as root");
-    privilege::check_kernel()?;
-    let bed = Bed::make(workspace)?;
-    let document = workspace.join("docs/overhead.md");
+    let overhead = workspace.join("docs/overhead.md");
     match what {
-        Bench::Overhead { rounds, milliseconds, workloads } => {
+        Bench::Overhead { rounds, milliseconds, quick, workloads, tools } => {
+            let bed = Bed::make(workspace)?;
+            let plan = overhead::Plan {
+                rounds: rounds.unwrap_or(if *quick { 3 } else { 5 }),
+                milliseconds: milliseconds.unwrap_or(if *quick { 200 } else { 1000 }),
+                tools: tools.clone(),
+            };
             let kinds = if workloads.is_empty() { workload::Kind::value_variants() } else { workloads };
             for &kind in kinds {
-                let table = overhead::measure(&bed, *rounds, *milliseconds, kind)?;
-                println!("{table}");
-                document::replace(&document, kind.name(), &table)?;
+                let table = overhead::measure(&bed, &plan, kind)?;
+                if *quick || !tools.is_empty() {
+                    println!("{table}");
+                } else {
+                    write_down(&overhead, kind.name(), &table)?;
+                }
             }
             Ok(())
         }
-        Bench::Footprint => {
-            let table = footprint::measure(&bed)?;
-            println!("{table}");
-            document::replace(&document, "footprint", &table)
+        Bench::Footprint => write_down(&overhead, "footprint", &footprint::measure(&Bed::make(workspace)?)?),
+        Bench::Reports => {
+            write_down(&workspace.join("docs/reports.md"), "reports", &reports::measure(workspace)?)
+        }
+        Bench::Soak { minutes } => {
+            write_down(&overhead, "soak", &soak::measure(&Bed::make(workspace)?, *minutes)?)
+        }
+        Bench::Unwind { rounds, milliseconds } => {
+            let tables = unwind::measure(&Bed::make(workspace)?, *rounds, *milliseconds)?;
+            write_down(&workspace.join("docs/unwinding.md"), "cost", &tables)
         }
     }
 }
 
+fn write_down(document: &Path, section: &str, table: &str) -> Result<()> {
+    println!("{table}");
+    document::replace(document, section, table)
+}
+
 impl Bed {
     fn make(workspace: &Path) -> Result<Self> {
+        ensure!(
+            privilege::is_root(),
+            "measuring attaches to processes and reads what they take: run it as root"
+        );
+        privilege::check_kernel()?;
         run::build(workspace)?;
         let mut example = run::cargo(workspace);
-        example.args(["build", "--release", "--package", "tracer", "--example", "empty_probes"]);
-        command::run("building the empty probes", &mut example)?;
+        example.args(["build", "--release", "--package", "tracer", "--examples"]);
+        command::run("building the programs to compare with", &mut example)?;
         let scratch = workspace.join("target/bench");
         fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
         let bed = Self {
             tracer: run::binary(workspace),
             empty_probes: workspace.join("target/release/examples/empty_probes"),
+            unwind_tables: workspace.join("target/release/examples/unwind_tables"),
             sources: workspace.join("tests/programs/bench"),
             scratch,
         };
-        for program in ["pairs", "blocks"] {
+        for program in ["pairs", "blocks", "soak"] {
             bed.compile(program)?;
         }
         Ok(bed)
     }
 
     fn compile(&self, program: &str) -> Result<()> {
+        self.compile_as(program, program, &["-fno-omit-frame-pointer"])
+    }
+
+    /// Compiles a source under a name of its own.
+    fn compile_as(&self, name: &str, source: &str, flags: &[&str]) -> Result<()> {
         let mut compiler = Command::new("gcc");
         compiler
-            .args(["-O2", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra", "-o"])
-            .arg(self.program(program))
-            .arg(self.sources.join(program).with_extension("c"));
-        command::run_quietly(&format!("compiling {program}"), &mut compiler)
+            .args(["-O2", "-g", "-pthread", "-Wall", "-Wextra"])
+            .args(flags)
+            .arg("-o")
+            .arg(self.program(name))
+            .arg(self.sources.join(source).with_extension("c"));
+        command::run_quietly(&format!("compiling {name}"), &mut compiler)
     }
 
     /// A compiled workload.

@@ -19,6 +19,24 @@ struct Case {
     depth: Option<u32>,
 }
 
+/// How much is measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How often each tool is measured.
+    pub rounds: usize,
+    /// How long one measurement takes.
+    pub milliseconds: u32,
+    /// Only these tools, beside what they are compared with; all when there are none.
+    pub tools: Vec<Tool>,
+}
+
+impl Plan {
+    fn has(&self, tool: Tool) -> bool {
+        let is_compared_with = matches!(tool, Tool::Untraced | Tool::EmptyPlanned);
+        self.tools.is_empty() || is_compared_with || self.tools.contains(&tool)
+    }
+}
+
 /// How deep the stacks of malloc's callers are where it is not what is compared.
 const USUAL_DEPTH: u32 = 16;
 
@@ -26,9 +44,11 @@ const USUAL_DEPTH: u32 = 16;
 ///
 /// # Errors
 /// When a tool or workload fails.
-pub fn measure(bed: &Bed, rounds: usize, milliseconds: u32, kind: Kind) -> Result<String> {
+pub fn measure(bed: &Bed, plan: &Plan, kind: Kind) -> Result<String> {
+    let Plan { rounds, milliseconds, .. } = *plan;
     let began_on = machine()?;
-    let cases: Vec<Case> = cases(kind).into_iter().filter(|case| is_there(case.tool)).collect();
+    let cases: Vec<Case> =
+        cases(kind).into_iter().filter(|case| plan.has(case.tool) && is_there(case.tool)).collect();
     let mut results = vec![Vec::new(); cases.len()];
     for round in 1..=rounds {
         command::step(&format!("{}: round {round} of {rounds}", kind.title()));
@@ -52,8 +72,10 @@ fn cases(kind: Kind) -> Vec<Case> {
     let depths: &[Option<u32>] = if is_pairs { &[Some(4), Some(16), Some(64)] } else { &[None] };
     let plain = |tool| Case { tool, depth: None };
     let before = [Tool::Untraced, Tool::EmptyPlanned, Tool::EmptyEntries].map(plain);
-    let tracer = depths.iter().map(|&depth| Case { tool: Tool::Tracer, depth });
-    before.into_iter().chain(tracer).chain([Tool::Bpftrace, Tool::Heaptrack].map(plain)).collect()
+    let exact = depths.iter().map(|&depth| Case { tool: Tool::Tracer, depth });
+    // Of a sample hardly any stacks are walked, however deep.
+    let others = [Tool::Sampled, Tool::Bpftrace, Tool::Heaptrack].map(plain);
+    before.into_iter().chain(exact).chain(others).collect()
 }
 
 fn is_there(tool: Tool) -> bool {

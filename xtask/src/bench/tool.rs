@@ -14,7 +14,7 @@ use super::Bed;
 use crate::command;
 
 /// What a workload runs under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Tool {
     /// Nothing.
     Untraced,
@@ -24,6 +24,8 @@ pub enum Tool {
     EmptyEntries,
     /// The tracer, tracking every allocation.
     Tracer,
+    /// The tracer, tracking a sample of one per 512 KiB.
+    Sampled,
     /// `bpftrace` with the usual script.
     Bpftrace,
     /// `heaptrack`, which is preloaded and not attached.
@@ -37,6 +39,7 @@ impl fmt::Display for Tool {
             Self::EmptyPlanned => "empty probes, tracer's sites",
             Self::EmptyEntries => "empty probes, function entries",
             Self::Tracer => "tracer, exact",
+            Self::Sampled => "tracer, sampled at 512 KiB",
             Self::Bpftrace => "bpftrace script",
             Self::Heaptrack => "heaptrack",
         })
@@ -81,8 +84,11 @@ impl Tool {
                 probes.args([&pid, sites]).stdin(Stdio::piped()).stdout(Stdio::piped());
                 Attached::start(&mut probes, "ready", Ending::EndOfInput)
             }
-            Self::Tracer => {
-                let mut tracer = tracer(bed, &pid);
+            Self::Tracer | Self::Sampled => {
+                let mut tracer = tracer(bed, Some(&pid));
+                if self == Self::Sampled {
+                    tracer.args(["--sample", "512KiB"]);
+                }
                 let attached = Attached::start(&mut tracer, "recording ", Ending::Interrupt)?;
                 // The status line is due every 200 ms; with it the tracer learns the address of the return trampoline.
                 thread::sleep(Duration::from_millis(400));
@@ -110,12 +116,13 @@ impl Tool {
     }
 }
 
-/// The tracer on a process, until it is interrupted.
-pub fn tracer(bed: &Bed, pid: &str) -> Command {
+/// The tracer on a process, or on those that are still to be named, until it is interrupted.
+pub fn tracer(bed: &Bed, pid: Option<&str>) -> Command {
     let mut tracer = Command::new(&bed.tracer);
     tracer
-        .args(["--no-progress", "--pid", pid, "--output"])
+        .args(["--no-progress", "--output"])
         .arg(bed.scratch.join("report.json"))
+        .args(pid.iter().flat_map(|pid| ["--pid", pid]))
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     tracer

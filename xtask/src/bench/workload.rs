@@ -255,13 +255,21 @@ impl Dialogue {
         bail!("a program ended before it said `{start}`")
     }
 
+    /// Sends a line.
+    ///
+    /// # Errors
+    /// When it ended.
+    pub fn tell(&mut self, line: &str) -> Result<()> {
+        let input = self.input.as_mut().context("its input has ended")?;
+        Ok(writeln!(input, "{line}")?)
+    }
+
     /// Sends a line, and returns the next one.
     ///
     /// # Errors
     /// When it ended.
     pub fn ask(&mut self, line: &str) -> Result<String> {
-        let input = self.input.as_mut().context("its input has ended")?;
-        writeln!(input, "{line}")?;
+        self.tell(line)?;
         self.lines.next().context("a program ended early")?.context("it cannot be read")
     }
 }

@@ -170,6 +170,70 @@ impl Function<'_> {
     }
 }
 
+/// A jump, as far as it can be told where it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::plan) enum Jump {
+    /// To this address.
+    To(u64),
+    /// To the address in the word at this address.
+    Through(u64),
+    /// To an address from a register or a table.
+    Unknown,
+}
+
+/// A function's instructions, one after the other.
+pub(in crate::plan) struct Sweep {
+    /// Where instructions start, ascending.
+    starts: Vec<u64>,
+    /// The instructions that return.
+    pub(in crate::plan) returns: Vec<u64>,
+    /// Where it jumps.
+    pub(in crate::plan) jumps: Vec<Jump>,
+}
+
+impl Sweep {
+    /// Whether an instruction starts at this address.
+    pub(in crate::plan) fn starts_at(&self, svma: u64) -> bool {
+        self.starts.binary_search(&svma).is_ok()
+    }
+}
+
+impl Function<'_> {
+    /// Decodes the function from its first byte to its last; none when that does not come out even.
+    pub(in crate::plan) fn sweep(&self) -> Option<Sweep> {
+        let size = usize::try_from(self.size).ok().filter(|size| (1..=FUNCTION_BYTES).contains(size))?;
+        let mut sweep = Sweep { starts: Vec::new(), returns: Vec::new(), jumps: Vec::new() };
+        let mut end = self.svma;
+        for instruction in
+            Decoder::with_ip(64, self.code.get(..size)?, self.svma, DecoderOptions::NONE).iter()
+        {
+            if instruction.is_invalid() {
+                return None;
+            }
+            sweep.starts.push(instruction.ip());
+            end = instruction.next_ip();
+            match instruction.flow_control() {
+                FlowControl::Return if instruction.code() == Code::Retnq => {
+                    sweep.returns.push(instruction.ip());
+                }
+                FlowControl::Return => return None,
+                FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+                    sweep.jumps.push(target(&instruction).map_or(Jump::Unknown, |target| match target {
+                        Target::Address(svma) => Jump::To(svma),
+                        Target::Slot(slot) => Jump::Through(slot),
+                    }));
+                }
+                FlowControl::IndirectBranch => sweep.jumps.push(match target(&instruction) {
+                    Some(Target::Slot(slot)) => Jump::Through(slot),
+                    _ => Jump::Unknown,
+                }),
+                _ => {}
+            }
+        }
+        (end == self.svma + self.size).then_some(sweep)
+    }
+}
+
 /// Where a jump or call goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::plan) enum Target {

@@ -10,7 +10,7 @@ use super::svg::Hue;
 use super::text::Facts;
 use super::tree::Tree;
 use super::view::{Role, View};
-use super::{Options, Report, stack_lines};
+use super::{FlameOrder, Options, Report, Weight, stack_lines};
 use crate::model::{Kind, Memory, Profile, StackReport, TimelinePoint, Verdict, VerdictSummary};
 
 /// The `.html` report.
@@ -46,9 +46,14 @@ fn data<'a>(profile: &'a Profile, options: &Options, view: &View<'a>, tree: &Tre
         verdict: profile.verdict.as_ref(),
         facts: facts.facts,
         trust: facts.trust,
-        footer: format!("Recorded by tracer {}.", profile.tracer_version),
+        footer: format!(
+            "Recorded by tracer {}. This page loads nothing from the network.",
+            profile.tracer_version
+        ),
         memory: profile.memory.as_ref(),
         timeline: &profile.timeline,
+        by_objects: options.weight == Weight::Objects,
+        icicle: options.order == FlameOrder::Icicle,
         tree: Nodes {
             parent: nodes.iter().map(|node| node.parent).collect(),
             name: nodes.iter().map(|node| node.name).collect(),
@@ -76,6 +81,7 @@ fn row(stack: &StackReport, node: u32) -> Row<'_> {
         objects: stack.outstanding_objects,
         age: stack.oldest_age_ns,
         growth: stack.growth_bytes_per_second,
+        history: &stack.history_bytes,
         verdict: stack.verdict,
         node,
     }
@@ -92,6 +98,10 @@ struct Data<'a> {
     footer: String,
     memory: Option<&'a Memory>,
     timeline: &'a [TimelinePoint],
+    /// Whether widths are blocks at first.
+    by_objects: bool,
+    /// Whether the flame graph grows down.
+    icicle: bool,
     tree: Nodes<'a>,
     stacks: Vec<Row<'a>>,
 }
@@ -121,6 +131,7 @@ struct Row<'a> {
     objects: u64,
     age: Option<u64>,
     growth: Option<f64>,
+    history: &'a [u64],
     verdict: Option<Verdict>,
     /// Where the stack ends in the tree.
     node: u32,

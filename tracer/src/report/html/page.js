@@ -28,9 +28,17 @@ const span = (ns) => {
 const percent = (part, whole) => (whole ? 100 * part / whole : 0).toFixed(1) + " %";
 const amount = (n) => weight === "bytes" ? bytes(n) : count(n) + (n === 1 ? " block" : " blocks");
 
+const shape = (tag, attributes, text) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+
 // The head of the page.
 document.title = data.headline;
 $("headline").textContent = data.headline;
+$("headline").classList.toggle("alone", !data.verdict);
 if (data.verdict) {
   $("verdict").textContent = data.verdict.summary;
   $("verdict").classList.toggle("leaking", data.verdict.leaking === true);
@@ -49,20 +57,28 @@ const partColors = { native: "--native", mapping: "--libc", managed: "--jit", al
 if (data.memory && data.memory.rss_before_bytes !== undefined && data.memory.rss_after_bytes !== undefined) {
   const { rss_before_bytes: before, rss_after_bytes: after, parts = [] } = data.memory;
   $("rss").textContent = `${bytes(before)} → ${bytes(after)}, ${change(after - before)}`;
-  const total = parts.reduce((sum, part) => sum + Math.max(0, part.after_bytes), 0);
+  const moments = [["before", "before_bytes", before], ["after", "after_bytes", after]];
+  const sum = (key) => parts.reduce((sum, part) => sum + Math.max(0, part[key]), 0);
+  const most = Math.max(1, ...moments.map(([, key]) => sum(key)));
+  for (const [title, key, size] of moments) {
+    const bar = element("div", { className: "bar" }, ...parts.map((part) => {
+      const box = element("div", { title: `${partNames[part.part]}: ${bytes(part[key])}` });
+      box.style.cssText = `background:var(${partColors[part.part]});width:${100 * Math.max(0, part[key]) / most}%`;
+      return box;
+    }));
+    $("bars").append(element("span", { textContent: title, className: "dim" }), bar, element("span", { textContent: bytes(size), className: "size" }));
+  }
   for (const part of parts) {
     const color = `var(${partColors[part.part]})`;
-    const box = element("div", { title: `${partNames[part.part]}: ${bytes(part.after_bytes)}` });
-    box.style.cssText = `background:${color};width:${100 * Math.max(0, part.after_bytes) / (total || 1)}%`;
-    $("bar").append(box);
     const swatch = element("span", { className: "swatch" });
     swatch.style.background = color;
     const cells = [bytes(part.before_bytes), bytes(part.after_bytes), change(part.after_bytes - part.before_bytes)];
     $("parts").tBodies[0].append(element("tr", {}, element("td", {}, swatch, partNames[part.part]),
       ...cells.map((text) => element("td", { textContent: text, className: "number" })), element("td", { textContent: part.note || "" })));
   }
-  $("bar").hidden = $("parts").hidden = !parts.length;
-  $("bar").setAttribute("aria-label", "Parts of the resident memory at the end: " + parts.map((part) => `${partNames[part.part]} ${bytes(part.after_bytes)}`).join(", "));
+  $("bars").hidden = $("parts").hidden = !parts.length;
+  $("bars").style.display = parts.length ? "" : "none";
+  $("bars").setAttribute("aria-label", "Parts of the resident memory at the end: " + parts.map((part) => `${partNames[part.part]} ${bytes(part.after_bytes)}`).join(", "));
   $("memory").hidden = false;
 }
 
@@ -74,12 +90,6 @@ function plot() {
   const last = data.timeline[data.timeline.length - 1].t_ns || 1;
   const most = Math.max(1, ...data.timeline.flatMap((point) => lines.map(([, key]) => point[key] || 0)));
   const x = (t) => left + (width - left - 10) * t / last, y = (n) => height - bottom - (height - bottom - top) * n / most;
-  const shape = (tag, attributes, text) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": lines.map(([name, key]) => `${name} from ${bytes(data.timeline[0][key] || 0)} to ${bytes(data.timeline[data.timeline.length - 1][key] || 0)}`).join(", ") });
   for (const part of width < 600 ? [0, .5, 1] : [0, .25, .5, .75, 1]) {
     svg.append(shape("line", { class: "grid", x1: left, x2: width - 10, y1: y(most * part), y2: y(most * part) }),
@@ -124,7 +134,7 @@ const label = (i) => i ? names[name[i]].text : "all";
 // The flame graph.
 const graph = $("graph");
 const ROW = 17, NARROWEST = 1.5;
-let weight = "bytes", root = 0, matches = null, boxes = new Map();
+let weight = data.by_objects ? "objects" : "bytes", root = 0, matches = null, boxes = new Map();
 
 function draw(focus) {
   const total = totals[weight], width = graph.clientWidth;
@@ -153,7 +163,7 @@ function draw(focus) {
     box.setAttribute("role", "button");
     box.setAttribute("aria-label", describe(i));
     box.dataset.node = i;
-    box.style.cssText = `left:${left}px;width:${wide}px;top:${(rows - 1 - depth[i]) * ROW}px;background:var(--${i ? names[name[i]].hue.toLowerCase() : "process"})`;
+    box.style.cssText = `left:${left}px;width:${wide}px;top:${(data.icicle ? depth[i] : rows - 1 - depth[i]) * ROW}px;background:var(--${i ? names[name[i]].hue.toLowerCase() : "process"})`;
     box.classList.toggle("ancestor", depth[i] < depth[root]);
     box.classList.toggle("match", Boolean(matches && i && matches[name[i]]));
     boxes.set(i, box);
@@ -186,9 +196,10 @@ graph.addEventListener("keydown", (event) => {
   const i = nodeOf(event);
   if (i === null) return;
   const siblings = i ? children(parent[i]).filter((sibling) => boxes.has(sibling)).sort((a, b) => totals[weight][b] - totals[weight][a]) : [];
+  const [up, down] = data.icicle ? ["ArrowDown", "ArrowUp"] : ["ArrowUp", "ArrowDown"];
   const target = {
-    ArrowUp: () => children(i).filter((child) => boxes.has(child)).sort((a, b) => totals[weight][b] - totals[weight][a])[0],
-    ArrowDown: () => i ? parent[i] : undefined,
+    [up]: () => children(i).filter((child) => boxes.has(child)).sort((a, b) => totals[weight][b] - totals[weight][a])[0],
+    [down]: () => i ? parent[i] : undefined,
     ArrowLeft: () => siblings[siblings.indexOf(i) - 1],
     ArrowRight: () => siblings[siblings.indexOf(i) + 1],
   }[event.key];
@@ -206,6 +217,7 @@ document.addEventListener("keydown", (event) => { if (event.key === "Escape" && 
 $("reset").addEventListener("click", () => zoom(0));
 addEventListener("resize", () => draw());
 for (const input of document.querySelectorAll("input[name=weight]")) {
+  input.checked = input.value === weight;
   input.addEventListener("change", () => { weight = input.value; draw(); search(); });
 }
 
@@ -234,12 +246,26 @@ $("search").addEventListener("input", search);
 
 // The table.
 const PAGE = 100;
-let shown = PAGE, sorted = { key: "weight", descending: true };
+let shown = PAGE, sorted = { key: data.by_objects ? "objects" : "weight", descending: true };
+const hasHistory = data.stacks.some((stack) => stack.history.length > 1);
+
+// How a stack grew, as a line.
+function sparkline(stack) {
+  const sizes = stack.history;
+  if (sizes.length < 2) return "";
+  const most = Math.max(1, ...sizes);
+  const line = sizes.map((size, i) => `${(88 * i / (sizes.length - 1)).toFixed(1)} ${(19 - 18 * size / most).toFixed(1)}`).join("L");
+  const label = `from ${bytes(sizes[0])} to ${bytes(sizes[sizes.length - 1])}, at most ${bytes(most)}`;
+  const svg = shape("svg", { viewBox: "0 0 88 20", preserveAspectRatio: "none", class: "spark", role: "img", "aria-label": label });
+  svg.append(shape("title", {}, label), shape("path", { class: "below", d: `M0 20L${line}L88 20Z` }), shape("path", { d: "M" + line }));
+  return svg;
+}
 const columns = [
   ["Weight", "weight", (stack) => bytes(stack.weight), true],
   ["Share", "weight", (stack) => percent(stack.weight, totals.bytes[0]), true, true],
   ["Blocks", "objects", (stack) => count(stack.objects), true],
   ["Oldest", "age", (stack) => stack.age === null ? "" : span(stack.age), true, true],
+  ...(hasHistory ? [["History", "growth", sparkline, false]] : []),
   ["Growth", "growth", (stack) => stack.growth === null ? "" : change(Math.round(stack.growth * 60)) + "/min", true, true],
   ["Verdict", "verdict", (stack) => (stack.verdict || "").replace("_", " "), false, true],
   ["Api", "api", (stack) => stack.api, false],
@@ -288,8 +314,8 @@ function row(stack) {
   const button = element("button", { type: "button", textContent: caller.text + (caller.place ? ` (${caller.place})` : "") });
   button.setAttribute("aria-expanded", "false");
   const where = element("td", { className: "where" }, button);
-  const line = element("tr", { className: "row" },
-    ...columns.map(([, key, text, number, wide]) => element("td", { textContent: text(stack), className: (number ? "number" : "") + (wide ? " wide" : "") + (key === "verdict" && stack.verdict === "leaking" ? " leaking" : "") })), where);
+  const line = element("tr", { className: "row" + (stack.verdict === "leaking" ? " leaking-row" : "") },
+    ...columns.map(([, key, content, number, wide]) => element("td", { className: (number ? "number" : "") + (wide ? " wide" : "") + (key === "verdict" && stack.verdict === "leaking" ? " leaking" : "") }, content(stack))), where);
   let open = null;
   line.addEventListener("click", () => {
     button.setAttribute("aria-expanded", String(!open));

@@ -28,8 +28,11 @@ mod label {
     pub const COMPLETE: &str = "complete";
     pub const STOP: &str = "stop";
     pub const VERDICT: &str = "verdict";
+    pub const HISTORY: &str = "history_bytes";
     pub const GROWTH: &str = "growth_bytes_per_second";
     pub const OLDEST_AGE: &str = "oldest_age";
+    pub const MEDIAN_AGE: &str = "median_age";
+    pub const REASON: &str = "reason";
     pub const OUTSTANDING: &str = "outstanding_bytes";
     pub const WEIGHT: &str = "weight_bytes";
     pub const OUTSTANDING_OBJECTS: &str = "outstanding_objects";
@@ -139,7 +142,7 @@ pub(super) mod tests {
     fn a_bomb_is_not_unpacked() {
         let bomb = pack(&vec![0; 1 << 20]).repeat(600);
         assert!(bomb.len() < 8 << 20);
-        assert!(matches!(read(&bomb), Err(PprofError::TooLarge)));
+        assert!(matches!(read(&bomb[..]), Err(PprofError::TooLarge(_))));
     }
 
     #[test]
@@ -153,9 +156,9 @@ pub(super) mod tests {
                 .location
                 .extend((0..2_000).map(|i| proto::Location { id: 1_000_000 + i, ..location.clone() }));
         });
-        assert!(matches!(read(&long_text), Err(PprofError::TooLarge)));
+        assert!(matches!(read(&long_text[..]), Err(PprofError::TooLarge(_))));
         let huge_message = packed(|profile| profile.sample[0].location_id = vec![1; 2 << 20]);
-        assert!(matches!(read(&huge_message), Err(PprofError::TooLarge)));
+        assert!(matches!(read(&huge_message[..]), Err(PprofError::TooLarge(_))));
     }
 
     #[test]
@@ -170,9 +173,9 @@ pub(super) mod tests {
             |profile| profile.function[0].name = i64::MAX,
         ];
         for (i, change) in changes.into_iter().enumerate() {
-            assert!(matches!(read(&packed(change)), Err(PprofError::Inconsistent(_))), "{i}");
+            assert!(matches!(read(&packed(change)[..]), Err(PprofError::Inconsistent(_))), "{i}");
         }
         let foreign = packed(|profile| profile.string_table.retain(|text| !text.starts_with('{')));
-        assert!(matches!(read(&foreign), Err(PprofError::Foreign)));
+        assert!(matches!(read(&foreign[..]), Err(PprofError::Foreign)));
     }
 }

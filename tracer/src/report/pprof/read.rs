@@ -1,7 +1,6 @@
 //! Reads back what [`Pprof`](super::Pprof) wrote. The file is not trusted: whatever it holds, reading it takes a bounded
 //! amount of memory and ends with a profile or an error.
 
-use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 use super::proto::{Function, Label, Location, Mapping, Sample};
 use super::{HIDDEN_VALUES, NO_ADDRESSES, SAMPLE_TYPES, label};
 use crate::model::{Address, Frame, Pid, Profile, SCHEMA, StackReport};
+use crate::report::{Budget, QuickMap, TooLarge};
 
 /// The largest profile, unpacked: some 4 million stacks. A gzip file can unpack to a thousand times its size.
 const MAX_UNPACKED: u64 = 512 << 20;
@@ -20,8 +20,8 @@ const MAX_UNPACKED: u64 = 512 << 20;
 /// size in memory while it is read.
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// What the profile may take in memory: a few bytes of the file can refer to a long text again and again.
-const MAX_MEMORY: usize = 1 << 30;
+/// Times at which a stack's size is known; the tracer writes fewer.
+const MAX_HISTORY: usize = 256;
 
 /// Why a file is no profile of ours.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +36,8 @@ pub enum PprofError {
     #[error("it is damaged: {0}")]
     Inconsistent(&'static str),
     /// It would take too much memory.
-    #[error("it is too large, or made to be: it would take more than {} of memory", crate::model::Bytes(MAX_MEMORY as u64))]
-    TooLarge,
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
     /// Something else wrote it.
     #[error("it is a pprof profile, but not one that tracer recorded")]
     Foreign,
@@ -47,11 +47,11 @@ pub enum PprofError {
 }
 
 /// Reads a profile from the bytes of a `.pb.gz` file.
-pub fn read(file: &[u8]) -> Result<Profile, PprofError> {
+pub fn read(file: impl Read) -> Result<Profile, PprofError> {
     let mut unpacked = Vec::new();
     MultiGzDecoder::new(file).take(MAX_UNPACKED + 1).read_to_end(&mut unpacked).map_err(PprofError::Gzip)?;
     if unpacked.len() as u64 > MAX_UNPACKED {
-        return Err(PprofError::TooLarge);
+        return Err(TooLarge.into());
     }
     decode(&unpacked)
 }
@@ -66,7 +66,7 @@ mod field {
 }
 
 fn decode(bytes: &[u8]) -> Result<Profile, PprofError> {
-    let mut budget = Budget(MAX_MEMORY);
+    let mut budget = Budget::default();
     let mut tables = Tables::default();
     for text in fields(bytes, field::STRING) {
         budget.charge(size_of::<&str>())?;
@@ -97,10 +97,16 @@ fn decode(bytes: &[u8]) -> Result<Profile, PprofError> {
     Ok(profile)
 }
 
+/// The longest text with the recording's settings: it has 2,000 points of the timeline at most.
+const MAX_HEADER: usize = 16 << 20;
+
 /// The profile without its stacks, from the text that holds it.
 fn header(strings: &[&str]) -> Result<Profile, PprofError> {
     let start = format!("{{\"schema\":\"{SCHEMA}\"");
     let header = strings.iter().find(|text| text.starts_with(&start)).ok_or(PprofError::Foreign)?;
+    if header.len() > MAX_HEADER {
+        return Err(TooLarge.into());
+    }
     serde_json::from_str(header).map_err(PprofError::Header)
 }
 
@@ -108,10 +114,10 @@ fn header(strings: &[&str]) -> Result<Profile, PprofError> {
 #[derive(Default)]
 struct Tables<'a> {
     strings: Vec<&'a str>,
-    mappings: HashMap<u64, Mapping>,
-    functions: HashMap<u64, Function>,
+    mappings: QuickMap<u64, Mapping>,
+    functions: QuickMap<u64, Function>,
     /// Leaf first.
-    locations: HashMap<u64, Vec<Arc<Frame>>>,
+    locations: QuickMap<u64, Vec<Arc<Frame>>>,
 }
 
 impl Tables<'_> {
@@ -217,6 +223,10 @@ impl Tables<'_> {
         };
         let api = labels.text(label::API)?.unwrap_or_default();
         let stop = labels.text(label::STOP)?;
+        let history_bytes = labels.text(label::HISTORY)?.map_or_else(Vec::new, |sizes| {
+            sizes.split(' ').take(MAX_HISTORY).map_while(|size| size.parse().ok()).collect()
+        });
+        budget.charge(history_bytes.len() * size_of::<u64>())?;
         budget.charge(api.len() + stop.map_or(0, str::len))?;
         Ok(StackReport {
             pid,
@@ -231,8 +241,11 @@ impl Tables<'_> {
             freed_objects: freed(label::FREED_OBJECTS, allocated_objects, outstanding_objects)?,
             resident_bytes: labels.number(label::RESIDENT)?,
             oldest_age_ns: labels.number(label::OLDEST_AGE)?,
+            median_age_ns: labels.number(label::MEDIAN_AGE)?,
             growth_bytes_per_second: labels.text(label::GROWTH)?.and_then(|rate| rate.parse().ok()),
+            history_bytes,
             verdict: labels.named(label::VERDICT)?,
+            reason: labels.text(label::REASON)?.map(str::to_owned),
             complete: labels.text(label::COMPLETE)? != Some("false"),
             stop: stop.map(str::to_owned),
             frames,
@@ -281,22 +294,12 @@ fn unsigned(number: i64) -> Result<u64, PprofError> {
     u64::try_from(number).map_err(|_| PprofError::Inconsistent("a figure is negative"))
 }
 
-/// Memory that may still be taken.
-struct Budget(usize);
-
-impl Budget {
-    fn charge(&mut self, bytes: usize) -> Result<(), PprofError> {
-        self.0 = self.0.checked_sub(bytes).ok_or(PprofError::TooLarge)?;
-        Ok(())
-    }
-}
-
 /// The messages of one field.
 fn messages<M: Message + Default>(bytes: &[u8], field: u32) -> impl Iterator<Item = Result<M, PprofError>> {
     fields(bytes, field).map(|message| {
         let message = message?;
         if message.len() > MAX_MESSAGE {
-            return Err(PprofError::TooLarge);
+            return Err(TooLarge.into());
         }
         Ok(M::decode(message)?)
     })

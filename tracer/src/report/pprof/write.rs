@@ -1,6 +1,5 @@
 //! Writes a profile as pprof.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -12,7 +11,7 @@ use super::proto::{Function, Label, Line, Location, Mapping, Profile as Proto, S
 use super::{HIDDEN_VALUES, NO_ADDRESSES, SAMPLE_TYPES, label};
 use crate::model::{Frame, Profile, StackReport};
 use crate::report::human::{counted, printable};
-use crate::report::{Options, Report};
+use crate::report::{Options, QuickMap, Report};
 
 /// The `.pb.gz` report. It holds the whole profile; its values are of the kinds that the options draw.
 pub struct Pprof;
@@ -36,8 +35,7 @@ fn encode(profile: &Profile, options: &Options) -> io::Result<Proto> {
     let sample_type = SAMPLE_TYPES.map(&mut value_type).to_vec();
     let period_type = Some(value_type(("space", "bytes")));
     let default_sample_type = tables.strings.index("inuse_space");
-    let header = Profile { stacks: Vec::new(), ..profile.clone() };
-    tables.strings.index_owned(serde_json::to_string(&header)?);
+    tables.strings.index_owned(serde_json::to_string(&profile.without_stacks())?);
     let comment = vec![tables.strings.index_owned(summary(profile))];
     Ok(Proto {
         sample_type,
@@ -84,12 +82,12 @@ fn signed(number: u64) -> i64 {
 struct Tables<'a> {
     strings: Strings,
     mappings: Vec<Mapping>,
-    mapping_ids: HashMap<ObjectKey<'a>, u64>,
+    mapping_ids: QuickMap<ObjectKey<'a>, u64>,
     functions: Vec<Function>,
-    function_ids: HashMap<(i64, i64, i64), u64>,
+    function_ids: QuickMap<(i64, i64, i64), u64>,
     locations: Vec<Location>,
     /// By address, which nearly always has one location.
-    location_ids: HashMap<u64, Vec<KnownLocation<'a>>>,
+    location_ids: QuickMap<u64, Vec<KnownLocation<'a>>>,
 }
 
 /// A function and what is inlined in it, and its location's number.
@@ -135,9 +133,16 @@ impl<'a> Tables<'a> {
         if let Some(verdict) = stack.verdict {
             text(label::VERDICT, &name_of(&verdict));
         }
+        if let Some(reason) = &stack.reason {
+            text(label::REASON, reason);
+        }
         if let Some(rate) = stack.growth_bytes_per_second {
             // The shortest text that reads back as the same number.
             text(label::GROWTH, &rate.to_string());
+        }
+        if !stack.history_bytes.is_empty() {
+            let sizes: Vec<String> = stack.history_bytes.iter().map(u64::to_string).collect();
+            text(label::HISTORY, &sizes.join(" "));
         }
         if !stack.complete {
             text(label::COMPLETE, "false");
@@ -152,6 +157,7 @@ impl<'a> Tables<'a> {
         let numbers = [
             (label::PID, Some(stack.pid.unwrap_or(profile.target.pid).0.into()), ""),
             (label::OLDEST_AGE, stack.oldest_age_ns, "nanoseconds"),
+            (label::MEDIAN_AGE, stack.median_age_ns, "nanoseconds"),
             (
                 label::OUTSTANDING,
                 (stack.outstanding_bytes != stack.weight_bytes).then_some(stack.outstanding_bytes),
@@ -254,7 +260,7 @@ impl<'a> Tables<'a> {
 #[derive(Default)]
 struct Strings {
     texts: Vec<String>,
-    indexes: HashMap<String, i64>,
+    indexes: QuickMap<String, i64>,
 }
 
 impl Strings {

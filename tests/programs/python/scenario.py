@@ -1,0 +1,65 @@
+"""Programs whose truth is known, for the scenarios. The first argument names one:
+
+objects        Python objects that are kept
+extension      a C extension (a library, the second argument) that leaks
+
+Says how many arenas it has before it begins, and with `done`.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import tempfile
+import time
+
+WORK_S = 8.5
+name = sys.argv[1]
+kept = []
+
+
+def arenas():
+    """How many bytes the arenas of small objects have, as the interpreter counts them."""
+    with tempfile.TemporaryFile() as text:
+        saved = os.dup(2)
+        os.dup2(text.fileno(), 2)
+        sys._debugmallocstats()
+        os.dup2(saved, 2)
+        os.close(saved)
+        text.seek(0)
+        for line in text.read().decode().splitlines():
+            # `48 arenas * 1048576 bytes/arena     =           50,331,648`
+            if "bytes/arena" in line:
+                return int(line.split("=")[1].replace(",", ""))
+    return 0
+
+
+def objects():
+    kept.extend((number, str(number)) for number in range(1000))
+
+
+if name == "extension":
+    leak = ctypes.PyDLL(sys.argv[2]).leak
+    leak.argtypes = [ctypes.c_size_t]
+
+
+def extension():
+    leak(16 * 1024)
+    leak(48 * 1024)
+
+
+work = {"objects": objects, "extension": extension}[name]
+for _ in range(20):
+    work()
+print(json.dumps({"pid": os.getpid(), "arenas": arenas(), "expect": {"leaks": []}}), flush=True)
+if not sys.stdin.buffer.raw.read(16):
+    sys.exit(0)
+started = time.monotonic()
+while time.monotonic() - started < WORK_S:
+    work()
+    time.sleep(0.01)
+print(f"usage {arenas()}", flush=True)
+print("done", flush=True)
+while sys.stdin.buffer.raw.read(64):
+    pass
+os._exit(0)

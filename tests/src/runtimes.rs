@@ -1,0 +1,48 @@
+//! Programs in other languages: where their runtimes are, and what has to be built for them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::program::{compile, programs_dir};
+
+/// The addon of `programs/node`, in a directory under the ending that `require` wants.
+#[track_caller]
+#[must_use]
+pub fn node_addon(directory: &Path) -> PathBuf {
+    let system = Path::new("/usr/include/node");
+    // Where `cargo xtask setup` puts the npm package when the system has no headers.
+    let package =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/node_modules/node-api-headers/include");
+    let headers = [system, &package].into_iter().find(|headers| headers.join("node_api.h").is_file());
+    let headers = headers.expect("node_api.h is there: install libnode-dev or run `cargo xtask setup`");
+    let flags = ["-shared".into(), "-fPIC".into(), format!("-I{}", headers.display())];
+    let addon = directory.join("session_cache.node");
+    fs::copy(compile("node/addon.cc", &flags), &addon).expect("there is room");
+    addon
+}
+
+/// A class of `programs/java`, compiled into a directory, in a virtual machine with these options.
+#[track_caller]
+#[must_use]
+pub fn java(class: &str, directory: &Path, options: &[&str]) -> Command {
+    let source = programs_dir().join("java").join(class).with_extension("java");
+    let mut javac = Command::new("javac");
+    javac.arg("-d").arg(directory).arg(source);
+    let output = javac.output().expect("javac is installed (`cargo xtask setup`)");
+    assert!(output.status.success(), "{javac:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    let mut java = Command::new("java");
+    java.args(options).arg("-cp").arg(directory).arg(class);
+    java
+}
+
+/// The interpreter itself: what `python3` in `PATH` starts may be a script that starts it.
+#[track_caller]
+#[must_use]
+pub fn python() -> Command {
+    let output = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output();
+    let output = output.expect("python3 is installed (`cargo xtask setup`)");
+    Command::new(String::from_utf8_lossy(&output.stdout).trim())
+}

@@ -1,0 +1,151 @@
+//! Judges stacks together that differ only in code that was compiled as the program ran.
+//!
+//! A runtime compiles a function again as it gets hot, and from then on what it allocates has another stack: the old one
+//! stops, and the new one is too young to be judged. What they have in common is the native code that is called from the
+//! compiled: a stack that stopped, or has just begun, is judged as the sum of those that have the same.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::growth::{self, Births, Turnover};
+use super::history::{History, Source};
+use crate::model::{Bytes, Frame, StackReport, Verdict};
+
+/// A stack that was judged by itself, and what by.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The stack.
+    pub stack: StackReport,
+    /// Where its history is.
+    pub source: Source,
+    /// When what it holds was allocated.
+    pub births: Births,
+    /// Of the bytes that it holds, in bytes squared, when they are estimated.
+    pub variance: f64,
+}
+
+/// Gives stacks through compiled code the verdict of all that differ in it alone, where their own says too little.
+pub fn judge_together(stacks: &mut [Judged], history: &History) {
+    let mut alike: HashMap<Vec<String>, Vec<usize>> = HashMap::new();
+    for (index, judged) in stacks.iter().enumerate() {
+        if let (true, Some(key)) = (judged.stack.kind.counts_by_default(), key(&judged.stack)) {
+            alike.entry(key).or_default().push(index);
+        }
+    }
+    for group in alike.into_values().filter(|group| group.len() > 1) {
+        if !group.iter().any(|&index| says_little(&stacks[index])) {
+            continue;
+        }
+        let judgement = judge(group.iter().map(|&index| &stacks[index]), history);
+        for index in group {
+            let judged = &mut stacks[index];
+            if says_little(judged) && judged.stack.weight_bytes > 0 {
+                judged.stack.verdict = Some(judgement.verdict);
+                judged.stack.reason = Some(judgement.reason.to_owned());
+            }
+        }
+    }
+}
+
+fn says_little(judged: &Judged) -> bool {
+    matches!(judged.stack.verdict, Some(Verdict::Unknown | Verdict::OneOff))
+}
+
+fn judge<'a>(group: impl Iterator<Item = &'a Judged> + Clone, history: &History) -> growth::Judgement {
+    let sources: HashSet<Source> = group.clone().map(|judged| judged.source).collect();
+    let sum = |figure: fn(&StackReport) -> u64| {
+        group.clone().fold(0, |sum: u64, judged| sum.saturating_add(figure(&judged.stack)))
+    };
+    let births = group.clone().map(|judged| judged.births).reduce(Births::and);
+    let variance: f64 = group.clone().map(|judged| judged.variance).sum();
+    let turnover = Turnover {
+        allocated_objects: sum(|stack| stack.allocated_objects),
+        freed_objects: sum(|stack| stack.freed_objects),
+        births: births.unwrap_or(Births::new(0, 0)),
+        standard_error: Bytes(variance.sqrt() as u64),
+    };
+    growth::judge(&history.total(|source| sources.contains(&source)), &turnover)
+}
+
+/// What stacks have in common that differ only in compiled code: what is called from there, and by which function. `None`
+/// for one that has no such code.
+fn key(stack: &StackReport) -> Option<Vec<String>> {
+    let called = stack.frames.iter().position(|frame| is_compiled(frame))?;
+    let place = [format!("{:?} {:?} {}", stack.pid, stack.kind, stack.api)];
+    Some(place.into_iter().chain(stack.frames[..called].iter().map(|frame| frame.label())).collect())
+}
+
+/// Whether a frame is code of no file, or what stands for it: V8's interpreter and built-in functions, which compiled code
+/// takes the place of.
+fn is_compiled(frame: &Arc<Frame>) -> bool {
+    let is_jit = frame.language.as_deref() == Some("jit");
+    let is_built_in = frame.function.as_deref().is_some_and(|function| function.starts_with("Builtins_"));
+    let is_in_file =
+        frame.module.as_deref().is_some_and(|module| !module.starts_with('[') || module == "[vdso]");
+    is_jit || is_built_in || !is_in_file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analyze::outcome::tests::bare;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn frame(module: &str, function: &str) -> Arc<Frame> {
+        Arc::new(Frame {
+            module: Some(module.to_owned()),
+            function: Some(function.to_owned()),
+            ..Frame::default()
+        })
+    }
+
+    /// A leak of ten bytes a second, which moves from one stack to the other in the fourth second of twelve.
+    fn moved(first: &[Arc<Frame>], second: &[Arc<Frame>]) -> Vec<Option<Verdict>> {
+        let mut history = History::new(SECOND);
+        let mut births = [Births::new(0, 12 * SECOND); 2];
+        for second in 0..=12_u64 {
+            let sizes = [10 * second.min(3), 10 * second.saturating_sub(3)].map(Bytes);
+            history.push(second * SECOND, [(Source::Native(2), sizes[0]), (Source::Native(3), sizes[1])]);
+            births[usize::from(second >= 3)].add(second * SECOND, Bytes(10));
+        }
+        let mut stacks: Vec<_> = [(2, first, 3), (3, second, 9)]
+            .into_iter()
+            .zip(births)
+            .map(|((number, frames, objects), births)| Judged {
+                stack: StackReport {
+                    frames: frames.to_vec(),
+                    allocated_objects: objects,
+                    weight_bytes: 10 * objects,
+                    verdict: Some(if number == 2 { Verdict::OneOff } else { Verdict::Unknown }),
+                    ..bare()
+                },
+                source: Source::Native(number),
+                births,
+                variance: 0.0,
+            })
+            .collect();
+        judge_together(&mut stacks, &history);
+        stacks.iter().map(|judged| judged.stack.verdict).collect()
+    }
+
+    #[test]
+    fn a_leak_goes_on_when_its_caller_is_compiled() {
+        let open = || frame("addon.node", "Open");
+        let interpreted =
+            [open(), frame("node", "Builtins_InterpreterEntryTrampoline"), frame("node", "main")];
+        let compiled = [open(), frame("[anon]", "JS:*handle"), frame("node", "main")];
+        assert_eq!(moved(&interpreted, &compiled), [Some(Verdict::Leaking); 2]);
+    }
+
+    #[test]
+    fn other_stacks_keep_their_own_verdicts() {
+        let own = [Some(Verdict::OneOff), Some(Verdict::Unknown)];
+        let js = || frame("[anon]", "JS:*handle");
+        assert_eq!(moved(&[frame("a", "f"), js()], &[frame("a", "g"), js()]), own);
+        assert_eq!(
+            moved(&[frame("a", "f"), frame("a", "main")], &[frame("a", "f"), frame("a", "main")]),
+            own
+        );
+    }
+}
