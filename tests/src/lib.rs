@@ -21,6 +21,7 @@ mod process;
 mod program;
 mod report;
 mod runtimes;
+mod terminal;
 mod tracer;
 
 pub use browser::Browser;
@@ -30,6 +31,7 @@ pub use process::{is_running, process_state, read_memory, terminate, wait_for_ex
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir};
 pub use report::{Frame, Report, Stack};
 pub use runtimes::{java, node_addon, python};
+pub use terminal::Terminal;
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
 
 /// Records `program` while it does its work, and ends the recording as a user does, with Ctrl-C.

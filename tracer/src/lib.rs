@@ -25,6 +25,7 @@ pub mod report;
 pub mod cli;
 pub mod doctor;
 pub mod record;
+pub mod tui;
 
 mod readable;
 mod signals;

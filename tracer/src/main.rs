@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::ColorChoice;
+use env_logger::Target;
 use log::LevelFilter;
 use tokio::sync::mpsc::unbounded_channel;
 use tracer::{
@@ -17,7 +18,7 @@ use tracer::{
     },
     doctor, manual,
     model::Profile,
-    record::{self, Console},
+    record::{self, Console, Onlooker, Recorded},
     report::{
         Options, Report as _,
         destination::{Destination, Place, write_all},
@@ -28,9 +29,10 @@ use tracer::{
         text::Text,
     },
     target::{
-        Target,
+        self,
         launch::{LaunchError, exit_code},
     },
+    tui::{self, Tui},
 };
 
 fn main() -> ExitCode {
@@ -89,7 +91,10 @@ fn one_line(error: &anyhow::Error) -> String {
 }
 
 fn record(config: &RecordConfig) -> Result<Exit> {
-    start_log(config.verbosity);
+    start_log(config);
+    if config.tui {
+        tui::check_terminal()?;
+    }
     let missing = doctor::required_capabilities_missing();
     if !missing.is_empty() {
         bail!("not permitted: {} missing; run it with sudo (`tracer doctor` says more)", missing.join(", "));
@@ -100,12 +105,7 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     if config.outputs.is_empty() {
         cli::check_default_directory()?;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (_, keys) = unbounded_channel();
-    let mut console = Console::new(config);
-    let mut recorded = runtime.block_on(record::record(&record_config(config), keys, &mut console))?;
-    // A snapshot may still be being written.
-    drop(console);
+    let mut recorded = run(config)?;
     config.filter().apply(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
@@ -118,6 +118,17 @@ fn record(config: &RecordConfig) -> Result<Exit> {
         Some(status) if !status.success() => Exit::Command(exit_code(status)),
         _ => Exit::Done,
     })
+}
+
+/// Records, and shows what happens as the command line asks for. A snapshot that is being written is waited for.
+fn run(config: &RecordConfig) -> Result<Recorded> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (requests, keys) = unbounded_channel();
+    let mut onlooker: Box<dyn Onlooker> = match config.tui {
+        true => Box::new(Tui::new(config, is_colored(config.color, &io::stdout()), requests)),
+        false => Box::new(Console::new(config)),
+    };
+    runtime.block_on(record::record(&record_config(config), keys, &mut *onlooker))
 }
 
 fn record_config(config: &RecordConfig) -> record::Config {
@@ -213,8 +224,8 @@ fn is_colored(color: ColorChoice, out: &impl io::IsTerminal) -> bool {
     }
 }
 
-fn start_log(verbosity: Verbosity) {
-    let level = match verbosity {
+fn start_log(config: &RecordConfig) {
+    let level = match config.verbosity {
         Verbosity::Quiet => LevelFilter::Error,
         Verbosity::Normal => LevelFilter::Warn,
         Verbosity::Verbose => LevelFilter::Info,
@@ -223,6 +234,7 @@ fn start_log(verbosity: Verbosity) {
     env_logger::Builder::new()
         .filter_level(LevelFilter::Error)
         .filter_module("tracer", level)
+        .target(if config.tui { Target::Pipe(tui::log_sink()) } else { Target::Stderr })
         .format(|out, record| {
             let level = match record.level() {
                 log::Level::Warn => "warning: ",
@@ -294,7 +306,7 @@ fn diagnose(color: ColorChoice) -> Result<Exit> {
 }
 
 fn show_plan(config: &PlanConfig) -> Result<Exit> {
-    let target = Target::open(config.pid)?;
+    let target = target::Target::open(config.pid)?;
     print!("{}", record::plan_of(&target, &config.declarations)?);
     Ok(Exit::Done)
 }

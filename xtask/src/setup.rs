@@ -28,6 +28,7 @@ const PROGRAMS_OF_TESTS: &[(&str, &str)] = &[
     ("g++", "g++"),
     ("objcopy", "binutils"),
     ("setpriv", "util-linux"),
+    ("tmux", "tmux"),
     ("python3", "python3"),
     ("node", "nodejs"),
     ("redis-server", "redis-server"),

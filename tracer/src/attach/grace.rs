@@ -40,7 +40,7 @@ struct MapUpdate {
     flags: u64,
 }
 
-/// Returns when every program that ran at the call has ended; takes some 10 ms.
+/// Returns when every program that ran at the call has ended.
 ///
 /// # Errors
 /// When the kernel refuses.

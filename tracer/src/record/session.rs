@@ -639,7 +639,7 @@ impl Session {
     }
 
     /// Ends the window and opens a new one, with the probes where they are: what was allocated before counts no more. In between no
-    /// event counts, some 10 ms; nobody may be reading the tables.
+    /// event counts; nobody may be reading the tables.
     pub fn mark(&mut self) -> Result<()> {
         self.capture.close_windows();
         self.capture.clear()?;

@@ -238,7 +238,7 @@ pub(super) fn name_of(process: &Process) -> String {
 }
 
 /// Why the outermost callers are missing; `None` when the stack is complete.
-pub(super) fn stop_name(stack: &StackReport) -> Option<Cow<'_, str>> {
+pub(crate) fn stop_name(stack: &StackReport) -> Option<Cow<'_, str>> {
     (!stack.complete).then(|| stack.stop.as_deref().map_or("incomplete".into(), printable))
 }
 
