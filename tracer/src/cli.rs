@@ -853,12 +853,13 @@ mod tests {
     #[test]
     fn every_option_arrives() {
         let config = record(
-            "-p 1 --pid 2 -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
+            "-p 1 --pid 2 --follow -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
              --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB --max-live 1000 --interval 2s \
              --mark-after 5s --tui -vv --color never --symbol-prefix my_ --allocator lib.so:malloc=get,free=put",
         );
         let expected = RecordConfig {
             subject: Subject::Processes(vec![Pid(1), Pid(2)]),
+            follow: true,
             duration: Some(Duration::from_secs(90)),
             outputs: vec![
                 Destination { format: Format::Svg, place: Place::Path("a.svg".into()) },
