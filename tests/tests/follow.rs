@@ -4,6 +4,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use tracer_tests::{Expect, Program, Report, Running, Tracer, trace, trace_with};
@@ -185,8 +187,12 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // They are empty when the programs are gone; there is nobody to tell if not.
-        let _ = fs::remove_dir(self.0.join("below"));
+        // They are empty once the programs' children are gone, too; there is nobody to tell if that never comes.
+        let below = self.0.join("below");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::remove_dir(&below).is_err() && below.is_dir() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
         let _ = fs::remove_dir(&self.0);
     }
 }

@@ -212,7 +212,7 @@ fn nginx_with_workers_from_before_and_after() {
 fn node_cluster_leaking_in_its_workers() {
     let directory = TempDir::new().expect("a temporary directory");
     let mut command = Command::new("node");
-    command.arg(programs_dir().join("node/cluster.js")).arg(node_addon(&directory)).arg("200");
+    command.arg(programs_dir().join("node/cluster.js")).arg(node_addon(directory.path())).arg("200");
     let mut program = Running::start(command);
     let recording = following().pid(program.pid()).start();
     program.work();

@@ -25,6 +25,7 @@ mod label {
     pub const API: &str = "api";
     pub const KIND: &str = "kind";
     pub const PID: &str = "pid";
+    pub const PROCESS: &str = "process";
     pub const COMPLETE: &str = "complete";
     pub const STOP: &str = "stop";
     pub const VERDICT: &str = "verdict";

@@ -221,7 +221,7 @@ impl Tables<'_> {
             0 | 1 => None,
             _ => labels.number(label::PID)?.and_then(|pid| u32::try_from(pid).ok()).map(Pid),
         };
-        let process = pid.and_then(|pid| profile.processes.iter().position(|process| process.pid == pid));
+        let process = labels.number(label::PROCESS)?;
         let api = labels.text(label::API)?.unwrap_or_default();
         let stop = labels.text(label::STOP)?;
         let history_bytes = labels.text(label::HISTORY)?.map_or_else(Vec::new, |sizes| {

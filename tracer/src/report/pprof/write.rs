@@ -156,6 +156,7 @@ impl<'a> Tables<'a> {
         };
         let numbers = [
             (label::PID, Some(stack.pid.unwrap_or(profile.target.pid).0.into()), ""),
+            (label::PROCESS, stack.process.map(u64::from), ""),
             (label::OLDEST_AGE, stack.oldest_age_ns, "nanoseconds"),
             (label::MEDIAN_AGE, stack.median_age_ns, "nanoseconds"),
             (
