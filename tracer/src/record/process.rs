@@ -15,7 +15,9 @@ use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
     model::{Address, Mode, Pid},
-    plan::{Catalog, Cost, Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner},
+    plan::{
+        Catalog, Cost, Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner,
+    },
     report::human::printable,
     target::{FileId, Mapping, Object, Target},
 };

@@ -240,6 +240,13 @@ impl Session {
         self.window.opened_ns = now_ns();
         self.capture.open_windows(self.window.opened_ns);
         self.history.push(0, []);
+        let first = |Bytes(rss_bytes)| TimelinePoint {
+            t_ns: 0,
+            rss_bytes,
+            outstanding_bytes: 0,
+            managed_bytes: None,
+        };
+        self.timeline.extend(self.window.rss_before.map(first));
         self.rate = Rate { at_ns: self.window.opened_ns, ..Rate::default() };
     }
 
@@ -580,6 +587,10 @@ impl Session {
         self.window.closed_ns = now_ns();
         self.window.end = Some(end);
         self.take_events();
+        if let (Some(_), Some(worker)) = (&self.touched, &self.worker) {
+            // Whether a page belongs to a mapping of the program or of its allocator is told by the names of who mapped it.
+            worker.catch_up();
+        }
         // After an exec the memory is another program's.
         if end != End::TargetExec {
             self.snapshot(When::Now);

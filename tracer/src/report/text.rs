@@ -11,7 +11,8 @@ use super::stack_lines::{Paint, stack_lines};
 use super::view::{View, alike_as_one, api_name, process_name, standard_error, sum, target_name};
 use super::{Format, Options, Report, Weight};
 use crate::model::{
-    Bytes, End, Kind, Memory, Mode, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict, Window,
+    Bytes, End, Kind, Memory, Mode, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict,
+    Window,
 };
 
 /// The text summary.
@@ -116,7 +117,9 @@ impl<'a> Page<'a> {
         let (bytes, objects) = (self.view.bytes(), self.view.objects());
         let error = plus_minus(standard_error(self.view.stacks.iter().copied()));
         let amount = match self.profile.settings.mode {
-            Mode::Allocations => format!("{}{error} outstanding in {}", Bytes(bytes), counted(objects, "block")),
+            Mode::Allocations => {
+                format!("{}{error} outstanding in {}", Bytes(bytes), counted(objects, "block"))
+            }
             Mode::Growth => format!("{} became resident", Bytes(bytes)),
         };
         let stacks = counted(self.stacks.len() as u64, "stack");

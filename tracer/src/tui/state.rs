@@ -299,10 +299,10 @@ mod tests {
     #[test]
     fn rows_are_ordered_and_begin_at_the_top() {
         let mut state = state();
-        assert_eq!(apis(&state), ["malloc", "mmap", "operator new(unsigned long)", "malloc"]);
+        assert_eq!(apis(&state), ["malloc", "mmap", "operator new(unsigned long)", "malloc", "mmap"]);
         state.select(3);
         state.order_by(Order::Blocks);
-        assert_eq!(apis(&state), ["operator new(unsigned long)", "malloc", "mmap", "malloc"]);
+        assert_eq!(apis(&state), ["operator new(unsigned long)", "malloc", "mmap", "malloc", "mmap"]);
         assert_eq!(state.selected, 0);
         state.order_by(Order::Age);
         assert_eq!(*apis(&state).last().unwrap(), "mmap");
@@ -349,7 +349,7 @@ mod tests {
         state.filter_by("nothing says this".to_owned());
         assert!(state.rows.is_empty() && state.selected_stack().is_none());
         state.filter_by(String::new());
-        assert_eq!(state.rows.len(), 4);
+        assert_eq!(state.rows.len(), 5);
     }
 
     #[test]
@@ -358,7 +358,7 @@ mod tests {
         state.pause();
         state.take_vitals(Vitals { objects: 7, ..Vitals::default() });
         state.take_profile(Profile { stacks: Vec::new(), ..profile() });
-        assert_eq!((state.rows.len(), state.vitals.objects), (4, 0));
+        assert_eq!((state.rows.len(), state.vitals.objects), (5, 0));
         state.pause();
         assert_eq!(state.rows.len(), 0);
     }
@@ -367,7 +367,7 @@ mod tests {
     fn selecting_and_scrolling_end_at_the_ends() {
         let mut state = state();
         state.select(100);
-        assert_eq!(state.selected, 3);
+        assert_eq!(state.selected, 4);
         state.scroll(1000);
         assert_eq!(state.scrolled, state.selected_stack().unwrap().frames.len() - 1);
         state.scroll(-1000);
