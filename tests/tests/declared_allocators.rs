@@ -1,6 +1,6 @@
 //! Allocators that no table knows, named by `--allocator` and `--symbol-prefix`; and targets that have none.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tracer_tests::{Program, Tracer, compile, trace_with};
 
@@ -9,7 +9,7 @@ fn library() -> PathBuf {
     compile("pool.c", &["-shared".into(), "-fPIC".into(), "-fno-builtin".into()])
 }
 
-fn user_of(library: &PathBuf) -> Program {
+fn user_of(library: &Path) -> Program {
     Program::new("pool_user.c").flag(library.display().to_string())
 }
 

@@ -21,7 +21,7 @@ pub fn executed() -> Option<()> {
     process.gate.store(Gate::Exec as u64);
     let event = StackHeader {
         event: EventKind::Exec as u8,
-        process: index as u16,
+        process: index,
         tid: bpf_get_current_pid_tgid() as u32,
         ..StackHeader::default()
     };

@@ -70,7 +70,7 @@ fn judge<'a>(group: impl Iterator<Item = &'a Judged> + Clone, history: &History)
 /// What stacks have in common that differ only in compiled code: what is called from there, and by which function. `None`
 /// for one that has no such code.
 fn key(stack: &StackReport) -> Option<Vec<String>> {
-    let called = stack.frames.iter().position(|frame| is_compiled(frame))?;
+    let called = stack.frames.iter().position(is_compiled)?;
     let place = [format!("{:?} {:?} {}", stack.pid, stack.kind, stack.api)];
     Some(place.into_iter().chain(stack.frames[..called].iter().map(|frame| frame.label())).collect())
 }

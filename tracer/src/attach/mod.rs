@@ -205,7 +205,7 @@ impl Capture {
         &self.tables
     }
 
-    /// Forgets everything that was counted. The windows must be closed; then what [`Capture::open_window`] opens has nothing of what was
+    /// Forgets everything that was counted. The windows must be closed; then what [`Capture::open_windows`] opens has nothing of what was
     /// before.
     ///
     /// # Errors

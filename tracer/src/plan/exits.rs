@@ -9,6 +9,7 @@
 //! A way out that cannot be followed (a jump to an address from memory) does no harm: the call that takes it counts as one that
 //! never returned.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -60,18 +61,21 @@ impl<'object, 'data> ExitFinder<'object, 'data> {
             let function = self
                 .function(target)
                 .ok_or_else(|| format!("nothing says where the function at {target:#x} ends"))?;
-            if !sweeps.contains_key(&function.start) {
-                let sweep = self.sweep(&function)?;
-                returns.extend(&sweep.returns);
-                for jump in &sweep.jumps {
-                    match self.leads_to(*jump, &function) {
-                        Some(target) => waiting.push(target),
-                        None => unknown += 1,
+            let sweep = match sweeps.entry(function.start) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let sweep = self.sweep(&function)?;
+                    returns.extend(&sweep.returns);
+                    for jump in &sweep.jumps {
+                        match self.leads_to(*jump, &function) {
+                            Some(target) => waiting.push(target),
+                            None => unknown += 1,
+                        }
                     }
+                    place.insert(sweep)
                 }
-                sweeps.insert(function.start, sweep);
-            }
-            if !sweeps[&function.start].starts_at(target) {
+            };
+            if !sweep.starts_at(target) {
                 return Err(format!("a jump leads into the instruction at {target:#x}"));
             }
             if sweeps.len() > MAX_FUNCTIONS || returns.len() > MAX_EXITS {

@@ -91,7 +91,7 @@ pub fn check(
         for process in std::iter::once(first).chain(without) {
             log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
         }
-    } else if !(subject.is_command() && !declarations.is_empty()) {
+    } else if !subject.is_command() || declarations.is_empty() {
         bail!(
             "{} has no allocator that tracer knows: name its functions (--allocator, --symbol-prefix), or see what makes \
              its memory grow with --mode growth",

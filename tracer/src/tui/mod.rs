@@ -1,6 +1,6 @@
 //! The terminal interface (`--tui`): the recording as it goes on.
 //!
-//! [`State`](state::State) is plain data; [`keys`] change it, [`draw`] shows it. It is drawn by a thread of its own, so that neither a
+//! [`State`] is plain data; [`keys`] change it, [`draw`] shows it. It is drawn by a thread of its own, so that neither a
 //! slow terminal nor a person keeps the recording from taking its events.
 
 pub mod draw;
