@@ -115,6 +115,18 @@ impl Terminal {
         }
     }
 
+    /// Takes the terminal away from what runs in it, and waits until that has ended.
+    #[track_caller]
+    pub fn close(&self) {
+        let program = format!("/proc/{}", self.foreground());
+        self.tmux(&["kill-server"]);
+        let deadline = Instant::now() + LIMIT;
+        while fs::exists(&program).expect("/proc is there") {
+            assert!(Instant::now() < deadline, "{program} ends with its terminal");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     #[track_caller]
     fn tmux(&self, words: &[&str]) -> Output {
         let mut command = Command::new("tmux");

@@ -111,6 +111,17 @@ fn a_signal_leaves_the_terminal_as_it_was() {
 }
 
 #[test]
+fn a_terminal_that_is_closed_ends_the_recording() {
+    let mut program = Program::new("malloc_family.c").start();
+    let terminal = watch(&mut program, "");
+    terminal.wait_for(&program.expect.leaks[0].function);
+    terminal.close();
+    let report = std::fs::read_to_string(terminal.path("leak.json")).expect("the report is written");
+    Report::parse(&report).check(&program.expect);
+    program.assert_unharmed();
+}
+
+#[test]
 fn a_command_writes_to_a_file_meanwhile() {
     let terminal = Terminal::open(80, 24);
     terminal.run(&format!(

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
             .context("cannot write the man page"),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("tracer: {}", one_line(&error));
+        _ = writeln!(io::stderr(), "tracer: {}", one_line(&error));
         match error.downcast_ref::<LaunchError>() {
             Some(error) => Exit::Command(error.exit_code()),
             None => Exit::Failed,
@@ -161,7 +161,7 @@ fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
     let mut errors = errors.into_iter();
     let Some(first) = errors.next() else { return summarised.context("cannot write the summary") };
     for error in errors {
-        eprintln!("tracer: {error}");
+        _ = writeln!(io::stderr(), "tracer: {error}");
     }
     Err(first.into())
 }

@@ -1,20 +1,24 @@
 //! The terminal while it is drawn on: set up when opened, and as it was before when dropped, or when something panics.
 
 use std::{
-    panic,
+    io, mem, panic,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::Receiver,
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use ratatui::{
     DefaultTerminal,
     crossterm::event::{self, Event},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -64,13 +68,17 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         self.closed.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A panic has been told by the thread itself.
-            let _ = thread.join();
+        let give_up = Instant::now() + LONGEST_LAST_LOOK;
+        // A terminal that hangs, or is closed at the wrong moment, must not keep the recording from its end.
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < give_up {
+            thread::sleep(Duration::from_millis(5));
         }
         leave();
     }
 }
+
+/// The thread that draws looks at what it is told every 50 ms.
+const LONGEST_LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Gives the terminal back, with what was to be said meanwhile.
 fn leave() {
@@ -100,7 +108,7 @@ struct Display {
 
 impl Display {
     /// Time between looks for news when no key is pressed.
-    const LOOK: Duration = Duration::from_millis(50);
+    const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
     fn run(mut self) {
         let ended = self.draw_until_closed();
@@ -108,10 +116,12 @@ impl Display {
             // Without a display nobody can end the recording by a key.
             log::error!("the terminal cannot be used any more: {error}");
             let _ = self.requests.send(Request::End);
+            // When dropped it would complain on standard error, which may be gone too, and panic.
+            mem::forget(self.terminal);
         }
     }
 
-    fn draw_until_closed(&mut self) -> std::io::Result<()> {
+    fn draw_until_closed(&mut self) -> io::Result<()> {
         let mut changed = true;
         while !self.closed.load(Ordering::Relaxed) {
             if changed {
@@ -138,9 +148,24 @@ impl Display {
         Ok(())
     }
 
+    /// Waits a moment for a key. A terminal that is gone is an error here: crossterm would read its end over and over.
+    fn wait_for_input(&self) -> io::Result<()> {
+        let input = io::stdin();
+        let mut input = [PollFd::new(&input, PollFlags::IN)];
+        match poll(&mut input, Some(&Self::LOOK)) {
+            Err(Errno::INTR) => {}
+            waited => _ = waited?,
+        }
+        if input[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+            return Err(io::Error::other("it was closed"));
+        }
+        Ok(())
+    }
+
     /// Whether there was one, or the terminal has another size.
-    fn take_key(&mut self) -> std::io::Result<bool> {
-        if !event::poll(Self::LOOK)? {
+    fn take_key(&mut self) -> io::Result<bool> {
+        self.wait_for_input()?;
+        if !event::poll(Duration::ZERO)? {
             return Ok(false);
         }
         if let Event::Key(key) = event::read()?
