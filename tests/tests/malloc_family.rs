@@ -1,6 +1,6 @@
 //! Every function of the malloc family, and what calls of it can do besides returning.
 
-use tracer_tests::{Program, compile, trace};
+use tracer_tests::{Program, Running, compile, trace};
 
 #[test]
 fn every_function_of_the_family() {
@@ -40,7 +40,22 @@ fn a_call_that_never_returned_does_not_hide_one_deeper_in_the_stack() {
 
 #[test]
 fn operator_new_leaking_and_throwing() {
-    let mut program = Program::new("cxx_new.cpp").start();
+    check_operator_new(Program::new("cxx_new.cpp").start());
+}
+
+#[test]
+fn operator_new_beside_malloc_in_a_static_program() {
+    let mut program = Program::new("cxx_new.cpp").flag("-static").start();
+    let leaks = &mut program.expect.leaks;
+    // Those that do not throw are probed themselves there: 3 of 140 bytes.
+    (leaks[0].bytes, leaks[0].objects) = (leaks[0].bytes - 3 * 140, leaks[0].objects - 3);
+    leaks[0].weight = Some(leaks[0].bytes);
+    // So are the aligned ones.
+    leaks.retain(|leak| leak.api == "malloc");
+    check_operator_new(program);
+}
+
+fn check_operator_new(mut program: Running) {
     let report = trace(&mut program);
     report.check_leaks(&program.expect);
     report.assert_exact();

@@ -1,20 +1,21 @@
-//! Releasing functions that only pass the block on.
+//! Functions that only pass on what they are asked.
 //!
 //! C++'s `operator delete` calls `free`, mimalloc's sized forms call `mi_free`: a probe on both would count each block
 //! twice, once as a release and once as a release of an unknown block. The inner function is probed, so the outer one
-//! need not be. (Allocating functions that pass the call on are probed all the same: the outermost call names the
-//! allocation.)
+//! need not be. Allocating functions that pass the call on are probed all the same, since the outermost call names the
+//! allocation; but not an `operator new` that calls `malloc`, since the probes of a function that throws cost ten times as much: it is seen as
+//! the `malloc` in a static program, too.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::api::{ApiId, Catalog, Role};
+use super::api::{Api, ApiId, Catalog, Role};
 use super::arch::x86_64::{Function, Target};
 use super::object::{Object, Symbols};
 
 /// Longer chains of functions that call each other are not followed.
 const MAX_CHAIN: usize = 8;
 
-/// A function that a releasing function calls with the block it was given.
+/// A function that another one passes on to what it is asked.
 #[derive(Clone, Copy)]
 struct Callee {
     api: ApiId,
@@ -30,7 +31,9 @@ pub(super) fn forwards(object: &Object<'_>, symbols: &Symbols, catalog: &Catalog
         .keys()
         .filter_map(|&svma| Some((svma, callee(object, symbols, catalog, &imports, svma)?)))
         .collect();
-    callees.keys().filter_map(|&svma| Some((svma, last_callee(&callees, svma)?))).collect()
+    let last = callees.keys().filter_map(|&svma| Some((svma, last_callee(&callees, svma)?)));
+    let is_wanted = |api: &Api| matches!(api.role, Role::Release(_)) || api.name == "malloc";
+    last.filter(|&(_, api)| catalog.get(api).is_some_and(is_wanted)).collect()
 }
 
 /// The function at the end of the chain; none when the chain is a ring, in which nobody would be probed.
@@ -54,13 +57,20 @@ fn callee(
 ) -> Option<Callee> {
     let named = symbols.functions.get(&svma)?;
     let (_, api) = named.canonical(catalog)?;
-    let Role::Release(signature) = api.role else { return None };
     let function = Function { svma, code: object.code_at(svma)?, size: named.size };
-    let (target, block) = function.passes_block_on(signature)?;
-    let callee = resolve(object, symbols, imports, target)?;
-    match catalog.get(callee.api)?.role {
-        Role::Release(signature) if signature.old == Some(block) => Some(callee),
-        Role::Release(_) | Role::Allocate(_) => None,
+    match api.role {
+        Role::Release(signature) => {
+            let (target, block) = function.passes_block_on(signature)?;
+            let callee = resolve(object, symbols, imports, target)?;
+            let Role::Release(signature) = catalog.get(callee.api)?.role else { return None };
+            (signature.old == Some(block)).then_some(callee)
+        }
+        Role::Allocate(asked) if api.throws => {
+            let callee = resolve(object, symbols, imports, function.calls_first()?)?;
+            matches!(catalog.get(callee.api)?.role, Role::Allocate(passed) if passed == asked)
+                .then_some(callee)
+        }
+        Role::Allocate(_) => None,
     }
 }
 

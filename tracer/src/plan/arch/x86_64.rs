@@ -268,6 +268,21 @@ impl Function<'_> {
         None
     }
 
+    /// The function that every call of this one calls first.
+    pub(in crate::plan) fn calls_first(&self) -> Option<Target> {
+        for instruction in self.decoder(self.extent().min(SEARCH_BYTES)).iter() {
+            match instruction.flow_control() {
+                FlowControl::Next if !instruction.is_invalid() => {}
+                FlowControl::UnconditionalBranch
+                | FlowControl::IndirectBranch
+                | FlowControl::Call
+                | FlowControl::IndirectCall => return target(&instruction),
+                _ => return None,
+            }
+        }
+        None
+    }
+
     /// The slot that a stub of the procedure linkage table jumps through.
     pub(in crate::plan) fn linkage_slot(&self) -> Option<u64> {
         let jump = self.decoder(SEARCH_BYTES).iter().find(|first| first.mnemonic() != Mnemonic::Endbr64)?;
