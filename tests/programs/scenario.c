@@ -69,7 +69,7 @@ static void cache(int tick) {
 static void sawtooth(int tick) {
     static void *blocks[2000];
     static int count;
-    if (tick % 150 == 0)
+    if (tick % 140 == 0)
         while (count > 0) free(blocks[--count]);
     for (int i = 0; i < 10; i++) blocks[count++] = batch(4096);
 }

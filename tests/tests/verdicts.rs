@@ -197,7 +197,7 @@ fn a_cache_that_fills_and_stops() {
 
 #[test]
 fn a_sawtooth() {
-    let judged = Judged::scenario("sawtooth", "sawtooth: batches that are freed every 1.5 s");
+    let judged = Judged::scenario("sawtooth", "sawtooth: batches that are freed every 1.4 s");
     judged.top("batch", "steady");
     judged.assert_says(Some(false), &["not a leak", "batch`"]);
 }

@@ -34,6 +34,8 @@ pub struct Children {
     probed: Probed,
     /// Those that events have told of.
     announced: BTreeSet<u16>,
+    /// Those that no event had told of the last time. It may have been on its way; what it says is better than what can be found out.
+    unannounced: BTreeSet<u16>,
     gone: BTreeSet<u16>,
 }
 
@@ -111,7 +113,10 @@ impl Children {
         if !family.capture.follows() {
             return Vec::new();
         }
-        while let Some(index) = family.next() {
+        let unannounced = family.ready().into_iter().filter(|index| !self.announced.contains(index)).collect();
+        let late = std::mem::replace(&mut self.unannounced, unannounced);
+        let can_be_met = |index: &u16| self.announced.contains(index) || late.contains(index);
+        while let Some(index) = family.ready().into_iter().find(can_be_met) {
             let target = family.look_at(index);
             if !self.announced.contains(&index) {
                 family.introduce(index, target.as_ref());
@@ -136,15 +141,14 @@ impl Children {
 }
 
 impl Family<'_> {
-    /// The first index that has not been looked at, if it can be by now.
-    fn next(&self) -> Option<u16> {
+    /// The indexes that have not been looked at, and can be by now.
+    fn ready(&self) -> Vec<u16> {
         let states = self.capture.processes();
         if states.len() == self.descriptions.len() {
-            return None;
+            return Vec::new();
         }
         let ready = (0..).zip(states).filter(|(_, state)| state.tgid.load() != 0);
-        let mut ready = ready.map(|(index, _)| index);
-        ready.find(|index| !self.descriptions.contains_key(index))
+        ready.map(|(index, _)| index).filter(|index| !self.descriptions.contains_key(index)).collect()
     }
 
     /// Describes a process, and opens it if it still is what it was.
