@@ -113,7 +113,8 @@ impl Children {
         if !family.capture.follows() {
             return Vec::new();
         }
-        let unannounced = family.ready().into_iter().filter(|index| !self.announced.contains(index)).collect();
+        let unannounced =
+            family.ready().into_iter().filter(|index| !self.announced.contains(index)).collect();
         let late = std::mem::replace(&mut self.unannounced, unannounced);
         let can_be_met = |index: &u16| self.announced.contains(index) || late.contains(index);
         while let Some(index) = family.ready().into_iter().find(can_be_met) {
