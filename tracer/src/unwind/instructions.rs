@@ -113,7 +113,7 @@ impl State {
     /// What is known after an instruction that goes on.
     fn after(mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) -> Self {
         use Mnemonic::{Add, And, Lea, Leave, Mov, Pop, Push, Sub, Xor};
-        let immediate = || instruction.immediate(1).cast_signed();
+        let immediate = instruction.try_immediate(1).ok().map(u64::cast_signed);
         let is = |index, register| {
             instruction.op_kind(index) == OpKind::Register && instruction.op_register(index) == register
         };
@@ -126,11 +126,11 @@ impl State {
             }
             Pop if is(0, Register::RBP) => self.pop_bp(),
             Pop if !is(0, Register::RSP) => self.sp = self.sp.map(|sp| sp - 8),
-            Sub if is(0, Register::RSP) && instruction.op1_kind() != OpKind::Register => {
-                self.sp = self.sp.map(|sp| sp.saturating_add(immediate()));
+            Sub if is(0, Register::RSP) => {
+                self.sp = self.sp.zip(immediate).map(|(sp, size)| sp.saturating_add(size));
             }
-            Add if is(0, Register::RSP) && instruction.op1_kind() != OpKind::Register => {
-                self.sp = self.sp.map(|sp| sp.saturating_sub(immediate()));
+            Add if is(0, Register::RSP) => {
+                self.sp = self.sp.zip(immediate).map(|(sp, size)| sp.saturating_sub(size));
             }
             Lea if is(0, Register::RSP) => self.sp = self.address(instruction),
             Lea if is(0, Register::RBP) => self.set_bp(self.address(instruction)),
