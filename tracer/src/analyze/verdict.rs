@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::growth::{self, Point};
 use super::managed::Runtime;
-use crate::model::{Bytes, Frame, Kind, Memory, Part, StackReport, Verdict, VerdictSummary};
+use crate::model::{Bytes, Events, Frame, Kind, Memory, Part, StackReport, Verdict, VerdictSummary};
 
 /// What a verdict rests on.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,21 @@ const MAIN: u64 = 10;
 
 /// From this part of the growth on, in percent, a leak is mentioned beside something larger.
 const WORTH_MENTIONING: u64 = 1;
+
+/// What is said when too much was lost to say anything: where blocks or their frees are not known, what looks like retained memory may
+/// be a leak, and a leak may be none.
+#[must_use]
+pub fn of_lossy(events: &Events) -> Option<VerdictSummary> {
+    const MOST_LOST: f64 = 0.05;
+    let lost: u64 = events.lost.values().sum();
+    let seen = events.allocations + events.frees + events.unmatched_frees;
+    let share = lost as f64 / seen.max(lost).max(1) as f64;
+    (share > MOST_LOST).then(|| VerdictSummary {
+        summary: format!("nothing can be told: {:.0} % of the events could not be accounted", 100.0 * share),
+        leaking: None,
+        growth_bytes_per_second: None,
+    })
+}
 
 /// The verdict.
 #[must_use]

@@ -64,14 +64,16 @@ impl Findings {
         drop(tables);
         let stacks = counted.stacks();
         outcome::count_incomplete(&mut events, &stacks);
-        let verdict = verdict::of(&Facts {
-            window: Duration::from_nanos(window.duration_ns),
-            memory: Some(&memory),
-            stacks: &stacks,
-            freed_older_blocks: events.unmatched_frees > 0,
-            outstanding: &counted.outstanding(),
-            runtime: self.runtime,
-            allocator: self.allocator,
+        let verdict = verdict::of_lossy(&events).unwrap_or_else(|| {
+            verdict::of(&Facts {
+                window: Duration::from_nanos(window.duration_ns),
+                memory: Some(&memory),
+                stacks: &stacks,
+                freed_older_blocks: events.unmatched_frees > 0,
+                outstanding: &counted.outstanding(),
+                runtime: self.runtime,
+                allocator: self.allocator,
+            })
         });
         log::debug!("a profile of {} stacks was made in {:?}", stacks.len(), started.elapsed());
         Profile {
