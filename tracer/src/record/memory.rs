@@ -71,31 +71,38 @@ impl ResidentMemory {
         self.ranges.get(&(live.holder.process, live.range)).copied().flatten()
     }
 
-    /// Reads everything that resident memory is split by. `native` tells outstanding bytes of the malloc family by process.
-    /// Whether it was read.
-    pub fn read(
+    /// Reads what the processes have resident, mapping by mapping, if any of them still has memory.
+    pub fn read(&mut self, processes: &[TracedProcess], when: When) -> Option<Readings> {
+        let started = self.reading_pace.begin(when)?;
+        let read = |process: &TracedProcess| match Reading::of(process) {
+            Ok(reading) => Some((process.index, reading)),
+            Err(error) => {
+                log::debug!("cannot read the mappings of {}: {error}", process.name());
+                None
+            }
+        };
+        let readings: BTreeMap<_, _> = running(processes).filter_map(read).collect();
+        self.reading_pace.end(started);
+        (!readings.is_empty()).then_some(Readings(readings))
+    }
+
+    /// Keeps readings, with what they are split by: the live mappings, and by process the outstanding bytes of the malloc family.
+    pub fn keep(
         &mut self,
-        processes: &[TracedProcess],
+        Readings(mut readings): Readings,
         account: &MappingAccount,
         native: &BTreeMap<u16, u64>,
-        when: When,
-    ) -> bool {
-        let Some(started) = self.reading_pace.begin(when) else { return false };
-        let is_first = self.before.is_empty();
-        for process in running(processes) {
-            let live = account.live().filter(|live| live.holder.process == process.index);
-            let tracked = live.filter_map(|live| Some((live, self.of_range(&live)?))).collect();
-            let native = native.get(&process.index).copied().unwrap_or(0);
-            match Reading::of(process, tracked, Bytes(native)) {
-                Ok(reading) => _ = self.latest.insert(process.index, reading),
-                Err(error) => log::debug!("cannot read the mappings of {}: {error}", process.name()),
-            }
+    ) {
+        for (index, reading) in &mut readings {
+            let live = account.live().filter(|live| live.holder.process == *index);
+            reading.tracked = live.filter_map(|live| Some((live, self.of_range(&live)?))).collect();
+            reading.native = Bytes(native.get(index).copied().unwrap_or(0));
         }
-        if is_first {
-            self.before = std::mem::take(&mut self.latest);
+        if self.before.is_empty() {
+            self.before = readings;
+        } else {
+            self.latest.extend(readings);
         }
-        self.reading_pace.end(started);
-        true
     }
 
     /// A process has gone while others go on: what it had is no longer part of what they have together.
@@ -145,6 +152,18 @@ impl ResidentMemory {
     }
 }
 
+/// What processes have resident, as read at one time.
+#[derive(Debug)]
+pub struct Readings(BTreeMap<u16, Reading>);
+
+impl Readings {
+    /// Resident bytes of all of them.
+    #[must_use]
+    pub fn rss(&self) -> Bytes {
+        Bytes(self.0.values().map(|reading| reading.rss.0).sum())
+    }
+}
+
 /// The resident set size of the targets that still run.
 pub fn rss(processes: &[TracedProcess]) -> Option<Bytes> {
     let sizes: Vec<_> =
@@ -175,19 +194,32 @@ struct Reading {
 }
 
 impl Reading {
-    fn of(
-        process: &TracedProcess,
-        tracked: Vec<(LiveRange, Bytes)>,
-        native: Bytes,
-    ) -> Result<Self, ResidencyError> {
+    /// How often to read at most until mappings and sum agree.
+    const ATTEMPTS: usize = 3;
+
+    /// Reads mappings and resident set size so that they belong together. A process that frees and allocates many megabytes in
+    /// milliseconds may have changed in between: then it is read again.
+    fn of(process: &TracedProcess) -> Result<Self, ResidencyError> {
         let pid = process.target.pid();
-        Ok(Self {
-            vmas: residency::vmas(pid)?,
-            rss: residency::rss(pid)?,
-            stack_pointers: threads::stack_pointers(pid),
-            tracked,
-            native,
-        })
+        let mut rss_before = residency::rss(pid)?;
+        let mut best: Option<(u64, Self)> = None;
+        for _ in 0..Self::ATTEMPTS {
+            let vmas = residency::vmas(pid)?;
+            let rss_after = residency::rss(pid)?;
+            let sum = Bytes(vmas.iter().map(|vma| vma.rss.0).sum());
+            let rss = sum.clamp(rss_before.min(rss_after), rss_before.max(rss_after));
+            let apart = rss.0.abs_diff(sum.0);
+            if best.as_ref().is_none_or(|(least, _)| apart < *least) {
+                let (stack_pointers, tracked, native) =
+                    (threads::stack_pointers(pid), Vec::new(), Bytes(0));
+                best = Some((apart, Self { rss, vmas, stack_pointers, tracked, native }));
+            }
+            if apart <= rss.0 / 256 {
+                break;
+            }
+            rss_before = rss_after;
+        }
+        best.map(|(_, reading)| reading).ok_or(ResidencyError::Gone(pid))
     }
 
     /// What the parts are depends on what is known of the stacks by now.

@@ -25,7 +25,7 @@ use super::{
     children::{Children, Family},
     code::CodeFiles,
     findings::Findings,
-    memory::{self, ResidentMemory, When},
+    memory::{self, Readings, ResidentMemory, When},
     process::{TracedProcess, Trampoline, planner},
     retire::{self, Retirement},
     sampling::Sampler,
@@ -235,7 +235,9 @@ impl Session {
     fn begin_window(&mut self) {
         self.find_trampolines();
         self.window.rss_before = memory::rss(&self.processes);
-        self.resident.read(&self.processes, &self.mappings, &BTreeMap::new(), When::Now);
+        if let Some(first) = self.resident.read(&self.processes, When::Now) {
+            self.resident.keep(first, &self.mappings, &BTreeMap::new());
+        }
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();
         self.capture.open_windows(self.window.opened_ns);
@@ -466,12 +468,22 @@ impl Session {
 
     /// Adds a point to the timeline.
     pub fn snapshot(&mut self, when: When) {
+        let reading = self.resident.read(&self.processes, when);
+        self.add_to_timeline(when, reading);
+    }
+
+    /// Adds a point to the timeline, with what was just read of resident memory.
+    fn add_to_timeline(&mut self, when: When, reading: Option<Readings>) {
         let t_ns = now_ns().saturating_sub(self.window.opened_ns);
         self.judge_mappings();
         self.look_at_memory(when);
         let by_process = self.native_by_process();
-        let was_read = self.resident.read(&self.processes, &self.mappings, &by_process, when);
-        let Some(rss) = memory::rss(&self.processes) else { return };
+        let was_read = reading.is_some();
+        let rss = reading.as_ref().map(Readings::rss).or_else(|| memory::rss(&self.processes));
+        if let Some(reading) = reading {
+            self.resident.keep(reading, &self.mappings, &by_process);
+        }
+        let Some(rss) = rss else { return };
         self.window.rss_after = Some(rss);
         self.timeline.push(TimelinePoint {
             t_ns,
@@ -583,6 +595,10 @@ impl Session {
 
     /// From now on events do not count.
     pub fn close_window(&mut self, end: End) {
+        // After an exec the memory is another program's.
+        let has_memory = end != End::TargetExec;
+        // Read at the moment that the counts end with: a program may free what it holds a millisecond later.
+        let reading = has_memory.then(|| self.resident.read(&self.processes, When::Now)).flatten();
         self.capture.close_windows();
         self.window.closed_ns = now_ns();
         self.window.end = Some(end);
@@ -591,9 +607,8 @@ impl Session {
             // Whether a page belongs to a mapping of the program or of its allocator is told by the names of who mapped it.
             worker.catch_up();
         }
-        // After an exec the memory is another program's.
-        if end != End::TargetExec {
-            self.snapshot(When::Now);
+        if has_memory {
+            self.add_to_timeline(When::Now, reading);
             self.note_sizes(When::Now);
         }
     }
