@@ -210,8 +210,7 @@ impl Reading {
             let rss = sum.clamp(rss_before.min(rss_after), rss_before.max(rss_after));
             let apart = rss.0.abs_diff(sum.0);
             if best.as_ref().is_none_or(|(least, _)| apart < *least) {
-                let (stack_pointers, tracked, native) =
-                    (threads::stack_pointers(pid), Vec::new(), Bytes(0));
+                let (stack_pointers, tracked, native) = (threads::stack_pointers(pid), Vec::new(), Bytes(0));
                 best = Some((apart, Self { rss, vmas, stack_pointers, tracked, native }));
             }
             if apart <= rss.0 / 256 {
