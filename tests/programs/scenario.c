@@ -79,9 +79,9 @@ static void sawtooth(int tick) {
     for (int i = 0; i < 10; i++) blocks[count++] = batch(4096);
 }
 
-// 1 GiB, of which every other block is freed.
+// 256 MiB, of which every other block is freed.
 static void fragmentation(int tick) {
-    enum { COUNT = 256 << 10 };
+    enum { COUNT = 64 << 10 };
     static void *blocks[COUNT];
     if (tick != 100) return;
     for (int i = 0; i < COUNT; i++) blocks[i] = fragment(4080);
