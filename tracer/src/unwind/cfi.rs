@@ -25,6 +25,8 @@ pub(super) trait Sink {
     fn function(&mut self, code: Range<u64>) -> bool;
     /// From `start` on, `rule` holds.
     fn row(&mut self, start: u64, rule: Rule);
+    /// All that the file states of the row that was told last.
+    fn stated(&mut self, _row: &UnwindTableRow<usize>) {}
     /// Some entry could not be read.
     fn broken(&mut self);
 }
@@ -173,6 +175,7 @@ fn read_function<'data, S>(
         match rows.next_row() {
             Ok(Some(row)) => {
                 sink.row(row.start_address(), rule(row, section, fde));
+                sink.stated(row);
                 unread = row.end_address();
             }
             Ok(None) => return,

@@ -10,6 +10,7 @@
 mod cfi;
 mod disk;
 mod elf;
+mod held;
 mod instructions;
 mod rules;
 mod table;
