@@ -132,8 +132,7 @@ impl ResidentMemory {
         let is_measured = |reading: &Reading| {
             reading.with_evidence(managed, |evidence| reconcile::division(evidence)) == Division::Measured
         };
-        let division =
-            if readings.all(is_measured) { Division::Measured } else { Division::Estimated };
+        let division = if readings.all(is_measured) { Division::Measured } else { Division::Estimated };
         let before = split_of(&self.before, managed, division);
         let after = split_of(&self.latest, managed, division);
         Some(Memory {

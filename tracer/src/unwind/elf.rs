@@ -85,14 +85,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Elf<'_>, TableError> {
         starts_threads(segments, endian, bytes).then(|| header.e_entry(endian)).filter(|&entry| entry != 0);
     let standalone = entry.and_then(|entry| standalone(&table, segments, endian, bytes, entry));
     let coroutine_end = coroutine_end(segments, endian, bytes);
-    Ok(Elf {
-        length,
-        code: executable(segments, endian, length),
-        entry,
-        coroutine_end,
-        sections,
-        standalone,
-    })
+    Ok(Elf { length, code: executable(segments, endian, length), entry, coroutine_end, sections, standalone })
 }
 
 /// glibc's `makecontext` puts the address of `__start_context` under the first function of a coroutine. No symbol names that, and its
