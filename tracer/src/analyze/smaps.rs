@@ -48,7 +48,7 @@ pub fn parse(mut text: impl BufRead) -> io::Result<Vec<Vma>> {
 }
 
 /// The value of a line like `Rss:     12 kB`.
-fn field(line: &[u8], name: &[u8]) -> Option<Bytes> {
+pub(super) fn field(line: &[u8], name: &[u8]) -> Option<Bytes> {
     let value = std::str::from_utf8(line.strip_prefix(name)?).ok()?;
     let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(Bytes(kibibytes.checked_mul(1024)?))

@@ -1,6 +1,7 @@
 //! The summary on the terminal: what is outstanding, by stack, largest first; then what a reader must know to trust
 //! it, and where the reports are.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io;
 
@@ -70,7 +71,7 @@ struct Page<'a> {
     options: &'a Options,
     view: View<'a>,
     /// The stacks of the view, those that read the same as one.
-    stacks: Vec<StackReport>,
+    stacks: Vec<Cow<'a, StackReport>>,
     paint: Paint,
 }
 
@@ -218,7 +219,8 @@ impl<'a> Page<'a> {
             if leaks && part.part == Part::Native && growth > 0 {
                 text += "  leaking: see the stacks below";
             } else if let Some(note) = &part.note {
-                _ = write!(text, "  {}", self.paint.dim(&printable(note)));
+                let estimate = if part.estimated { "estimate: " } else { "" };
+                _ = write!(text, "  {}", self.paint.dim(&format!("{estimate}{}", printable(note))));
             }
             text.truncate(text.trim_end().len());
         }
@@ -239,7 +241,7 @@ impl<'a> Page<'a> {
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
         let rest = &self.stacks[blocks.len()..];
         if !rest.is_empty() {
-            let weight = sum(rest, |stack| self.view.weight.of(stack));
+            let weight = sum(rest.iter().map(|stack| &**stack), |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
                 Weight::Bytes => Bytes(weight).to_string(),
                 Weight::Objects => counted(weight, "block"),
@@ -376,7 +378,7 @@ impl<'a> Page<'a> {
 }
 
 /// ` ± 3.1 MiB` of an estimate: two standard errors, which the truth exceeds once in twenty times.
-fn plus_minus(standard_error: Option<u64>) -> String {
+pub(super) fn plus_minus(standard_error: Option<u64>) -> String {
     standard_error.map_or_else(String::new, |error| format!(" ± {}", Bytes(error.saturating_mul(2))))
 }
 

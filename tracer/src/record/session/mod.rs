@@ -326,6 +326,7 @@ impl Session {
             touched.forget(&self.processes, &self.capture);
         }
         self.history = History::new(HISTORY_SPACING_NS);
+        self.retirement.forget_counts();
         self.resident = ResidentMemory::default();
         self.timeline.clear();
         self.mapping_events = 0;

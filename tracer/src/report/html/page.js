@@ -116,17 +116,21 @@ if (!$("timeline").hidden) {
   addEventListener("resize", plot);
 }
 
-// The tree: node 0 is the root, and a node comes after its parent.
-const { parent, name, names } = data.tree;
-const nodes = parent.length;
+// The tree: node 0 is the root, and what is below a node comes right after it.
+const { depth, name, names } = data.tree;
+const nodes = depth.length;
+const parent = new Int32Array(nodes), way = [0];
+for (let i = 1; i < nodes; i++) {
+  way[depth[i]] = i;
+  parent[i] = way[depth[i] - 1];
+}
 const totals = { bytes: data.tree.bytes.slice(), objects: data.tree.objects.slice() };
-const first = new Int32Array(nodes).fill(-1), next = new Int32Array(nodes).fill(-1), depth = new Int32Array(nodes);
+const first = new Int32Array(nodes).fill(-1), next = new Int32Array(nodes).fill(-1);
 for (let i = nodes - 1; i > 0; i--) {
   for (const total of Object.values(totals)) total[parent[i]] += total[i];
   next[i] = first[parent[i]];
   first[parent[i]] = i;
 }
-for (let i = 1; i < nodes; i++) depth[i] = depth[parent[i]] + 1;
 const children = (i) => {
   const list = [];
   for (let child = first[i]; child >= 0; child = next[child]) list.push(child);
@@ -264,7 +268,8 @@ function sparkline(stack) {
   return svg;
 }
 const columns = [
-  ["Weight", "weight", (stack) => bytes(stack.weight), true],
+  // Of an estimate with two standard errors, as in the headline.
+  ["Weight", "weight", (stack) => bytes(stack.weight) + (stack.error ? " ± " + bytes(2 * stack.error) : ""), true],
   ["Share", "weight", (stack) => percent(stack.weight, totals.bytes[0]), true, true],
   ["Blocks", "objects", (stack) => count(stack.objects), true, true],
   ["Oldest", "age", (stack) => stack.age === null ? "" : span(stack.age), true, true],
