@@ -253,6 +253,7 @@ pub fn node() -> Profile {
         before_bytes: before,
         after_bytes: after,
         runtime: (part == Part::Managed).then(|| "V8".to_owned()),
+        estimated: false,
         note: note.map(str::to_owned),
     };
     Profile {

@@ -226,7 +226,8 @@ impl<'a> Page<'a> {
             if leaks && part.part == Part::Native && growth > 0 {
                 text += "  leaking: see the stacks below";
             } else if let Some(note) = &part.note {
-                _ = write!(text, "  {}", self.paint.dim(&printable(note)));
+                let estimate = if part.estimated { "estimate: " } else { "" };
+                _ = write!(text, "  {}", self.paint.dim(&format!("{estimate}{}", printable(note))));
             }
             text.truncate(text.trim_end().len());
         }
