@@ -10,6 +10,7 @@ use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum
 use clap_complete::Shell;
 
 use super::config::{CommandLine, Drawing, Keep, Percent, RecordConfig, Subject, Verbosity, ViewConfig};
+use super::heading;
 use super::values::{
     parse_allocator, parse_format, parse_interval, parse_percent, parse_pid, parse_positive_time,
     parse_prefix, parse_sample, parse_size, parse_time, parse_verdict, time,
@@ -51,7 +52,7 @@ pub(super) struct Cli {
     #[command(flatten)]
     pub(super) record: RecordArguments,
     /// When to use colour.
-    #[arg(long, value_name = "WHEN", global = true, default_value_t = RecordConfig::default().color)]
+    #[arg(long, value_name = "WHEN", global = true, default_value_t = RecordConfig::default().color, help_heading = heading::TERMINAL)]
     pub(super) color: ColorChoice,
 }
 
@@ -102,19 +103,19 @@ pub(super) enum Sub {
 #[group(skip)]
 pub(super) struct ViewArguments {
     /// Write a report; the ending picks the format. `-` is standard output. May be repeated.
-    #[arg(short, long = "output", value_name = "FILE")]
+    #[arg(short, long = "output", value_name = "FILE", help_heading = heading::REPORTS)]
     outputs: Vec<PathBuf>,
 
-    /// Format of outputs whose ending does not say it: an ending without its first dot.
-    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format)]
+    /// Format of outputs whose ending does not say it: svg, html, json, folded, pb.gz, speedscope.json or heapprofile.
+    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format, help_heading = heading::REPORTS)]
     format: Option<Format>,
 
     /// Also draw memory of this kind (may be repeated, or separated by commas).
-    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', help_heading = heading::REPORTS)]
     include: Vec<Included>,
 
     /// How many stacks the text summary shows.
-    #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
+    #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top, help_heading = heading::REPORTS)]
     top: usize,
 
     #[command(flatten)]
@@ -151,11 +152,11 @@ pub(super) struct AllocatorArguments {
     /// FILE is a name or a path as the target sees it; LIKE is malloc, new (a malloc that throws), calloc, realloc,
     /// reallocarray, posix_memalign, aligned_alloc, memalign or free; `malloc+1=f` has one more argument in front. May be
     /// repeated.
-    #[arg(long = "allocator", value_name = "FILE:LIKE=FUNCTION,...", value_parser = parse_allocator)]
+    #[arg(long = "allocator", value_name = "FILE:LIKE=FUNCTION,...", value_parser = parse_allocator, help_heading = heading::TARGET)]
     allocators: Vec<Allocator>,
 
     /// Also trace the malloc family under this prefix: `my_` for my_malloc, my_free and so on. May be repeated.
-    #[arg(long = "symbol-prefix", value_name = "PREFIX", value_parser = parse_prefix)]
+    #[arg(long = "symbol-prefix", value_name = "PREFIX", value_parser = parse_prefix, help_heading = heading::TARGET)]
     prefixes: Vec<SymbolPrefix>,
 }
 
@@ -169,16 +170,16 @@ impl From<AllocatorArguments> for Declarations {
 #[group(skip)]
 pub(super) struct RecordArguments {
     /// Trace this process (may be repeated).
-    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, required_unless_present_any = ["launch", "names", "cgroups"])]
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, required_unless_present_any = ["launch", "names", "cgroups"], help_heading = heading::TARGET)]
     pids: Vec<Pid>,
 
     /// Trace all processes with this name: the process' own, or the file name of its program (may be repeated).
-    #[arg(long = "name", value_name = "NAME")]
+    #[arg(long = "name", value_name = "NAME", help_heading = heading::TARGET)]
     names: Vec<String>,
 
     /// Trace all processes in this control group and below it: its directory, or its name as in /proc/PID/cgroup (may be
     /// repeated).
-    #[arg(long = "cgroup", value_name = "PATH")]
+    #[arg(long = "cgroup", value_name = "PATH", help_heading = heading::TARGET)]
     cgroups: Vec<PathBuf>,
 
     /// Start this command and trace it from its first instruction.
@@ -186,103 +187,104 @@ pub(super) struct RecordArguments {
     launch: Vec<OsString>,
 
     /// Under sudo, start the command as root and not as the user who called sudo.
-    #[arg(long, requires = "launch", conflicts_with = "pids")]
+    #[arg(long, requires = "launch", conflicts_with = "pids", help_heading = heading::TARGET)]
     as_root: bool,
 
     /// Also trace the children of the targets, now and later, and the programs they execute; each is accounted by itself.
-    #[arg(long)]
+    #[arg(long, help_heading = heading::TARGET)]
     follow: bool,
 
     /// `growth` needs no probes and slows the target by next to nothing: it shows which code makes the process' memory grow,
     /// not which of it is never freed. Also for targets without a malloc (Go).
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = RecordConfig::default().mode)]
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = RecordConfig::default().mode, help_heading = heading::TARGET)]
     mode: Mode,
 
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
-    #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time)]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time, help_heading = heading::WINDOW)]
     duration: Option<Duration>,
 
     /// Write a report; the ending picks the format: .svg flame graph, .html page, .json report, .folded stacks, .pb.gz
     /// pprof, .speedscope.json, .heapprofile for Chrome DevTools. `-` is standard output. May be repeated [default:
     /// tracer-COMM-PID.svg].
-    #[arg(short, long = "output", value_name = "FILE")]
+    #[arg(short, long = "output", value_name = "FILE", help_heading = heading::REPORTS)]
     outputs: Vec<PathBuf>,
 
-    /// Format of outputs whose ending does not say it: an ending without its first dot.
-    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format)]
+    /// Format of outputs whose ending does not say it: svg, html, json, folded, pb.gz, speedscope.json or heapprofile.
+    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format, help_heading = heading::REPORTS)]
     format: Option<Format>,
 
     /// Count only blocks at least this old at the end.
-    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = time(RecordConfig::default().min_age))]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = time(RecordConfig::default().min_age), help_heading = heading::COUNTED)]
     min_age: Duration,
 
     /// Count only requests of at least this size (`4096`, `512KiB`).
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = heading::COUNTED)]
     min_size: Option<Bytes>,
 
     /// Count only requests of at most this size.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = heading::COUNTED)]
     max_size: Option<Bytes>,
 
     /// Also draw memory of this kind (may be repeated, or separated by commas).
-    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', help_heading = heading::REPORTS)]
     include: Vec<Included>,
 
     /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
-    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict, help_heading = heading::REPORTS)]
     only: Vec<Verdict>,
 
     /// How many stacks the text summary shows.
-    #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top)]
+    #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top, help_heading = heading::REPORTS)]
     top: usize,
 
     #[command(flatten)]
     drawing: Drawing,
 
     /// Exit with status 3 when at least this much is outstanding at the end.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = heading::REPORTS)]
     fail_on: Option<Bytes>,
 
     /// Track only a sample of the allocations, one every SIZE bytes (`512KiB`), and estimate the rest: cheaper. 0 tracks
     /// every one.
-    #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0", help_heading = heading::COUNTED)]
     sample: Bytes,
 
     /// The most that tracing may take of the target's CPU time (`5%`): allocations are sampled, more sparsely the more there
     /// are, to stay below it. What a probe costs in itself stays.
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, conflicts_with = "follow")]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, conflicts_with = "follow", help_heading = heading::COUNTED)]
     max_overhead: Option<Percent>,
 
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE), help_heading = heading::COUNTED)]
     max_live: Option<u64>,
 
     /// Time between two points of the timeline.
-    #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval))]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval), help_heading = heading::WINDOW)]
     interval: Duration,
 
     #[command(flatten)]
     allocators: AllocatorArguments,
+
     /// Begin anew after this time: what was allocated before counts no more, nor do its frees. SIGUSR2 does the same at
     /// any moment.
-    #[arg(long, value_name = "TIME", value_parser = parse_positive_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_positive_time, help_heading = heading::WINDOW)]
     mark_after: Option<Duration>,
 
     /// Watch the recording as it goes on: verdict, timeline, stacks and their frames; `?` there lists the keys.
-    #[arg(long, conflicts_with_all = ["quiet", "no_progress"])]
+    #[arg(long, conflicts_with_all = ["quiet", "no_progress"], help_heading = heading::TERMINAL)]
     tui: bool,
 
     /// On standard error, say only what went wrong.
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, conflicts_with = "verbose", help_heading = heading::TERMINAL)]
     quiet: bool,
 
     /// Say what is being done (-vv: everything).
-    #[arg(short, long, action = clap::ArgAction::Count)]
+    #[arg(short, long, action = clap::ArgAction::Count, help_heading = heading::TERMINAL)]
     verbose: u8,
 
     /// Show no status line while recording.
-    #[arg(long)]
+    #[arg(long, help_heading = heading::TERMINAL)]
     no_progress: bool,
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ColorChoice};
 
 use super::values::{parse_pattern, parse_size, parse_verdict};
-use super::{default_output, plain};
+use super::{default_output, heading, plain};
 use crate::model::{Bytes, Kind, Mode, Pid, Process, Verdict};
 use crate::plan::Declarations;
 use crate::report::destination::{Destination, Place};
@@ -58,11 +58,11 @@ pub struct ViewConfig {
 #[group(skip)]
 pub struct Drawing {
     /// What makes a stack heavy: order, shares and widths.
-    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Weight::Bytes)]
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Weight::Bytes, help_heading = heading::REPORTS)]
     pub weight: Weight,
 
     /// Which way flame graphs grow.
-    #[arg(long, value_name = "ORDER", value_enum, default_value_t = FlameOrder::Flame)]
+    #[arg(long, value_name = "ORDER", value_enum, default_value_t = FlameOrder::Flame, help_heading = heading::REPORTS)]
     pub flame_order: FlameOrder,
 }
 
@@ -85,19 +85,19 @@ impl Default for Drawing {
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keep {
     /// Only stacks with a function, module or allocator function that matches this regular expression.
-    #[arg(long, value_name = "REGEX", value_parser = parse_pattern)]
+    #[arg(long, value_name = "REGEX", value_parser = parse_pattern, help_heading = heading::KEPT)]
     pub focus: Option<String>,
 
     /// No stacks with a function, module or allocator function that matches this regular expression.
-    #[arg(long, value_name = "REGEX", value_parser = parse_pattern)]
+    #[arg(long, value_name = "REGEX", value_parser = parse_pattern, help_heading = heading::KEPT)]
     pub ignore: Option<String>,
 
     /// Only stacks that weigh at least this much.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = heading::KEPT)]
     pub min_weight: Option<Bytes>,
 
     /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
-    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict, help_heading = heading::KEPT)]
     pub only: Vec<Verdict>,
 }
 

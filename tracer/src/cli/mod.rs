@@ -25,6 +25,16 @@ use crate::model::Pid;
 use crate::report::Format;
 use crate::report::destination::{Destination, Place, WriteError};
 
+/// What the help calls groups of options.
+mod heading {
+    pub const TARGET: &str = "What to trace";
+    pub const WINDOW: &str = "When";
+    pub const COUNTED: &str = "What counts";
+    pub const KEPT: &str = "Which stacks";
+    pub const REPORTS: &str = "Reports";
+    pub const TERMINAL: &str = "Terminal";
+}
+
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

@@ -127,7 +127,7 @@ fn subtitle(profile: &Profile, options: &Options) -> String {
     }
     let incomplete = profile.events.incomplete_total();
     if incomplete > 0 {
-        _ = write!(text, " · {} incomplete", counted(incomplete, "stack"));
+        _ = write!(text, " · {} without all callers", counted(incomplete, "allocation"));
     }
     if options.includes(Kind::Allocator) {
         text += " · native blocks count twice: they lie in the allocator's memory";

@@ -208,13 +208,20 @@ impl<'a> Page<'a> {
         }
         let mut parts: Vec<&PartSize> = parts.iter().filter(|part| growth(part) != 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
+        let labels = parts.iter().map(|part| part_label(part).chars().count());
+        let width = labels.max().unwrap_or(0).max(20);
         for part in parts {
             let growth = growth(part);
             let share = match u64::try_from(growth) {
                 Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
                 _ => String::new(),
             };
-            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_label(part), Change(growth).to_string());
+            _ = write!(
+                text,
+                "\n  {:<width$} {:>12}  {share:>8}",
+                part_label(part),
+                Change(growth).to_string()
+            );
             let leaks = self.profile.verdict.as_ref().is_some_and(|verdict| verdict.leaking == Some(true));
             if leaks && part.part == Part::Native && growth > 0 {
                 text += "  leaking: see the stacks below";

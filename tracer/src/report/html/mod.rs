@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::svg::Hue;
 use super::text::Facts;
 use super::tree::{Node, Tree};
-use super::view::{Role, View};
+use super::view::{Role, View, alike_as_one};
 use super::{FlameOrder, Options, Report, Weight, stack_lines};
 use crate::model::{Kind, Memory, Profile, StackReport, TimelinePoint, Verdict, VerdictSummary};
 
@@ -23,6 +23,8 @@ const SCRIPT: &str = include_str!("page.js");
 impl Report for Html {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
         let view = View::new(profile, options);
+        let merged = alike_as_one(&view.stacks, view.weight);
+        let view = View { stacks: merged.iter().map(|stack| &**stack).collect(), ..view };
         let tree = Tree::new(profile, &view);
         let mut rest = PAGE;
         for marker in ["/*STYLE*/", "/*DATA*/", "/*SCRIPT*/"] {
