@@ -87,6 +87,8 @@ pub struct Session {
     managed: ManagedHolders,
     resident: ResidentMemory,
     stale_code: BTreeSet<u16>,
+    /// When it may be looked at again, on the monotonic clock.
+    stale_code_due_ns: u64,
     /// Numbers of stacks whose last frame is in code that was not known when they were made.
     unnamed: Vec<u32>,
     trampolines_made: BTreeSet<u16>,
@@ -199,6 +201,7 @@ impl Session {
             managed: ManagedHolders::default(),
             resident: ResidentMemory::default(),
             stale_code: BTreeSet::new(),
+            stale_code_due_ns: 0,
             unnamed: Vec::new(),
             trampolines_made: BTreeSet::new(),
             mapping_events: 0,
@@ -352,6 +355,7 @@ impl Session {
         for process in changed_code {
             self.follow_code(process);
         }
+        self.follow_stale_code();
     }
 
     /// Looks at children that have come, and no more at processes that have gone.
@@ -404,12 +408,19 @@ impl Session {
         });
     }
 
-    /// Looks again where walks came to unknown code. Not at once: reading mappings takes up to milliseconds, and broken stacks
-    /// may come in numbers.
+    /// Looks again where walks came to unknown code, as soon as this is due: reading mappings takes up to milliseconds, and broken
+    /// stacks may come in numbers, so it may take one part in so many of the time.
     pub fn follow_stale_code(&mut self) {
+        const PARTS: u64 = 32;
+        let began_ns = now_ns();
+        if self.stale_code.is_empty() || began_ns < self.stale_code_due_ns {
+            return;
+        }
         while let Some(&process) = self.stale_code.first() {
             self.follow_code(process);
         }
+        let ended_ns = now_ns();
+        self.stale_code_due_ns = ended_ns + (ended_ns - began_ns) * PARTS;
     }
 
     /// Keeps tracing within what it may take.

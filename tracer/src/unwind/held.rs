@@ -95,7 +95,9 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn instructions(&mut self, range: Range<u64>) -> Vec<Instruction> {
-        let at = |code: &&CodeBytes<'_>| range.start.checked_sub(code.svma).is_some_and(|at| at < code.bytes.len() as u64);
+        let at = |code: &&CodeBytes<'_>| {
+            range.start.checked_sub(code.svma).is_some_and(|at| at < code.bytes.len() as u64)
+        };
         let Some(code) = self.code.iter().find(at) else { return Vec::new() };
         let bytes = &code.bytes[(range.start - code.svma) as usize..];
         let length = (range.end - range.start).min(bytes.len() as u64) as usize;
