@@ -47,6 +47,32 @@ pub(super) fn read(section: &Section<'_>, sink: &mut impl Sink) {
     }
 }
 
+/// Whether an exception may pass a function: `.eh_frame` covers it, or cannot be read for certain.
+#[must_use]
+pub fn unwinds_through(elf: &[u8], svma: u64) -> bool {
+    struct Cover {
+        svma: u64,
+        found: bool,
+    }
+    impl Sink for Cover {
+        fn function(&mut self, code: Range<u64>) -> bool {
+            self.found |= code.contains(&self.svma);
+            false
+        }
+        fn row(&mut self, _start: u64, _rule: Rule) {}
+        fn broken(&mut self) {
+            self.found = true;
+        }
+    }
+    let Ok(elf) = super::elf::read(elf) else { return true };
+    let mut cover = Cover { svma, found: false };
+    let for_exceptions = |section: &&Section| matches!(section.flavour, Flavour::EhFrame);
+    for section in elf.sections.iter().filter(for_exceptions) {
+        read(section, &mut cover);
+    }
+    cover.found
+}
+
 /// Where the functions of an ELF file begin and end, as its call frame information says: sorted by address, and apart. None of a
 /// file that cannot be read.
 #[must_use]

@@ -17,7 +17,7 @@ mod table;
 mod trampolines;
 mod walk;
 
-pub use cfi::function_ranges;
+pub use cfi::{function_ranges, unwinds_through};
 pub use disk::{Cache, CacheError, CacheLimits, Origin};
 pub use elf::CodeSegments;
 pub use instructions::{CodeBytes, Described, describe};
