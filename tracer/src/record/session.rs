@@ -42,7 +42,8 @@ use crate::{
     attach::{Capture, Settings, Sizes},
     drain::{Drain, Event, NewStack},
     model::{
-        Bytes, End, Events, Kind, Memory, Mode, Pid, Profile, Settings as InForce, TimelinePoint, Window,
+        Bytes, End, Events, Kind, Memory, Mode, NotProbed, Pid, Profile, Settings as InForce, TimelinePoint,
+        Window,
     },
     plan::{ApiId, Planner},
     report::status::Status,
@@ -633,6 +634,7 @@ impl Session {
             named: self.worker.as_ref().map(Worker::caught_up),
             counted: self.counted(ended_ns),
             events: self.events(),
+            not_probed: self.not_probed(),
             processes: self.descriptions.values().cloned().collect(),
             window: Window {
                 started_at: self.window.started_at.clone(),
@@ -657,6 +659,13 @@ impl Session {
             allocator: self.resident.allocator(),
             timeline: self.timeline.clone(),
         }
+    }
+
+    /// The allocator functions whose calls are not seen.
+    fn not_probed(&self) -> Vec<NotProbed> {
+        let of_processes = self.processes.iter().map(TracedProcess::not_probed);
+        let all = of_processes.chain([self.children.not_probed()]).flatten();
+        all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Whether somebody is reading the tables to make a profile.
