@@ -12,7 +12,7 @@
 
 #include "protocol.h"
 
-enum { THREADS = 2, SLOTS = 64, STEPS = 20000, LARGEST = 3000 };
+enum { THREADS = 2, SLOTS = 64, STEPS = 10000, LARGEST = 3000 };
 
 struct worker {
     struct slot {

@@ -1,6 +1,12 @@
 //! A probed target computes what it would compute untraced: registers, flags, memory, `errno`, signals.
 
+use std::sync::{Mutex, PoisonError};
+
 use tracer_tests::{Program, Running, Tracer};
+
+/// With `--follow` the probes in a shared library are in every process that has it: not while another test looks whether its target's
+/// code is as it was.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Has it do its work while it is traced, and says whether it found everything as before.
 #[track_caller]
@@ -14,6 +20,7 @@ fn work(program: &mut Running, as_ever: &str, times: usize) {
 #[test]
 fn every_round_has_the_same_checksum_while_tracers_come_and_go() {
     const AS_EVER: &str = "two rounds";
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut program = Program::new("same_results.c").start();
     work(&mut program, AS_EVER, 1);
     for options in [&[][..], &["--follow"], &["--sample", "4096"], &["--mode", "growth"], &[]] {
@@ -77,6 +84,7 @@ fn declaration(function: &str) -> String {
 #[test]
 fn registers_and_flags_are_as_untraced_wherever_a_probe_is() {
     const AS_EVER: &str = "as before";
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let executable = Program::new("registers.c").build();
     let functions = functions();
     let declared: Vec<_> = functions.iter().map(|function| declaration(function)).collect();
