@@ -132,8 +132,7 @@ impl ResidentMemory {
         let is_measured = |reading: &Reading| {
             reading.with_evidence(managed, |evidence| reconcile::division(evidence)) == Division::Measured
         };
-        let division =
-            if readings.all(is_measured) { Division::Measured } else { Division::Estimated };
+        let division = if readings.all(is_measured) { Division::Measured } else { Division::Estimated };
         let before = split_of(&self.before, managed, division);
         let after = split_of(&self.latest, managed, division);
         Some(Memory {
@@ -150,6 +149,19 @@ impl ResidentMemory {
             self.latest.values().flat_map(|reading| Runtimes::of(&reading.vmas).iter().collect::<Vec<_>>())
         };
         managed.runtimes().min().or_else(|| seen().min())
+    }
+
+    /// By how much shared memory grew that the kernel shows as files.
+    #[must_use]
+    pub fn shared_growth(&self) -> u64 {
+        const NAMES: [&str; 3] = ["/memfd:", "/dev/shm/", "/SYSV"];
+
+        let is_shared = |vma: &&Vma| NAMES.iter().any(|name| vma.name.starts_with(name));
+        let size = |readings: &BTreeMap<u16, Reading>| -> u64 {
+            let vmas = readings.values().flat_map(|reading| &reading.vmas);
+            vmas.filter(is_shared).map(|vma| vma.rss.0).sum()
+        };
+        size(&self.latest).saturating_sub(size(&self.before))
     }
 
     /// The allocator that the targets use.

@@ -207,10 +207,12 @@ impl<'a> Page<'a> {
         }
         let mut parts: Vec<&PartSize> = parts.iter().filter(|part| growth(part) != 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
+        // What shrank besides does not make it less.
+        let grown: u64 = parts.iter().filter_map(|part| u64::try_from(growth(part)).ok()).sum();
         for part in parts {
             let growth = growth(part);
             let share = match u64::try_from(growth) {
-                Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
+                Ok(growth) if change.0 > 0 => share(growth, grown),
                 _ => String::new(),
             };
             _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_label(part), Change(growth).to_string());

@@ -209,7 +209,10 @@ fn is_main_arena(words: &[u64], at: u64) -> bool {
     let next = words[state::NEXT];
     let links = &words[state::LISTS..state::LISTS + 2 * state::LIST_COUNT];
     // In the order of what rules most out.
-    if next == 0 || !next.is_multiple_of(SIZE) || links.iter().any(|link| *link == 0 || !link.is_multiple_of(SIZE)) {
+    if next == 0
+        || !next.is_multiple_of(SIZE)
+        || links.iter().any(|link| *link == 0 || !link.is_multiple_of(SIZE))
+    {
         return false;
     }
     let head = |list: usize| at + 8 * (state::LISTS + 2 * list) as u64 - LINKS;

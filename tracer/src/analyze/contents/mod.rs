@@ -93,9 +93,8 @@ impl Contents {
         let found = pieces(&memory, &present, &unclear, &Runtimes::of(vmas));
         let ranges: Vec<_> = found.iter().map(|&(range, _)| range).collect();
         let resident = residency::resident_bytes(pid, &ranges)?;
-        let piece = |((range, part), resident): (_, Option<Bytes>)| {
-            Some(Piece { range, part, resident: resident? })
-        };
+        let piece =
+            |((range, part), resident): (_, Option<Bytes>)| Some(Piece { range, part, resident: resident? });
         let pieces = found.into_iter().zip(resident).filter_map(piece).collect();
         let kept = match arenas.and_then(|arenas| arenas.free(&memory)) {
             Some(free) => free.resident(|ranges| residency::resident_bytes(pid, ranges))?,

@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 
-use super::super::python_child::Target;
 use super::super::mappings::Backing;
+use super::super::python_child::Target;
 use super::super::reconcile;
 use super::*;
 
@@ -56,7 +56,8 @@ fn range(start: u64, length: u64) -> AddressRange {
 
 #[test]
 fn a_block_with_a_mapping_of_its_own_has_a_header() {
-    let block = |words: &[u64], end| glibc::mapped_block(&Words::new(0x7000, words), Address(0x7000), Address(end));
+    let block =
+        |words: &[u64], end| glibc::mapped_block(&Words::new(0x7000, words), Address(0x7000), Address(end));
     assert_eq!(block(&[0, 0x21002], 0x2_8000), Some(0x21000));
     assert_eq!(block(&[0, 0x21002], 0x2_7000), None, "longer than its mapping");
     assert_eq!(block(&[0, 0x21003], 0x2_8000), None, "in an arena");
@@ -69,7 +70,8 @@ fn a_block_with_a_mapping_of_its_own_has_a_header() {
 fn a_pool_of_python_has_a_header() {
     // 3 blocks of 48 bytes are given out of a pool of 16 KiB, the fourth is free.
     let (at, class) = (0x7f00_0000_4000, 2);
-    let header = [3, at + 48 + 3 * 48, at + 0x4000, at - 0x4000, 7 | class << 32, (48 + 4 * 48) | (0x4000 - 48) << 32];
+    let header =
+        [3, at + 48 + 3 * 48, at + 0x4000, at - 0x4000, 7 | class << 32, (48 + 4 * 48) | (0x4000 - 48) << 32];
     assert_eq!(cpython::pool(&Words::new(at, &header), Address(at)), Some(0x4000));
     let without = |index: usize| {
         let mut header = header;
@@ -83,12 +85,16 @@ fn a_pool_of_python_has_a_header() {
 #[test]
 fn pieces_are_found_among_what_is_in_memory() {
     let block = [0, 0x20002];
-    let memory = Words::new(0x10_0000, &block).and(0x12_0000, &block).and(0x18_0000, &[5, 5]).and(0x19_0000, &block);
+    let memory =
+        Words::new(0x10_0000, &block).and(0x12_0000, &block).and(0x18_0000, &[5, 5]).and(0x19_0000, &block);
     let mappings = [range(0x10_0000, 0x8_0000), range(0x18_0000, 0x10_0000)];
     // The inside of the second block was never touched; the third page of the mapping is somebody's.
     let present = [range(0x10_0000, 0x1000), range(0x12_0000, 0x1000), range(0x18_0000, 0x8_0000)];
     let found = pieces(&memory, &present, &mappings, &Runtimes::default());
-    assert_eq!(found, [(range(0x10_0000, 0x4_0000), Part::Allocator), (range(0x19_0000, 0x2_0000), Part::Allocator)]);
+    assert_eq!(
+        found,
+        [(range(0x10_0000, 0x4_0000), Part::Allocator), (range(0x19_0000, 0x2_0000), Part::Allocator)]
+    );
 }
 
 /// What `mallinfo2` says is free.
@@ -110,7 +116,9 @@ fn what_glibc_keeps_is_what_it_says() {
     target.run(&format!("exec({FREE:?})"));
     // Lists of small chunks, fast ones, and large ones; those of a thread, too.
     target.run("for size in (24, 100, 500, 4080, 30000): fragment(1000, size)");
-    target.run("import threading; t = threading.Thread(target=fragment, args=(2000, 3000)); t.start(); t.join()");
+    target.run(
+        "import threading; t = threading.Thread(target=fragment, args=(2000, 3000)); t.start(); t.join()",
+    );
     let said = target.run("answer = free()") as f64;
     let contents = Contents::of_target(&target);
     let kept = contents.kept.expect("they are found");
@@ -136,7 +144,12 @@ fn large_blocks_and_arenas_of_python_are_told() {
     let after = Contents::of_target(&target);
     let grown = |part| {
         let sum = |contents: &Contents| {
-            contents.pieces.iter().filter(|piece| piece.part == part).map(|piece| piece.resident.0).sum::<u64>()
+            contents
+                .pieces
+                .iter()
+                .filter(|piece| piece.part == part)
+                .map(|piece| piece.resident.0)
+                .sum::<u64>()
         };
         sum(&after) - sum(&before)
     };
