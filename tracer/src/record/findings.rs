@@ -42,6 +42,7 @@ pub struct Findings {
     pub(super) memory: Memory,
     pub(super) runtime: Option<Runtime>,
     pub(super) allocator: Option<&'static str>,
+    pub(super) shared_memory: u64,
     pub(super) timeline: Vec<TimelinePoint>,
 }
 
@@ -70,7 +71,8 @@ impl Findings {
                 window: Duration::from_nanos(window.duration_ns),
                 memory: Some(&memory),
                 stacks: &stacks,
-                freed_older_blocks: events.unmatched_frees > 0,
+                freed_older_blocks: events.unmatched_frees,
+                shared_memory: self.shared_memory,
                 outstanding: &counted.outstanding(),
                 runtime: self.runtime,
                 allocator: self.allocator,

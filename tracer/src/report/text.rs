@@ -217,10 +217,12 @@ impl<'a> Page<'a> {
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
         let labels = parts.iter().map(|part| part_label(part).chars().count());
         let width = labels.max().unwrap_or(0).max(20);
+        // What shrank besides does not make it less.
+        let grown: u64 = parts.iter().filter_map(|part| u64::try_from(growth(part)).ok()).sum();
         for part in parts {
             let growth = growth(part);
             let share = match u64::try_from(growth) {
-                Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
+                Ok(growth) if change.0 > 0 => share(growth, grown),
                 _ => String::new(),
             };
             _ = write!(
