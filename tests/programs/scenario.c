@@ -36,6 +36,7 @@ CALLER void *leaked(size_t size) { return KEEP(filled(malloc(size), size)); }
 CALLER void *cached(size_t size) { return KEEP(filled(malloc(size), size)); }
 CALLER void *passing(size_t size) { return KEEP(filled(malloc(size), size)); }
 CALLER void *batch(size_t size) { return KEEP(filled(malloc(size), size)); }
+CALLER void *queued(size_t size) { return KEEP(filled(malloc(size), size)); }
 CALLER void *fragment(size_t size) { return KEEP(filled(malloc(size), size)); }
 
 CALLER char *mapped(size_t size, int protection) {
@@ -87,6 +88,22 @@ static void fragmentation(int tick) {
     if (tick != 100) return;
     for (int i = 0; i < COUNT; i++) blocks[i] = fragment(4080);
     for (int i = 0; i < COUNT; i += 2) free(blocks[i]);
+}
+
+// Each block lives for 40 seconds, four times as long as anybody looks. They are there when the window opens.
+enum { QUEUED = 16000 };
+static void *queue_blocks[QUEUED];
+
+static void fill_queue(void) {
+    for (int i = 0; i < QUEUED; i++) queue_blocks[i] = queued(4096);
+}
+
+static void queue(int tick) {
+    for (int i = 0; i < 4; i++) {
+        void **oldest = &queue_blocks[(4 * tick + i) % QUEUED];
+        free(*oldest);
+        *oldest = queued(4096);
+    }
 }
 
 // Fifty threads that make and free blocks all the time; one of them keeps some.
@@ -158,17 +175,19 @@ static void reservation(int tick) {
 static const struct {
     const char *name;
     void (*work)(int tick);
+    void (*prepare)(void);
 } scenarios[] = {
     {"steady_leak", steady_leak}, {"slow_leak", slow_leak},       {"cache", cache},
     {"sawtooth", sawtooth},       {"fragmentation", fragmentation}, {"mapping_leak", mapping_leak},
     {"reservation", reservation}, {"one_of_fifty", one_of_fifty}, {"arenas", arenas},
-    {"file", file},
+    {"file", file},               {"queue", queue, fill_queue},
 };
 
 int main(int count, char **arguments) {
     for (size_t i = 0; count == 2 && i < sizeof scenarios / sizeof *scenarios; i++) {
         if (strcmp(arguments[1], scenarios[i].name) != 0) continue;
         expect_unknown_frees();
+        if (scenarios[i].prepare) scenarios[i].prepare();
         ready();
         long long started = now_ms();
         struct pollfd input = {0, POLLIN, 0};
