@@ -63,6 +63,7 @@ impl Session {
             memory: self.memory(),
             runtime: self.resident.runtime(&self.managed),
             allocator: self.resident.allocator(),
+            shared_memory: self.resident.shared_growth(),
             timeline: self.timeline.clone(),
         }
     }
