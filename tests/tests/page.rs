@@ -1,11 +1,11 @@
 //! The `.html` report in a real browser: it shows what the recording says, does what its buttons say, takes names from the target
 //! for text, and fits a telephone.
 
-use std::{path::PathBuf, process::Command, sync::LazyLock};
+use std::{collections::BTreeSet, path::PathBuf, process::Command, sync::LazyLock};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tracer_tests::{Browser, Program, Report, Tracer, tracer_binary};
+use tracer_tests::{Browser, Program, Report, Stack, Tracer, tracer_binary};
 
 /// A name that would do harm where it is taken for markup.
 const SCRIPT: &str = "<script>alert(1)</script>";
@@ -89,7 +89,12 @@ fn it_opens_without_a_complaint_and_says_what_the_report_says() {
         matches!(&*stack.kind, "native" | "mapping")
             && (stack.weight_bytes > 0 || stack.outstanding_objects > 0)
     });
-    assert_eq!(rows(&mut browser).len(), held.count());
+    // Those that read the same are one.
+    let reads = |stack: &'static Stack| {
+        let frames = stack.frames.iter().map(|frame| (&frame.function, frame.line)).collect::<Vec<_>>();
+        (&stack.kind, &stack.api, frames)
+    };
+    assert_eq!(rows(&mut browser).len(), held.map(reads).collect::<BTreeSet<_>>().len());
     assert!(
         browser.evaluate("!document.querySelector('#timeline').hidden") == json!(true),
         "there is a plot"

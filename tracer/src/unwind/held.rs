@@ -100,7 +100,7 @@ impl Reader<'_> {
         };
         let Some(code) = self.code.iter().find(at) else { return Vec::new() };
         let bytes = &code.bytes[(range.start - code.svma) as usize..];
-        let length = (range.end - range.start).min(bytes.len() as u64) as usize;
+        let length = range.end.saturating_sub(range.start).min(bytes.len() as u64) as usize;
         let decoder = Decoder::with_ip(64, &bytes[..length], range.start, DecoderOptions::NONE);
         let instructions: Vec<_> = decoder.into_iter().take(self.budget).collect();
         self.budget -= instructions.len();
