@@ -1,6 +1,7 @@
 //! What keeps a recording of days in bounds.
 
-use tracer_tests::{Program, trace};
+use rustix::process::Signal;
+use tracer_tests::{Program, Tracer, trace};
 
 #[test]
 fn stacks_that_hold_nothing_make_room_for_new_ones() {
@@ -14,5 +15,23 @@ fn stacks_that_hold_nothing_make_room_for_new_ones() {
     let causes: Vec<_> = report.events.incomplete_stacks.keys().collect();
     assert_eq!(causes, ["retired"], "{:?}", report.events);
     assert_eq!((report.totals.allocated_objects, report.totals.freed_objects), (200_001, 200_000));
+    program.assert_unharmed();
+}
+
+#[test]
+fn stacks_make_room_after_a_mark_too() {
+    let mut program = Program::new("many_stacks.c").start();
+    let mut recording = Tracer::new().pid(program.pid()).start();
+    program.go();
+    // More than a quarter of the table is taken by now; behind the mark come as many stacks as it has room for.
+    program.wait_for_line("retiring");
+    recording.signal(Signal::USR2);
+    recording.wait_for_message("marked");
+    program.wait_until_done();
+    let report = recording.interrupt().report();
+    report.assert_exact();
+    report.check_leaks(&program.expect);
+    let causes: Vec<_> = report.events.incomplete_stacks.keys().collect();
+    assert_eq!(causes, ["retired"], "{:?}", report.events);
     program.assert_unharmed();
 }

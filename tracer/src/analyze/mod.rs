@@ -2,6 +2,7 @@
 //! memory that weigh them.
 
 pub mod compiled;
+pub mod contents;
 pub mod growth;
 pub mod history;
 pub mod managed;

@@ -1,7 +1,13 @@
 //! Splits the resident memory of a process into parts that add up to it.
 //!
-//! What the window saw being mapped is known by its account. The rest of each mapping is told by its name, its place
-//! and its neighbours. The allocators' memory is then divided by what the live table knows to be in it:
+//! What the window saw being mapped is known by its account. The rest of each mapping is told by its name, its place,
+//! its neighbours, and what is in it. The allocators' memory is then divided. Where all of it is glibc's, and its arenas
+//! can be read, by *measurement*:
+//!
+//! - `allocator` is what is free in the arenas;
+//! - `native` is everything else there: blocks, those from before the window included, with their headers.
+//!
+//! Else by what the live table knows to be in it, which is an *estimate*:
 //!
 //! - `native` is what the program holds of it, as far as the window saw: requested bytes of live blocks;
 //! - `allocator` is everything else there: blocks from before the window, freed memory that was kept, and the
@@ -12,6 +18,7 @@
 
 use std::collections::BTreeMap;
 
+use super::contents::Contents;
 use super::managed::{Runtime, Runtimes};
 use super::mappings::{AddressRange, Backing};
 use super::smaps::Vma;
@@ -41,6 +48,8 @@ pub struct Evidence<'a> {
     pub tracked: &'a [Tracked],
     /// The stack pointers of its threads, as far as they are known: what contains one is a stack.
     pub stack_pointers: &'a [Address],
+    /// What its memory says about itself.
+    pub contents: &'a Contents,
     /// Outstanding bytes of the malloc family.
     pub native: Bytes,
 }
@@ -53,21 +62,35 @@ const PARTS: [Part; 7] =
 /// at least 0.
 pub type Split = BTreeMap<Part, i64>;
 
+/// How the memory of allocators is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Division {
+    /// By what is free in glibc's arenas.
+    Measured,
+    /// By the live blocks of the window.
+    Estimated,
+}
+
+/// How the memory of allocators can be divided: measured where at most a twentieth of it is not glibc's.
+#[must_use]
+pub fn division(evidence: &Evidence) -> Division {
+    let sorted = Sorted::new(evidence);
+    let is_glibcs = evidence.contents.kept.is_some() && sorted.foreign * 20 <= sorted.of_allocators();
+    if is_glibcs { Division::Measured } else { Division::Estimated }
+}
+
 /// Splits the resident memory.
 #[must_use]
-pub fn split(evidence: &Evidence) -> Split {
-    let mut rest: Vec<u64> = evidence.vmas.iter().map(|vma| vma.rss.0).collect();
-    let mut sizes = PARTS.map(|part| (part, 0)).into_iter().collect::<BTreeMap<_, u64>>();
-    for tracked in evidence.tracked {
-        *sizes.entry(tracked.part).or_default() += deduct(evidence.vmas, &mut rest, tracked);
-    }
-    for (index, rest) in rest.into_iter().enumerate() {
-        *sizes.entry(classify(evidence, index)).or_default() += rest;
-    }
-    let held_by_allocators = sizes[&Part::Allocator] + sizes[&Part::Native];
-    let native = evidence.native.0.min(held_by_allocators);
+pub fn split(evidence: &Evidence, division: Division) -> Split {
+    let sorted = Sorted::new(evidence);
+    let of_allocators = sorted.of_allocators();
+    let native = match (&evidence.contents.kept, division) {
+        (Some(kept), Division::Measured) => (of_allocators - sorted.foreign).saturating_sub(kept.bytes.0),
+        _ => evidence.native.0.min(of_allocators),
+    };
+    let mut sizes = sorted.sizes;
     sizes.insert(Part::Native, native);
-    sizes.insert(Part::Allocator, held_by_allocators - native);
+    sizes.insert(Part::Allocator, of_allocators - native);
 
     let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     let mut split: Split = sizes.into_iter().map(|(part, bytes)| (part, signed(bytes))).collect();
@@ -76,16 +99,65 @@ pub fn split(evidence: &Evidence) -> Split {
     split
 }
 
+/// The resident memory by whose it is, before that of allocators is divided.
+struct Sorted {
+    sizes: BTreeMap<Part, u64>,
+    /// Of allocators, but not known to be glibc's.
+    foreign: u64,
+}
+
+impl Sorted {
+    fn new(evidence: &Evidence) -> Self {
+        let mut rest: Vec<u64> = evidence.vmas.iter().map(|vma| vma.rss.0).collect();
+        let mut sorted = Self { sizes: PARTS.map(|part| (part, 0)).into(), foreign: 0 };
+        for tracked in evidence.tracked {
+            let bytes = deduct(evidence.vmas, &mut rest, tracked.range, tracked.resident);
+            sorted.add(evidence, tracked.range, tracked.part, bytes);
+        }
+        let mut known = evidence.tracked.to_vec();
+        known.sort_unstable_by_key(|tracked| tracked.range);
+        for piece in &evidence.contents.pieces {
+            let resident = Bytes(piece.resident.0.saturating_sub(resident_of(&known, piece.range)));
+            let bytes = deduct(evidence.vmas, &mut rest, piece.range, resident);
+            sorted.add(evidence, piece.range, piece.part, bytes);
+        }
+        for ((index, vma), rest) in evidence.vmas.iter().enumerate().zip(rest) {
+            let part = classify(evidence.vmas, evidence.runtimes, evidence.stack_pointers, index);
+            sorted.add(evidence, vma.range, part, rest);
+        }
+        sorted
+    }
+
+    fn add(&mut self, evidence: &Evidence, range: AddressRange, part: Part, bytes: u64) {
+        *self.sizes.entry(part).or_default() += bytes;
+        if part == Part::Allocator && !evidence.contents.is_of_glibc(range) {
+            self.foreign += bytes;
+        }
+    }
+
+    fn of_allocators(&self) -> u64 {
+        self.sizes[&Part::Allocator] + self.sizes[&Part::Native]
+    }
+}
+
 /// Two splits side by side, with what a reader should know about each part. `runtime` is whose heap the managed one is.
 #[must_use]
-pub fn compare(before: &Split, after: &Split, runtime: Option<Runtime>) -> Vec<PartSize> {
+pub fn compare(before: &Split, after: &Split, division: Division, runtime: Option<Runtime>) -> Vec<PartSize> {
     let size = |split: &Split, part| split.get(&part).copied().unwrap_or(0);
-    let note = |part| match part {
-        Part::Native => Some("requested bytes of blocks allocated in the window"),
-        Part::Allocator => {
-            Some("estimate: freed memory that was kept, overhead, blocks from before the window")
+    let note = |part| match (part, division) {
+        (Part::Native, Division::Measured) => {
+            Some((false, "blocks with their headers, those from before the window included"))
         }
-        Part::Mapping => Some("estimate: what was mapped before the window is told by its place"),
+        (Part::Allocator, Division::Measured) => Some((false, "freed by the program, kept by glibc")),
+        (Part::Native, Division::Estimated) => {
+            Some((false, "requested bytes of blocks allocated in the window"))
+        }
+        (Part::Allocator, Division::Estimated) => {
+            Some((true, "freed memory that was kept, overhead, blocks from before the window"))
+        }
+        (Part::Mapping, _) => {
+            Some((true, "what was mapped before the window is told by its place and what is in it"))
+        }
         _ => None,
     };
     let row = |part| PartSize {
@@ -93,23 +165,48 @@ pub fn compare(before: &Split, after: &Split, runtime: Option<Runtime>) -> Vec<P
         before_bytes: size(before, part),
         after_bytes: size(after, part),
         runtime: runtime.filter(|_| part == Part::Managed).map(|runtime| runtime.to_string()),
-        note: note(part).map(str::to_owned),
+        estimated: note(part).is_some_and(|(estimated, _)| estimated),
+        note: note(part).map(|(_, text)| text.to_owned()),
     };
     PARTS.map(row).into()
 }
 
+/// The mappings of which what is in them tells best whose they are: without a name, and not a runtime's nor a stack.
+#[must_use]
+pub fn unclear(vmas: &[Vma], runtimes: &Runtimes, stack_pointers: &[Address]) -> Vec<AddressRange> {
+    let is_unclear = |&(index, vma): &(usize, &Vma)| {
+        let has_no_name = vma.name.is_empty() && vma.backing == Backing::Anonymous;
+        has_no_name
+            && vma.rss > Bytes(0)
+            && matches!(
+                classify(vmas, runtimes, stack_pointers, index),
+                Part::Mapping | Part::Allocator | Part::File
+            )
+    };
+    vmas.iter().enumerate().filter(is_unclear).map(|(_, vma)| vma.range).collect()
+}
+
 /// Takes the resident bytes of a range off the mappings that it lies in, as far as they have them: the sizes were
 /// read at slightly different times. Returns how much that was.
-fn deduct(vmas: &[Vma], rest: &mut [u64], tracked: &Tracked) -> u64 {
-    let first = vmas.partition_point(|vma| vma.range.end <= tracked.range.start);
-    let mut left = tracked.resident.0;
+fn deduct(vmas: &[Vma], rest: &mut [u64], range: AddressRange, resident: Bytes) -> u64 {
+    let first = vmas.partition_point(|vma| vma.range.end <= range.start);
+    let mut left = resident.0;
     for (vma, rest) in vmas[first..].iter().zip(&mut rest[first..]) {
-        let Some(common) = vma.range.intersection(tracked.range) else { break };
+        let Some(common) = vma.range.intersection(range) else { break };
         let here = left.min(*rest).min(common.bytes());
         *rest -= here;
         left -= here;
     }
-    tracked.resident.0 - left
+    resident.0 - left
+}
+
+/// How much of a range is known to be resident by what the window saw, which is sorted.
+fn resident_of(tracked: &[Tracked], range: AddressRange) -> u64 {
+    let first = tracked.partition_point(|tracked| tracked.range.end <= range.start);
+    let common = tracked[first..].iter().map_while(|tracked| {
+        tracked.range.intersection(range).map(|common| common.bytes().min(tracked.resident.0))
+    });
+    common.sum()
 }
 
 /// How the names of mappings begin that tell whose they are. glibc gives such names with the tunable
@@ -130,16 +227,16 @@ const NAMES: &[(&str, Part)] = &[
 ];
 
 /// What a mapping is that the window did not see being made.
-fn classify(evidence: &Evidence, index: usize) -> Part {
-    let vma = &evidence.vmas[index];
+fn classify(vmas: &[Vma], runtimes: &Runtimes, stack_pointers: &[Address], index: usize) -> Part {
+    let vma = &vmas[index];
     let named = NAMES.iter().find(|(name, _)| vma.name.starts_with(name)).map(|&(_, part)| part);
     if let Some(part) = named {
         part
-    } else if evidence.runtimes.of_vma(vma).is_some() {
+    } else if runtimes.of_vma(vma).is_some() {
         Part::Managed
-    } else if vma.backing == Backing::File || is_data_of_object(evidence.vmas, index) {
+    } else if vma.backing == Backing::File || is_data_of_object(vmas, index) {
         Part::File
-    } else if evidence.stack_pointers.iter().any(|&sp| vma.range.start <= sp && sp < vma.range.end) {
+    } else if stack_pointers.iter().any(|&sp| vma.range.start <= sp && sp < vma.range.end) {
         Part::Stack
     } else if is_arena(vma) {
         Part::Allocator
@@ -170,6 +267,7 @@ fn is_arena(vma: &Vma) -> bool {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::contents::{Kept, Piece};
     use super::super::python_child::Target;
     use super::super::residency;
     use super::*;
@@ -189,7 +287,11 @@ mod tests {
     fn split_of(vmas: &[Vma], tracked: &[Tracked], stack_pointers: &[Address], native: u64) -> Split {
         let runtimes = Runtimes::of(vmas);
         let rss = Bytes(vmas.iter().map(|vma| vma.rss.0).sum());
-        split(&Evidence { vmas, rss, runtimes: &runtimes, tracked, stack_pointers, native: Bytes(native) })
+        let contents = &Contents::default();
+        let native = Bytes(native);
+        let evidence = Evidence { vmas, rss, runtimes: &runtimes, tracked, stack_pointers, contents, native };
+        assert_eq!(division(&evidence), Division::Estimated);
+        split(&evidence, Division::Estimated)
     }
 
     #[test]
@@ -257,10 +359,12 @@ mod tests {
             runtimes: &runtimes,
             tracked: &[],
             stack_pointers: &[],
+            contents: &Contents::default(),
             native: Bytes(0),
         };
-        assert_eq!(split(&evidence)[&Part::Unexplained], 904);
-        assert_eq!(split(&Evidence { rss: Bytes(4000), ..evidence })[&Part::Unexplained], -96);
+        let unexplained = |evidence: &Evidence| split(evidence, Division::Estimated)[&Part::Unexplained];
+        assert_eq!(unexplained(&evidence), 904);
+        assert_eq!(unexplained(&Evidence { rss: Bytes(4000), ..evidence }), -96);
     }
 
     #[test]
@@ -268,6 +372,7 @@ mod tests {
         let parts = compare(
             &Split::from([(Part::File, 3)]),
             &Split::from([(Part::File, 5), (Part::Native, 1)]),
+            Division::Estimated,
             None,
         );
         let sizes: Vec<_> =
@@ -276,12 +381,57 @@ mod tests {
         assert_eq!(sizes.len(), 7);
     }
 
+    #[test]
+    fn what_is_free_in_arenas_is_kept_and_the_rest_of_them_is_held() {
+        let vmas = [
+            vma(0x50_0000, MEBIBYTE, 1000, "[heap]"),
+            vma(0x7f10_0000_5000, MEBIBYTE, 600, ""),
+            vma(0x7f20_0000_5000, MEBIBYTE, 80, ""),
+        ];
+        let piece = |start, part, resident| Piece {
+            range: AddressRange::sized(start, 4096).unwrap(),
+            part,
+            resident: Bytes(resident),
+        };
+        // A block from before the window, and one that the window saw growing.
+        let pieces = vec![
+            piece(0x7f10_0000_5000, Part::Allocator, 200),
+            piece(0x7f10_0000_8000, Part::Managed, 100),
+            piece(0x7f20_0000_6000, Part::Allocator, 80),
+        ];
+        let kept = Some(Kept { bytes: Bytes(300), heaps: vec![vmas[0].range] });
+        let contents = Contents { pieces, kept };
+        let grown = AddressRange::sized(0x7f20_0000_6800, 2048).unwrap();
+        let tracked = Tracked { range: grown, part: Part::Allocator, resident: Bytes(50) };
+        let evidence = Evidence {
+            vmas: &vmas,
+            rss: Bytes(1680),
+            runtimes: &Runtimes::default(),
+            tracked: &[tracked],
+            stack_pointers: &[],
+            contents: &contents,
+            native: Bytes(10),
+        };
+        assert_eq!(division(&evidence), Division::Measured);
+        let split = split(&evidence, Division::Measured);
+        assert_eq!(split[&Part::Allocator], 300);
+        assert_eq!(split[&Part::Native], 700 + 200 + 80);
+        assert_eq!((split[&Part::Managed], split[&Part::Mapping]), (100, 300));
+
+        // Of another allocator.
+        let elsewhere = AddressRange::sized(0x7f10_0000_a000, MEBIBYTE / 2).unwrap();
+        let foreign = Tracked { range: elsewhere, part: Part::Allocator, resident: Bytes(300) };
+        let evidence = Evidence { tracked: &[tracked, foreign], ..evidence };
+        assert_eq!(division(&evidence), Division::Estimated);
+    }
+
     proptest! {
         #[test]
         fn the_parts_add_up(
             sizes in prop::collection::vec((1..20_u64, 0..20_u64, 0..4_usize), 0..20),
             tracked in prop::collection::vec((0..200_u64, 1..30_u64, 0..40_u64, 0..4_usize), 0..10),
-            native in any::<u64>(), rss in 0..1_u64 << 62,
+            pieces in prop::collection::vec((0..200_u64, 1..30_u64, 0..40_u64, any::<bool>()), 0..10),
+            kept in prop::option::of(any::<u64>()), native in any::<u64>(), rss in 0..1_u64 << 62,
         ) {
             let mut start = 0;
             let vmas: Vec<Vma> = sizes.iter().map(|&(pages, resident, name)| {
@@ -295,18 +445,28 @@ mod tests {
                 resident: Bytes(resident * 4096),
             }).collect();
             let runtimes = Runtimes::of(&vmas);
-            let split = split(&Evidence {
+            let pieces = pieces.iter().map(|&(page, pages, resident, is_managed)| Piece {
+                range: AddressRange::sized(page * 4096, pages * 4096).unwrap(),
+                part: if is_managed { Part::Managed } else { Part::Allocator },
+                resident: Bytes(resident * 4096),
+            });
+            let kept = kept.map(|bytes| Kept { bytes: Bytes(bytes), heaps: Vec::new() });
+            let evidence = Evidence {
                 vmas: &vmas,
                 rss: Bytes(rss),
                 runtimes: &runtimes,
                 tracked: &tracked,
                 stack_pointers: &[],
+                contents: &Contents { pieces: pieces.collect(), kept },
                 native: Bytes(native),
-            });
-            prop_assert_eq!(split.values().sum::<i64>(), rss as i64);
-            prop_assert!(split.iter().all(|(&part, &bytes)| part == Part::Unexplained || bytes >= 0));
-            let seen: u64 = vmas.iter().map(|vma| vma.rss.0).sum();
-            prop_assert_eq!(split[&Part::Unexplained], rss as i64 - seen as i64);
+            };
+            for division in [Division::Estimated, Division::Measured] {
+                let split = split(&evidence, division);
+                prop_assert_eq!(split.values().sum::<i64>(), rss as i64);
+                prop_assert!(split.iter().all(|(&part, &bytes)| part == Part::Unexplained || bytes >= 0));
+                let seen: u64 = vmas.iter().map(|vma| vma.rss.0).sum();
+                prop_assert_eq!(split[&Part::Unexplained], rss as i64 - seen as i64);
+            }
         }
     }
 
@@ -317,14 +477,17 @@ mod tests {
             let vmas = residency::vmas(target.pid()).unwrap();
             let rss = residency::rss(target.pid()).unwrap();
             let runtimes = Runtimes::of(&vmas);
-            split(&Evidence {
+            let contents = &Contents::default();
+            let evidence = Evidence {
                 vmas: &vmas,
                 rss,
                 runtimes: &runtimes,
                 tracked,
                 stack_pointers: &[],
+                contents,
                 native: Bytes(native),
-            })
+            };
+            split(&evidence, Division::Estimated)
         };
         target.run("libc.malloc.restype = ctypes.c_void_p");
         let before = observe(&target, &[], 0);

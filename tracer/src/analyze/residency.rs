@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use self::pagemap_scan::PageRegion;
 use super::mappings::{AddressRange, PAGE_BYTES};
 use super::smaps::{self, Vma};
-use crate::model::{Bytes, Pid};
+use crate::model::{Address, Bytes, Pid};
 
 /// Why the resident size is not known.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,17 @@ pub fn rss(pid: Pid) -> Result<Bytes, ResidencyError> {
     }
 }
 
+/// How much of the process is swapped out.
+///
+/// # Errors
+/// [`ResidencyError`].
+pub fn swapped(pid: Pid) -> Result<Bytes, ResidencyError> {
+    let path = proc_file(pid, "status");
+    let text = std::fs::read_to_string(&path).map_err(|error| ResidencyError::new(pid, &path, error))?;
+    let size = text.lines().find_map(|line| smaps::field(line.as_bytes(), b"VmSwap:"));
+    size.ok_or(ResidencyError::Gone(pid))
+}
+
 /// The mappings of the process with their resident sizes. Costs a walk of its page tables: 7 to 9 ms per
 /// GiB of small pages, and 2 µs a mapping (110 ms for 60,000).
 ///
@@ -101,6 +112,35 @@ pub fn resident_bytes(pid: Pid, ranges: &[AddressRange]) -> Result<Vec<Option<By
         Err(Errno::NOTTY | Errno::INVAL) => {
             let resident = estimate(&vmas(pid)?, &sorted.ranges, &pagemap, PAGEMAP_BUDGET).map_err(failed)?;
             Ok(sorted.restore(resident))
+        }
+        Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+/// The parts of ascending ranges that are in memory, by ascending address; on kernels before 6.7 as far as can be read in
+/// time.
+///
+/// # Errors
+/// [`ResidencyError`].
+pub fn present(pid: Pid, ranges: &[AddressRange]) -> Result<Vec<AddressRange>, ResidencyError> {
+    let path = proc_file(pid, "pagemap");
+    let failed = |error| ResidencyError::new(pid, &path, error);
+    let pagemap = File::open(&path).map_err(failed)?;
+    let mut buffer = vec![PageRegion::default(); REGIONS];
+    let mut found = Vec::new();
+    let scanned = ranges.iter().try_for_each(|&range| {
+        scan_range(&pagemap, range, &mut buffer, |regions| {
+            found.extend(regions.iter().map(PageRegion::range));
+        })
+    });
+    match scanned {
+        Ok(()) => Ok(found),
+        Err(Errno::NOTTY | Errno::INVAL) => {
+            let mut budget = PAGEMAP_BUDGET;
+            for &range in ranges {
+                for_each_present(&pagemap, range, &mut budget, |page| found.push(page)).map_err(failed)?;
+            }
+            Ok(found)
         }
         Err(errno) => Err(failed(errno.into())),
     }
@@ -146,21 +186,35 @@ fn scan(pagemap: &File, ranges: &[AddressRange]) -> Result<Vec<Bytes>, Errno> {
     let mut first = 0;
     for together in ranges.chunk_by(|range, next| range.end == next.start) {
         let sizes = &mut resident[first..first + together.len()];
-        let end = together[together.len() - 1].end;
-        let mut from = Some(together[0].start);
-        while let Some(start) = from.filter(|start| *start < end) {
-            let (regions, next) = match pagemap_scan::scan(pagemap, AddressRange { start, end }, &mut buffer)
-            {
-                // No address of user space, such as the `[vsyscall]` page.
-                Err(Errno::FAULT) => break,
-                outcome => outcome?,
-            };
+        let whole = AddressRange { start: together[0].start, end: together[together.len() - 1].end };
+        scan_range(pagemap, whole, &mut buffer, |regions| {
             add_regions(together, sizes, regions.iter().map(PageRegion::range));
-            from = next;
-        }
+        })?;
         first += together.len();
     }
     Ok(resident)
+}
+
+/// Asks the kernel for the present pages of a range, as many at a time as the buffer holds.
+fn scan_range(
+    pagemap: &File,
+    range: AddressRange,
+    buffer: &mut [PageRegion],
+    mut found: impl FnMut(&[PageRegion]),
+) -> Result<(), Errno> {
+    let mut from = Some(range.start);
+    while let Some(start) = from.filter(|start| *start < range.end) {
+        match pagemap_scan::scan(pagemap, AddressRange { start, end: range.end }, buffer) {
+            Ok((regions, next)) => {
+                found(regions);
+                from = next;
+            }
+            // No address of user space, such as the `[vsyscall]` page.
+            Err(Errno::FAULT) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// Adds what the ascending regions have in common with the ascending ranges to the ranges' sizes.
@@ -191,7 +245,7 @@ fn estimate(
             let found = if part == vma.range {
                 Some(vma.rss)
             } else {
-                present(pagemap, part, &mut budget)?.map(|bytes| bytes.min(vma.rss))
+                present_bytes(pagemap, part, &mut budget)?.map(|bytes| bytes.min(vma.rss))
             };
             *size = size.zip(found).map(|(size, found)| Bytes(size.0 + found.0));
         }
@@ -200,16 +254,27 @@ fn estimate(
 }
 
 /// Counts the present pages of a range; `None` when the budget does not allow it.
-fn present(pagemap: &File, range: AddressRange, budget: &mut u64) -> io::Result<Option<Bytes>> {
+fn present_bytes(pagemap: &File, range: AddressRange, budget: &mut u64) -> io::Result<Option<Bytes>> {
+    let mut bytes = 0;
+    let was_read = for_each_present(pagemap, range, budget, |page| bytes += page.bytes())?;
+    Ok(was_read.then_some(Bytes(bytes)))
+}
+
+/// Passes on each present page of a range, unless the budget does not allow it: then it says so.
+fn for_each_present(
+    pagemap: &File,
+    range: AddressRange,
+    budget: &mut u64,
+    mut found: impl FnMut(AddressRange),
+) -> io::Result<bool> {
     const WORD: u64 = 8;
     const PRESENT: u64 = 1 << 63;
 
     let words = range.bytes() / PAGE_BYTES;
-    let Some(left) = budget.checked_sub(words * WORD) else { return Ok(None) };
+    let Some(left) = budget.checked_sub(words * WORD) else { return Ok(false) };
     *budget = left;
     let mut buffer = vec![0; 1 << 16];
     let (mut at, end) = (range.start.0 / PAGE_BYTES * WORD, range.end.0 / PAGE_BYTES * WORD);
-    let mut pages = 0;
     while at < end {
         let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
         let read = pagemap.read_at(&mut buffer[..wanted], at)?;
@@ -217,8 +282,12 @@ fn present(pagemap: &File, range: AddressRange, budget: &mut u64) -> io::Result<
             break;
         }
         let (words, _) = buffer[..read].as_chunks();
-        pages += words.iter().filter(|word| u64::from_ne_bytes(**word) & PRESENT != 0).count() as u64;
+        for (word, start) in words.iter().zip((at / WORD * PAGE_BYTES..).step_by(PAGE_BYTES as usize)) {
+            if u64::from_ne_bytes(*word) & PRESENT != 0 {
+                found(AddressRange { start: Address(start), end: Address(start + PAGE_BYTES) });
+            }
+        }
         at += read as u64;
     }
-    Ok(Some(Bytes(pages * PAGE_BYTES)))
+    Ok(true)
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::growth::{self, Point};
 use super::managed::Runtime;
-use crate::model::{Bytes, Events, Frame, Kind, Memory, Part, StackReport, Verdict, VerdictSummary};
+use crate::model::{
+    Bytes, Events, Frame, Kind, Memory, Part, PartSize, StackReport, Verdict, VerdictSummary,
+};
 
 /// What a verdict rests on.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +110,12 @@ impl Growth {
             .map(|part| (part.part, part.after_bytes.saturating_sub(part.before_bytes)))
             .collect();
         let grown = |part| parts.get(&part).map_or(0, |&bytes| u64::try_from(bytes).unwrap_or(0));
-        let overhead = overhead.min(grown(Part::Allocator));
+        // Where it is measured, what blocks need besides is part of `native`.
+        let is_estimated = |part: &&PartSize| part.part == Part::Allocator && part.estimated;
+        let overhead = match memory.parts.iter().find(is_estimated) {
+            Some(_) => overhead.min(grown(Part::Allocator)),
+            None => 0,
+        };
         let whole = parts.values().fold(0, |sum: i64, &bytes| sum.saturating_add(bytes));
         Self {
             held: grown(Part::Native) + grown(Part::Mapping) + overhead,
@@ -257,10 +264,12 @@ fn held_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let verdicts = [Verdict::Growing, Verdict::Unknown, Verdict::OneOff, Verdict::Steady];
     let places = verdicts.map(|verdict| (verdict, Places::of(facts, verdict)));
     let largest = places.iter().max_by_key(|(_, places)| places.footprint);
+    let known: u64 = places.iter().map(|(_, places)| places.footprint).sum();
+    let largest = largest.filter(|_| known >= growth.held / 2);
     let Some((verdict, place)) = largest.and_then(|(verdict, places)| Some((verdict, places.largest()?)))
     else {
         let sentence =
-            "memory that was mapped before this window is put to use; record from an earlier moment";
+            "memory that was allocated before this window is put to use; record from an earlier moment";
         return (format!("{sentence}{}", growth.share(growth.held)), None);
     };
     let (name, share) = (&place.name, growth.share(place.footprint));
@@ -406,7 +415,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::PartSize;
 
     const MIB: u64 = 1 << 20;
     const WINDOW: Duration = Duration::from_secs(60);
@@ -454,6 +462,7 @@ mod tests {
             before_bytes: 1000,
             after_bytes: 1000 + bytes,
             runtime: None,
+            estimated: part == Part::Allocator,
             note: None,
         };
         Memory { rss_before_bytes: None, rss_after_bytes: None, parts: grown.iter().map(part).collect() }

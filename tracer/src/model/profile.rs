@@ -295,6 +295,9 @@ pub struct PartSize {
     /// Of the managed part, the runtime whose heap it is (`V8`), if there is one that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// Whether it can only be estimated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
     /// What a reader should know about this number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, HashMap};
 use super::{process::TracedProcess, session::now_ns};
 use crate::{
     analyze::{
+        contents::Contents,
         managed::{ManagedHolders, Runtime, Runtimes},
         mappings::{AddressRange, LiveRange, MappingAccount},
-        reconcile::{self, Evidence, Split, Tracked},
+        reconcile::{self, Division, Evidence, Split, Tracked},
         residency::{self, ResidencyError},
         smaps::Vma,
         threads, verdict,
@@ -115,7 +116,7 @@ impl ResidentMemory {
     /// Resident bytes of managed heaps at the latest reading.
     #[must_use]
     pub fn managed_bytes(&self, managed: &ManagedHolders) -> Option<u64> {
-        let size = split_of(&self.latest, managed).get(&Part::Managed).copied()?;
+        let size = split_of(&self.latest, managed, Division::Estimated).get(&Part::Managed).copied()?;
         u64::try_from(size).ok()
     }
 
@@ -127,11 +128,17 @@ impl ResidentMemory {
             return None;
         }
         let rss = |readings: &BTreeMap<u16, Reading>| readings.values().map(|reading| reading.rss.0).sum();
-        let before = split_of(&self.before, managed);
+        let mut readings = self.before.values().chain(self.latest.values());
+        let is_measured = |reading: &Reading| {
+            reading.with_evidence(managed, |evidence| reconcile::division(evidence)) == Division::Measured
+        };
+        let division = if readings.all(is_measured) { Division::Measured } else { Division::Estimated };
+        let before = split_of(&self.before, managed, division);
+        let after = split_of(&self.latest, managed, division);
         Some(Memory {
             rss_before_bytes: Some(rss(&self.before)),
             rss_after_bytes: Some(rss(&self.latest)),
-            parts: reconcile::compare(&before, &split_of(&self.latest, managed), self.runtime(managed)),
+            parts: reconcile::compare(&before, &after, division, self.runtime(managed)),
         })
     }
 
@@ -175,10 +182,11 @@ fn running(processes: &[TracedProcess]) -> impl Iterator<Item = &TracedProcess> 
     processes.iter().filter(|process| !process.target.has_exited())
 }
 
-fn split_of(readings: &BTreeMap<u16, Reading>, managed: &ManagedHolders) -> Split {
+fn split_of(readings: &BTreeMap<u16, Reading>, managed: &ManagedHolders, division: Division) -> Split {
     let mut sum = Split::new();
-    for (part, bytes) in readings.values().flat_map(|reading| reading.split(managed)) {
-        *sum.entry(part).or_default() += bytes;
+    for reading in readings.values() {
+        let split = reading.with_evidence(managed, |evidence| reconcile::split(evidence, division));
+        split.into_iter().for_each(|(part, bytes)| *sum.entry(part).or_default() += bytes);
     }
     sum
 }
@@ -189,6 +197,7 @@ struct Reading {
     rss: Bytes,
     vmas: Vec<Vma>,
     stack_pointers: Vec<Address>,
+    contents: Contents,
     tracked: Vec<(LiveRange, Bytes)>,
     native: Bytes,
 }
@@ -202,38 +211,42 @@ impl Reading {
     fn of(process: &TracedProcess) -> Result<Self, ResidencyError> {
         let pid = process.target.pid();
         let mut rss_before = residency::rss(pid)?;
-        let mut best: Option<(u64, Self)> = None;
+        let mut best: Option<(u64, Bytes, Vec<Vma>)> = None;
         for _ in 0..Self::ATTEMPTS {
             let vmas = residency::vmas(pid)?;
             let rss_after = residency::rss(pid)?;
             let sum = Bytes(vmas.iter().map(|vma| vma.rss.0).sum());
             let rss = sum.clamp(rss_before.min(rss_after), rss_before.max(rss_after));
             let apart = rss.0.abs_diff(sum.0);
-            if best.as_ref().is_none_or(|(least, _)| apart < *least) {
-                let (stack_pointers, tracked, native) = (threads::stack_pointers(pid), Vec::new(), Bytes(0));
-                best = Some((apart, Self { rss, vmas, stack_pointers, tracked, native }));
+            if best.as_ref().is_none_or(|(least, ..)| apart < *least) {
+                best = Some((apart, rss, vmas));
             }
             if apart <= rss.0 / 256 {
                 break;
             }
             rss_before = rss_after;
         }
-        best.map(|(_, reading)| reading).ok_or(ResidencyError::Gone(pid))
+        let (_, rss, vmas) = best.ok_or(ResidencyError::Gone(pid))?;
+        let stack_pointers = threads::stack_pointers(pid);
+        let unclear = reconcile::unclear(&vmas, &Runtimes::of(&vmas), &stack_pointers);
+        let contents = Contents::of(pid, &vmas, &unclear)?;
+        Ok(Self { rss, vmas, stack_pointers, contents, tracked: Vec::new(), native: Bytes(0) })
     }
 
     /// What the parts are depends on what is known of the stacks by now.
-    fn split(&self, managed: &ManagedHolders) -> Split {
+    fn with_evidence<T>(&self, managed: &ManagedHolders, use_it: impl FnOnce(&Evidence) -> T) -> T {
         let tracked = self.tracked.iter().map(|&(live, resident)| Tracked {
             range: live.range,
             part: managed.part(live.holder),
             resident,
         });
-        reconcile::split(&Evidence {
+        use_it(&Evidence {
             vmas: &self.vmas,
             rss: self.rss,
             runtimes: &Runtimes::of(&self.vmas),
             tracked: &tracked.collect::<Vec<_>>(),
             stack_pointers: &self.stack_pointers,
+            contents: &self.contents,
             native: self.native,
         })
     }

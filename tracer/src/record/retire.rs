@@ -37,6 +37,11 @@ impl Retirement {
         tables.known_stacks() >= tables.totals().len() / 4
     }
 
+    /// The counts have been set to 0: what they were says no more what is at rest. What is withdrawn stays so.
+    pub fn forget_counts(&mut self) {
+        self.seen.clear();
+    }
+
     /// Withdraws the stacks that have nothing outstanding and did not allocate since the last sweep; all that are withdrawn.
     pub fn withdraw(&mut self, tables: &SharedTables, holding: &HashSet<u32>) -> &HashSet<u32> {
         let totals = tables.totals();

@@ -10,15 +10,18 @@
 mod cfi;
 mod disk;
 mod elf;
+mod held;
 mod instructions;
 mod rules;
 mod table;
+mod trampolines;
 mod walk;
 
-pub use cfi::function_ranges;
+pub use cfi::{function_ranges, unwinds_through};
 pub use disk::{Cache, CacheError, CacheLimits, Origin};
 pub use elf::CodeSegments;
 pub use instructions::{CodeBytes, Described, describe};
 pub use rules::Rules;
 pub use table::{Table, TableError, TableStats};
+pub use trampolines::{TRAMPOLINE_HEAD, begins_with_trampoline};
 pub use walk::{CodeMap, MAX_FRAMES, OverlappingMappings, Walk};

@@ -1,0 +1,356 @@
+//! What glibc's malloc keeps free: `malloc/malloc.c` and `malloc/arena.c` of glibc 2.27 to 2.41.
+//!
+//! Distributions strip the names of glibc's own variables, so the first arena, `main_arena`, is found by what is in it:
+//! 127 lists of free chunks, the empty ones of which point to themselves, and a link to the other arenas, which leads back.
+//! Free chunks are counted list by list. A list that changes while it is walked shows that by links that do not fit.
+
+use super::Memory;
+use crate::analyze::mappings::{AddressRange, Backing, PAGE_BYTES};
+use crate::analyze::residency::ResidencyError;
+use crate::analyze::smaps::Vma;
+use crate::model::{Address, Bytes};
+
+/// `struct malloc_state`, in words of 8 bytes.
+mod state {
+    /// Behind mutex, flags and `have_fastchunks`.
+    pub const FAST_LISTS: usize = 2;
+    /// `NFASTBINS`.
+    pub const FAST_LIST_COUNT: usize = 10;
+    pub const TOP: usize = 12;
+    /// Behind `last_remainder`.
+    pub const LISTS: usize = 14;
+    /// `NBINS - 1`: each has two words.
+    pub const LIST_COUNT: usize = 127;
+    /// Behind `binmap`.
+    pub const NEXT: usize = 270;
+    /// Behind `next_free` and `attached_threads`.
+    pub const SYSTEM_BYTES: usize = 273;
+    pub const WORDS: usize = 275;
+}
+
+/// Where in a chunk its size is; the lower three bits are flags.
+const SIZE: u64 = 8;
+/// Where in a free chunk the link to the next one is; the one to the previous follows.
+const LINKS: u64 = 16;
+/// What a free chunk's own fields take (`struct malloc_chunk`).
+const CHUNK_HEADER: u64 = 48;
+const SMALLEST_CHUNK: u64 = 32;
+const FLAGS: u64 = 7;
+const IS_MMAPPED: u64 = 2;
+
+/// `HEAP_MAX_SIZE`: what arenas other than the first consist of, aligned to its size.
+const HEAP_BYTES: u64 = 64 << 20;
+
+/// Of a process, in chunks; walking as many takes a quarter of a second.
+const MOST_CHUNKS: usize = 1 << 18;
+
+/// Of a process.
+const MOST_ARENAS: usize = 1 << 12;
+
+/// Blocks from this size on are looked for among mappings. `malloc` maps those of 128 KiB and more, unless told otherwise.
+const SMALLEST_MAPPED: u64 = 64 << 10;
+
+/// The length of the block of `malloc` that begins at an address with a mapping of its own, if one does.
+pub(super) fn mapped_block(memory: &impl Memory, at: Address, end: Address) -> Option<u64> {
+    let [before, size] = memory.words(at)?;
+    let length = size & !FLAGS;
+    let is_one = before == 0
+        && size & FLAGS == IS_MMAPPED
+        && length.is_multiple_of(PAGE_BYTES)
+        && (SMALLEST_MAPPED..=end.0 - at.0).contains(&length);
+    is_one.then_some(length)
+}
+
+/// An arena, as it was when it was read.
+#[derive(Debug)]
+struct Arena {
+    at: Address,
+    words: [u64; state::WORDS],
+}
+
+impl Arena {
+    fn read(memory: &impl Memory, at: Address) -> Option<Self> {
+        let arena = Self { at, words: memory.words(at)? };
+        let top = arena.words[state::TOP];
+        (top != 0 && top.is_multiple_of(SIZE)).then_some(arena)
+    }
+
+    const fn next(&self) -> Address {
+        Address(self.words[state::NEXT])
+    }
+
+    const fn word_at(&self, index: usize) -> Address {
+        Address(self.at.0 + 8 * index as u64)
+    }
+}
+
+/// The arenas of a process.
+#[derive(Debug)]
+pub(super) struct Arenas {
+    arenas: Vec<Arena>,
+    /// The `brk` heap and the heaps of threads.
+    heaps: Vec<AddressRange>,
+    tcaches: Vec<Address>,
+}
+
+impl Arenas {
+    /// Where they are.
+    pub fn heaps(&self) -> &[AddressRange] {
+        &self.heaps
+    }
+
+    /// Finds them.
+    pub fn find(memory: &impl Memory, vmas: &[Vma]) -> Option<Self> {
+        let first = vmas.iter().filter(|vma| may_have_main_arena(vma, vmas));
+        first.filter_map(|vma| main_arena(memory, vma)).find_map(|main| Self::linked(memory, main, vmas))
+    }
+
+    /// Follows the ring of arenas.
+    fn linked(memory: &impl Memory, main: Arena, vmas: &[Vma]) -> Option<Self> {
+        let first = main.at;
+        let mut found = Self { arenas: Vec::new(), heaps: Vec::new(), tcaches: Vec::new() };
+        let top = Address(main.words[state::TOP]);
+        // The kernel may show it as several mappings.
+        let heap = || vmas.iter().filter(|vma| vma.name == "[heap]").map(|vma| vma.range);
+        let heap = AddressRange { start: heap().next()?.start, end: heap().next_back()?.end };
+        if !(heap.start..heap.end).contains(&top) {
+            return None;
+        }
+        found.heaps.push(heap);
+        found.tcaches.push(heap.start);
+        let mut next = main.next();
+        found.arenas.push(main);
+        while next != first {
+            if found.arenas.len() > MOST_ARENAS {
+                return None;
+            }
+            let arena = Arena::read(memory, next)?;
+            found.add_heaps(memory, &arena)?;
+            next = arena.next();
+            found.arenas.push(arena);
+        }
+        Some(found)
+    }
+
+    /// The heaps of an arena, from that with its top on: each begins with the arena's address and that of the previous one
+    /// (`struct heap_info`).
+    fn add_heaps(&mut self, memory: &impl Memory, arena: &Arena) -> Option<()> {
+        let mut heap = arena.words[state::TOP] & !(HEAP_BYTES - 1);
+        for _ in 0..MOST_ARENAS {
+            let [of, previous] = memory.words(Address(heap))?;
+            if of != arena.at.0 {
+                return None;
+            }
+            self.heaps.push(AddressRange::sized(heap, HEAP_BYTES)?);
+            if previous == 0 {
+                // The arena itself is in its first heap, and the first block behind it.
+                self.tcaches.push(Address((arena.word_at(state::WORDS).0 + SIZE).next_multiple_of(16)));
+                return (heap == arena.at.0 & !(HEAP_BYTES - 1)).then_some(());
+            }
+            heap = previous;
+        }
+        None
+    }
+
+    /// Counts what is free in them; `None` if that is too much to count, or changes too fast.
+    pub fn free(self, memory: &impl Memory) -> Option<Free> {
+        let mut free = Free { heaps: self.heaps, ..Free::default() };
+        for arena in &self.arenas {
+            let top = arena.words[state::TOP];
+            let [size] = memory.words(Address(top + SIZE))?;
+            if size & !FLAGS > arena.words[state::SYSTEM_BYTES] {
+                return None;
+            }
+            free.add(top, size & !FLAGS);
+            for list in 0..state::LIST_COUNT {
+                free.add_list(memory, arena, list)?;
+            }
+            for list in 0..state::FAST_LIST_COUNT {
+                free.add_fast_list(memory, arena, list)?;
+            }
+        }
+        for tcache in self.tcaches {
+            free.add_tcache(memory, tcache);
+        }
+        Some(free)
+    }
+}
+
+/// Whether a mapping is the data of the C library, or of the program, which may contain it.
+fn may_have_main_arena(vma: &Vma, vmas: &[Vma]) -> bool {
+    const MOST_DATA: u64 = 4 << 20;
+
+    let file = vma.name.rsplit('/').next().unwrap_or(&vma.name);
+    let is_libc = file.starts_with("libc.so") || file.starts_with("libc-");
+    let is_program = vmas.first().is_some_and(|first| first.name == vma.name);
+    vma.backing == Backing::File
+        && !vma.executable
+        && vma.rss > Bytes(0)
+        && vma.range.bytes() <= MOST_DATA
+        && (is_libc || is_program)
+}
+
+/// Finds `main_arena` in a mapping.
+fn main_arena(memory: &impl Memory, vma: &Vma) -> Option<Arena> {
+    let mut bytes = vec![0; usize::try_from(vma.range.bytes()).ok()?];
+    if !memory.read(vma.range.start, &mut bytes) {
+        return None;
+    }
+    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let places = words.windows(state::WORDS).zip((vma.range.start.0..).step_by(8));
+    places
+        .filter(|(words, at)| is_main_arena(words, *at))
+        .find_map(|(_, at)| Arena::read(memory, Address(at)))
+}
+
+fn is_main_arena(words: &[u64], at: u64) -> bool {
+    const LEAST_EMPTY: usize = 8;
+
+    let next = words[state::NEXT];
+    let links = &words[state::LISTS..state::LISTS + 2 * state::LIST_COUNT];
+    // In the order of what rules most out.
+    if next == 0
+        || !next.is_multiple_of(SIZE)
+        || links.iter().any(|link| *link == 0 || !link.is_multiple_of(SIZE))
+    {
+        return false;
+    }
+    let head = |list: usize| at + 8 * (state::LISTS + 2 * list) as u64 - LINKS;
+    let is_empty = |list: &usize| links[2 * list] == head(*list) && links[2 * list + 1] == head(*list);
+    (0..state::LIST_COUNT).filter(is_empty).count() >= LEAST_EMPTY
+}
+
+/// What is free in arenas.
+#[derive(Debug, Default)]
+pub(super) struct Free {
+    heaps: Vec<AddressRange>,
+    /// Of chunks that share their pages with others.
+    bytes: u64,
+    /// Whole pages of larger ones, which may have been given back.
+    pages: Vec<AddressRange>,
+    looks: usize,
+}
+
+impl Free {
+    /// Adds a free chunk.
+    fn add(&mut self, at: u64, size: u64) {
+        let pages = AddressRange {
+            start: Address(at.saturating_add(CHUNK_HEADER).next_multiple_of(PAGE_BYTES)),
+            end: Address(at.saturating_add(size) / PAGE_BYTES * PAGE_BYTES),
+        };
+        self.bytes += size - pages.bytes();
+        if !pages.is_empty() {
+            self.pages.push(pages);
+        }
+    }
+
+    /// Adds the chunks of a list of `bins`; `None` when it changes too fast.
+    fn add_list(&mut self, memory: &impl Memory, arena: &Arena, list: usize) -> Option<()> {
+        const ATTEMPTS: usize = 4;
+
+        let head = Address(arena.word_at(state::LISTS + 2 * list).0 - LINKS);
+        (0..ATTEMPTS).find_map(|_| {
+            let (pages, bytes) = (self.pages.len(), self.bytes);
+            let walked = self.walk(memory, head);
+            if walked.is_none() {
+                self.bytes = bytes;
+                self.pages.truncate(pages);
+            }
+            walked
+        })
+    }
+
+    fn walk(&mut self, memory: &impl Memory, head: Address) -> Option<()> {
+        let [first, _] = memory.words(Address(head.0 + LINKS))?;
+        let (mut previous, mut at) = (head.0, first);
+        while at != head.0 {
+            self.look()?;
+            let [size, next, back] = memory.words(Address(at.checked_add(SIZE)?))?;
+            let size = size & !FLAGS;
+            if back != previous || !self.is_chunk(at, size) {
+                return None;
+            }
+            self.add(at, size);
+            (previous, at) = (at, next);
+        }
+        Some(())
+    }
+
+    /// Adds the chunks of a list of `fastbinsY`, which are all of one size. From 2.32 on links are obfuscated
+    /// (`PROTECT_PTR`), and blocks are aligned to 16 bytes.
+    fn add_fast_list(&mut self, memory: &impl Memory, arena: &Arena, list: usize) -> Option<()> {
+        let size = SMALLEST_CHUNK + 16 * list as u64;
+        let [mut at] = memory.words(arena.word_at(state::FAST_LISTS + list))?;
+        while at != 0 {
+            self.look()?;
+            let [found, link] = memory.words(Address(at.checked_add(SIZE)?))?;
+            // Another thread has taken it meanwhile: what was counted is as good as any other moment's.
+            if found & !FLAGS != size || !self.is_chunk(at, size) {
+                break;
+            }
+            self.add(at, size);
+            let clear = ((at + LINKS) >> 12) ^ link;
+            at = if clear == 0 || self.is_chunk(clear, size) { clear } else { link };
+        }
+        Some(())
+    }
+
+    /// Adds the blocks that a thread keeps for itself (`struct tcache_perthread_struct`), if this is its record: 64 counts,
+    /// and as many lists.
+    fn add_tcache(&mut self, memory: &impl Memory, at: Address) {
+        const LISTS: usize = 64;
+        /// From 2.30 on; before, counts were bytes.
+        const CHUNK: u64 = 0x290;
+        const MOST: u64 = 127;
+
+        let Some([_, size]) = memory.words(at) else { return };
+        let Some(counts) = memory.words::<{ LISTS / 4 }>(Address(at.0 + LINKS)) else { return };
+        let Some(lists) = memory.words::<LISTS>(Address(at.0 + LINKS + 2 * LISTS as u64)) else { return };
+        let count = |list: usize| counts[list / 4] >> (16 * (list % 4)) & 0xffff;
+        let fits = |list: usize| count(list) <= MOST && (count(list) == 0) == (lists[list] == 0);
+        if size & !FLAGS == CHUNK && (0..LISTS).all(fits) {
+            let bytes = |list: usize| count(list) * (SMALLEST_CHUNK + 16 * list as u64);
+            self.bytes += (0..LISTS).map(bytes).sum::<u64>();
+        }
+    }
+
+    fn is_chunk(&self, at: u64, size: u64) -> bool {
+        let is_in = |heap: &AddressRange| heap.start.0 <= at && at < heap.end.0 && size <= heap.end.0 - at;
+        at.is_multiple_of(SIZE) && size >= SMALLEST_CHUNK && self.heaps.iter().any(is_in)
+    }
+
+    /// One more chunk is read, if it may be.
+    fn look(&mut self) -> Option<()> {
+        self.looks += 1;
+        (self.looks <= MOST_CHUNKS).then_some(())
+    }
+
+    /// How much of it is in memory. `resident` tells that of ranges.
+    pub fn resident(
+        mut self,
+        resident: impl FnOnce(&[AddressRange]) -> Result<Vec<Option<Bytes>>, ResidencyError>,
+    ) -> Result<Option<Kept>, ResidencyError> {
+        // Lists that changed between them may have had the same chunk twice.
+        self.pages.sort_unstable();
+        let mut end = Address(0);
+        self.pages.retain(|pages| {
+            let is_new = pages.start >= end;
+            end = end.max(pages.end);
+            is_new
+        });
+        let pages: Option<Vec<Bytes>> = resident(&self.pages)?.into_iter().collect();
+        Ok(pages.map(|pages| Kept {
+            bytes: Bytes(self.bytes + pages.iter().map(|bytes| bytes.0).sum::<u64>()),
+            heaps: self.heaps,
+        }))
+    }
+}
+
+/// What glibc's malloc keeps free in its arenas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Resident bytes of free chunks.
+    pub bytes: Bytes,
+    /// Where arenas are; what is not free there is in use.
+    pub heaps: Vec<AddressRange>,
+}

@@ -1,0 +1,218 @@
+//! On a real process, and on memory full of nonsense.
+
+use std::cell::Cell;
+
+use proptest::prelude::*;
+
+use super::super::mappings::Backing;
+use super::super::python_child::Target;
+use super::super::reconcile;
+use super::*;
+
+impl Contents {
+    fn of_target(target: &Target) -> Self {
+        let vmas = residency::vmas(target.pid()).unwrap();
+        let unclear = reconcile::unclear(&vmas, &Runtimes::of(&vmas), &[]);
+        Self::of(target.pid(), &vmas, &unclear).unwrap()
+    }
+}
+
+/// Memory of words at some places, and how often it is read.
+#[derive(Debug, Default)]
+struct Words {
+    places: Vec<(u64, Vec<u64>)>,
+    reads: Cell<usize>,
+}
+
+impl Words {
+    fn new(at: u64, words: &[u64]) -> Self {
+        Self::default().and(at, words)
+    }
+
+    fn and(mut self, at: u64, words: &[u64]) -> Self {
+        self.places.push((at, words.to_vec()));
+        self
+    }
+}
+
+impl Memory for Words {
+    fn read(&self, Address(at): Address, buffer: &mut [u8]) -> bool {
+        self.reads.set(self.reads.get() + 1);
+        let wanted = buffer.as_chunks_mut().0;
+        let found = self.places.iter().find_map(|(start, words)| {
+            let first = usize::try_from(at.checked_sub(*start)? / 8).ok()?;
+            words.get(first..first.checked_add(wanted.len())?)
+        });
+        found.into_iter().for_each(|words| {
+            wanted.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+        });
+        found.is_some()
+    }
+}
+
+fn range(start: u64, length: u64) -> AddressRange {
+    AddressRange::sized(start, length).unwrap()
+}
+
+#[test]
+fn a_block_with_a_mapping_of_its_own_has_a_header() {
+    let block =
+        |words: &[u64], end| glibc::mapped_block(&Words::new(0x7000, words), Address(0x7000), Address(end));
+    assert_eq!(block(&[0, 0x21002], 0x2_8000), Some(0x21000));
+    assert_eq!(block(&[0, 0x21002], 0x2_7000), None, "longer than its mapping");
+    assert_eq!(block(&[0, 0x21003], 0x2_8000), None, "in an arena");
+    assert_eq!(block(&[1, 0x21002], 0x2_8000), None);
+    assert_eq!(block(&[0, 0x21012], 0x2_8000), None, "no pages");
+    assert_eq!(block(&[0], 0x2_8000), None, "cannot be read");
+}
+
+#[test]
+fn a_pool_of_python_has_a_header() {
+    // 3 blocks of 48 bytes are given out of a pool of 16 KiB, the fourth is free.
+    let (at, class) = (0x7f00_0000_4000, 2);
+    let header =
+        [3, at + 48 + 3 * 48, at + 0x4000, at - 0x4000, 7 | class << 32, (48 + 4 * 48) | (0x4000 - 48) << 32];
+    assert_eq!(cpython::pool(&Words::new(at, &header), Address(at)), Some(0x4000));
+    let without = |index: usize| {
+        let mut header = header;
+        header[index] = 1 << 40 | 0x1234_5678;
+        cpython::pool(&Words::new(at, &header), Address(at))
+    };
+    assert_eq!([0, 1, 4, 5].map(without), [None; 4]);
+    assert_eq!(cpython::pool(&Words::new(at + 16, &header), Address(at + 16)), None);
+}
+
+#[test]
+fn pieces_are_found_among_what_is_in_memory() {
+    let block = [0, 0x20002];
+    let memory =
+        Words::new(0x10_0000, &block).and(0x12_0000, &block).and(0x18_0000, &[5, 5]).and(0x19_0000, &block);
+    let mappings = [range(0x10_0000, 0x8_0000), range(0x18_0000, 0x10_0000)];
+    // The inside of the second block was never touched; the third page of the mapping is somebody's.
+    let present = [range(0x10_0000, 0x1000), range(0x12_0000, 0x1000), range(0x18_0000, 0x8_0000)];
+    let found = pieces(&memory, &present, &mappings, &Runtimes::default());
+    assert_eq!(
+        found,
+        [(range(0x10_0000, 0x4_0000), Part::Allocator), (range(0x19_0000, 0x2_0000), Part::Allocator)]
+    );
+}
+
+/// What `mallinfo2` says is free.
+const FREE: &str = "
+class Info(ctypes.Structure): _fields_ = [(name, ctypes.c_size_t) for name in 'abcdefghij']
+libc.mallinfo2.restype = Info
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+def free(): return libc.mallinfo2().i
+def fragment(count, size):
+    blocks = [libc.malloc(ctypes.c_size_t(size)) for _ in range(count)]
+    for block in blocks: ctypes.memset(block, 1, size)
+    for block in blocks[::2]: libc.free(block)
+";
+
+#[test]
+fn what_glibc_keeps_is_what_it_says() {
+    let mut target = Target::start();
+    target.run(&format!("exec({FREE:?})"));
+    // Lists of small chunks, fast ones, and large ones; those of a thread, too.
+    target.run("for size in (24, 100, 500, 4080, 30000): fragment(1000, size)");
+    target.run(
+        "import threading; t = threading.Thread(target=fragment, args=(2000, 3000)); t.start(); t.join()",
+    );
+    let said = target.run("answer = free()") as f64;
+    let contents = Contents::of_target(&target);
+    let kept = contents.kept.expect("they are found");
+    // The top of a heap is free, and was never touched; what threads keep for themselves is not free in its eyes.
+    assert!((kept.bytes.0 as f64 / said - 1.0).abs() < 0.02, "glibc says {said}, found {kept:?}");
+    // The blocks of a thread are in a heap of their own.
+    assert!(kept.heaps.len() > 1, "{kept:?}");
+
+    let trimmed = target.run("libc.malloc_trim(0); answer = free()") as u64;
+    let contents = Contents::of_target(&target);
+    let Bytes(kept) = contents.kept.expect("they are found").bytes;
+    // What was given back is not kept: the insides of 500 chunks of 30,000 bytes.
+    assert!(kept + 500 * 20_000 < trimmed, "glibc says {trimmed}, found {kept}");
+}
+
+#[test]
+fn large_blocks_and_arenas_of_python_are_told() {
+    let mut target = Target::start();
+    target.run(&format!("exec({FREE:?})"));
+    let before = Contents::of_target(&target);
+    target.run("for _ in range(5): ctypes.memset(libc.malloc(ctypes.c_size_t(300000)), 1, 300000)");
+    target.run("kept = [(number, str(number)) for number in range(100000)]");
+    let after = Contents::of_target(&target);
+    let grown = |part| {
+        let sum = |contents: &Contents| {
+            contents
+                .pieces
+                .iter()
+                .filter(|piece| piece.part == part)
+                .map(|piece| piece.resident.0)
+                .sum::<u64>()
+        };
+        sum(&after) - sum(&before)
+    };
+    // The list of objects is such a block, too: 800,984 bytes.
+    let blocks = 5 * 303_104 + 802_816;
+    assert_eq!(grown(Part::Allocator), blocks);
+    // A tuple of two (56 + 16 of the collector), a number (28) and a text of 5 or 6 characters (54).
+    let objects = 100_000 * (64 + 32 + 64);
+    assert!((objects..objects * 11 / 10).contains(&grown(Part::Managed)), "{}", grown(Part::Managed));
+}
+
+/// Words that look like something now and then.
+fn nonsense() -> impl Strategy<Value = Vec<u64>> {
+    let address = (0..0x800_u64).prop_map(|word| 0x10_0000 + word * 8);
+    let word = prop_oneof![Just(0), address.clone(), address, 0..0x1000_u64, any::<u64>(), Just(0x20002)];
+    prop::collection::vec(word, 0x800)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nonsense_is_survived(words in nonsense()) {
+        let memory = Words::new(0x10_0000, &words);
+        let mapping = range(0x10_0000, 0x4000);
+        let vma = |name: &str, backing| Vma {
+            range: mapping, backing, executable: false, name: name.to_owned(), rss: Bytes(0x4000),
+        };
+        let vmas = [vma("/lib/libc.so.6", Backing::File), vma("[heap]", Backing::Anonymous)];
+        let python = Runtimes::of(&[Vma { executable: true, ..vma("/bin/python3", Backing::File) }]);
+        let found = pieces(&memory, &[mapping], &[mapping], &python);
+        prop_assert!(found.iter().all(|(piece, _)| piece.start >= mapping.start && piece.end <= mapping.end));
+        if let Some(arenas) = Arenas::find(&memory, &vmas) {
+            let _ = arenas.free(&memory);
+        }
+        prop_assert!(memory.reads.get() < 1 << 20);
+    }
+
+    #[test]
+    fn a_list_that_is_nonsense_ends(mut words in nonsense()) {
+        // An arena whose lists begin anywhere.
+        let at = 0x10_0000;
+        words[12] = at + 0x3000;
+        words[270] = at;
+        words[0x601] = 0x1000;
+        words[273] = 0x4000;
+        for list in 0..127 {
+            let head = at + 8 * (14 + 2 * list as u64) - 16;
+            if list % 3 == 0 || words[14 + 2 * list] == 0 || words[15 + 2 * list] == 0 {
+                (words[14 + 2 * list], words[15 + 2 * list]) = (head, head);
+            }
+            for word in &mut words[14 + 2 * list..16 + 2 * list] {
+                *word &= !7;
+                if *word == 0 { *word = head }
+            }
+        }
+        let memory = Words::new(at, &words);
+        let vma = |name: &str, backing| Vma {
+            range: range(at, 0x4000), backing, executable: false, name: name.to_owned(), rss: Bytes(0x4000),
+        };
+        let vmas = [vma("/lib/libc.so.6", Backing::File), vma("[heap]", Backing::Anonymous)];
+        let arenas = Arenas::find(&memory, &vmas).expect("it looks like one");
+        let _ = arenas.free(&memory);
+        prop_assert!(memory.reads.get() < 1 << 20);
+    }
+}
