@@ -61,13 +61,6 @@ int posix_memalign(void **result, size_t alignment, size_t size) {
     return 0;
 }
 
-#ifdef HIDDEN_RETURN
-// It returns from wherever a variable says, so no safe place for its probes is known.
-static void *get(size_t size) { return carve(16, size); }
-static void *(*volatile getter)(size_t) = get;
-void *_Znwm(size_t size) { return getter(size); }
-#endif
-
 #ifdef OPERATORS
 // The operators of C++, under the names that its compilers give them. None calls malloc or free.
 void *_Znwm(size_t size) {
@@ -85,4 +78,19 @@ void _ZdlPvmSt11align_val_t(void *block, size_t size, size_t alignment) {
     __asm__ volatile("" : : "r"(block), "r"(size), "r"(alignment) : "memory");
 }
 void _ZdaPv(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
+#endif
+
+#ifdef OPAQUE_OPERATOR
+// An operator that goes on to an address from memory: nothing says where it returns.
+void *own_allocator_new(size_t size) {
+    void *block = carve(16, size);
+    if (!block) abort();
+    return block;
+}
+void *(*volatile own_allocator_pointer)(size_t) = own_allocator_new;
+__asm__(
+    ".globl _Znwm\n.type _Znwm, @function\n"
+    "_Znwm: .cfi_startproc\n"
+    "mov own_allocator_pointer@GOTPCREL(%rip), %rax; mov (%rax), %rax; jmp *%rax\n"
+    ".cfi_endproc\n.size _Znwm, . - _Znwm\n");
 #endif

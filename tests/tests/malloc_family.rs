@@ -40,7 +40,7 @@ fn a_call_that_never_returned_does_not_hide_one_deeper_in_the_stack() {
 
 #[test]
 fn an_operator_new_that_cannot_be_probed_is_told() {
-    let flags = ["-shared", "-fPIC", "-fno-builtin", "-O2", "-DHIDDEN_RETURN"];
+    let flags = ["-shared", "-fPIC", "-fno-builtin", "-DOPAQUE_OPERATOR"];
     let allocator = compile("own_allocator.c", &flags.map(str::to_owned));
     let program = Program::new("nested.c").flag(allocator.display().to_string()).start();
     let finished = Tracer::new().pid(program.pid()).start().interrupt();
