@@ -60,3 +60,22 @@ int posix_memalign(void **result, size_t alignment, size_t size) {
     *result = block;
     return 0;
 }
+
+#ifdef OPERATORS
+// The operators of C++, under the names that its compilers give them. None calls malloc or free.
+void *_Znwm(size_t size) {
+    void *block = carve(16, size);
+    if (!block) abort();
+    return block;
+}
+void *_Znam(size_t size) { return _Znwm(size); }
+void *_ZnwmSt11align_val_t(size_t size, size_t alignment) { return carve(alignment, size); }
+void *_ZnwmRKSt9nothrow_t(size_t size, const void *nothrow) { return nothrow ? carve(16, size) : NULL; }
+void _ZdlPv(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
+void _ZdlPvm(void *block, size_t size) { __asm__ volatile("" : : "r"(block), "r"(size) : "memory"); }
+void _ZdlPvSt11align_val_t(void *block, size_t alignment) { __asm__ volatile("" : : "r"(block), "r"(alignment) : "memory"); }
+void _ZdlPvmSt11align_val_t(void *block, size_t size, size_t alignment) {
+    __asm__ volatile("" : : "r"(block), "r"(size), "r"(alignment) : "memory");
+}
+void _ZdaPv(void *block) { __asm__ volatile("" : : "r"(block) : "memory"); }
+#endif

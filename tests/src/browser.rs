@@ -14,8 +14,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long the browser may take for one thing, on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::process::PATIENCE;
 
 /// A browser that shows one page.
 #[derive(Debug)]

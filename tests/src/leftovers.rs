@@ -1,11 +1,8 @@
 //! What a tracer must not leave behind: breakpoints in the target's code, loaded BPF programs, mounts.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::PathBuf};
 
 use crate::{bpf, process};
-
-/// How long the kernel may take to let go of the programs of a tracer that is gone (it waits for RCU grace periods).
-const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a running tracer holds that must be gone with it.
 #[derive(Debug)]
@@ -23,7 +20,8 @@ impl Holdings {
     /// Panics unless everything is gone, and the mounts are those of before.
     #[track_caller]
     pub(crate) fn assert_released(&self) {
-        process::wait_until("the BPF programs of a tracer that ended are unloaded", RELEASE_LIMIT, || {
+        // The kernel lets go of them after RCU grace periods.
+        process::wait_until("the BPF programs of a tracer that ended are unloaded", || {
             self.programs.iter().all(|&id| !bpf::program_exists(id)).then_some(())
         });
         assert_eq!(mounts(), self.mounts, "the tracer changed the mounts");
@@ -37,7 +35,7 @@ fn mounts() -> String {
 /// Panics when code of `pid` differs from the file it was mapped from, as a forgotten breakpoint makes it.
 #[track_caller]
 pub fn assert_text_is_pristine(pid: u32) {
-    process::wait_until("the target's code is as its files have it", RELEASE_LIMIT, || {
+    process::wait_until("the target's code is as its files have it", || {
         modified_text(pid).is_empty().then_some(())
     });
 }
@@ -54,10 +52,21 @@ pub fn modified_text(pid: u32) -> Vec<u64> {
         let Ok(file) = fs::File::open(&text.file) else { continue };
         let mut on_disk = vec![0; length];
         let read = file.read_at(&mut on_disk, text.offset).unwrap_or(0);
-        let differing = now.iter().zip(&on_disk[..read]).enumerate().filter(|(_, (now, disk))| now != disk);
-        modified.extend(differing.map(|(at, _)| text.start + at as u64));
+        let differing = differing(&now, &on_disk[..read]);
+        modified.extend(differing.into_iter().map(|at| text.start + at as u64));
     }
     modified
+}
+
+/// Where two pieces of code differ. Most pages are alike, which is told at once.
+fn differing(now: &[u8], disk: &[u8]) -> Vec<usize> {
+    const PAGE: usize = 4096;
+    let pages = now.chunks(PAGE).zip(disk.chunks(PAGE)).enumerate();
+    let bytes = |(page, (now, disk)): (usize, (&[u8], &[u8]))| {
+        let differing = now.iter().zip(disk).enumerate().filter(|(_, (now, disk))| now != disk);
+        differing.map(|(at, _)| page * PAGE + at).collect::<Vec<_>>()
+    };
+    pages.filter(|(_, (now, disk))| now != disk).flat_map(bytes).collect()
 }
 
 struct TextMapping {

@@ -23,6 +23,7 @@ mod report;
 mod runtimes;
 mod terminal;
 mod tracer;
+mod turn;
 
 pub use browser::Browser;
 pub use leftovers::{assert_text_is_pristine, modified_text};

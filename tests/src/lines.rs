@@ -1,11 +1,13 @@
-//! The lines of a pipe, read as they come, with a deadline.
+//! The lines of a pipe, read as they come, but not waited for for ever.
 
 use std::{
     io::{BufRead, BufReader, Read},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
+
+use crate::process::PATIENCE;
 
 /// Reads a pipe to its end in the background, so that its writer never blocks.
 #[derive(Debug)]
@@ -33,8 +35,8 @@ impl Lines {
     }
 
     /// Waits for a line of which `pick` makes something. `Err` says why there is none, with what came instead.
-    pub fn find<T>(&mut self, limit: Duration, pick: impl Fn(&str) -> Option<T>) -> Result<T, String> {
-        let deadline = Instant::now() + limit;
+    pub fn find<T>(&mut self, pick: impl Fn(&str) -> Option<T>) -> Result<T, String> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.incoming.recv_timeout(left) {
@@ -46,7 +48,7 @@ impl Lines {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(format!("nothing within {limit:?}, only: {:?}", self.seen));
+                    return Err(format!("nothing within {PATIENCE:?}, only: {:?}", self.seen));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(format!("it ended, after: {:?}", self.seen));
@@ -56,9 +58,25 @@ impl Lines {
     }
 
     /// Waits for the end of the pipe and returns every line that came through it.
+    #[track_caller]
     #[must_use]
     pub fn until_end(mut self) -> Vec<String> {
-        self.seen.extend(self.incoming.iter());
-        self.seen
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.incoming.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.push(line),
+                Err(RecvTimeoutError::Disconnected) => return self.seen,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("still open after {PATIENCE:?}, and only this came: {:?}", self.seen)
+                }
+            }
+        }
+    }
+
+    /// Every line so far.
+    #[must_use]
+    pub fn so_far(&mut self) -> &[String] {
+        self.seen.extend(self.incoming.try_iter());
+        &self.seen
     }
 }

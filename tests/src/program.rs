@@ -7,15 +7,11 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    time::Duration,
 };
 
 use serde::Deserialize;
 
 use crate::{lines::Lines, process};
-
-/// How long a program may take to get ready, or to do its work while every allocation is traced.
-const STEP_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a program says about itself before the window.
 #[derive(Clone, Debug, Deserialize)]
@@ -144,7 +140,7 @@ pub fn programs_dir() -> PathBuf {
 }
 
 /// Where what is built from them goes.
-fn build_dir() -> PathBuf {
+pub(crate) fn build_dir() -> PathBuf {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(default, PathBuf::from);
     fs::create_dir_all(target.join("tests-programs")).expect("the target directory is writable");
@@ -227,7 +223,7 @@ impl Running {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
         let stdin = child.stdin.take();
         let mut stdout = Lines::of(child.stdout.take().expect("it is piped"));
-        let hello = stdout.find(STEP_LIMIT, |line| serde_json::from_str::<Hello>(line).ok());
+        let hello = stdout.find(|line| serde_json::from_str::<Hello>(line).ok());
         let hello = hello.unwrap_or_else(|why| panic!("{command:?} says what it will leak: {why}"));
         let said = hello.more.into_iter().map(|(name, value)| (name, value.to_string())).collect();
         Self { child, stdin, stdout, pid: hello.pid, expect: hello.expect, said }
@@ -250,7 +246,7 @@ impl Running {
         self.pid
     }
 
-    /// Lets it begin its work.
+    /// Lets it begin its work, or go on to what comes next.
     #[track_caller]
     pub fn go(&mut self) {
         let stdin = self.stdin.as_mut().expect("its input is open");
@@ -274,15 +270,13 @@ impl Running {
     #[track_caller]
     pub fn wait_for_line_after(&mut self, beginning: &str) -> String {
         let rest = |line: &str| line.strip_prefix(beginning).map(str::to_owned);
-        self.stdout
-            .find(STEP_LIMIT, rest)
-            .unwrap_or_else(|why| panic!("the program prints {beginning:?}: {why}"))
+        self.stdout.find(rest).unwrap_or_else(|why| panic!("the program prints {beginning:?}: {why}"))
     }
 
     /// Waits until it prints this line.
     #[track_caller]
     pub fn wait_for_line(&mut self, expected: &str) {
-        let found = self.stdout.find(STEP_LIMIT, |line| (line == expected).then_some(()));
+        let found = self.stdout.find(|line| (line == expected).then_some(()));
         found.unwrap_or_else(|why| panic!("the program prints {expected:?}: {why}"));
     }
 
@@ -292,7 +286,7 @@ impl Running {
         let mut missing = expected.to_vec();
         while !missing.is_empty() {
             let place = |line: &str| missing.iter().position(|missing| *missing == line);
-            let found = self.stdout.find(STEP_LIMIT, place);
+            let found = self.stdout.find(place);
             missing.remove(found.unwrap_or_else(|why| panic!("the program prints {missing:?}: {why}")));
         }
     }
@@ -308,7 +302,7 @@ impl Running {
     #[track_caller]
     pub fn finish(&mut self) -> ExitStatus {
         self.stdin = None;
-        process::wait_for_exit(&mut self.child, STEP_LIMIT)
+        process::wait_for_exit(&mut self.child)
     }
 
     /// Whether it still answers: it ends when its input does, successfully.

@@ -9,8 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-/// How long something may take until it is on the screen: attaching, symbols, a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+use crate::process::PATIENCE;
 
 /// The terminal, with a shell in it that stays when what it runs has ended.
 #[derive(Debug)]
@@ -104,7 +103,7 @@ impl Terminal {
     /// Waits until the screen is as it should be.
     #[track_caller]
     pub fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let screen = self.screen();
             if is_so(&screen) {
@@ -120,7 +119,7 @@ impl Terminal {
     pub fn close(&self) {
         let program = format!("/proc/{}", self.foreground());
         self.tmux(&["kill-server"]);
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + PATIENCE;
         while fs::exists(&program).expect("/proc is there") {
             assert!(Instant::now() < deadline, "{program} ends with its terminal");
             std::thread::sleep(Duration::from_millis(50));

@@ -6,7 +6,6 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -17,12 +16,8 @@ use crate::{
     lines::Lines,
     process,
     report::Report,
+    turn::Turn,
 };
-
-/// How long loading, planning and attaching may take (a node process has thousands of symbols to read).
-const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long ending may take: detaching waits for RCU, symbols may have to be read.
-const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// The binary under test: `TRACER_BIN`, else the release build beside this package.
 #[track_caller]
@@ -162,13 +157,14 @@ impl Tracer {
             words.extend(["-o".into(), file.into()]);
         }
         words.extend(self.target.iter().cloned());
+        let turn = Turn::take(self.options.iter().any(|option| option == "--follow"));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(self.directory.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
         let stdout = Some(Lines::of(child.stdout.take().expect("it is piped")));
         let stderr = Some(Lines::of(child.stderr.take().expect("it is piped")));
-        Recording { holdings: None, child, stdout, stderr, tracer: self }
+        Recording { holdings: None, child, stdout, stderr, tracer: self, _turn: turn }
     }
 }
 
@@ -180,6 +176,7 @@ pub struct Recording {
     stderr: Option<Lines>,
     holdings: Option<Holdings>,
     tracer: Tracer,
+    _turn: Turn,
 }
 
 impl Recording {
@@ -200,7 +197,7 @@ impl Recording {
     #[track_caller]
     pub fn wait_until_open(&mut self) {
         let stderr = self.stderr.as_mut().expect("it is read until the end");
-        let opened = stderr.find(START_LIMIT, |line| line.starts_with("recording ").then_some(()));
+        let opened = stderr.find(|line| line.starts_with("recording ").then_some(()));
         opened.unwrap_or_else(|why| panic!("the tracer says that it is recording: {why}"));
         self.holdings = Some(Holdings::of(self.pid()));
     }
@@ -209,7 +206,7 @@ impl Recording {
     #[track_caller]
     pub fn wait_for_message(&mut self, text: &str) {
         let stderr = self.stderr.as_mut().expect("it is read until the end");
-        let found = stderr.find(START_LIMIT, |line| line.contains(text).then_some(()));
+        let found = stderr.find(|line| line.contains(text).then_some(()));
         found.unwrap_or_else(|why| panic!("the tracer says {text:?}: {why}"));
     }
 
@@ -245,7 +242,7 @@ impl Recording {
     /// Waits until the tracer ends. Nothing of it may stay behind, in the target or in the kernel.
     #[track_caller]
     pub fn wait(mut self) -> Finished {
-        let status = process::wait_for_exit(&mut self.child, END_LIMIT);
+        let status = self.wait_for_exit();
         let stdout = self.stdout.take().expect("it is taken once").until_end();
         let stderr = self.stderr.take().expect("it is taken once").until_end();
         if let Some(holdings) = &self.holdings {
@@ -257,6 +254,17 @@ impl Recording {
         let json = self.tracer.output.as_ref().and_then(|file| fs::read_to_string(file).ok());
         let directory = std::mem::replace(&mut self.tracer.directory, TempDir::new().expect("as before"));
         Finished { status, stdout, stderr, json, directory }
+    }
+}
+
+impl Recording {
+    #[track_caller]
+    fn wait_for_exit(&mut self) -> ExitStatus {
+        let exited = process::within_patience(|| self.child.try_wait().expect("it can be waited for"));
+        exited.unwrap_or_else(|| {
+            let said = self.stderr.as_mut().map(|lines| lines.so_far().join("\n")).unwrap_or_default();
+            panic!("the tracer ends; it hangs, and said:\n{said}")
+        })
     }
 }
 

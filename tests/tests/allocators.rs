@@ -7,7 +7,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tracer_tests::{Program, Running, trace};
+use tracer_tests::{Program, Running, Tracer, compile, trace};
 
 /// A library of a Debian package that `cargo xtask setup` installs.
 #[track_caller]
@@ -41,6 +41,19 @@ fn jemalloc_preloaded() {
 #[test]
 fn mimalloc_preloaded() {
     check(preloaded("libmimalloc.so.2").start());
+}
+
+/// Without unwind information (as Chromium is built) no exception can pass `operator new`, so that it may have a return probe.
+#[test]
+fn operators_without_unwind_information() {
+    let flags = ["-shared", "-fPIC", "-fno-builtin", "-DOPERATORS", "-fno-asynchronous-unwind-tables", "-O2"];
+    let allocator = compile("own_allocator.c", &flags.map(String::from));
+    let program = Program::new("cxx_allocator.cpp").variable("LD_PRELOAD", allocator.display().to_string());
+    let program = program.start();
+    let plan = Tracer::command(["plan", "--pid", &program.pid().to_string()]).run();
+    let with_return = |line: &&String| line.starts_with("operator new") && line.contains("entry+return");
+    assert!(plan.stdout.iter().any(|line| with_return(&line)), "{:#?}", plan.stdout);
+    check(program);
 }
 
 // An exception passes the probes, the target lives on, and no thread goes blind. (Debian's mimalloc aborts instead.)

@@ -15,7 +15,6 @@ use tracer_tests::{
     terminate, tracer_binary, wait_for_exit, wait_until,
 };
 
-const SOON: Duration = Duration::from_secs(10);
 /// User and group of `nobody`.
 const NOBODY: &str = "65534";
 
@@ -45,7 +44,7 @@ impl Drop for Killed {
 #[test]
 fn no_such_process() {
     let mut child = Command::new("true").spawn().expect("it can be run");
-    wait_for_exit(&mut child, SOON);
+    wait_for_exit(&mut child);
     Tracer::new().pid(child.id()).run().assert_failed(1, &["no process", &child.id().to_string()]);
 }
 
@@ -73,7 +72,7 @@ fn a_thread_that_is_not_a_process() {
 #[test]
 fn a_process_that_has_exited_and_waits_for_its_parent() {
     let zombie = Killed(Command::new("true").spawn().expect("it can be run"));
-    wait_until("it exits", SOON, || (process_state(zombie.0.id()) == Some('Z')).then_some(()));
+    wait_until("it exits", || (process_state(zombie.0.id()) == Some('Z')).then_some(()));
     Tracer::new().pid(zombie.0.id()).run().assert_failed(1, &["exited"]);
 }
 
@@ -269,7 +268,7 @@ fn a_target_that_dies_while_we_finish() {
 fn a_stopped_target_is_traced_and_stays_stopped() {
     let mut program = blocks(1000, 10);
     terminate(program.pid(), Signal::STOP);
-    wait_until("it stops", SOON, || (process_state(program.pid()) == Some('T')).then_some(()));
+    wait_until("it stops", || (process_state(program.pid()) == Some('T')).then_some(()));
     let report = Tracer::new().pid(program.pid()).options(["-d", "200ms"]).run().report();
     assert_eq!(report.totals.allocated_objects, 0);
     assert_eq!(process_state(program.pid()), Some('T'), "it is as it was");

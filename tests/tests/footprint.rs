@@ -49,6 +49,6 @@ fn attaching_and_letting_go_are_quick() {
     let ended = end.elapsed();
     println!("attached in {attached:?}, ended in {ended:?}");
     // Far above what it takes on a busy machine, far below what a person would wait for.
-    assert!(attached < Duration::from_secs(10), "attached in {attached:?}");
-    assert!(ended < Duration::from_secs(10), "ended in {ended:?}");
+    assert!(attached < Duration::from_secs(30), "attached in {attached:?}");
+    assert!(ended < Duration::from_secs(30), "ended in {ended:?}");
 }

@@ -7,15 +7,23 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tracer_tests::{Report, Running, Tracer, java, programs_dir, python};
 
-/// Records a program until it has done its work; also what it says of its memory afterwards, in the line that begins with
-/// `usage`.
+/// Records a program until it has done its work and is quiet; also what `says` then makes of it.
 #[track_caller]
-fn record(program: &mut Running, says_usage: bool) -> (Report, Option<String>) {
+fn record<T>(program: &mut Running, says: impl FnOnce(&mut Running) -> T) -> (Report, T) {
     let recording = Tracer::new().pid(program.pid()).start();
     program.go();
-    let usage = says_usage.then(|| program.wait_for_line_after("usage "));
+    program.wait_for_line("worked");
+    program.go();
+    let said = says(program);
+    (recording.interrupt().report(), said)
+}
+
+/// What a program says of its memory when it has done its work.
+#[track_caller]
+fn said_usage(program: &mut Running) -> String {
+    let usage = program.wait_for_line_after("usage ");
     program.wait_until_done();
-    (recording.interrupt().report(), usage)
+    usage
 }
 
 /// A part's size before and after.
@@ -42,13 +50,13 @@ fn usage(text: &str) -> impl Fn(&str) -> i64 + use<> {
     move |name| usage[name].as_i64().expect("it is a number")
 }
 
-/// What node does for five seconds.
+/// What node does in five seconds.
 fn node(work: &str) -> Running {
     let mut command = Command::new("node");
     // What new objects go to is committed, and not all of it touched; little of it here.
     command.args(["--max-semi-space-size=1"]).arg(programs_dir().join("node/scenario.js"));
     Running::start({
-        command.args([work, "-", "5000"]);
+        command.args([work, "-", "250"]);
         command
     })
 }
@@ -57,8 +65,8 @@ fn node(work: &str) -> Running {
 fn the_heap_of_node() {
     let mut program = node("heap");
     let before = usage(program.hello("usage"));
-    let (report, after) = record(&mut program, true);
-    let after = usage(&after.expect("it says so"));
+    let (report, after) = record(&mut program, said_usage);
+    let after = usage(&after);
     let [_, managed] = sizes(&report, "managed");
     assert_close("heap", managed, after("heapTotal"));
     let memory = report.memory.as_ref().expect("it can be read");
@@ -72,8 +80,8 @@ fn the_heap_of_node() {
 fn buffers_of_node_are_native() {
     let mut program = node("buffers");
     let before = usage(program.hello("usage"));
-    let (report, after) = record(&mut program, true);
-    let after = usage(&after.expect("it says so"));
+    let (report, after) = record(&mut program, said_usage);
+    let after = usage(&after);
     let [native_before, native] = sizes(&report, "native");
     let [managed_before, managed] = sizes(&report, "managed");
     // Each buffer of 128 KiB has a mapping of its own, with a page more.
@@ -107,12 +115,16 @@ fn committed(pid: u32, categories: &[&str]) -> i64 {
 #[test]
 fn the_heap_of_java() {
     let directory = TempDir::new().expect("a temporary directory");
-    let options = ["-XX:NativeMemoryTracking=summary", "-Xms64m", "-Xmx256m", "-XX:+AlwaysPreTouch"];
+    let mut options = vec!["-XX:NativeMemoryTracking=summary", "-Xms64m", "-Xmx256m", "-XX:+AlwaysPreTouch"];
+    // Marking goes on when the program is quiet, and makes the heap larger when it is done (at `Pause Remark`).
+    options.extend(["-XX:-G1UseAdaptiveIHOP", "-XX:InitiatingHeapOccupancyPercent=100"]);
     let mut command = java("Scenario", directory.path(), &options);
     command.arg("heap");
     let mut program = Running::start(command);
-    let (report, _) = record(&mut program, false);
-    let said = committed(program.pid(), &["Java Heap", "Class", "Code", "Metaspace"]);
+    let (report, said) = record(&mut program, |program| {
+        program.wait_until_done();
+        committed(program.pid(), &["Java Heap", "Class", "Code", "Metaspace"])
+    });
     let [_, managed] = sizes(&report, "managed");
     assert_close("Java heap, classes and code", managed, said);
     assert_eq!(runtime(&report).as_deref(), Some("HotSpot"));
@@ -125,8 +137,8 @@ fn the_arenas_of_python() {
     command.arg(programs_dir().join("python/scenario.py")).arg("objects");
     let mut program = Running::start(command);
     let before: i64 = program.hello("arenas").parse().expect("it is a number");
-    let (report, after) = record(&mut program, true);
-    let after: i64 = after.and_then(|text| text.parse().ok()).expect("it is a number");
+    let (report, after) = record(&mut program, said_usage);
+    let after: i64 = after.parse().expect("it is a number");
     // Those from before the window are known by what is in them. The last one is of 1 MiB, not all of which is in use.
     let [managed_before, managed] = sizes(&report, "managed");
     assert!((before - (1 << 20)..=before).contains(&managed_before), "{before}: {:#?}", report.memory);

@@ -5,15 +5,12 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use tempfile::TempDir;
 use tracer_tests::{
     Report, Running, Stack, Tracer, is_running, node_addon, programs_dir, trace, wait_for_exit, wait_until,
 };
-
-const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn python_leaking_through_ctypes() {
@@ -62,7 +59,7 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let server =
             Self(command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}")));
-        wait_until("the server takes connections", SOON, || UnixStream::connect(socket).ok());
+        wait_until("the server takes connections", || UnixStream::connect(socket).ok());
         server
     }
 
@@ -109,7 +106,7 @@ fn redis_under_load() {
     let mut ping = Command::new("redis-cli");
     let mut ping =
         ping.arg("-s").arg(&socket).arg("ping").stdout(Stdio::null()).spawn().expect("it can be run");
-    assert!(wait_for_exit(&mut ping, SOON).success(), "it still answers");
+    assert!(wait_for_exit(&mut ping).success(), "it still answers");
 }
 
 #[test]
@@ -175,13 +172,13 @@ fn nginx_with_workers_from_before_and_after() {
     let directory = TempDir::new().expect("a temporary directory");
     let (server, socket) = prefork_nginx(&directory);
     let master = server.0.id();
-    let old = wait_until("it has its workers", SOON, || Some(children(master)).filter(|all| all.len() == 2));
+    let old = wait_until("it has its workers", || Some(children(master)).filter(|all| all.len() == 2));
     let recording = following().pid(master).start();
     request(&socket);
     // New workers take the place of the old ones.
     tracer_tests::terminate(master, rustix::process::Signal::HUP);
     let is_new = |all: &Vec<u32>| all.len() == 2 && !all.iter().any(|pid| old.contains(pid));
-    let new = wait_until("it has new workers", SOON, || Some(children(master)).filter(is_new));
+    let new = wait_until("it has new workers", || Some(children(master)).filter(is_new));
     request(&socket);
     let report = recording.interrupt().report();
     report.assert_exact();

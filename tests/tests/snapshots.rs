@@ -89,7 +89,7 @@ fn from_a_mark_on_only_what_is_new_counts() {
 #[test]
 fn a_time_can_be_set_for_the_mark() {
     let mut program = Program::new("marked.c").start();
-    let mut recording = Tracer::new().pid(program.pid()).options(["--mark-after", "2s"]).start();
+    let mut recording = Tracer::new().pid(program.pid()).options(["--mark-after", "5s"]).start();
     program.go();
     program.wait_for_line("marked?");
     recording.wait_for_message("marked");

@@ -22,7 +22,7 @@ use tracer::{
     report::{
         Options, Report as _,
         destination::{Destination, Place, write_all},
-        diff::Diff,
+        diff::{self, Diff},
         filter::{Filter, pattern},
         human::printable,
         saved,
@@ -262,24 +262,26 @@ fn draw_again(config: &ReportConfig) -> Result<Exit> {
     };
     let mut profile = open(&config.recording)?;
     filter.apply(&mut profile);
+    let profile = leaked(profile);
     let view = &config.view;
-    let (written, errors) = write_all(&view.outputs, &profile, &view_options(view));
-    show(view, |options, out| Text { written: &written }.write(&profile, options, out))?;
+    let (written, errors) = write_all(&view.outputs, profile, &view_options(view));
+    show(view, |options, out| Text { written: &written }.write(profile, options, out))?;
     errors.into_iter().next().map_or(Ok(Exit::Done), |error| Err(error.into()))
 }
 
+/// A profile that is used to the end of the program. To give its memory back piece by piece would take as long as a report.
+fn leaked(profile: Profile) -> &'static Profile {
+    Box::leak(Box::new(profile))
+}
+
 fn compare(config: &DiffConfig) -> Result<Exit> {
-    let (base, new) = (open(&config.base)?, open(&config.new)?);
     let view = &config.view;
+    view.outputs.iter().try_for_each(|output| diff::check(output.format))?;
+    let (base, new) = (leaked(open(&config.base)?), leaked(open(&config.new)?));
     let options = view_options(view);
-    let diff = Diff::new(&base, &new, &options);
-    for Destination { format, .. } in &view.outputs {
-        if diff.write(*format, &options, &mut io::sink()).is_none() {
-            bail!("a comparison cannot be written as {format}; it can as svg, folded and json");
-        }
-    }
+    let diff = Diff::new(base, new, &options);
     for destination in &view.outputs {
-        destination.write_with(|out| diff.write(destination.format, &options, out).unwrap_or(Ok(())))?;
+        destination.write_with(|out| diff.write(destination.format, &options, out))?;
     }
     show(view, |options, out| diff.write_text(options, out))?;
     Ok(Exit::Done)

@@ -4,7 +4,7 @@ use std::{env, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{command, run, setup};
+use crate::{command, licences, run, setup};
 
 /// What is packed beside the binary. The BPF programs in it are under a licence of their own.
 const FILES: [&str; 5] =
@@ -41,13 +41,14 @@ pub fn dist(workspace: &Path) -> Result<()> {
         copy(&workspace.join(file), &stage)?;
     }
     copy_documents(&workspace.join("docs"), &stage.join("docs"))?;
+    fs::write(stage.join("LICENSES-OF-DEPENDENCIES"), licences::of_dependencies(workspace)?)?;
     write_manual(&stage)?;
     let archive = directory.join(format!("{name}.tar.gz"));
     let mut tar = Command::new("tar");
     tar.arg("--create").arg("--gzip").arg("--file").arg(&archive).arg("--directory").arg(&directory);
     command::run_quietly(
         &format!("packing {}", archive.display()),
-        tar.args(["--owner=0", "--group=0", &name]),
+        tar.args(["--owner=0", "--group=0", "--sort=name", &name]),
     )
 }
 

@@ -7,6 +7,7 @@ mod bpf_toolchain;
 mod command;
 mod demo;
 mod dist;
+mod licences;
 mod lint;
 mod npm;
 mod privilege;

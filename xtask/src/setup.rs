@@ -36,6 +36,8 @@ const PROGRAMS_OF_TESTS: &[(&str, &str)] = &[
     ("musl-gcc", "musl-tools"),
     ("sudo", "sudo"),
     ("curl", "curl"),
+    ("valgrind", "valgrind"),
+    ("xz", "xz-utils"),
     ("chromium", "chromium"),
     ("go", "golang-go"),
     ("javac", "default-jdk-headless"),

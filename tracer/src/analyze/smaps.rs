@@ -24,6 +24,9 @@ pub struct Vma {
 
 /// Reads the text of `/proc/PID/smaps`. A line that makes no sense is passed over.
 ///
+/// The kernel tells a page of text at once and then goes on at the address where that ended. If the last mapping has grown
+/// meanwhile, that is within it, and it is told again, whole: what comes later counts.
+///
 /// # Errors
 /// What the reader reports; an exited process ends the text or fails with `ESRCH`.
 pub fn parse(mut text: impl BufRead) -> io::Result<Vec<Vma>> {
@@ -37,7 +40,9 @@ pub fn parse(mut text: impl BufRead) -> io::Result<Vec<Vma>> {
         if let Some(bytes) = field(&line, b"Rss:") {
             vmas.last_mut().into_iter().for_each(|vma| vma.rss = bytes);
         } else if line.first().is_some_and(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase()) {
-            vmas.extend(header(&String::from_utf8_lossy(&line)));
+            let Some(vma) = header(&String::from_utf8_lossy(&line)) else { continue };
+            while vmas.pop_if(|earlier| earlier.range.end > vma.range.start).is_some() {}
+            vmas.push(vma);
         }
     }
 }
@@ -103,6 +108,22 @@ Rss:                   0 kB
         assert_eq!(backings, [File, Anonymous, Anonymous, Anonymous]);
         assert!(vmas[0].executable && !vmas[1].executable);
         assert_eq!(vmas[0].range, AddressRange { start: Address(0x40_0000), end: Address(0x40_1000) });
+    }
+
+    #[test]
+    fn what_grew_while_it_was_read_counts_once() {
+        let text = "\
+00400000-00401000 rw-p 00000000 08:01 12                         /bin/server
+Rss:                   4 kB
+01000000-01800000 rw-p 00000000 00:00 0                          [heap]
+Rss:                8000 kB
+01000000-01900000 rw-p 00000000 00:00 0                          [heap]
+Rss:                9000 kB
+7f0000000000-7f0000002000 rw-p 00000000 00:00 0\x20
+Rss:                   8 kB
+";
+        let sizes: Vec<_> = parse(text.as_bytes()).unwrap().iter().map(|vma| vma.rss.0 >> 10).collect();
+        assert_eq!(sizes, [4, 9000, 8]);
     }
 
     #[test]

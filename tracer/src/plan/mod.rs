@@ -53,6 +53,8 @@ use forward::forwards;
 use object::{Named, Object, Symbols};
 use placement::Spot;
 
+use crate::unwind::unwinds_through;
+
 /// Why a file has no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -166,9 +168,6 @@ pub struct Planner {
     pub catalog: Catalog,
     /// Whether the kernel turns a uprobe on a 5-byte nop into a call (Linux 6.18 and later).
     pub nop5_optimised: bool,
-    /// Whether functions that may leave by a C++ exception get a return probe. An exception thrown while it is pending ends the
-    /// target (see [`Api::throws`]), so their exits are probed instead.
-    pub throwing_functions: bool,
     pub(crate) declared: Vec<Numbered>,
 }
 
@@ -287,7 +286,9 @@ impl Planner {
             return Err(format!("it passes every block on to {}, which is probed", to.name));
         }
         let mut exits = None;
-        if apis().any(|api| api.throws) && !self.throwing_functions {
+        // An exception thrown while a return probe is pending ends the target, so the exits are probed instead. Where there is
+        // nothing to unwind by, it ends there anyway.
+        if apis().any(|api| api.throws) && unwinds_through(scope.object.data(), svma) {
             let finder = scope.exits.get_or_init(|| ExitFinder::new(scope.object));
             let found = finder.of(svma);
             exits = Some(

@@ -11,12 +11,26 @@ use serde::Serialize;
 
 use super::human::{Change, Span, counted, moment, printable};
 use super::stack_lines::{Paint, stack_lines};
+use super::text::plus_minus;
 use super::view::{Names, Role, api_name, boxes, target_name};
 use super::{Format, Options, QuickMap, Weight, svg};
 use crate::model::{Bytes, Frame, Kind, Process, Profile, StackReport, Window};
 
 /// The name and version of the diff's JSON.
 pub const SCHEMA: &str = "tracer.diff/1";
+
+/// A comparison cannot be written in this format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a comparison cannot be written as {0}; it can as svg, folded and json")]
+pub struct UnknownToDiff(Format);
+
+/// Says in which formats a comparison cannot be written.
+pub fn check(format: Format) -> Result<(), UnknownToDiff> {
+    match format {
+        Format::Svg | Format::Folded | Format::Json => Ok(()),
+        Format::Pprof | Format::Speedscope | Format::HeapProfile | Format::Html => Err(UnknownToDiff(format)),
+    }
+}
 
 /// Two recordings, stack by stack.
 pub struct Diff<'a> {
@@ -37,6 +51,8 @@ pub struct StackDiff<'a> {
     pub before: Amount,
     /// What it held in the newer one.
     pub after: Amount,
+    /// Standard error of the change in bytes; 0 when both recordings tracked every allocation.
+    pub standard_error: f64,
     /// Numbers of the names of its boxes, outermost first.
     path: Vec<u32>,
 }
@@ -63,7 +79,16 @@ impl StackDiff<'_> {
     pub fn change(&self, weight: Weight) -> i64 {
         Change::between(weight.of_amount(self.before), weight.of_amount(self.after)).0
     }
+
+    /// Whether samples are too few to tell that it changed at all: chance alone changes more than this once in 370 times.
+    #[must_use]
+    pub fn is_noise(&self) -> bool {
+        (self.change(Weight::Bytes).unsigned_abs() as f64) < STANDARD_ERRORS * self.standard_error
+    }
 }
+
+/// A change of fewer standard errors than this is taken for chance.
+const STANDARD_ERRORS: f64 = 3.0;
 
 impl<'a> Diff<'a> {
     /// Compares two recordings.
@@ -80,11 +105,18 @@ impl<'a> Diff<'a> {
                 let path: Vec<u32> = boxes.map(|role| names.number(role)).collect();
                 let entry = known.entry((stack.kind, path)).or_insert_with_key(|(_, path)| {
                     let none = Amount::default();
-                    stacks.push(StackDiff { stack, before: none, after: none, path: path.clone() });
+                    let path = path.clone();
+                    stacks.push(StackDiff { stack, before: none, after: none, standard_error: 0.0, path });
                     stacks.len() - 1
                 });
                 let entry = &mut stacks[*entry];
-                if is_new { entry.after.add(amount) } else { entry.before.add(amount) }
+                if is_new {
+                    entry.after.add(amount)
+                } else {
+                    entry.before.add(amount)
+                }
+                let error = stack.standard_error_bytes.unwrap_or(0);
+                entry.standard_error = entry.standard_error.hypot(error as f64);
             }
         }
         let nothing = Amount::default();
@@ -104,19 +136,14 @@ impl<'a> Diff<'a> {
     }
 
     /// Writes it in one of the formats that it has: flame graph, folded stacks with two columns, JSON.
-    pub fn write(
-        &self,
-        format: Format,
-        options: &Options,
-        out: &mut dyn io::Write,
-    ) -> Option<io::Result<()>> {
+    pub fn write(&self, format: Format, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
         match format {
-            Format::Svg => Some(svg::write_diff(self, options, out)),
+            Format::Svg => svg::write_diff(self, options, out),
             Format::Folded => {
-                Some(self.folded(options.weight, ":").iter().try_for_each(|line| writeln!(out, "{line}")))
+                self.folded(options.weight, ":").iter().try_for_each(|line| writeln!(out, "{line}"))
             }
-            Format::Json => Some(self.write_json(out)),
-            Format::Pprof | Format::Speedscope | Format::HeapProfile | Format::Html => None,
+            Format::Json => self.write_json(out),
+            other => Err(io::Error::other(UnknownToDiff(other))),
         }
     }
 
@@ -135,10 +162,12 @@ impl<'a> Diff<'a> {
     /// `node: +33.3 MiB outstanding (46.9 MiB → 80.2 MiB)`
     pub(super) fn title(&self) -> String {
         let (before, after) = self.totals();
+        let error = self.stacks.iter().fold(0.0, |error: f64, stack| error.hypot(stack.standard_error));
         format!(
-            "{}: {} outstanding ({} → {})",
+            "{}: {}{} outstanding ({} → {})",
             printable(&self.new.target.comm),
             Change::between(before.bytes, after.bytes),
+            error_of(error),
             Bytes(before.bytes),
             Bytes(after.bytes)
         )
@@ -155,13 +184,18 @@ impl<'a> Diff<'a> {
         writeln!(out, "{}", paint.dim(&format!("base: {}", recording(self.base))))?;
         writeln!(out, "{}", paint.dim(&format!("new:  {}", recording(self.new))))?;
         let change = |stack: &StackDiff<'_>| stack.change(self.weight);
-        let grew = self.stacks.iter().take_while(|stack| change(stack) > 0);
-        let shrank = self.stacks.iter().rev().take_while(|stack| change(stack) < 0);
+        let told = |stack: &&StackDiff<'_>| !stack.is_noise();
+        let grew = self.stacks.iter().take_while(|stack| change(stack) > 0).filter(told);
+        let shrank = self.stacks.iter().rev().take_while(|stack| change(stack) < 0).filter(told);
+        let noise = self.stacks.iter().filter(|stack| change(stack) != 0 && stack.is_noise());
         for stack in grew.clone().take(options.top) {
             writeln!(out, "\n{}", self.stack(stack, options))?;
         }
-        let lines =
-            [("grew less", sum(grew.skip(options.top), self.weight)), ("shrank", sum(shrank, self.weight))];
+        let lines = [
+            ("grew less", sum(grew.skip(options.top), self.weight)),
+            ("shrank", sum(shrank, self.weight)),
+            ("changed by less than a sample can tell (3 standard errors)", sum(noise, self.weight)),
+        ];
         for (what, (number, change)) in lines.into_iter().filter(|(_, (number, _))| *number > 0) {
             let change = amount(change, self.weight);
             writeln!(out, "\n{change:>12}  in {} that {what}", counted(number, "stack"))?;
@@ -181,8 +215,12 @@ impl<'a> Diff<'a> {
         } else {
             format!("{} → ", Bytes(stack.before.bytes))
         };
+        let error = match self.weight {
+            Weight::Bytes => error_of(stack.standard_error),
+            Weight::Objects => String::new(),
+        };
         let mut text = format!(
-            "{}  {was}{} in {} by {}",
+            "{}{error}  {was}{} in {} by {}",
             paint.strong(&change),
             Bytes(stack.after.bytes),
             counted(stack.after.objects, "block"),
@@ -204,6 +242,8 @@ impl<'a> Diff<'a> {
             after: stack.after,
             change_bytes: stack.change(Weight::Bytes),
             change_objects: stack.change(Weight::Objects),
+            standard_error_bytes: known_error(stack.standard_error),
+            is_noise: stack.is_noise(),
             frames: &stack.stack.frames,
         };
         let json = Json {
@@ -234,6 +274,14 @@ fn amount(change: i64, weight: Weight) -> String {
     }
 }
 
+fn known_error(standard_error: f64) -> Option<u64> {
+    (standard_error > 0.0).then(|| standard_error.round() as u64)
+}
+
+fn error_of(standard_error: f64) -> String {
+    plus_minus(known_error(standard_error))
+}
+
 /// How many stacks, and their change.
 fn sum<'a, 'b: 'a>(stacks: impl Iterator<Item = &'a StackDiff<'b>>, weight: Weight) -> (u64, i64) {
     stacks.fold((0, 0), |(number, sum), stack| (number + 1, i64::saturating_add(sum, stack.change(weight))))
@@ -262,6 +310,12 @@ struct StackJson<'a> {
     after: Amount,
     change_bytes: i64,
     change_objects: i64,
+    /// Of the change, if it is an estimate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standard_error_bytes: Option<u64>,
+    /// Whether the change may be chance.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    is_noise: bool,
     frames: &'a [Arc<Frame>],
 }
 
@@ -299,7 +353,7 @@ mod tests {
         let mut out = Vec::new();
         match format {
             None => diff.write_text(options, &mut out).unwrap(),
-            Some(format) => diff.write(format, options, &mut out).unwrap().unwrap(),
+            Some(format) => diff.write(format, options, &mut out).unwrap(),
         }
         String::from_utf8(out).unwrap()
     }
@@ -312,6 +366,21 @@ mod tests {
         insta::assert_snapshot!("diff_json", render(Some(Format::Json), &options));
         let few = Options { top: 1, weight: Weight::Objects, ..options };
         insta::assert_snapshot!("diff_text_objects", render(None, &few));
+    }
+
+    /// A stack that leaks, and one of which a sample has a few blocks more.
+    #[test]
+    fn what_samples_cannot_tell_is_no_growth() {
+        let base = fixtures::sampled();
+        let mut new = base.clone();
+        new.stacks[0].weight_bytes *= 2;
+        new.stacks[1].weight_bytes += new.stacks[1].standard_error_bytes.unwrap();
+        let options = Options::default();
+        let diff = Diff::new(&base, &new, &options);
+        assert_eq!(diff.stacks.iter().map(StackDiff::is_noise).collect::<Vec<_>>(), [false, true]);
+        let mut out = Vec::new();
+        diff.write_text(&options, &mut out).unwrap();
+        insta::assert_snapshot!("diff_text_sampled", String::from_utf8(out).unwrap());
     }
 
     #[test]
@@ -346,9 +415,8 @@ mod tests {
             diff.write_text(&options, &mut out).unwrap();
             assert!(String::from_utf8(out).unwrap().contains("No stack holds more or less"), "{name}");
             for &format in Format::ALL {
-                if let Some(result) = diff.write(format, &options, &mut io::sink()) {
-                    result.unwrap();
-                }
+                let written = diff.write(format, &options, &mut io::sink());
+                assert_eq!(written.is_ok(), check(format).is_ok(), "{name} {format}");
             }
         }
     }

@@ -17,6 +17,7 @@ pub fn all() -> Vec<(&'static str, Profile)> {
         ("hostile", hostile()),
         ("deep", deep()),
         ("min_age", min_age()),
+        ("sampled", sampled()),
     ]
 }
 
@@ -395,5 +396,24 @@ pub fn min_age() -> Profile {
     profile.settings.sample_bytes = 512 * KIB;
     profile.settings.min_size = Some(Bytes(16));
     profile.window.end = End::TargetExec;
+    profile
+}
+
+/// Estimated from a sample: one stack that many samples tell, and one of a single sample.
+pub fn sampled() -> Profile {
+    let estimated = |size, objects, error, function| StackReport {
+        standard_error_bytes: Some(error),
+        ..stack(
+            "malloc",
+            size,
+            objects,
+            vec![frame(0x700, function, "service"), frame(0x1700, "main", "service")],
+        )
+    };
+    let mut profile = profile(vec![
+        estimated(64 * KIB, 1_600, 5 * MIB, "Session::Open"),
+        estimated(512 * KIB, 1, 512 * KIB, "Log::Write"),
+    ]);
+    profile.settings.sample_bytes = 512 * KIB;
     profile
 }

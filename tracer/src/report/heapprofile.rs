@@ -21,7 +21,7 @@ impl Report for HeapProfile {
         let tree = Tree::new(profile, &view);
         out.write_all(b"{\"head\":")?;
         write_nodes(&tree, out)?;
-        let samples = tree.ends(Weight::Bytes).zip(1..);
+        let samples = tree.ends(Weight::Bytes).into_iter().zip(1..);
         let samples: Vec<Sample> =
             samples.map(|((node, size), ordinal)| Sample { size, node_id: node + 1, ordinal }).collect();
         out.write_all(b",\"samples\":")?;
@@ -30,42 +30,36 @@ impl Report for HeapProfile {
     }
 }
 
-/// Writes the tree, without recursion: a stack can be deeper than ours is.
+/// Writes the tree, without recursion: a stack can be deeper than ours is. What is below a node comes right after it.
 fn write_nodes(tree: &Tree<'_>, out: &mut dyn io::Write) -> io::Result<()> {
-    let mut children: Vec<Vec<u32>> = vec![Vec::new(); tree.nodes.len()];
     let totals = tree.totals(Weight::Bytes);
-    // A mapping that was never touched weighs nothing.
-    for (node, i) in tree.nodes.iter().zip(0..).skip(1).filter(|(_, i)| totals[*i as usize] > 0) {
-        children[node.parent as usize].push(i);
-    }
     let names = tree.names.texts().zip(&tree.names.roles);
     let frames: Vec<String> = names
         .map(|(name, role)| serde_json::to_string(&call_frame(&name, role)))
         .collect::<Result<_, _>>()?;
     let root = serde_json::to_string(&CallFrame { function_name: "(root)", ..CallFrame::default() })?;
-    let begin = |i: usize, out: &mut dyn io::Write| {
-        let node = &tree.nodes[i];
-        let frame = if i == 0 { &root } else { &frames[node.name as usize] };
-        write!(out, "{{\"callFrame\":{frame},\"selfSize\":{},\"id\":{},\"children\":[", node.bytes, i + 1)
-    };
 
-    begin(0, out)?;
-    // The nodes that are begun, and how many of their children are written.
-    let mut open = vec![(0, 0)];
-    while let Some((node, written)) = open.last_mut() {
-        let Some(&child) = children[*node].get(*written) else {
-            out.write_all(b"]}")?;
-            open.pop();
+    // Nodes that are begun; the last one has no children yet exactly if it is the one that was written last.
+    let (mut open, mut last) = (0, 0);
+    for (i, node) in tree.nodes.iter().enumerate() {
+        // A mapping that was never touched weighs nothing.
+        if i > 0 && totals[i] == 0 {
             continue;
-        };
-        if *written > 0 {
+        }
+        while open > node.depth {
+            out.write_all(b"]}")?;
+            open -= 1;
+        }
+        if i > 0 && last != node.parent as usize {
             out.write_all(b",")?;
         }
-        *written += 1;
-        begin(child as usize, out)?;
-        open.push((child as usize, 0));
+        let frame = if i == 0 { &root } else { &frames[node.name as usize] };
+        out.write_all(b"{\"callFrame\":")?;
+        out.write_all(frame.as_bytes())?;
+        write!(out, ",\"selfSize\":{},\"id\":{},\"children\":[", node.bytes, i + 1)?;
+        (open, last) = (node.depth + 1, i);
     }
-    Ok(())
+    (0..open).try_for_each(|_| out.write_all(b"]}"))
 }
 
 fn call_frame<'a>(name: &'a str, role: &Role<'a>) -> CallFrame<'a> {

@@ -127,7 +127,7 @@ pub fn shorten(text: &str, width: usize) -> Cow<'_, str> {
 }
 
 /// Makes the name of a function at most `width` characters long, at the price of what says least: the spelling of
-/// `std::string`, then the parameters, then the arguments of templates, then the middle.
+/// `std::string`, then the parameters, then the arguments of templates, then the outer namespaces, then the middle.
 #[must_use]
 pub fn fit_name(name: &str, width: usize) -> Cow<'_, str> {
     const STRING: &str = "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >";
@@ -140,7 +140,37 @@ pub fn fit_name(name: &str, width: usize) -> Cow<'_, str> {
             short = fold(&short);
         }
     }
+    if short.chars().count() > width {
+        short = drop_namespaces(&short, width);
+    }
     Cow::Owned(shorten(&short, width).into_owned())
+}
+
+/// `a::b::c` → `…::c`: as few of the outer namespaces as must go are gone, the last one but in part if little would be left.
+fn drop_namespaces(name: &str, width: usize) -> String {
+    let mut depth = 0_usize;
+    let mut rest = name;
+    for (i, c) in name.char_indices() {
+        match c {
+            '(' | '<' | '{' => depth += 1,
+            ')' | '>' | '}' => depth = depth.saturating_sub(1),
+            ':' if depth == 0 && name[i..].starts_with("::") => {
+                rest = &name[i..];
+                if rest.chars().count() < width {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    let (length, left) = (name.chars().count(), rest.chars().count() + 1);
+    if rest.len() == name.len() || left > width {
+        name.to_owned()
+    } else if left < width / 2 {
+        ['…'].into_iter().chain(name.chars().skip(length + 1 - width)).collect()
+    } else {
+        format!("…{rest}")
+    }
 }
 
 /// `a::b(c, d) const` → `a::b(…) const`
@@ -242,9 +272,12 @@ mod tests {
         assert_eq!(fit(90), "a::Map<int, std::pair<int, int> >::insert(std::string const&, int) const");
         assert_eq!(fit(60), "a::Map<int, std::pair<int, int> >::insert(…) const");
         assert_eq!(fit(40), "a::Map<…>::insert(…) const");
+        assert_eq!(fit(18), "…::insert(…) const");
         assert_eq!(fit(12), "a::Map…const");
         assert_eq!(fit_name("bool operator< <char>(a, b)", 22), "bool operat… <char>(…)");
-        assert_eq!(fit_name("f(int)::{lambda()#1}::g", 20), "f(int)::{l…a()#1}::g");
+        assert_eq!(fit_name("f(int)::{lambda()#1}::g", 20), "…::{lambda()#1}::g");
+        assert_eq!(fit_name("(anonymous namespace)::a::b::Cache::Open", 19), "…::b::Cache::Open");
+        assert_eq!(fit_name("ns::FunctionCallbackWrapper::Invoke", 21), "…lbackWrapper::Invoke");
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn sampled(process: &str, tree: &Tree<'_>, weight: Weight) -> Sampled {
         Weight::Bytes => ("outstanding bytes", "bytes"),
         Weight::Objects => ("outstanding blocks", "none"),
     };
-    let ends = tree.ends(weight);
+    let ends = tree.ends(weight).into_iter();
     let (samples, weights): (Vec<_>, Vec<_>) = ends.map(|(node, weight)| (tree.path(node), weight)).unzip();
     let end_value = weights.iter().fold(0, |sum: u64, &weight| sum.saturating_add(weight));
     let name = format!("{process}: {what}");

@@ -1,6 +1,6 @@
 //! A stack as lines for the terminal, and the colours of the terminal.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::Arc;
 
 use super::Options;
@@ -45,34 +45,56 @@ impl Page<'_> {
         [lines(inner), vec![gap], lines(outer)].concat()
     }
 
-    /// `function (module, file:line)`; the name gives way when the line is too long.
+    /// `function (module, file:line)`; when the line is too long, the name gives way up to half of it.
     fn frame(&self, frame: &Frame, times: usize) -> String {
-        let place = place(frame);
-        let mut place = if place.is_empty() { place } else { format!(" ({place})") };
-        if times > 1 {
-            _ = write!(place, " × {}", Count(times as u64));
-        }
+        let times = if times > 1 { format!(" × {}", Count(times as u64)) } else { String::new() };
         let room = self.options.width.saturating_sub(INDENT.len());
-        let place = shorten(&place, room / 2);
         let name = frame_label(frame);
+        let room_of_place = room_beside(&name, room).saturating_sub(times.chars().count() + " ()".len());
+        let place = match place_within(frame, room_of_place) {
+            place if place.is_empty() => times,
+            place => format!(" ({place}){times}"),
+        };
         let name = fit_name(&name, room.saturating_sub(place.chars().count()));
         format!("{name}{}", self.paint.dim(&place))
     }
 }
 
-/// Where a frame is: `module, file:line`, and whether it is inlined. A name made of the module says that already.
+/// Room for the place of a frame, in a line for both: what a short name leaves, half of it at least.
+pub(crate) fn room_beside(name: &str, room: usize) -> usize {
+    room.saturating_sub(name.chars().count()).max(room / 2)
+}
+
+/// The place of a frame in so many characters: without the source's directory where there is no room for it.
+pub(crate) fn place_within(frame: &Frame, width: usize) -> String {
+    let whole = place(frame);
+    if whole.chars().count() <= width {
+        return whole;
+    }
+    shorten(&place_with(frame, 1), width).into_owned()
+}
+
+/// Where a frame is: `module, file:line`, and whether it is inlined. A name made of the module says that already; code compiled just
+/// in time is in none.
 pub(crate) fn place(frame: &Frame) -> String {
+    place_with(frame, 2)
+}
+
+fn place_with(frame: &Frame, parts: usize) -> String {
     let module = frame.function.as_ref().and(frame.module.as_deref());
-    let module = module.map(|module| printable(module).into_owned());
-    let source = frame.file.as_deref().map(|file| source(file, frame.line));
+    let module = match frame.language.as_deref() {
+        Some("jit") if module.is_some() => Some("JIT".to_owned()),
+        _ => module.map(|module| printable(module).into_owned()),
+    };
+    let source = frame.file.as_deref().map(|file| source(file, frame.line, parts));
     let inlined = frame.inlined.then(|| "inlined".to_owned());
     [module, source, inlined].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// The last two parts of the path, and the line: `src/session.cc:42`.
-fn source(file: &str, line: Option<u32>) -> String {
+/// The last parts of the path, and the line: `src/session.cc:42`.
+fn source(file: &str, line: Option<u32>, parts: usize) -> String {
     let file = printable(file);
-    let start = file.rmatch_indices('/').nth(1).map_or(0, |(slash, _)| slash + 1);
+    let start = file.rmatch_indices('/').nth(parts - 1).map_or(0, |(slash, _)| slash + 1);
     match line {
         Some(line) => format!("{}:{line}", &file[start..]),
         None => file[start..].to_owned(),

@@ -11,10 +11,11 @@ use inferno::flamegraph::{self, Direction, TextTruncateDirection};
 
 use super::diff::{Diff, StackDiff};
 use super::human::{Span, counted, moment, printable};
+use super::text::plus_minus;
 use super::tree::Tree;
-use super::view::{Role, View, target_name};
+use super::view::{Role, View, standard_error, target_name};
 use super::{FlameOrder, Options, Report, Weight};
-use crate::model::{Bytes, Frame, Kind, Profile};
+use crate::model::{Bytes, Frame, Kind, Mode, Profile};
 
 /// The `.svg` report.
 pub struct Svg;
@@ -105,7 +106,11 @@ fn title(profile: &Profile, view: &View<'_>) -> String {
         0 | 1 => printable(&profile.target.comm).into_owned(),
         several => format!("{} and {} more", target_name(profile), several - 1),
     };
-    format!("{process}: {} outstanding in {}", Bytes(view.bytes()), counted(view.objects(), "block"))
+    if profile.settings.mode == Mode::Growth {
+        return format!("{process}: {} became resident", Bytes(view.bytes()));
+    }
+    let error = plus_minus(standard_error(view.stacks.iter().copied()));
+    format!("{process}: {}{error} outstanding in {}", Bytes(view.bytes()), counted(view.objects(), "block"))
 }
 
 fn subtitle(profile: &Profile, options: &Options) -> String {
@@ -122,7 +127,7 @@ fn subtitle(profile: &Profile, options: &Options) -> String {
     }
     let incomplete = profile.events.incomplete_total();
     if incomplete > 0 {
-        _ = write!(text, " · {} incomplete", counted(incomplete, "stack"));
+        _ = write!(text, " · {} without all callers", counted(incomplete, "allocation"));
     }
     if options.includes(Kind::Allocator) {
         text += " · native blocks count twice: they lie in the allocator's memory";

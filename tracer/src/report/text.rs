@@ -1,6 +1,7 @@
 //! The summary on the terminal: what is outstanding, by stack, largest first; then what a reader must know to trust
 //! it, and where the reports are.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io;
 
@@ -70,7 +71,7 @@ struct Page<'a> {
     options: &'a Options,
     view: View<'a>,
     /// The stacks of the view, those that read the same as one.
-    stacks: Vec<StackReport>,
+    stacks: Vec<Cow<'a, StackReport>>,
     paint: Paint,
 }
 
@@ -209,13 +210,20 @@ impl<'a> Page<'a> {
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
         // What shrank besides does not make it less.
         let grown: u64 = parts.iter().filter_map(|part| u64::try_from(growth(part)).ok()).sum();
+        let labels = parts.iter().map(|part| part_label(part).chars().count());
+        let width = labels.max().unwrap_or(0).max(20);
         for part in parts {
             let growth = growth(part);
             let share = match u64::try_from(growth) {
                 Ok(growth) if change.0 > 0 => share(growth, grown),
                 _ => String::new(),
             };
-            _ = write!(text, "\n  {:<20} {:>12}  {share:>8}", part_label(part), Change(growth).to_string());
+            _ = write!(
+                text,
+                "\n  {:<width$} {:>12}  {share:>8}",
+                part_label(part),
+                Change(growth).to_string()
+            );
             let leaks = self.profile.verdict.as_ref().is_some_and(|verdict| verdict.leaking == Some(true));
             if leaks && part.part == Part::Native && growth > 0 {
                 text += "  leaking: see the stacks below";
@@ -242,7 +250,7 @@ impl<'a> Page<'a> {
         let mut blocks: Vec<String> = shown.map(|stack| self.stack(stack)).collect();
         let rest = &self.stacks[blocks.len()..];
         if !rest.is_empty() {
-            let weight = sum(rest, |stack| self.view.weight.of(stack));
+            let weight = sum(rest.iter().map(|stack| &**stack), |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
                 Weight::Bytes => Bytes(weight).to_string(),
                 Weight::Objects => counted(weight, "block"),
@@ -379,7 +387,7 @@ impl<'a> Page<'a> {
 }
 
 /// ` ± 3.1 MiB` of an estimate: two standard errors, which the truth exceeds once in twenty times.
-fn plus_minus(standard_error: Option<u64>) -> String {
+pub(super) fn plus_minus(standard_error: Option<u64>) -> String {
     standard_error.map_or_else(String::new, |error| format!(" ± {}", Bytes(error.saturating_mul(2))))
 }
 

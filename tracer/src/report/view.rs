@@ -43,21 +43,21 @@ impl<'a> View<'a> {
 /// The stacks to draw, those that read the same as one, heaviest first.
 pub(crate) fn drawn_stacks(profile: &Profile, options: &Options) -> Vec<StackReport> {
     let view = View::new(profile, options);
-    alike_as_one(&view.stacks, view.weight)
+    alike_as_one(&view.stacks, view.weight).into_iter().map(Cow::into_owned).collect()
 }
 
 /// Stacks that read the same as one, heaviest first, as they come in: a compiler of a language runtime compiles a function again as it
 /// gets hot, so one leak has many stacks whose addresses alone differ.
-pub(super) fn alike_as_one(stacks: &[&StackReport], weight: Weight) -> Vec<StackReport> {
-    let mut merged: Vec<StackReport> = Vec::new();
+pub(super) fn alike_as_one<'a>(stacks: &[&'a StackReport], weight: Weight) -> Vec<Cow<'a, StackReport>> {
+    let mut merged: Vec<Cow<'a, StackReport>> = Vec::new();
     let mut places: QuickMap<Reading<'_>, usize> = QuickMap::default();
     let mut reader = Reader::default();
     for stack in stacks {
         match places.entry(reader.reading(stack)) {
-            Entry::Occupied(place) => add(&mut merged[*place.get()], stack),
+            Entry::Occupied(place) => add(merged[*place.get()].to_mut(), stack),
             Entry::Vacant(place) => {
                 place.insert(merged.len());
-                merged.push((*stack).clone());
+                merged.push(Cow::Borrowed(stack));
             }
         }
     }

@@ -97,8 +97,14 @@ pub struct Permissions {
 /// Parses the text of `/proc/PID/maps`. A line that makes no sense is left out.
 #[must_use]
 pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
     // The kernel writes a newline in a name as `\012`, so every newline ends a line.
-    text.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
+    for mapping in text.split(|&byte| byte == b'\n').filter_map(parse_line) {
+        // One that grows while it is read may be told twice (see `analyze::smaps`).
+        while mappings.pop_if(|earlier| earlier.end > mapping.start).is_some() {}
+        mappings.push(mapping);
+    }
+    mappings
 }
 
 /// `55d0c0000000-55d0c0001000 r-xp 00001000 fe:00 10272874                   /usr/bin/cat`
@@ -221,6 +227,13 @@ mod tests {
     fn newlines_in_names_are_restored() {
         let mapping = parse_one("1000-2000 r--p 00000000 08:01 7   /tmp/a\\012b\\01c\\");
         assert_eq!(mapping.path(), Some(Path::new("/tmp/a\nb\\01c\\")));
+    }
+
+    #[test]
+    fn a_mapping_that_grew_while_it_was_read_is_one() {
+        let text = b"1000-2000 rw-p 0 0:0 0 [heap]\n1000-3000 rw-p 0 0:0 0 [heap]\n3000-4000 rw-p 0 0:0 0\n";
+        let ends: Vec<_> = parse_maps(text).iter().map(|mapping| mapping.end.0).collect();
+        assert_eq!(ends, [0x3000, 0x4000]);
     }
 
     #[test]

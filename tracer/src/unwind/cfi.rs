@@ -25,6 +25,8 @@ pub(super) trait Sink {
     fn function(&mut self, code: Range<u64>) -> bool;
     /// From `start` on, `rule` holds.
     fn row(&mut self, start: u64, rule: Rule);
+    /// All that the file states of the row that was told last.
+    fn stated(&mut self, _row: &UnwindTableRow<usize>) {}
     /// Some entry could not be read.
     fn broken(&mut self);
 }
@@ -43,6 +45,32 @@ pub(super) fn read(section: &Section<'_>, sink: &mut impl Sink) {
             read_entries(&frames, section, sink);
         }
     }
+}
+
+/// Whether an exception may pass a function: `.eh_frame` covers it, or cannot be read for certain.
+#[must_use]
+pub fn unwinds_through(elf: &[u8], svma: u64) -> bool {
+    struct Cover {
+        svma: u64,
+        found: bool,
+    }
+    impl Sink for Cover {
+        fn function(&mut self, code: Range<u64>) -> bool {
+            self.found |= code.contains(&self.svma);
+            false
+        }
+        fn row(&mut self, _start: u64, _rule: Rule) {}
+        fn broken(&mut self) {
+            self.found = true;
+        }
+    }
+    let Ok(elf) = super::elf::read(elf) else { return true };
+    let mut cover = Cover { svma, found: false };
+    let for_exceptions = |section: &&Section| matches!(section.flavour, Flavour::EhFrame);
+    for section in elf.sections.iter().filter(for_exceptions) {
+        read(section, &mut cover);
+    }
+    cover.found
 }
 
 /// Where the functions of an ELF file begin and end, as its call frame information says: sorted by address, and apart. None of a
@@ -147,6 +175,7 @@ fn read_function<'data, S>(
         match rows.next_row() {
             Ok(Some(row)) => {
                 sink.row(row.start_address(), rule(row, section, fde));
+                sink.stated(row);
                 unread = row.end_address();
             }
             Ok(None) => return,

@@ -24,7 +24,7 @@ use super::rules::Rules;
 use super::table::{MAX_ROWS, Table, TableError, TableStats};
 
 /// Changes with the meaning of the bytes, of a rule, or of how files are read.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const MAGIC: &[u8; 8] = b"unwind\0\0";
 
 /// How much the cache may hold. What was not used for longest goes first.
@@ -223,14 +223,14 @@ impl Key {
             hash.update((section.data.len() as u64).to_le_bytes());
             hash.update(&section.data);
         }
-        if let Some(undescribed) = &elf.undescribed {
-            for code in &undescribed.code {
+        if let Some(standalone) = &elf.standalone {
+            for code in &standalone.code {
                 hash.update(code.svma.to_le_bytes());
                 hash.update((code.bytes.len() as u64).to_le_bytes());
                 hash.update(code.bytes);
             }
-            hash.update((undescribed.entries.len() as u64).to_le_bytes());
-            undescribed.entries.iter().for_each(|entry| hash.update(entry.to_le_bytes()));
+            hash.update((standalone.entries.len() as u64).to_le_bytes());
+            standalone.entries.iter().for_each(|entry| hash.update(entry.to_le_bytes()));
         }
         Self(hash.finalize().into())
     }

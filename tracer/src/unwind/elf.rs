@@ -50,12 +50,12 @@ pub(super) struct Elf<'data> {
     pub coroutine_end: Option<u64>,
     /// By preference.
     pub sections: Vec<Section<'data>>,
-    /// What is known of code that the sections say nothing of; none of files that need no more than their sections.
-    pub undescribed: Option<Undescribed<'data>>,
+    /// What there is to read besides in a file that needs no others.
+    pub standalone: Option<Standalone<'data>>,
 }
 
-/// Code to be described by its instructions.
-pub(super) struct Undescribed<'data> {
+/// The code of a file that needs no others (the dynamic linker, a static program), some of which is described by its instructions.
+pub(super) struct Standalone<'data> {
     pub code: Vec<CodeBytes<'data>>,
     /// Where functions begin, as far as symbols and relocations tell.
     pub entries: Vec<u64>,
@@ -83,16 +83,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Elf<'_>, TableError> {
     let length = bytes.len() as u64;
     let entry =
         starts_threads(segments, endian, bytes).then(|| header.e_entry(endian)).filter(|&entry| entry != 0);
-    let undescribed = entry.and_then(|entry| undescribed(&table, segments, endian, bytes, entry));
+    let standalone = entry.and_then(|entry| standalone(&table, segments, endian, bytes, entry));
     let coroutine_end = coroutine_end(segments, endian, bytes);
-    Ok(Elf {
-        length,
-        code: executable(segments, endian, length),
-        entry,
-        coroutine_end,
-        sections,
-        undescribed,
-    })
+    Ok(Elf { length, code: executable(segments, endian, length), entry, coroutine_end, sections, standalone })
 }
 
 /// glibc's `makecontext` puts the address of `__start_context` under the first function of a coroutine. No symbol names that, and its
@@ -123,13 +116,13 @@ fn coroutine_end(segments: &[ProgramHeader64<Endianness>], endian: Endianness, b
 }
 
 /// A C library that says nothing of its frames (musl) is in files that need no others: itself, or a program that it is part of.
-fn undescribed<'data>(
+fn standalone<'data>(
     table: &Sections<'data>,
     segments: &'data [ProgramHeader64<Endianness>],
     endian: Endianness,
     bytes: &'data [u8],
     entry: u64,
-) -> Option<Undescribed<'data>> {
+) -> Option<Standalone<'data>> {
     let needs_others = segments.iter().any(|segment| segment.p_type(endian) == PT_INTERP);
     // Go's functions move between stacks, and keep frame pointers.
     if needs_others || table.section_by_name(endian, b".gopclntab").is_some() {
@@ -155,7 +148,7 @@ fn undescribed<'data>(
         .collect();
     entries.sort_unstable();
     entries.dedup();
-    Some(Undescribed { code, entries })
+    Some(Standalone { code, entries })
 }
 
 /// The executable segments of a file: from which part of it code is mapped, and at which svma.

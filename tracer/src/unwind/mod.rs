@@ -10,12 +10,13 @@
 mod cfi;
 mod disk;
 mod elf;
+mod held;
 mod instructions;
 mod rules;
 mod table;
 mod walk;
 
-pub use cfi::function_ranges;
+pub use cfi::{function_ranges, unwinds_through};
 pub use disk::{Cache, CacheError, CacheLimits, Origin};
 pub use elf::CodeSegments;
 pub use instructions::{CodeBytes, Described, describe};

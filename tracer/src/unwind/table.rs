@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use gimli::UnwindTableRow;
 use tracer_ebpf::unwind::{PAGE_BITS, PAGE_SIZE, Place, Row, RowSearch, Rule, TableHeader, Tables};
 
 use super::cfi::{self, Sink};
-use super::elf::{self, Elf, Undescribed};
+use super::elf::{self, Elf, Section, Standalone};
+use super::held::{self, Held};
 use super::instructions;
 use super::rules::Rules;
 
@@ -15,6 +17,12 @@ pub(super) const MAX_ROWS: usize = 1 << 24;
 /// How much farther apart the executable parts of a file may be than the file is long: segments are aligned to at most
 /// 2 MiB, and there are few.
 const MAX_CODE_GAP: u64 = 64 << 20;
+
+/// The most rows whose CFA is in a register that are looked at. The dynamic linker has 14.
+const MAX_HELD: usize = 256;
+
+/// Functions with more rows than so many, of which the dynamic linker has none, are left as they are.
+const MAX_OVERLAID: usize = 4096;
 
 /// Why a file has no table. Its code is walked by frame pointer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,15 +92,18 @@ impl Table {
         for section in &elf.sections {
             cfi::read(section, &mut collected);
             if !collected.functions.is_empty() {
+                if let Some(standalone) = &elf.standalone {
+                    collected.describe_held(section, standalone);
+                }
                 break;
             }
         }
-        let has_any = !collected.functions.is_empty() || elf.undescribed.is_some();
-        let entries = elf.undescribed.as_ref().map_or(&[][..], |undescribed| &undescribed.entries);
+        let has_any = !collected.functions.is_empty() || elf.standalone.is_some();
+        let entries = elf.standalone.as_ref().map_or(&[][..], |standalone| &standalone.entries);
         collected.describe_entry(elf.entry, entries);
         collected.describe_coroutine_end(elf.coroutine_end);
-        if let Some(undescribed) = &elf.undescribed {
-            collected.describe_by_instructions(undescribed);
+        if let Some(standalone) = &elf.standalone {
+            collected.describe_by_instructions(standalone);
         }
         if has_any { collected.into_table(length) } else { Err(TableError::NoUnwindInformation) }
     }
@@ -211,13 +222,15 @@ struct Collected<'a> {
     functions: Vec<Function>,
     rows: Vec<(u32, u16)>,
     rules: Rules,
+    held: Vec<Held>,
     stats: TableStats,
 }
 
 impl<'a> Collected<'a> {
     fn new(code: &'a [Range<u64>], base: u64) -> Self {
         let stats = TableStats::default();
-        Self { code, base, functions: Vec::new(), rows: Vec::new(), rules: Rules::new(), stats }
+        let (functions, rows, held) = (Vec::new(), Vec::new(), Vec::new());
+        Self { code, base, functions, rows, rules: Rules::new(), held, stats }
     }
 
     fn is_full(&self) -> bool {
@@ -255,15 +268,44 @@ impl<'a> Collected<'a> {
         }
     }
 
+    /// Calls from frames whose CFA is in a register.
+    fn describe_held(&mut self, section: &Section<'_>, standalone: &Standalone<'_>) {
+        for (code, rule) in held::rows(&self.held, section, &standalone.code) {
+            let offset = |svma: u64| u32::try_from(svma.checked_sub(self.base)?).ok();
+            if let (Some(start), Some(end)) = (offset(code.start), offset(code.end)) {
+                self.overlay(start..end, rule);
+            }
+        }
+    }
+
+    /// Says something else of a part of a function. Its rows so far are left where they are, unused.
+    fn overlay(&mut self, code: Range<u32>, rule: Rule) {
+        let covers =
+            |function: &&mut Function| function.code.start <= code.start && code.end <= function.code.end;
+        let Some(function) = self.functions.iter_mut().find(covers) else { return };
+        if function.rows.len() > MAX_OVERLAID {
+            return;
+        }
+        let rows = self.rows[function.rows.clone()].to_vec();
+        let resumed = rows.iter().rfind(|row| row.0 <= code.end).map_or(Rules::NO_TABLE, |row| row.1);
+        let before = rows.iter().filter(|row| row.0 < code.start);
+        let after = rows.iter().filter(|row| row.0 > code.end);
+        let start = self.rows.len();
+        self.rows.extend(before);
+        self.rows.extend([(code.start, self.rules.number(rule)), (code.end, resumed)]);
+        self.rows.extend(after);
+        function.rows = start..self.rows.len();
+    }
+
     /// Code that the sections say nothing of.
-    fn describe_by_instructions(&mut self, undescribed: &Undescribed<'_>) {
+    fn describe_by_instructions(&mut self, standalone: &Standalone<'_>) {
         let base = self.base;
         let svmas =
             |function: &Function| base + u64::from(function.code.start)..base + u64::from(function.code.end);
         let mut covered: Vec<Range<u64>> = self.functions.iter().map(svmas).collect();
         covered.sort_unstable_by_key(|range| range.start);
         let stated = self.stats;
-        for (code, rows) in instructions::describe(&undescribed.code, &undescribed.entries, &covered) {
+        for (code, rows) in instructions::describe(&standalone.code, &standalone.entries, &covered) {
             if self.function(code) {
                 rows.into_iter().for_each(|(start, rule)| self.row(start, rule));
             }
@@ -333,6 +375,12 @@ impl Sink for Collected<'_> {
         self.stats.unsupported_rows += u32::from(rule == Rule::UNSUPPORTED);
         self.rows.push((start, self.rules.number(rule)));
         function.rows.end = self.rows.len();
+    }
+
+    fn stated(&mut self, row: &UnwindTableRow<usize>) {
+        if self.held.len() < MAX_HELD {
+            self.held.extend(Held::of(row));
+        }
     }
 
     fn broken(&mut self) {

@@ -4,12 +4,12 @@
 use std::borrow::Cow;
 use std::io;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::svg::Hue;
 use super::text::Facts;
-use super::tree::Tree;
-use super::view::{Role, View};
+use super::tree::{Node, Tree};
+use super::view::{Role, View, alike_as_one};
 use super::{FlameOrder, Options, Report, Weight, stack_lines};
 use crate::model::{Kind, Memory, Profile, StackReport, TimelinePoint, Verdict, VerdictSummary};
 
@@ -23,22 +23,42 @@ const SCRIPT: &str = include_str!("page.js");
 impl Report for Html {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
         let view = View::new(profile, options);
+        let merged = alike_as_one(&view.stacks, view.weight);
+        let view = View { stacks: merged.iter().map(|stack| &**stack).collect(), ..view };
         let tree = Tree::new(profile, &view);
-        // A `<` could end the element that holds the data.
-        let data = serde_json::to_string(&data(profile, options, &view, &tree))?.replace('<', "\\u003c");
         let mut rest = PAGE;
-        for (marker, text) in [("/*STYLE*/", STYLE), ("/*DATA*/", &data), ("/*SCRIPT*/", SCRIPT)] {
-            if let Some((before, after)) = rest.split_once(marker) {
-                out.write_all(before.as_bytes())?;
-                out.write_all(text.as_bytes())?;
-                rest = after;
+        for marker in ["/*STYLE*/", "/*DATA*/", "/*SCRIPT*/"] {
+            let (before, after) = rest.split_once(marker).unwrap_or((rest, ""));
+            out.write_all(before.as_bytes())?;
+            match marker {
+                "/*STYLE*/" => out.write_all(STYLE.as_bytes())?,
+                "/*SCRIPT*/" => out.write_all(SCRIPT.as_bytes())?,
+                _ => serde_json::to_writer(InElement(&mut *out), &data(profile, options, &view, &tree))?,
             }
+            rest = after;
         }
         out.write_all(rest.as_bytes())
     }
 }
 
-fn data<'a>(profile: &'a Profile, options: &Options, view: &View<'a>, tree: &Tree<'a>) -> Data<'a> {
+/// Takes JSON in which a `<` could end the element that it is written into.
+struct InElement<'a>(&'a mut dyn io::Write);
+
+impl io::Write for InElement<'_> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        match memchr::memchr(b'<', text) {
+            Some(0) => self.0.write_all(b"\\u003c").map(|()| 1),
+            Some(before) => self.0.write_all(&text[..before]).map(|()| before),
+            None => self.0.write_all(text).map(|()| text.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn data<'a>(profile: &'a Profile, options: &Options, view: &View<'a>, tree: &'a Tree<'a>) -> Data<'a> {
     let facts = Facts::new(profile, options);
     let nodes = &tree.nodes;
     Data {
@@ -55,10 +75,10 @@ fn data<'a>(profile: &'a Profile, options: &Options, view: &View<'a>, tree: &Tre
         by_objects: options.weight == Weight::Objects,
         icicle: options.order == FlameOrder::Icicle,
         tree: Nodes {
-            parent: nodes.iter().map(|node| node.parent).collect(),
-            name: nodes.iter().map(|node| node.name).collect(),
-            bytes: nodes.iter().map(|node| node.bytes).collect(),
-            objects: nodes.iter().map(|node| node.objects).collect(),
+            depth: Column(nodes, |node| node.depth.into()),
+            name: Column(nodes, |node| node.name.into()),
+            bytes: Column(nodes, |node| node.bytes),
+            objects: Column(nodes, |node| node.objects),
             names: tree.names.texts().zip(&tree.names.roles).map(|(text, role)| name(text, role)).collect(),
         },
         stacks: view.stacks.iter().zip(&tree.ends_of_stacks).map(|(stack, &node)| row(stack, node)).collect(),
@@ -78,6 +98,7 @@ fn row(stack: &StackReport, node: u32) -> Row<'_> {
         kind: stack.kind,
         api: &stack.api,
         weight: stack.weight_bytes,
+        error: stack.standard_error_bytes,
         objects: stack.outstanding_objects,
         age: stack.oldest_age_ns,
         growth: stack.growth_bytes_per_second,
@@ -106,14 +127,23 @@ struct Data<'a> {
     stacks: Vec<Row<'a>>,
 }
 
-/// The tree, a column a field.
+/// The tree, a column a field; depths say which node is whose parent.
 #[derive(Serialize)]
 struct Nodes<'a> {
-    parent: Vec<u32>,
-    name: Vec<u32>,
-    bytes: Vec<u64>,
-    objects: Vec<u64>,
+    depth: Column<'a>,
+    name: Column<'a>,
+    bytes: Column<'a>,
+    objects: Column<'a>,
     names: Vec<Name<'a>>,
+}
+
+/// A figure of every node.
+struct Column<'a>(&'a [Node], fn(&Node) -> u64);
+
+impl Serialize for Column<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(self.1))
+    }
 }
 
 #[derive(Serialize)]
@@ -128,6 +158,9 @@ struct Row<'a> {
     kind: Kind,
     api: &'a str,
     weight: u64,
+    /// Standard error of the weight, if it is an estimate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<u64>,
     objects: u64,
     age: Option<u64>,
     growth: Option<f64>,
@@ -190,7 +223,7 @@ mod tests {
             assert_eq!(sum(&data["tree"], "bytes"), total, "{name}");
             let rows = data["stacks"].as_array().unwrap();
             assert_eq!(rows.iter().map(|row| row["weight"].as_u64().unwrap()).sum::<u64>(), total, "{name}");
-            let nodes = data["tree"]["parent"].as_array().unwrap().len() as u64;
+            let nodes = data["tree"]["depth"].as_array().unwrap().len() as u64;
             assert!(rows.iter().all(|row| (1..nodes).contains(&row["node"].as_u64().unwrap())), "{name}");
         }
     }

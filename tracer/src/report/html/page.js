@@ -76,7 +76,7 @@ if (data.memory && data.memory.rss_before_bytes !== undefined && data.memory.rss
     const swatch = element("span", { className: "swatch" });
     swatch.style.background = color;
     const cells = [bytes(part.before_bytes), bytes(part.after_bytes), change(part.after_bytes - part.before_bytes)];
-    $("parts").tBodies[0].append(element("tr", {}, element("td", {}, swatch, partNames[part.part]),
+    $("parts").tBodies[0].append(element("tr", {}, element("td", {}, swatch, partNames[part.part] + (part.runtime ? ` (${part.runtime})` : "")),
       ...cells.map((text) => element("td", { textContent: text, className: "number" })), element("td", { textContent: part.note || "" })));
   }
   $("bars").hidden = $("parts").hidden = !parts.length;
@@ -86,6 +86,14 @@ if (data.memory && data.memory.rss_before_bytes !== undefined && data.memory.rss
 }
 
 // Over time.
+const powersOfTwo = Array.from({ length: 63 }, (_, i) => 2 ** i);
+const times = [.01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200]
+  .map((seconds) => Math.round(seconds * 1e9)).concat(Array.from({ length: 20 }, (_, i) => 86400e9 * 2 ** i));
+// Round numbers from 0 to the most, at the smallest of the steps that makes no more than so many.
+function ticks(most, number, steps) {
+  const step = steps.find((step) => most / step <= number) || most;
+  return Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step);
+}
 function plot() {
   const lines = [["resident memory", "rss_bytes", "--accent"], ["outstanding", "outstanding_bytes", "--alarm"], ["managed heap", "managed_bytes", "--jit"]]
     .filter(([, key]) => data.timeline.some((point) => point[key] !== undefined));
@@ -94,10 +102,13 @@ function plot() {
   const most = Math.max(1, ...data.timeline.flatMap((point) => lines.map(([, key]) => point[key] || 0)));
   const x = (t) => left + (width - left - 10) * t / last, y = (n) => height - bottom - (height - bottom - top) * n / most;
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": lines.map(([name, key]) => `${name} from ${bytes(data.timeline[0][key] || 0)} to ${bytes(data.timeline[data.timeline.length - 1][key] || 0)}`).join(", ") });
-  for (const part of width < 600 ? [0, .5, 1] : [0, .25, .5, .75, 1]) {
-    svg.append(shape("line", { class: "grid", x1: left, x2: width - 10, y1: y(most * part), y2: y(most * part) }),
-      shape("text", { x: left - 6, y: y(most * part) + 4, "text-anchor": "end" }, bytes(Math.round(most * part))),
-      shape("text", { x: x(last * part), y: height - 6, "text-anchor": part === 1 ? "end" : part ? "middle" : "start" }, span(last * part)));
+  for (const size of ticks(most, 4, powersOfTwo)) {
+    svg.append(shape("line", { class: "grid", x1: left, x2: width - 10, y1: y(size), y2: y(size) }),
+      shape("text", { x: left - 6, y: y(size) + 4, "text-anchor": "end" }, bytes(size)));
+  }
+  for (const time of ticks(last, width < 600 ? 3 : 6, times)) {
+    const anchor = time === 0 ? "start" : x(time) > width - 40 ? "end" : "middle";
+    svg.append(shape("text", { x: x(time), y: height - 6, "text-anchor": anchor }, time ? span(time) : "0"));
   }
   for (const [, key, color] of lines) {
     const points = data.timeline.filter((point) => point[key] !== undefined);
@@ -116,17 +127,21 @@ if (!$("timeline").hidden) {
   addEventListener("resize", plot);
 }
 
-// The tree: node 0 is the root, and a node comes after its parent.
-const { parent, name, names } = data.tree;
-const nodes = parent.length;
+// The tree: node 0 is the root, and what is below a node comes right after it.
+const { depth, name, names } = data.tree;
+const nodes = depth.length;
+const parent = new Int32Array(nodes), way = [0];
+for (let i = 1; i < nodes; i++) {
+  way[depth[i]] = i;
+  parent[i] = way[depth[i] - 1];
+}
 const totals = { bytes: data.tree.bytes.slice(), objects: data.tree.objects.slice() };
-const first = new Int32Array(nodes).fill(-1), next = new Int32Array(nodes).fill(-1), depth = new Int32Array(nodes);
+const first = new Int32Array(nodes).fill(-1), next = new Int32Array(nodes).fill(-1);
 for (let i = nodes - 1; i > 0; i--) {
   for (const total of Object.values(totals)) total[parent[i]] += total[i];
   next[i] = first[parent[i]];
   first[parent[i]] = i;
 }
-for (let i = 1; i < nodes; i++) depth[i] = depth[parent[i]] + 1;
 const children = (i) => {
   const list = [];
   for (let child = first[i]; child >= 0; child = next[child]) list.push(child);
@@ -264,7 +279,8 @@ function sparkline(stack) {
   return svg;
 }
 const columns = [
-  ["Weight", "weight", (stack) => bytes(stack.weight), true],
+  // Of an estimate with two standard errors, as in the headline.
+  ["Weight", "weight", (stack) => bytes(stack.weight) + (stack.error ? " ± " + bytes(2 * stack.error) : ""), true],
   ["Share", "weight", (stack) => percent(stack.weight, totals.bytes[0]), true, true],
   ["Blocks", "objects", (stack) => count(stack.objects), true, true],
   ["Oldest", "age", (stack) => stack.age === null ? "" : span(stack.age), true, true],

@@ -42,6 +42,7 @@ mod label {
     pub const FREED_BYTES: &str = "freed_bytes";
     pub const FREED_OBJECTS: &str = "freed_objects";
     pub const RESIDENT: &str = "resident_bytes";
+    pub const STANDARD_ERROR: &str = "standard_error_bytes";
 }
 
 /// The values of a sample, in their order, and their units.

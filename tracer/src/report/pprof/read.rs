@@ -2,6 +2,7 @@
 //! amount of memory and ends with a profile or an error.
 
 use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
@@ -88,10 +89,16 @@ fn decode(bytes: &[u8]) -> Result<Profile, PprofError> {
     for location in messages::<Location>(bytes, field::LOCATION) {
         let location = location?;
         let frames = tables.frames(&location, &mut budget)?;
-        tables.locations.insert(location.id, frames);
+        let start = tables.frames.len();
+        tables.frames.extend(frames);
+        tables.locations.insert(location.id, start..tables.frames.len());
     }
-    for sample in messages::<Sample>(bytes, field::SAMPLE) {
-        let stack = tables.stack(&sample?, &profile, &mut budget)?;
+    // One for all, so that memory is taken once.
+    let mut sample = Sample::default();
+    for message in bounded(bytes, field::SAMPLE) {
+        sample.clear();
+        sample.merge(message?)?;
+        let stack = tables.stack(&sample, &profile, &mut budget)?;
         profile.stacks.push(stack);
     }
     Ok(profile)
@@ -116,8 +123,10 @@ struct Tables<'a> {
     strings: Vec<&'a str>,
     mappings: QuickMap<u64, Mapping>,
     functions: QuickMap<u64, Function>,
+    /// Where a location's frames are in `frames`.
+    locations: QuickMap<u64, Range<usize>>,
     /// Leaf first.
-    locations: QuickMap<u64, Vec<Arc<Frame>>>,
+    frames: Vec<Arc<Frame>>,
 }
 
 impl Tables<'_> {
@@ -137,15 +146,15 @@ impl Tables<'_> {
     }
 
     fn frames(&self, location: &Location, budget: &mut Budget) -> Result<Vec<Arc<Frame>>, PprofError> {
-        budget.charge(size_of::<(u64, Vec<Arc<Frame>>)>() * 2)?;
+        budget.charge(size_of::<(u64, Range<usize>)>() * 2)?;
         let mapping = match location.mapping_id {
             0 => None,
             id => Some(self.mappings.get(&id).ok_or(PprofError::Inconsistent("a mapping is missing"))?),
         };
         let mut frames = Vec::with_capacity(location.line.len().max(1));
         let mut push = |frame: Frame, budget: &mut Budget| {
-            // The frame, its two counters, and where it is referred to.
-            budget.charge(size_of::<Frame>() + 3 * size_of::<usize>())?;
+            // The frame, its two counters, and where it is referred to, in a list that doubles as it grows.
+            budget.charge(size_of::<Frame>() + 4 * size_of::<usize>())?;
             frames.push(Arc::new(frame));
             Ok::<_, PprofError>(())
         };
@@ -196,11 +205,11 @@ impl Tables<'_> {
         budget: &mut Budget,
     ) -> Result<StackReport, PprofError> {
         budget.charge(size_of::<StackReport>())?;
-        let mut frames = Vec::new();
+        let mut frames = Vec::with_capacity(sample.location_id.len());
         for id in &sample.location_id {
             let location = self.locations.get(id).ok_or(PprofError::Inconsistent("a location is missing"))?;
             budget.charge(location.len() * size_of::<Arc<Frame>>())?;
-            frames.extend_from_slice(location);
+            frames.extend_from_slice(&self.frames[location.clone()]);
         }
         frames.shrink_to_fit();
 
@@ -224,9 +233,7 @@ impl Tables<'_> {
         let process = labels.number(label::PROCESS)?;
         let api = labels.text(label::API)?.unwrap_or_default();
         let stop = labels.text(label::STOP)?;
-        let history_bytes = labels.text(label::HISTORY)?.map_or_else(Vec::new, |sizes| {
-            sizes.split(' ').take(MAX_HISTORY).map_while(|size| size.parse().ok()).collect()
-        });
+        let history_bytes = labels.text(label::HISTORY)?.map_or_else(Vec::new, history);
         budget.charge(history_bytes.len() * size_of::<u64>())?;
         budget.charge(api.len() + stop.map_or(0, str::len))?;
         Ok(StackReport {
@@ -242,7 +249,7 @@ impl Tables<'_> {
             freed_bytes: freed(label::FREED_BYTES, allocated_bytes, outstanding_bytes)?,
             freed_objects: freed(label::FREED_OBJECTS, allocated_objects, outstanding_objects)?,
             resident_bytes: labels.number(label::RESIDENT)?,
-            standard_error_bytes: None,
+            standard_error_bytes: labels.number(label::STANDARD_ERROR)?,
             oldest_age_ns: labels.number(label::OLDEST_AGE)?,
             median_age_ns: labels.number(label::MEDIAN_AGE)?,
             growth_bytes_per_second: labels.text(label::GROWTH)?.and_then(|rate| rate.parse().ok()),
@@ -293,18 +300,31 @@ impl<'a> Labels<'a> {
     }
 }
 
+/// The sizes of a stack at evenly spaced times.
+fn history(sizes: &str) -> Vec<u64> {
+    let number = 1 + sizes.bytes().filter(|&byte| byte == b' ').count();
+    let mut history = Vec::with_capacity(number.min(MAX_HISTORY));
+    history.extend(sizes.split(' ').take(MAX_HISTORY).map_while(|size| size.parse::<u64>().ok()));
+    history
+}
+
 fn unsigned(number: i64) -> Result<u64, PprofError> {
     u64::try_from(number).map_err(|_| PprofError::Inconsistent("a figure is negative"))
 }
 
 /// The messages of one field.
 fn messages<M: Message + Default>(bytes: &[u8], field: u32) -> impl Iterator<Item = Result<M, PprofError>> {
+    bounded(bytes, field).map(|message| Ok(M::decode(message?)?))
+}
+
+/// The bytes of the messages of one field, none of which is too large to be read.
+fn bounded(bytes: &[u8], field: u32) -> impl Iterator<Item = Result<&[u8], PprofError>> {
     fields(bytes, field).map(|message| {
         let message = message?;
         if message.len() > MAX_MESSAGE {
             return Err(TooLarge.into());
         }
-        Ok(M::decode(message)?)
+        Ok(message)
     })
 }
 

@@ -86,6 +86,8 @@ struct Tables<'a> {
     functions: Vec<Function>,
     function_ids: QuickMap<(i64, i64, i64), u64>,
     locations: Vec<Location>,
+    /// Of frames with nothing inlined in them. Stacks share their frames, so this answers nearly always.
+    locations_of_frames: QuickMap<*const Frame, u64>,
     /// By address, which nearly always has one location.
     location_ids: QuickMap<u64, Vec<KnownLocation<'a>>>,
 }
@@ -165,6 +167,7 @@ impl<'a> Tables<'a> {
                 "bytes",
             ),
             (label::RESIDENT, stack.resident_bytes, "bytes"),
+            (label::STANDARD_ERROR, stack.standard_error_bytes, "bytes"),
             (
                 label::FREED_BYTES,
                 freed(stack.allocated_bytes, stack.outstanding_bytes, stack.freed_bytes),
@@ -189,6 +192,16 @@ impl<'a> Tables<'a> {
 
     /// The location of a function and what is inlined in it.
     fn location(&mut self, group: &'a [Arc<Frame>]) -> u64 {
+        let [frame] = group else { return self.find_location(group) };
+        if let Some(&id) = self.locations_of_frames.get(&Arc::as_ptr(frame)) {
+            return id;
+        }
+        let id = self.find_location(group);
+        self.locations_of_frames.insert(Arc::as_ptr(frame), id);
+        id
+    }
+
+    fn find_location(&mut self, group: &'a [Arc<Frame>]) -> u64 {
         let [.., function] = group else { return 0 };
         let same = |known: &[Arc<Frame>]| {
             known.len() == group.len() && known.iter().zip(group).all(|(a, b)| Arc::ptr_eq(a, b) || a == b)

@@ -11,7 +11,7 @@ use ratatui::{
     Frame,
     layout::{Alignment, Constraint, Layout, Rect},
     text::{Line, Span},
-    widgets::{Block, BorderType, Clear, Paragraph},
+    widgets::{Block, BorderType, Clear, Paragraph, Wrap},
 };
 
 pub use self::theme::Theme;
@@ -31,7 +31,10 @@ const SMALLEST: (u16, u16) = (50, 14);
 pub fn draw(frame: &mut Frame<'_>, state: &State, theme: Theme) {
     let area = frame.area();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-        frame.render_widget(Paragraph::new("the terminal is too small: 80 x 24 is enough"), area);
+        frame.render_widget(
+            Paragraph::new("the terminal is too small: 80 x 24 is enough").wrap(Wrap { trim: true }),
+            area,
+        );
         return;
     }
     let graphs = if area.height >= 32 { 3 } else { 2 };
@@ -112,7 +115,7 @@ fn draw_footer(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
 }
 
 fn draw_help(frame: &mut Frame<'_>, area: Rect, theme: Theme) {
-    let width = 74.min(area.width);
+    let width = 76.min(area.width);
     let height = (HELP.len() as u16 + 2).min(area.height);
     let area =
         Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };

@@ -13,7 +13,7 @@ use crate::{
     model::{Bytes, Kind, StackReport, Stop, Verdict},
     report::{
         human::{Change, Span as TimeSpan, counted, fit_name, printable, share, shorten},
-        stack_lines::place,
+        stack_lines::{place_within, room_beside},
         view::{api_name, frame_label, stop_name},
     },
     tui::state::{Order, State},
@@ -132,6 +132,9 @@ const fn short_verdict(verdict: Verdict) -> &'static str {
     }
 }
 
+/// Around the name and the place of a frame.
+const BLANKS: usize = 6;
+
 pub fn draw_frames(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
     let Some(stack) = state.selected_stack() else {
         frame.render_widget(Paragraph::new(rule(Vec::new(), area.width, theme)), area);
@@ -145,10 +148,9 @@ pub fn draw_frames(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Them
         Line::from(Span::styled(format!("   … callers missing: {why}"), theme.dim()))
     });
     let frames = stack.frames.iter().map(|frame| {
-        let place = place(frame);
-        let place = if place.is_empty() { place } else { format!("  {place}") };
-        let place = shorten(&place, width / 2).into_owned();
         let name = frame_label(frame);
+        let place = place_within(frame, room_beside(&name, width.saturating_sub(BLANKS)));
+        let place = if place.is_empty() { place } else { format!("  {place}") };
         let name = fit_name(&name, width.saturating_sub(4 + place.chars().count())).into_owned();
         Line::from(vec![Span::raw(format!("   {name}")), Span::styled(place, theme.dim())])
     });

@@ -1,0 +1,138 @@
+//! The command line: what can be said, what is refused, and the exit status.
+//!
+//! Arguments become a [`RecordConfig`], which is plain, complete and valid: what reads it need not ask again. Its `Default`
+//! is where the defaults in `--help` come from.
+
+mod arguments;
+mod config;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ColorChoice, CommandFactory as _, Parser as _};
+use clap_complete::Shell;
+
+use self::arguments::{Cli, Sub};
+pub use self::config::{
+    CommandLine, DiffConfig, Drawing, Keep, Percent, PlanConfig, RecordConfig, ReportConfig, Subject,
+    Verbosity, ViewConfig,
+};
+use crate::model::Pid;
+use crate::report::Format;
+use crate::report::destination::{Destination, Place, WriteError};
+
+/// What the help calls groups of options.
+mod heading {
+    pub const TARGET: &str = "What to trace";
+    pub const WINDOW: &str = "When";
+    pub const COUNTED: &str = "What counts";
+    pub const KEPT: &str = "Which stacks";
+    pub const REPORTS: &str = "Reports";
+    pub const TERMINAL: &str = "Terminal";
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// `tracer --pid N`, `tracer -- COMMAND`
+    Record(Box<RecordConfig>),
+    /// `tracer doctor`
+    Doctor {
+        /// When to use colour.
+        color: ColorChoice,
+    },
+    /// `tracer plan`
+    Plan(PlanConfig),
+    /// `tracer report`
+    Report(ReportConfig),
+    /// `tracer diff`
+    Diff(DiffConfig),
+    /// `tracer completions`
+    Completions(Shell),
+    /// `tracer man`, of one of the commands or of all
+    Man(Option<String>),
+}
+
+/// How a run of the tracer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All went well.
+    Done,
+    /// Something failed; a line on standard error says what, why and what to do.
+    Failed,
+    /// `--fail-on` was reached.
+    LimitReached,
+    /// The launched command's own status, or that of a shell which cannot start it.
+    Command(u8),
+}
+
+impl From<Exit> for ExitCode {
+    /// The exit status. Wrong usage is 2, which [`parse`] sees to itself.
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Done => Self::SUCCESS,
+            Exit::Failed => Self::from(1),
+            Exit::LimitReached => Self::from(3),
+            Exit::Command(status) => Self::from(status),
+        }
+    }
+}
+
+/// Reads the command line of this process. Does not return when it asks for help (exit status 0) or is wrong (2).
+#[must_use]
+pub fn parse() -> Action {
+    parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// When it is wrong or asks for help.
+pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, clap::Error> {
+    let cli = Cli::try_parse_from(arguments)?;
+    match cli.command {
+        Some(Sub::Doctor) => Ok(Action::Doctor { color: cli.color }),
+        Some(Sub::Report { recording, keep, view }) => {
+            Ok(Action::Report(ReportConfig { recording, keep, view: view.validate(cli.color)? }))
+        }
+        Some(Sub::Diff { base, new, view }) => {
+            Ok(Action::Diff(DiffConfig { base, new, view: view.validate(cli.color)? }))
+        }
+        Some(Sub::Plan { pid, allocators }) => {
+            Ok(Action::Plan(PlanConfig { pid, declarations: allocators.into(), color: cli.color }))
+        }
+        Some(Sub::Completions { shell }) => Ok(Action::Completions(shell)),
+        Some(Sub::Man { command }) => Ok(Action::Man(command)),
+        None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
+    }
+}
+
+/// The whole command line, for what is made from it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// The file that gets the flame graph when no `-o` names one: `tracer-<comm>-<pid>.svg`.
+#[must_use]
+pub fn default_output(comm: &str, pid: Pid) -> PathBuf {
+    PathBuf::from(format!("tracer-{}-{pid}.svg", plain(comm)))
+}
+
+/// A process names itself as it likes, and must not choose the directory with it.
+fn plain(name: &str) -> String {
+    let plain = |letter: char| if letter.is_alphanumeric() || "-_.+".contains(letter) { letter } else { '_' };
+    name.chars().map(plain).collect()
+}
+
+/// Finds out whether the default output can be written: its name is only known once the target is.
+///
+/// # Errors
+/// When the current directory takes no files.
+pub fn check_default_directory() -> Result<(), WriteError> {
+    Destination { format: Format::Svg, place: Place::Path(default_output("check", Pid(0))) }.check()
+}

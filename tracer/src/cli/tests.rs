@@ -1,0 +1,180 @@
+//! What can be said on the command line, and what is refused.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::*;
+use crate::model::{Bytes, Kind, Mode, Verdict};
+use crate::plan::Declarations;
+use crate::report::destination::Place;
+use crate::report::{FlameOrder, Weight};
+use crate::target::choice::Choice;
+
+fn parse(arguments: &str) -> Result<Action, clap::Error> {
+    let words = std::iter::once("tracer").chain(arguments.split_whitespace());
+    parse_from(words.map(OsString::from))
+}
+
+fn record(arguments: &str) -> RecordConfig {
+    match parse(arguments) {
+        Ok(Action::Record(config)) => *config,
+        other => panic!("{arguments}: {other:?}"),
+    }
+}
+
+fn refused(arguments: &str) -> String {
+    let error = parse(arguments).expect_err(arguments);
+    assert_eq!(error.exit_code(), 2, "{arguments}");
+    error.to_string()
+}
+
+#[test]
+fn the_definitions_are_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn without_options_everything_has_its_default() {
+    let subject = Subject::Processes(vec![Pid(42)]);
+    assert_eq!(record("--pid 42"), RecordConfig { subject, ..RecordConfig::default() });
+}
+
+#[test]
+fn every_option_arrives() {
+    let config = record(
+        "-p 1 --pid 2 --follow -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
+         --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB \
+         --max-live 1000 --interval 2s --mark-after 5s --tui -vv --color never --symbol-prefix my_ \
+         --allocator lib.so:malloc=get,free=put",
+    );
+    let expected = RecordConfig {
+        subject: Subject::Processes(vec![Pid(1), Pid(2)]),
+        follow: true,
+        duration: Some(Duration::from_secs(90)),
+        outputs: vec![
+            Destination { format: Format::Svg, place: Place::Path("a.svg".into()) },
+            Destination { format: Format::Folded, place: Place::Stdout },
+        ],
+        min_age: Duration::from_millis(500),
+        min_size: Some(Bytes(4096)),
+        max_size: Some(Bytes(1 << 20)),
+        include: BTreeSet::from([Kind::File, Kind::Managed]),
+        only: vec![Verdict::Leaking],
+        top: 3,
+        drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
+        fail_on: Some(Bytes(1536)),
+        sample: Bytes(512 << 10),
+        max_overhead: None,
+        max_live: Some(1000),
+        interval: Duration::from_secs(2),
+        declarations: Declarations {
+            prefixes: vec!["my_".parse().unwrap()],
+            allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
+        },
+        mode: Mode::Allocations,
+        mark_after: Some(Duration::from_secs(5)),
+        tui: true,
+        verbosity: Verbosity::Debug,
+        color: ColorChoice::Never,
+        progress: true,
+    };
+    assert_eq!(config, expected);
+    assert_eq!(record("--max-overhead 2.5% --pid 1").max_overhead, Some(Percent(2500)));
+    assert!(!record("-q --pid 1").progress && !record("--no-progress --pid 1").progress);
+}
+
+#[test]
+fn processes_are_chosen_by_what_they_are() {
+    let choice = Choice {
+        pids: vec![Pid(1)],
+        names: vec!["node".into(), "nginx".into()],
+        cgroups: vec!["system.slice/a.service".into()],
+    };
+    let config = record("--name node --name nginx --cgroup system.slice/a.service --pid 1 --follow");
+    assert_eq!((config.subject, config.follow), (Subject::Chosen(choice), true));
+}
+
+#[test]
+fn a_command_keeps_its_own_options() {
+    let command = CommandLine {
+        program: "node".into(),
+        arguments: vec!["--pid".into(), "0".into(), "--".into(), "doctor".into()],
+        as_root: true,
+    };
+    assert_eq!(record("--as-root -d 1s -- node --pid 0 -- doctor").subject, Subject::Command(command));
+}
+
+#[test]
+fn other_commands_are_told_apart() {
+    assert_eq!(parse("doctor").ok(), Some(Action::Doctor { color: ColorChoice::Auto }));
+    let plan = PlanConfig { pid: Pid(7), declarations: Declarations::default(), color: ColorChoice::Always };
+    assert_eq!(parse("plan --pid 7 --color always").ok(), Some(Action::Plan(plan)));
+}
+
+#[test]
+fn wrong_usage_says_what_is_wrong() {
+    let cases = [
+        ("", "--pid"),
+        ("--pid 0", "begin at 1"),
+        ("--pid node", "pgrep"),
+        ("--pid -5", "-5"),
+        ("--pid 4294967296", "pgrep"),
+        ("--pid 4194305", "end at 4194304"),
+        ("--pid 1 --pid 1", "--pid 1 is given twice"),
+        ("--pid 1 -- ls", "cannot be used with"),
+        ("--pid 1 --as-root", "cannot be used with"),
+        ("--as-root", "COMMAND"),
+        ("--pid 1 doctor", "doctor"),
+        ("plan", "--pid"),
+        ("plan --pid 0", "begin at 1"),
+        ("--pid 1 -d 0s", "more than nothing"),
+        ("--pid 1 -d 30", "30s"),
+        ("--pid 1 -d -30s", "-3"),
+        ("--pid 1 --interval 1ms", "at least 10ms"),
+        ("--pid 1 -d 5s --mark-after 5s", "nothing would be left"),
+        ("--pid 1 --tui -q", "cannot be used with"),
+        ("--pid 1 --min-size many", "512KiB"),
+        ("--pid 1 --min-size 2KiB --max-size 1KiB", "nothing can be both"),
+        ("--pid 1 --max-live 0", "1.."),
+        ("--pid 1 --include native", "managed"),
+        ("--pid 1 -o leak.png", "leak.png"),
+        ("--pid 1 -o -", "--format"),
+        ("--pid 1 -o a.svg -o a.svg", "given twice"),
+        ("--pid 1 --format svg", "--output"),
+        ("--pid 1 --format png -o -", "png"),
+        ("--pid 1 -q -v", "cannot be used with"),
+        ("--name node -- node", "cannot be used with"),
+        ("--cgroup a -- node", "cannot be used with"),
+        ("--pid 1 --sample 2GiB", "at most 1.0 GiB"),
+        ("--pid 1 --sample often", "512KiB"),
+        ("--pid 1 --mode growth --min-size 4096", "--min-size is about allocations"),
+        ("--pid 1 --mode leaks", "growth"),
+        ("--pid 1 --max-overhead 5% --follow", "cannot be used with"),
+        ("--pid 1 --max-overhead 0%", "more than 0%"),
+        ("--pid 1 --max-overhead 101", "at most 100%"),
+        ("--pid 1 --max-overhead little", "such as 5%"),
+        ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
+        ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
+        ("--pid 1 --symbol-prefix my-", "not a symbol"),
+    ];
+    for (arguments, reason) in cases {
+        let message = refused(arguments);
+        assert!(message.contains(reason), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn defaults_stand_in_the_help() {
+    let help = Cli::command().render_long_help().to_string();
+    for expected in
+        ["[default: 10]", "[default: 0s]", "[default: 1s]", "[default: one for every", "-- <COMMAND>"]
+    {
+        assert!(help.contains(expected), "{expected}: {help}");
+    }
+}
+
+#[test]
+fn a_process_does_not_choose_the_directory_of_its_report() {
+    assert_eq!(default_output("node", Pid(4)), PathBuf::from("tracer-node-4.svg"));
+    assert_eq!(default_output("../a b/c\n", Pid(4)), PathBuf::from("tracer-.._a_b_c_-4.svg"));
+}

@@ -1,0 +1,100 @@
+//! The values of options: how they are written.
+
+use std::time::Duration;
+
+use tracer_ebpf::sampling::Sampling;
+
+use super::config::Percent;
+use crate::model::{Bytes, Pid, Verdict};
+use crate::plan::{Allocator, SymbolPrefix};
+use crate::report::Format;
+use crate::report::filter::pattern;
+
+/// Shorter intervals would cost more to look than there is to see.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
+pub(super) fn parse_pid(text: &str) -> Result<Pid, String> {
+    /// `PID_MAX_LIMIT` of the kernel.
+    const LARGEST: u32 = 4 << 20;
+    match text.parse() {
+        Ok(0) => Err("process ids begin at 1".into()),
+        Ok(pid) if pid <= LARGEST => Ok(Pid(pid)),
+        Ok(_) => Err(format!("process ids end at {LARGEST}")),
+        Err(_) => Err("a process id is a number, as `pgrep -l NAME` shows it".into()),
+    }
+}
+
+pub(super) fn parse_allocator(text: &str) -> Result<Allocator, String> {
+    text.parse().map_err(|error: crate::plan::declared::AllocatorSyntaxError| error.to_string())
+}
+
+pub(super) fn parse_prefix(text: &str) -> Result<SymbolPrefix, String> {
+    text.parse().map_err(|error: crate::plan::ApiSyntaxError| error.to_string())
+}
+
+pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text)
+        .map_err(|_| "a time is a number and a unit, such as 30s, 5m, 1h 30m or 500ms".into())
+}
+
+pub(super) fn parse_positive_time(text: &str) -> Result<Duration, String> {
+    let time = parse_time(text)?;
+    if time.is_zero() { Err("it must be more than nothing".into()) } else { Ok(time) }
+}
+
+pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_time(text)?;
+    if interval < SHORTEST_INTERVAL {
+        return Err(format!("it must be at least {}", time(SHORTEST_INTERVAL)));
+    }
+    Ok(interval)
+}
+
+pub(super) fn time(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+pub(super) fn parse_size(text: &str) -> Result<Bytes, String> {
+    let size: Result<bytesize::ByteSize, _> = text.parse();
+    let size = size.map_err(|_| "a size is a number of bytes or has a unit, such as 512KiB, 1MiB or 10MB")?;
+    Ok(Bytes(size.as_u64()))
+}
+
+pub(super) fn parse_percent(text: &str) -> Result<Percent, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(Percent((percent * 1000.0).round() as u32)),
+        Ok(_) => Err("it must be more than 0% and at most 100%".into()),
+        Err(_) => Err("a part is a number of per cent, such as 5% or 0.5%".into()),
+    }
+}
+
+/// The mean of a sample.
+pub(super) fn parse_sample(text: &str) -> Result<Bytes, String> {
+    let size = parse_size(text)?;
+    if size.0 > Sampling::LARGEST_MEAN {
+        return Err(format!(
+            "it must be at most {}: larger blocks than that are tracked anyway",
+            Bytes(Sampling::LARGEST_MEAN)
+        ));
+    }
+    Ok(size)
+}
+
+pub(super) fn parse_pattern(text: &str) -> Result<String, String> {
+    pattern(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+pub(super) fn parse_verdict(name: &str) -> Result<Verdict, String> {
+    const KNOWN: [Verdict; 5] =
+        [Verdict::Leaking, Verdict::Growing, Verdict::Steady, Verdict::OneOff, Verdict::Unknown];
+    let known = KNOWN.into_iter().find(|verdict| verdict.name() == name);
+    known.ok_or_else(|| format!("the verdicts are {}", KNOWN.map(Verdict::name).join(", ")))
+}
+
+pub(super) fn parse_format(name: &str) -> Result<Format, String> {
+    Format::from_name(name).map_err(|error| error.to_string())
+}

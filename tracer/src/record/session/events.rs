@@ -1,0 +1,190 @@
+//! What the kernel says while a recording is under way: new stacks, mappings, code, children.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tracer_ebpf::{
+    event::{MappingCall, MappingEvent},
+    stack::RETIRED,
+    stop::Stop,
+};
+
+use super::{
+    super::{
+        children::Family,
+        process::{TracedProcess, Trampoline},
+        retire,
+    },
+    Session, now_ns,
+};
+use crate::drain::Event;
+
+/// Processes whose return trampoline is looked for at one time: their mappings are read for it. A child has what its parent has.
+const LOOKS_FOR_TRAMPOLINES: usize = 16;
+
+impl Session {
+    /// Takes what the kernel has to say.
+    pub fn take_events(&mut self) {
+        self.capture.log_messages();
+        let Self {
+            drain,
+            stacks,
+            worker,
+            mappings,
+            touched,
+            code,
+            capture,
+            children,
+            stale_code,
+            unnamed,
+            mapping_events,
+            ..
+        } = self;
+        let mut changed_code = BTreeSet::new();
+        drain.take(|event| match event {
+            Event::Stack(stack) => {
+                // Its last frame can be named when its code is known.
+                if stack.walked.last_is_unknown {
+                    unnamed.push(stack.number);
+                } else if let Some(worker) = worker {
+                    worker.name(&stack);
+                }
+                // A walk that came to code which nobody knows of: it may have been compiled, or become executable, just now.
+                if matches!(stack.stop, Stop::NotCode | Stop::FramePointerLost | Stop::TableNotReady) {
+                    stale_code.insert(stack.process);
+                }
+                stacks.insert(stack.number, stack);
+            }
+            Event::Mapping(event) => {
+                *mapping_events += 1;
+                mappings.apply(&event);
+                if let Some(touched) = touched {
+                    touched.take(&event);
+                }
+                if maps_code(&event) || code.is_released_by(&event) {
+                    changed_code.insert(event.process);
+                }
+            }
+            // The gate says so too.
+            Event::Exec(_) => {}
+            Event::Process(change) => children.announce(change, capture, mappings, worker.as_ref()),
+        });
+        self.adopt_children();
+        if let Some(touched) = &mut self.touched {
+            touched.pace(&self.processes, &self.capture);
+        }
+        for process in changed_code {
+            self.follow_code(process);
+        }
+    }
+
+    /// Looks at children that have come, and no more at processes that have gone.
+    fn adopt_children(&mut self) {
+        let Self { capture, planner, code, worker: Some(worker), mappings, processes, descriptions, .. } =
+            self
+        else {
+            return;
+        };
+        let family = Family { capture, planner, code, worker, mappings, processes, descriptions };
+        for gone in self.children.update(family) {
+            self.stale_code.remove(&gone);
+            self.resident.forget(gone, &self.processes);
+        }
+    }
+
+    /// Whether children are followed, and nobody is left.
+    pub fn everyone_is_gone(&self) -> bool {
+        self.config.follow && self.children.everyone_is_gone(&self.capture)
+    }
+
+    /// Brings unwind tables, lists of code and probes up to what the process has mapped now: a library that was loaded during the
+    /// window may bring an allocator.
+    fn follow_code(&mut self, index: u16) {
+        self.stale_code.remove(&index);
+        let Some(process) = self.processes.iter_mut().find(|process| process.index == index) else { return };
+        self.code.read(&process.target);
+        let views = self.code.install(index, &process.target, &mut self.capture);
+        if let Some(worker) = &self.worker {
+            worker.add_code(views);
+        }
+        if let Err(error) = process.attach(&mut self.capture, &self.planner)
+            && !process.target.has_exited()
+        {
+            log::warn!("cannot probe newly loaded code: {error:#}");
+        }
+        self.name_unnamed(|process| process == index);
+    }
+
+    /// Has stacks named that were made in code which was not known then.
+    pub(super) fn name_unnamed(&mut self, of_process: impl Fn(u16) -> bool) {
+        let Self { unnamed, stacks, worker: Some(worker), .. } = self else { return };
+        unnamed.retain(|number| {
+            let Some(stack) = stacks.get(number) else { return false };
+            let is_due = of_process(stack.process);
+            if is_due {
+                worker.name(stack);
+            }
+            !is_due
+        });
+    }
+
+    /// Looks again where walks came to unknown code. Not at once: reading mappings takes up to milliseconds, and broken stacks
+    /// may come in numbers.
+    pub fn follow_stale_code(&mut self) {
+        while let Some(&process) = self.stale_code.first() {
+            self.follow_code(process);
+        }
+    }
+
+    /// Tells the programs where probed functions return to, until it is certain.
+    pub(super) fn find_trampolines(&mut self) {
+        let unmade = |process: &&TracedProcess| !self.trampolines_made.contains(&process.index);
+        let some: Vec<_> = self.processes.iter().filter(unmade).take(LOOKS_FOR_TRAMPOLINES).collect();
+        for process in some {
+            let (address, made) = match process.trampoline() {
+                Some(Trampoline::Made(address)) => (address, true),
+                Some(Trampoline::Expected(address)) => (address, false),
+                None => continue,
+            };
+            self.capture.set_trampoline(process.index, address);
+            if made {
+                self.trampolines_made.insert(process.index);
+            }
+        }
+    }
+
+    /// Gives the places of stacks that hold nothing to others, if the table is filling up.
+    pub fn retire_stacks(&mut self) {
+        if self.is_being_read() || !self.retirement.is_due(self.capture.tables(), now_ns()) {
+            return;
+        }
+        let holding = self.mappings.holding_stacks();
+        let withdrawn = self.retirement.withdraw(self.capture.tables(), &holding);
+        if withdrawn.is_empty() || !retire::wait_for_programs() {
+            return;
+        }
+        // Everything that programs have said of them.
+        self.take_events();
+        let holding = self.mappings.holding_stacks();
+        let gone = Arc::new(self.retirement.vacate(self.capture.tables(), &holding));
+        self.judge_mappings();
+        let Self { mappings, managed, .. } = self;
+        mappings.retire(&gone, RETIRED, |holder| managed.judged(holder));
+        self.managed.forget(|holder| gone.contains(&holder.stack));
+        self.history.forget(|source| gone.contains(&source.stack()));
+        self.stacks.retain(|number, _| !gone.contains(number));
+        log::debug!("the places of {} stacks are free again", gone.len());
+        if let Some(worker) = &self.worker {
+            worker.forget(gone);
+        }
+    }
+}
+
+/// Whether an event maps code.
+fn maps_code(event: &MappingEvent) -> bool {
+    const PROT_EXEC: u64 = 4;
+    let [_, _, protection, ..] = event.args;
+    event.at_exit == 1
+        && event.result >= 0
+        && MappingCall::try_from(event.call) == Ok(MappingCall::Mmap)
+        && protection & PROT_EXEC != 0
+}

@@ -1,0 +1,354 @@
+//! A recording under way.
+
+mod course;
+mod events;
+mod outcome;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Result, bail};
+use rustix::time::{ClockId, clock_gettime};
+use tracer_ebpf::{live::STACK_BITS, process::MAX_PROCESSES};
+
+use self::course::Rate;
+use super::{
+    Config, allocators,
+    budget::Budget,
+    children::Children,
+    code::CodeFiles,
+    memory::{self, ResidentMemory, When},
+    process::{TracedProcess, planner},
+    retire::Retirement,
+    sampling::Sampler,
+    touched::Touched,
+};
+use crate::{
+    analyze::{history::History, managed::ManagedHolders, mappings::MappingAccount, residency},
+    attach::{Capture, Settings, Sizes},
+    drain::{Drain, NewStack},
+    model::{Bytes, End, Mode, Pid, TimelinePoint},
+    plan::Planner,
+    symbolize::{Names, Worker},
+    target::{Target, launch::Launched},
+};
+
+/// Room for distinct stacks. 72 bytes each.
+const MAX_STACKS: u32 = 1 << 17;
+const _: () = assert!(MAX_STACKS <= 1 << STACK_BITS);
+
+/// Between the first sizes of every stack, of which a verdict takes a dozen: a little less than the time between looks, so that
+/// each look is due.
+const HISTORY_SPACING_NS: u64 = 180_000_000;
+
+/// A recording under way.
+pub struct Session {
+    config: Config,
+    planner: Planner,
+    processes: Vec<TracedProcess>,
+    /// By index.
+    descriptions: BTreeMap<u16, crate::model::Process>,
+    max_live: u64,
+    sampler: Sampler,
+    budget: Option<Budget>,
+    capture: Capture,
+    drain: Drain,
+    worker: Option<Worker>,
+    names: Names,
+    code: CodeFiles,
+    children: Children,
+    stacks: BTreeMap<u32, NewStack>,
+    mappings: MappingAccount,
+    /// In growth mode.
+    touched: Option<Touched>,
+    managed: ManagedHolders,
+    resident: ResidentMemory,
+    stale_code: BTreeSet<u16>,
+    /// Numbers of stacks whose last frame is in code that was not known when they were made.
+    unnamed: Vec<u32>,
+    trampolines_made: BTreeSet<u16>,
+    mapping_events: u64,
+    /// Runs of programs that were missed, and events that could not be read, before the window.
+    missed_before: u64,
+    malformed_before: u64,
+    window: OpenWindow,
+    history: History,
+    timeline: Vec<TimelinePoint>,
+    rate: Rate,
+    retirement: Retirement,
+}
+
+/// When the window opened, and what was then.
+#[derive(Default)]
+struct OpenWindow {
+    started_at: String,
+    opened_ns: u64,
+    closed_ns: u64,
+    rss_before: Option<Bytes>,
+    rss_after: Option<Bytes>,
+    end: Option<End>,
+}
+
+impl Session {
+    /// Opens the targets, loads the programs and puts every probe in.
+    pub fn attach(config: &Config, targets: &[Pid]) -> Result<Self> {
+        if targets.len() > MAX_PROCESSES as usize {
+            bail!("{} processes are too many: {MAX_PROCESSES} at most can be traced at once", targets.len());
+        }
+        let mut processes: Vec<_> =
+            targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;
+        let sampler = Sampler::new(config.sample, config.max_overhead.is_some());
+        let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
+        let mut code = CodeFiles::new();
+        for process in &processes {
+            code.read(&process.target);
+        }
+        let mut capture = Capture::load(&Settings {
+            unwind: code.sizes(),
+            sizes: Sizes::with_room_for(max_live, MAX_STACKS),
+            min_size: config.min_size.map_or(0, |size| size.0),
+            max_size: config.max_size.map_or(u64::MAX, |size| size.0),
+            sampling: sampler.sampling(),
+            sample_level: sampler.level(),
+            follow: config.follow,
+        })?;
+        for process in &mut processes {
+            process.index = capture.add_process(process.target.pid())?;
+        }
+        let children = Children::join(&mut capture, &mut processes, &mut code)?;
+        let planner = planner(&config.declarations, config.mode);
+        let worker = Worker::start()?;
+        let mut mappings = MappingAccount::new();
+        for process in &mut processes {
+            worker.add_process(process.index, process.target.pid());
+            if let Err(error) = process.attach(&mut capture, &planner) {
+                // A child may come to its end at any time.
+                if targets.contains(&process.target.pid()) || !process.target.has_exited() {
+                    return Err(error);
+                }
+            }
+            if !config.subject.is_command() && process.target.is_stopped().unwrap_or(false) {
+                log::warn!(
+                    "{} is stopped; it allocates nothing until it goes on (kill -CONT {})",
+                    process.name(),
+                    process.target.pid()
+                );
+            }
+        }
+        for process in &processes {
+            worker.add_code(code.install(process.index, &process.target, &mut capture));
+        }
+        capture.attach_system_calls()?;
+        // After the probes: see the mapping account.
+        for process in &processes {
+            match process.initial_mappings() {
+                Err(error) if targets.contains(&process.target.pid()) => return Err(error),
+                initial => mappings.add_process(process.index, initial.unwrap_or_default()),
+            }
+        }
+        let touched = match config.mode {
+            Mode::Allocations => None,
+            Mode::Growth => Some(Touched::attach(&processes, &mut capture)?),
+        };
+        let budget =
+            config.max_overhead.map(|max| Budget::new(max, sampler.level(), &mut capture)).transpose()?;
+        let drain = Drain::new(capture.take_events()?)?;
+        Ok(Self {
+            config: config.clone(),
+            planner,
+            descriptions: processes
+                .iter()
+                .map(|process| (process.index, process.target.describe()))
+                .collect(),
+            processes,
+            max_live,
+            sampler,
+            budget,
+            capture,
+            drain,
+            names: worker.names().clone(),
+            worker: Some(worker),
+            code,
+            children,
+            stacks: BTreeMap::new(),
+            mappings,
+            touched,
+            managed: ManagedHolders::default(),
+            resident: ResidentMemory::default(),
+            stale_code: BTreeSet::new(),
+            unnamed: Vec::new(),
+            trampolines_made: BTreeSet::new(),
+            mapping_events: 0,
+            missed_before: 0,
+            malformed_before: 0,
+            window: OpenWindow::default(),
+            history: History::new(HISTORY_SPACING_NS),
+            timeline: Vec::new(),
+            rate: Rate::default(),
+            retirement: Retirement::default(),
+        })
+    }
+
+    /// Descriptors that become readable when the targets exit.
+    pub fn exit_descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        self.processes.iter().map(|process| process.target.as_fd().try_clone_to_owned()).collect()
+    }
+
+    /// From now on events count.
+    pub fn open_window(&mut self) -> Result<()> {
+        let is_gone = |process: &&TracedProcess| process.target.has_exited();
+        if let Some(gone) = self.processes.iter().find(is_gone)
+            && !(self.config.follow && self.processes.iter().any(|process| !is_gone(&process)))
+        {
+            bail!("{} exited while it was being attached to", gone.name());
+        }
+        for process in self.processes.iter().filter(is_gone) {
+            self.capture.has_exited(process.index);
+        }
+        self.begin_window();
+        Ok(())
+    }
+
+    fn begin_window(&mut self) {
+        self.find_trampolines();
+        self.window.rss_before = memory::rss(&self.processes);
+        if let Some(first) = self.resident.read(&self.processes, When::Now) {
+            self.resident.keep(first, &self.mappings, &BTreeMap::new());
+        }
+        self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        self.window.opened_ns = now_ns();
+        self.capture.open_windows(self.window.opened_ns);
+        self.history.push(0, []);
+        let first = |Bytes(rss_bytes)| TimelinePoint {
+            t_ns: 0,
+            rss_bytes,
+            outstanding_bytes: 0,
+            managed_bytes: None,
+        };
+        self.timeline.extend(self.window.rss_before.map(first));
+        self.rate = Rate::since(self.window.opened_ns);
+    }
+
+    /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
+    pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
+        let Self { processes, capture, planner, code, worker, .. } = self;
+        let [process] = &mut processes[..] else { bail!("a command is traced alone") };
+        let target = Target::open(launched.pid())?;
+        launched.run_to_entry(&target, |object| {
+            process.attach_new(&object, capture, planner)?;
+            code.read_object(object);
+            let views = code.install(process.index, &target, capture);
+            if let Some(worker) = worker {
+                worker.add_code(views);
+            }
+            anyhow::Ok(())
+        })?;
+        self.check_allocators()?;
+        // A command may be gone before its libraries are looked at, if not now.
+        if let Some(worker) = &self.worker {
+            worker.catch_up();
+        }
+        Ok(launched.release()?)
+    }
+
+    /// Fails when there is nothing to trace, or not what was declared.
+    pub fn check_allocators(&self) -> Result<()> {
+        allocators::check(self.config.mode, &self.config.subject, &self.processes, &self.config.declarations)
+    }
+
+    /// The line that says that the window is open.
+    pub fn announcement(&self) -> String {
+        let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
+        let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
+        let until = match self.config.duration {
+            Some(duration) => format!("for {}", humantime::format_duration(duration)),
+            None => "until Ctrl-C".to_owned(),
+        };
+        let how = match self.config.mode {
+            Mode::Allocations => format!("{probes} allocator functions probed"),
+            Mode::Growth => "page faults and mappings, no probes".to_owned(),
+        };
+        format!("recording {} {until}: {how}", names.join(", "))
+    }
+
+    /// Ready when there are events.
+    pub async fn events_ready(&mut self) -> io::Result<()> {
+        self.drain.ready().await
+    }
+
+    /// Keeps tracing within what it may take.
+    pub fn keep_to_budget(&mut self) {
+        let Self { budget: Some(budget), capture, processes, .. } = self else { return };
+        budget.review(now_ns(), capture, processes.iter().map(|process| process.target.pid()));
+    }
+
+    /// Whether a target has replaced its program.
+    pub fn target_has_executed(&self) -> bool {
+        !self.config.follow && self.processes.iter().any(|process| self.capture.is_over(process.index))
+    }
+
+    /// From now on events do not count.
+    pub fn close_window(&mut self, end: End) {
+        // After an exec the memory is another program's.
+        let has_memory = end != End::TargetExec;
+        // Read at the moment that the counts end with: a program may free what it holds a millisecond later.
+        let reading = has_memory.then(|| self.resident.read(&self.processes, When::Now)).flatten();
+        self.capture.close_windows();
+        self.window.closed_ns = now_ns();
+        self.window.end = Some(end);
+        self.take_events();
+        if let (Some(_), Some(worker)) = (&self.touched, &self.worker) {
+            // Whether a page belongs to a mapping of the program or of its allocator is told by the names of who mapped it.
+            worker.catch_up();
+        }
+        if has_memory {
+            self.add_to_timeline(When::Now, reading);
+            self.note_sizes(When::Now);
+        }
+    }
+
+    /// Ends the window and opens a new one, with the probes where they are: what was allocated before counts no more. In between no
+    /// event counts; nobody may be reading the tables.
+    pub fn mark(&mut self) -> Result<()> {
+        self.capture.close_windows();
+        self.capture.clear()?;
+        self.take_events();
+        self.mappings = MappingAccount::new();
+        for process in &self.processes {
+            // One that is ending has nothing mapped.
+            self.mappings.add_process(process.index, process.initial_mappings().unwrap_or_default());
+        }
+        if let Some(touched) = &mut self.touched {
+            touched.forget(&self.processes, &self.capture);
+        }
+        self.history = History::new(HISTORY_SPACING_NS);
+        self.retirement.forget_counts();
+        self.resident = ResidentMemory::default();
+        self.timeline.clear();
+        self.mapping_events = 0;
+        self.missed_before = self.capture.runs_missed_by_kernel();
+        self.malformed_before = self.drain.malformed();
+        self.begin_window();
+        Ok(())
+    }
+}
+
+/// What the targets have resident.
+fn resident(processes: &[TracedProcess]) -> Bytes {
+    let sizes = processes.iter().filter_map(|process| residency::rss(process.target.pid()).ok());
+    Bytes(sizes.map(|bytes| bytes.0).sum())
+}
+
+/// The monotonic clock.
+pub(super) fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

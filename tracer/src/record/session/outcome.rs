@@ -1,0 +1,142 @@
+//! What was found, so far or at the end.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use tracer_ebpf::stack::mapping_call;
+
+use super::{
+    super::{budget::Budget, findings::Findings, touched::Touched},
+    Session, nanos, now_ns,
+};
+use crate::{
+    analyze::outcome::{Counted, KnownStack},
+    model::{End, Events, Memory, Pid, Profile, Settings, Window},
+    plan::ApiId,
+    symbolize::Worker,
+};
+
+impl Session {
+    /// Takes the probes out and tells what was found.
+    pub fn finish(mut self) -> Result<Profile> {
+        self.capture.detach();
+        self.take_events();
+        self.name_unnamed(|_| true);
+        self.worker.take().context("the session has been finished already")?.finish()?;
+        Ok(self.findings().profile())
+    }
+
+    /// What was found so far. It can be made a profile while the recording goes on.
+    pub fn findings(&mut self) -> Findings {
+        self.judge_mappings();
+        let ended_ns = self.window.end.map_or_else(now_ns, |_| self.window.closed_ns);
+        Findings {
+            tables: Arc::clone(self.capture.tables()),
+            sampler: self.sampler,
+            names: self.names.clone(),
+            named: self.worker.as_ref().map(Worker::caught_up),
+            counted: self.counted(ended_ns),
+            events: self.events(),
+            processes: self.descriptions.values().cloned().collect(),
+            window: Window {
+                started_at: self.window.started_at.clone(),
+                duration_ns: ended_ns.saturating_sub(self.window.opened_ns),
+                end: self.window.end.unwrap_or(End::Interrupted),
+                snapshot: self.window.end.is_none(),
+            },
+            settings: Settings {
+                sample_bytes: self
+                    .sampler
+                    .mean_at(self.budget.as_ref().map_or(self.sampler.level(), Budget::highest_level))
+                    .0,
+                overhead: self.budget.as_ref().map(|budget| budget.outcome(&self.sampler)),
+                min_age_ns: nanos(self.config.min_age),
+                min_size: self.config.min_size,
+                max_size: self.config.max_size,
+                max_live: self.max_live,
+                mode: self.config.mode,
+            },
+            memory: self.memory(),
+            runtime: self.resident.runtime(&self.managed),
+            allocator: self.resident.allocator(),
+            shared_memory: self.resident.shared_growth(),
+            timeline: self.timeline.clone(),
+        }
+    }
+
+    /// Whether somebody is reading the tables to make a profile.
+    pub fn is_being_read(&self) -> bool {
+        Arc::strong_count(self.capture.tables()) > 1
+    }
+
+    /// Where the resident memory went.
+    fn memory(&self) -> Memory {
+        self.resident.split(&self.managed).unwrap_or_else(|| Memory {
+            rss_before_bytes: self.window.rss_before.map(|bytes| bytes.0),
+            rss_after_bytes: self.window.rss_after.map(|bytes| bytes.0),
+            parts: Vec::new(),
+        })
+    }
+
+    /// Everything that user space knows. What the programs counted comes to it later.
+    fn counted(&self, ended_ns: u64) -> Counted {
+        let stacks = self.stacks.iter().map(|(&number, stack)| {
+            let known = KnownStack {
+                process: stack.process,
+                api: self.api_name(stack.api),
+                stop: stack.stop,
+                frames: Vec::new(),
+            };
+            (number, known)
+        });
+        Counted {
+            pids: self.descriptions.values().map(|process| process.pid).collect::<Vec<Pid>>(),
+            stacks: stacks.collect(),
+            native: BTreeMap::new(),
+            held: BTreeMap::new(),
+            mappings: self.mappings.totals().chain(self.touched.iter().flat_map(Touched::totals)).collect(),
+            ranges: self
+                .mappings
+                .live()
+                .map(|live| (live, self.resident.of_range(&live)))
+                .chain(self.touched.iter().flat_map(Touched::ranges))
+                .collect(),
+            managed: self.managed.clone(),
+            history: self.history.clone(),
+            min_age_ns: nanos(self.config.min_age),
+            opened_ns: self.window.opened_ns,
+            ended_ns,
+        }
+    }
+
+    fn api_name(&self, api: u16) -> String {
+        match mapping_call(api) {
+            Some(call) => call.name().to_owned(),
+            None => {
+                self.planner.catalog.get(ApiId(api)).map_or("unknown", |api| api.display_name()).to_owned()
+            }
+        }
+    }
+
+    /// Events that user space counted.
+    fn events(&self) -> Events {
+        let calls = self.mappings.calls();
+        let losses = self.mappings.losses();
+        let missed = self.capture.runs_missed_by_kernel() - self.missed_before;
+        let malformed = self.drain.malformed() - self.malformed_before + losses.malformed;
+        let lost = [
+            ("missed_by_kernel", missed),
+            ("malformed_event", malformed),
+            ("mapping_table_full", losses.table_full + self.touched.as_ref().map_or(0, Touched::table_full)),
+        ];
+        let (touched, released) = self.touched.as_ref().map_or((0, 0), Touched::calls);
+        Events {
+            allocations: calls.allocations + touched,
+            frees: calls.frees + released,
+            unmatched_frees: calls.unmatched_frees,
+            failed_allocations: calls.failed_allocations,
+            lost: lost.into_iter().map(|(cause, number)| (cause.to_owned(), number)).collect(),
+            incomplete_stacks: BTreeMap::new(),
+        }
+    }
+}
