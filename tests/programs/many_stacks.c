@@ -48,7 +48,7 @@ int main(void) {
     for (unsigned long way = 0; way < WAYS; way++) {
         left(0, way);
         if (way % BATCH == 0) nanosleep(&pause, NULL);
-        if (way == 3 * WAYS / 8) puts("retiring"), fflush(stdout);
+        if (way == 3 * WAYS / 8) say("retiring");
     }
     keep = 1;
     right(0, WAYS);
