@@ -71,11 +71,12 @@ static void cache(int tick) {
         for (int i = 0; i < 40; i++) cached(4096);
 }
 
-// 6 MiB in batches of one and a half seconds.
+// 5 MiB in batches of one and a half seconds. It rests at the peak, so that the window's end is there, too.
 static void sawtooth(int tick) {
     static void *blocks[2000];
     static int count;
-    if (tick % 140 == 0)
+    if (tick >= ENOUGH_TICKS) return;
+    if (tick % 140 == 50)
         while (count > 0) free(blocks[--count]);
     for (int i = 0; i < 10; i++) blocks[count++] = batch(4096);
 }

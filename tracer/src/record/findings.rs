@@ -18,7 +18,7 @@ use crate::{
         verdict::{self, Facts},
     },
     attach::SharedTables,
-    model::{Events, Memory, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
+    model::{Events, Memory, NotProbed, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
     symbolize::Names,
 };
 
@@ -35,6 +35,7 @@ pub struct Findings {
     pub(super) counted: Counted,
     /// Events that user space counted.
     pub(super) events: Events,
+    pub(super) not_probed: Vec<NotProbed>,
     pub(super) processes: Vec<Process>,
     pub(super) window: Window,
     pub(super) settings: Settings,
@@ -86,6 +87,7 @@ impl Findings {
             window,
             settings: self.settings,
             events,
+            not_probed: self.not_probed,
             totals: outcome::totals(&stacks),
             memory: Some(memory),
             timeline: self.timeline,

@@ -90,9 +90,9 @@ impl Picture<'_> {
 /// mean nothing in Unicode), and [`finish`] puts the semicolon back.
 const SEMICOLON: &str = "\u{e000}";
 
-/// How many of the narrowest boxes are as wide as the picture. inferno leaves out narrower ones; to give them to it takes
-/// seconds for a large profile.
-const NARROWEST: u64 = 10_000;
+/// How many of the narrowest boxes are as wide as the picture: they take half a pixel. Narrower ones would be nothing but rows that look
+/// empty, and take seconds in a large profile.
+const NARROWEST: u64 = 2_000;
 
 const fn unit(weight: Weight) -> &'static str {
     match weight {
