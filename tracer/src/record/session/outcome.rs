@@ -80,13 +80,6 @@ impl Session {
         Arc::strong_count(self.capture.tables()) > 1
     }
 
-    /// The allocator functions whose calls are not seen.
-    fn not_probed(&self) -> Vec<NotProbed> {
-        let of_processes = self.processes.iter().map(TracedProcess::not_probed);
-        let all = of_processes.chain([self.children.not_probed()]).flatten();
-        all.collect::<BTreeSet<_>>().into_iter().collect()
-    }
-
     /// Where the resident memory went.
     fn memory(&self) -> Memory {
         self.resident.split(&self.managed).unwrap_or_else(|| Memory {

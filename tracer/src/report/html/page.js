@@ -77,7 +77,7 @@ if (data.memory && data.memory.rss_before_bytes !== undefined && data.memory.rss
     swatch.style.background = color;
     const cells = [bytes(part.before_bytes), bytes(part.after_bytes), change(part.after_bytes - part.before_bytes)];
     $("parts").tBodies[0].append(element("tr", {}, element("td", {}, swatch, partNames[part.part] + (part.runtime ? ` (${part.runtime})` : "")),
-      ...cells.map((text) => element("td", { textContent: text, className: "number" })), element("td", { textContent: part.note || "" })));
+      ...cells.map((text) => element("td", { textContent: text, className: "number" })), element("td", { textContent: (part.estimated ? "estimate: " : "") + (part.note || "") })));
   }
   $("bars").hidden = $("parts").hidden = !parts.length;
   $("bars").style.display = parts.length ? "" : "none";
