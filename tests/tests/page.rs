@@ -1,11 +1,11 @@
 //! The `.html` report in a real browser: it shows what the recording says, does what its buttons say, takes names from the target
 //! for text, and fits a telephone.
 
-use std::{path::PathBuf, process::Command, sync::LazyLock};
+use std::{collections::BTreeSet, path::PathBuf, process::Command, sync::LazyLock};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tracer_tests::{Browser, Program, Report, Tracer, tracer_binary};
+use tracer_tests::{Browser, Program, Report, Stack, Tracer, tracer_binary};
 
 /// A name that would do harm where it is taken for markup.
 const SCRIPT: &str = "<script>alert(1)</script>";
@@ -71,6 +71,15 @@ fn rows(browser: &mut Browser) -> Vec<(String, String)> {
     serde_json::from_value(rows).expect("pairs of texts")
 }
 
+/// What a stack says beside figures: nobody reads addresses where there is a name.
+fn reading(stack: &Stack) -> (&str, &str, Vec<(&str, Option<u32>)>) {
+    let frames = stack
+        .frames
+        .iter()
+        .map(|frame| (frame.function.as_deref().or(frame.offset.as_deref()).unwrap_or_default(), frame.line));
+    (&stack.kind, &stack.api, frames.collect())
+}
+
 #[test]
 fn it_opens_without_a_complaint_and_says_what_the_report_says() {
     let mut browser = opened("leak");
@@ -89,7 +98,9 @@ fn it_opens_without_a_complaint_and_says_what_the_report_says() {
         matches!(&*stack.kind, "native" | "mapping")
             && (stack.weight_bytes > 0 || stack.outstanding_objects > 0)
     });
-    assert_eq!(rows(&mut browser).len(), held.count());
+    // Stacks that read the same are one line.
+    let readings: BTreeSet<_> = held.map(reading).collect();
+    assert_eq!(rows(&mut browser).len(), readings.len());
     assert!(
         browser.evaluate("!document.querySelector('#timeline').hidden") == json!(true),
         "there is a plot"
