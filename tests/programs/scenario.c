@@ -36,6 +36,7 @@ CALLER void *leaked(size_t size) { return KEEP(filled(malloc(size), size)); }
 CALLER void *cached(size_t size) { return KEEP(filled(malloc(size), size)); }
 CALLER void *passing(size_t size) { return KEEP(filled(malloc(size), size)); }
 CALLER void *batch(size_t size) { return KEEP(filled(malloc(size), size)); }
+CALLER void *queued(size_t size) { return KEEP(filled(malloc(size), size)); }
 CALLER void *fragment(size_t size) { return KEEP(filled(malloc(size), size)); }
 
 CALLER char *mapped(size_t size, int protection) {
@@ -70,22 +71,39 @@ static void cache(int tick) {
         for (int i = 0; i < 40; i++) cached(4096);
 }
 
-// 6 MiB in batches of one and a half seconds.
+// 5 MiB in batches of one and a half seconds. It rests at the peak, so that the window's end is there, too.
 static void sawtooth(int tick) {
     static void *blocks[2000];
     static int count;
-    if (tick % 140 == 0)
+    if (tick >= ENOUGH_TICKS) return;
+    if (tick % 140 == 50)
         while (count > 0) free(blocks[--count]);
     for (int i = 0; i < 10; i++) blocks[count++] = batch(4096);
 }
 
-// 1 GiB, of which every other block is freed.
+// 256 MiB, of which every other block is freed.
 static void fragmentation(int tick) {
-    enum { COUNT = 256 << 10 };
+    enum { COUNT = 64 << 10 };
     static void *blocks[COUNT];
     if (tick != 100) return;
     for (int i = 0; i < COUNT; i++) blocks[i] = fragment(4080);
     for (int i = 0; i < COUNT; i += 2) free(blocks[i]);
+}
+
+// Each block lives for 40 seconds, four times as long as anybody looks. They are there when the window opens.
+enum { QUEUED = 16000 };
+static void *queue_blocks[QUEUED];
+
+static void fill_queue(void) {
+    for (int i = 0; i < QUEUED; i++) queue_blocks[i] = queued(4096);
+}
+
+static void queue(int tick) {
+    for (int i = 0; i < 4; i++) {
+        void **oldest = &queue_blocks[(4 * tick + i) % QUEUED];
+        free(*oldest);
+        *oldest = queued(4096);
+    }
 }
 
 // Fifty threads that make and free blocks all the time; one of them keeps some.
@@ -157,17 +175,19 @@ static void reservation(int tick) {
 static const struct {
     const char *name;
     void (*work)(int tick);
+    void (*prepare)(void);
 } scenarios[] = {
     {"steady_leak", steady_leak}, {"slow_leak", slow_leak},       {"cache", cache},
     {"sawtooth", sawtooth},       {"fragmentation", fragmentation}, {"mapping_leak", mapping_leak},
     {"reservation", reservation}, {"one_of_fifty", one_of_fifty}, {"arenas", arenas},
-    {"file", file},
+    {"file", file},               {"queue", queue, fill_queue},
 };
 
 int main(int count, char **arguments) {
     for (size_t i = 0; count == 2 && i < sizeof scenarios / sizeof *scenarios; i++) {
         if (strcmp(arguments[1], scenarios[i].name) != 0) continue;
         expect_unknown_frees();
+        if (scenarios[i].prepare) scenarios[i].prepare();
         ready();
         long long started = now_ms();
         struct pollfd input = {0, POLLIN, 0};

@@ -15,3 +15,11 @@ CALLER void leak(size_t size) {
     NAME(size);
     room[2 * ROOM - 1] = room[0];
 }
+
+#ifdef FUNCTIONS
+// So many that the unwind tables of a few such libraries fill the room there is.
+__asm__(".text\n"
+        ".rept " FUNCTIONS "\n"
+        ".cfi_startproc\n push %rbx\n .cfi_adjust_cfa_offset 8\n nop\n pop %rbx\n .cfi_adjust_cfa_offset -8\n ret\n .cfi_endproc\n"
+        ".endr");
+#endif

@@ -38,7 +38,7 @@ CALLER void cycle(const char *path, size_t size, int calls, unsigned pause) {
 }
 
 CALLER void again(leaks *leak, size_t size) {
-    for (int i = 0; i < 300; i++) {
+    for (int i = 0; i < 1000; i++) {
         leak(size);
         usleep(1000);
     }

@@ -29,9 +29,9 @@ pub use browser::Browser;
 pub use leftovers::{assert_text_is_pristine, modified_text};
 pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};
-pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir};
+pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir, rust_allocator};
 pub use report::{Frame, Report, Stack};
-pub use runtimes::{java, node_addon, python};
+pub use runtimes::{go, java, node_addon, python};
 pub use terminal::Terminal;
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
 

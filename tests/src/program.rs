@@ -167,6 +167,20 @@ pub fn compile(source: &str, flags: &[String]) -> PathBuf {
     output
 }
 
+/// Builds a program of the package `tests/programs/rust_allocators`, whose crates build C and C++. The first time takes a minute and
+/// gets the crates.
+#[track_caller]
+pub fn rust_allocator(name: &str) -> PathBuf {
+    let package = programs_dir().join("rust_allocators/Cargo.toml");
+    let target = build_dir().join("rust");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release", "--locked", "--bin", name, "--manifest-path"]).arg(package);
+    let result = cargo.arg("--target-dir").arg(&target).output();
+    let result = result.unwrap_or_else(|error| panic!("{cargo:?} cannot be run: {error}"));
+    assert!(result.status.success(), "{cargo:?} failed:\n{}", String::from_utf8_lossy(&result.stderr));
+    target.join("release").join(name)
+}
+
 /// The compiler and the flags that every program of its language gets. Libraries named by later flags come last.
 fn compiler(source: &Path) -> Command {
     let by_language = |program, flags: &[&str]| {

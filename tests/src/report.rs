@@ -25,10 +25,19 @@ pub struct Report {
     #[serde(default)]
     pub settings: serde_json::Value,
     pub events: Events,
+    #[serde(default)]
+    pub not_probed: Vec<NotProbed>,
     pub totals: Totals,
     pub memory: Option<Memory>,
     pub stacks: Vec<Stack>,
     pub verdict: Option<Verdict>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct NotProbed {
+    pub module: String,
+    pub function: String,
+    pub why: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -38,6 +38,19 @@ pub fn java(class: &str, directory: &Path, options: &[&str]) -> Command {
     java
 }
 
+/// A program of `programs/go`, built into a directory, for the C compiler, too.
+#[track_caller]
+#[must_use]
+pub fn go(program: &str, directory: &Path) -> Command {
+    let source = programs_dir().join("go").join(program).with_extension("go");
+    let built = directory.join(program);
+    let mut go = Command::new("go");
+    go.arg("build").arg("-o").arg(&built).arg(source).env("CGO_ENABLED", "1").current_dir(directory);
+    let output = go.output().expect("go is installed (`cargo xtask setup`)");
+    assert!(output.status.success(), "{go:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    Command::new(built)
+}
+
 /// The interpreter itself: what `python3` in `PATH` starts may be a script that starts it.
 #[track_caller]
 #[must_use]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tracer_tests::{Program, Running, Tracer, compile, trace};
+use tracer_tests::{Program, Running, Tracer, compile, rust_allocator, trace};
 
 /// A library of a Debian package that `cargo xtask setup` installs.
 #[track_caller]
@@ -68,8 +68,8 @@ fn jemalloc_throwing() {
     check(preloaded("libjemalloc.so.2").argument("throw").start());
 }
 
-/// A program with jemalloc in it, all of whose functions have this prefix.
-fn with_jemalloc(prefix: &str) -> (Running, TempDir) {
+/// jemalloc as an archive, all of whose functions have this prefix.
+fn prefixed_jemalloc(prefix: &str) -> String {
     const FUNCTIONS: [&str; 11] = [
         "malloc",
         "calloc",
@@ -94,23 +94,55 @@ fn with_jemalloc(prefix: &str) -> (Running, TempDir) {
     // Named by its content, so that what was built before is found again.
     let kept = std::env::temp_dir().join(format!("tracer-tests-{prefix}jemalloc.a"));
     fs::rename(&archive, &kept).or_else(|_| fs::copy(&archive, &kept).map(drop)).expect("there is room");
-    let program = Program::new("jemalloc_api.c")
-        .flag(format!("-DPREFIX={prefix}"))
-        .flag(kept.display().to_string())
-        .flag("-lstdc++")
-        .flag("-lm")
-        .flag("-lpthread");
-    (program.start(), directory)
+    kept.display().to_string()
+}
+
+/// What jemalloc needs besides.
+const LIBRARIES_OF_JEMALLOC: [&str; 3] = ["-lstdc++", "-lm", "-lpthread"];
+
+/// A program with that in it.
+fn with_jemalloc(prefix: &str) -> Running {
+    let program =
+        Program::new("jemalloc_api.c").flag(format!("-DPREFIX={prefix}")).flag(prefixed_jemalloc(prefix));
+    LIBRARIES_OF_JEMALLOC.into_iter().fold(program, Program::flag).start()
 }
 
 #[test]
 fn jemalloc_linked_as_rust_does() {
-    check(with_jemalloc("_rjem_").0);
+    check(with_jemalloc("_rjem_"));
 }
 
 #[test]
 fn jemalloc_linked_as_redis_does() {
-    check(with_jemalloc("je_").0);
+    check(with_jemalloc("je_"));
+}
+
+#[test]
+fn jemalloc_by_its_own_interface() {
+    let library = library("libjemalloc.so.2").display().to_string();
+    let program = Program::new("jemalloc_api.c").flag("-DPREFIX=").flag("-fno-builtin").flag(library);
+    check(program.start());
+}
+
+// The crates that Rust programs get these from, as their global allocator.
+
+fn check_crate(name: &str) {
+    check(Running::start(Command::new(rust_allocator(name))));
+}
+
+#[test]
+fn jemalloc_of_a_crate_and_its_functions_of_c23() {
+    check_crate("jemalloc");
+}
+
+#[test]
+fn mimalloc_of_a_crate() {
+    check_crate("mimalloc");
+}
+
+#[test]
+fn snmalloc_of_a_crate() {
+    check_crate("snmalloc");
 }
 
 #[test]
@@ -121,6 +153,52 @@ fn mimalloc_under_its_own_names() {
 #[test]
 fn glibc_linked_statically() {
     check(Program::new("malloc_family.c").flag("-static").start());
+}
+
+// Loaded in the middle of the window, by a library that a running program opens.
+
+/// A library that leaks through this function, built with these flags.
+fn plugin(malloc: &str, flags: &[&str]) -> PathBuf {
+    let mut all = vec!["-shared".to_owned(), "-fPIC".to_owned(), format!("-Dmalloc={malloc}")];
+    all.extend(flags.iter().map(|&flag| flag.to_owned()));
+    compile("plugin.c", &all)
+}
+
+/// The functions at which the plugin's blocks are made have these names.
+fn check_late(names: &str, plugin: &Path, allocator: &str) {
+    let mut program = Program::new("plugin_host.c")
+        .argument(plugin.display().to_string())
+        .argument(names)
+        .argument("late")
+        // jemalloc wants more of this than there is to spare.
+        .variable("GLIBC_TUNABLES", "glibc.rtld.optional_static_tls=16384")
+        .start();
+    let mut recording = Tracer::new().options(["-v"]).pid(program.pid()).start();
+    program.go();
+    program.wait_for_line("loaded");
+    // It is probed as soon as it is seen; from then on not a block is missed.
+    recording.wait_for_message(&format!("probed in {allocator}"));
+    program.work();
+    let report = recording.interrupt().report();
+    report.assert_exact();
+    report.check_leaks(&program.expect);
+    program.assert_unharmed();
+}
+
+#[test]
+fn an_allocator_that_is_loaded_in_the_window() {
+    let mimalloc = library("libmimalloc.so.2");
+    let plugin = plugin("mi_malloc", &[&mimalloc.display().to_string()]);
+    let allocator = fs::canonicalize(mimalloc).expect("it is there");
+    check_late("malloc|mi_malloc", &plugin, &allocator.display().to_string());
+}
+
+#[test]
+fn a_library_with_an_allocator_in_it_that_is_loaded_in_the_window() {
+    let archive = prefixed_jemalloc("je_");
+    let flags = [&[archive.as_str()], &LIBRARIES_OF_JEMALLOC[..]].concat();
+    let plugin = plugin("je_malloc", &flags);
+    check_late("je_malloc", &plugin, &plugin.display().to_string());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Every function of the malloc family, and what calls of it can do besides returning.
 
-use tracer_tests::{Program, Running, compile, trace};
+use tracer_tests::{Program, Running, Tracer, compile, trace};
 
 #[test]
 fn every_function_of_the_family() {
@@ -36,6 +36,23 @@ fn the_outermost_call_counts_and_one_that_never_returned_blinds_nobody() {
 fn a_call_that_never_returned_does_not_hide_one_deeper_in_the_stack() {
     let mut program = nested().argument("deep").start();
     trace(&mut program).check_account(&program.expect);
+}
+
+#[test]
+fn an_operator_new_that_cannot_be_probed_is_told() {
+    let flags = ["-shared", "-fPIC", "-fno-builtin", "-O2", "-DHIDDEN_RETURN"];
+    let allocator = compile("own_allocator.c", &flags.map(str::to_owned));
+    let program = Program::new("nested.c").flag(allocator.display().to_string()).start();
+    let finished = Tracer::new().pid(program.pid()).start().interrupt();
+    let report = finished.report();
+    let [missing] = &report.not_probed[..] else { panic!("{:?}", report.not_probed) };
+    assert_eq!(missing.function, "operator new");
+    assert!(
+        missing.module.starts_with("own_allocator") && missing.why.contains("does not return"),
+        "{missing:?}"
+    );
+    let told = |lines: &[String]| lines.iter().any(|line| line.contains("calls of operator new"));
+    assert!(told(&finished.stderr) && told(&finished.stdout), "{finished:#?}");
 }
 
 #[test]

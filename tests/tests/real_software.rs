@@ -5,8 +5,11 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tracer_tests::{
     Report, Running, Stack, Tracer, is_running, node_addon, programs_dir, trace, wait_for_exit, wait_until,
@@ -49,7 +52,7 @@ fn node_leaking_in_an_addon() {
     program.assert_unharmed();
 }
 
-/// A server that is killed when dropped.
+/// A server that is ended when dropped.
 struct Server(Child);
 
 impl Server {
@@ -77,7 +80,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already; there is nobody to tell about it.
+        // When it is asked to, it ends its workers, too. It may have ended already; there is nobody to tell about it.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.0.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -176,7 +184,7 @@ fn nginx_with_workers_from_before_and_after() {
     let recording = following().pid(master).start();
     request(&socket);
     // New workers take the place of the old ones.
-    tracer_tests::terminate(master, rustix::process::Signal::HUP);
+    tracer_tests::terminate(master, Signal::HUP);
     let is_new = |all: &Vec<u32>| all.len() == 2 && !all.iter().any(|pid| old.contains(pid));
     let new = wait_until("it has new workers", || Some(children(master)).filter(is_new));
     request(&socket);

@@ -1,6 +1,6 @@
 //! Many threads at once, and threads that come and go.
 
-use tracer_tests::{Program, trace};
+use tracer_tests::{Program, compile, trace};
 
 #[test]
 fn blocks_freed_by_other_threads() {
@@ -20,4 +20,16 @@ fn four_million_pairs_on_eight_threads_are_exact() {
     let report = trace(&mut program);
     report.check(&program.expect);
     assert!(report.events.allocations >= 4_004_000, "{:?}", report.events);
+}
+
+#[test]
+fn more_threads_inside_the_allocator_than_there_is_room_for_are_counted() {
+    let allocator = compile("own_allocator.c", &["-shared".into(), "-fPIC".into(), "-fno-builtin".into()]);
+    let library = allocator.display().to_string();
+    let mut program = Program::new("crowd.c").flag("-D_GNU_SOURCE").flag(library).start();
+    let report = trace(&mut program);
+    report.assert_nothing_lost_but(&["no_thread_record"]);
+    assert_eq!(report.events.lost["no_thread_record"], 1, "{:?}", report.events);
+    report.check_account(&program.expect);
+    program.assert_unharmed();
 }

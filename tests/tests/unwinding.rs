@@ -1,6 +1,9 @@
 //! Whole stacks, through code without frame pointers: the chain of functions is exactly the one that was called.
 
-use tracer_tests::{Frame, Program, Report, Stack, compile, trace};
+use std::fs;
+
+use tempfile::TempDir;
+use tracer_tests::{Frame, Program, Report, Running, Stack, compile, go, trace};
 
 /// In a chain: code that is not the program's own (the C library, the compiler's, crt1.o).
 const OTHERS: &str = "·";
@@ -122,17 +125,23 @@ fn c_built_with_and_without_control_flow_protection() {
     }
 }
 
+/// What debuggers read describes the program's own code, and what the start files bring along describes the rest.
+#[test]
+fn c_described_for_debuggers_alone() {
+    check_c(&record_c(&[NO_FRAME_POINTERS, "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]));
+}
+
 /// musl has no unwind tables: its frames are found by its instructions, also in its shared library, which is stripped.
 #[test]
 fn c_with_musl() {
     let specs = ["-specs", "/usr/lib/x86_64-linux-musl/musl-gcc.specs"];
-    for linkage in ["-static", "-Wl,-z,now"] {
-        let report = record_c(&[&[NO_FRAME_POINTERS, linkage][..], &specs].concat());
+    for linkage in [&["-static"][..], &["-static-pie", "-fPIE"], &["-Wl,-z,now"]] {
+        let report = record_c(&[&[NO_FRAME_POINTERS], linkage, &specs].concat());
         check_c(&report);
         for stack in &report.stacks {
             let too_deep = stack.stop.as_deref() == Some("too_deep");
             let on_own_stack = stack.allocated_bytes == 112;
-            assert!(stack.complete || too_deep || on_own_stack, "{linkage}: {stack:#?}");
+            assert!(stack.complete || too_deep || on_own_stack, "{linkage:?}: {stack:#?}");
         }
     }
 }
@@ -200,30 +209,96 @@ fn every_instruction_of_calls_through_the_linkage_table() {
         let stacks = report.called_by("on_step");
         let steps: u64 = stacks.iter().map(|stack| stack.allocated_objects).sum();
         assert!(steps > 100 && stacks.len() > 100, "{steps} steps, {} stacks", stacks.len());
+        let mut cut = 0;
         for stack in &stacks {
-            let chain = chain(stack, "unwinding_steps.c");
+            // While no call is under way, the CFA of the first is in rbx alone, which the walk does not know; the other has just begun.
             let resolving = |frame: &Frame| {
-                frame.function.as_ref().is_some_and(|name| name.starts_with("_dl_runtime_resolve"))
+                let is_one = |name: &String| name.starts_with("_dl_runtime_resolve") || name == "_dl_fixup";
+                frame.function.as_ref().is_some_and(is_one)
             };
-            // That one keeps its CFA in rbx, which the walk does not know.
-            if stack.frames.last().is_some_and(resolving) {
+            if !stack.complete && stack.frames.last().is_some_and(resolving) {
                 assert_eq!(stack.stop.as_deref(), Some("unsupported_rule"), "{stack:#?}");
+                cut += stack.allocated_objects;
                 continue;
             }
             assert!(stack.complete, "{:?}: {}", stack.stop, stack.outline());
+            let chain = chain(stack, "unwinding_steps.c");
             assert!(matches!(chain[..], ["on_step", OTHERS, "stepped", "main", OTHERS]), "{stack:#?}");
         }
+        assert!(cut < 100, "{cut} of {steps} steps have no callers");
         let complete = stacks.iter().filter(|stack| stack.complete).count();
         assert!(complete > 100, "{complete} of {} stacks", stacks.len());
+        let in_vdso =
+            |stack: &&&Stack| stack.frames.iter().any(|frame| frame.module.as_deref() == Some("[vdso]"));
+        assert!(stacks.iter().filter(in_vdso).count() > 5, "{:#?}", report.outlines());
         program.assert_unharmed();
     }
 }
 
+/// What the dynamic linker calls while it finds a function at its first call; how it aligns its stack depends on the caller's.
+#[test]
+fn allocations_of_the_first_call_of_a_function() {
+    let calling = ["-shared", "-fPIC", NO_FRAME_POINTERS, "-Wl,-z,lazy"].map(str::to_owned);
+    let calling = compile("unwinding_lazy_library.c", &calling);
+    let program = Program::new("unwinding_lazy.c").flag(NO_FRAME_POINTERS).flag("-Wl,-z,lazy");
+    let program = program.argument(library("provided", 40)).argument(calling.display().to_string());
+    let mut program = program.start();
+    let report = trace(&mut program);
+    report.assert_exact();
+    report.check_leaks(&program.expect);
+    for number in 1..=4 {
+        let stack = stack_of(&report, 700 + number);
+        let names = stack.frames.iter().filter_map(|frame| frame.function.as_deref());
+        let own: Vec<_> =
+            names.filter(|name| !name.starts_with("_dl_") && !name.starts_with("elf_")).collect();
+        let (resolver, chooses) = (format!("chosen_{number}"), format!("chooses_{number}"));
+        assert_eq!(own[..4], [&resolver, &chooses, "aligned", "main"], "{stack:#?}");
+        assert!(stack.complete && stack.passes("_dl_fixup"), "{stack:#?}");
+    }
+    let by_linker =
+        report.stacks.iter().find(|stack| stack.frames[0].is_in_libc() && stack.passes("needs_another"));
+    let by_linker = by_linker.unwrap_or_else(|| panic!("{:#?}", report.outlines()));
+    assert!(
+        by_linker.complete && by_linker.passes("_dl_fixup") && by_linker.passes("main"),
+        "{by_linker:#?}"
+    );
+    for stack in &report.stacks {
+        assert!(stack.complete, "{stack:#?}");
+    }
+    program.assert_unharmed();
+}
+
+/// Go calls C on another stack than its own, whose frames have frame pointers.
+#[test]
+fn go_that_calls_c() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let mut program = Running::start(go("calls_c", directory.path()));
+    let report = trace(&mut program);
+    report.assert_exact();
+    report.check_leaks(&program.expect);
+    for (bytes, callers) in
+        [(801, &["main.callsFirst", "main.main", "runtime.main"][..]), (802, &["main.callsElsewhere"])]
+    {
+        let stack = stack_of(&report, bytes);
+        let names: Vec<_> = stack.frames.iter().filter_map(|frame| frame.function.as_deref()).collect();
+        assert_eq!(names[..2], ["leak", "from_go"], "{stack:#?}");
+        let calls = names.iter().position(|name| *name == "main.calls").map(|at| &names[at + 1..]);
+        assert!(calls.is_some_and(|rest| rest.starts_with(callers)), "{stack:#?}");
+        assert!(stack.complete, "{stack:#?}");
+    }
+    program.assert_unharmed();
+}
+
 /// A library whose function `name` has a stack frame of its own size.
 fn library(name: &str, room: u32) -> String {
-    let flags = ["-shared", "-fPIC", "-Wl,-Bsymbolic", NO_FRAME_POINTERS].map(str::to_owned);
+    library_with(name, room, &[])
+}
+
+fn library_with(name: &str, room: u32, more: &[&str]) -> String {
+    let flags = ["-shared", "-fPIC", "-Wl,-Bsymbolic", NO_FRAME_POINTERS];
+    let flags = flags.iter().chain(more).map(|&flag| flag.to_owned());
     let own = [format!("-DNAME={name}"), format!("-DROOM={room}")];
-    let path = compile("unwinding_library.c", &[&flags[..], &own].concat());
+    let path = compile("unwinding_library.c", &flags.chain(own).collect::<Vec<_>>());
     path.to_str().expect("paths of tests are UTF-8").to_owned()
 }
 
@@ -233,9 +308,13 @@ fn libraries() -> [String; 3] {
 }
 
 fn record_loads(cycles: u32, calls: u32, pause_us: u32) -> Report {
+    record_loads_of(&libraries(), cycles, calls, pause_us)
+}
+
+fn record_loads_of(libraries: &[String], cycles: u32, calls: u32, pause_us: u32) -> Report {
     let program = Program::new("unwinding_loads.c").flag(NO_FRAME_POINTERS);
     let numbers = [cycles, calls, pause_us].map(|number| number.to_string());
-    let arguments = numbers.into_iter().chain(libraries());
+    let arguments = numbers.into_iter().chain(libraries.iter().cloned());
     let mut program = arguments.fold(program, |program, argument| program.argument(argument)).start();
     let report = trace(&mut program);
     report.assert_exact();
@@ -296,6 +375,64 @@ fn libraries_that_are_gone_before_they_are_looked_at() {
         }
         assert_eq!(seen, u64::from(cycles * calls), "every block has a stack");
     }
+}
+
+/// More libraries, one after the other, than there is room for the unwind tables of.
+#[test]
+fn the_room_of_libraries_that_are_gone_is_used_again() {
+    const LIBRARIES: u32 = 40;
+    // 50,000 rows each, of a million and what other files need; tables of 16 that are gone are kept.
+    let library = library_with("large", 40, &["-DFUNCTIONS=\"25000\""]);
+    let directory = TempDir::new().expect("a temporary directory");
+    let copies: Vec<_> =
+        (0..LIBRARIES).map(|number| directory.path().join(format!("large_{number}.so"))).collect();
+    let copies = copies.iter().map(|copy| {
+        fs::copy(&library, copy).expect("there is room");
+        copy.to_str().expect("paths of tests are UTF-8").to_owned()
+    });
+    let report = record_loads_of(&copies.collect::<Vec<_>>(), LIBRARIES, 20, 2000);
+    let of_bytes = |bytes| stacks_of(&report, bytes);
+    for number in 0..u64::from(LIBRARIES) {
+        for stack in of_bytes(1000 + number) {
+            let leaf = stack.frames[0].function.as_deref();
+            assert!(leaf.is_none_or(|leaf| leaf == "large"), "{stack:#?}");
+            assert!(stack.complete || stack.stop.as_deref() == Some("table_not_ready"), "{stack:#?}");
+        }
+    }
+    for (bytes, caller) in [(2000, "stays"), (3000, "replaced")] {
+        let complete: Vec<_> = of_bytes(bytes).into_iter().filter(|stack| stack.complete).collect();
+        let [whole] = complete[..] else { panic!("one whole stack: {:#?}", report.outlines()) };
+        let names = whole.frames.iter().filter_map(|frame| frame.function.as_deref());
+        assert_eq!(names.take(4).collect::<Vec<_>>(), ["large", "leak", "again", caller], "{whole:#?}");
+    }
+}
+
+/// It is noticed at the first stack that comes to it.
+#[test]
+fn code_that_mprotect_made_executable() {
+    let program = Program::new("unwinding_protected.c").flag(NO_FRAME_POINTERS);
+    let mut program = program.argument(library("protected", 40)).start();
+    let report = trace(&mut program);
+    report.assert_exact();
+    for (bytes, functions, wholes) in [
+        (1000, &["protected", "leak", "by_library", "main"][..], 1),
+        (2000, &["by_written", "main"], 1),
+        (3000, &["called", "by_trampoline", "main"], 2),
+    ] {
+        let stacks = stacks_of(&report, bytes);
+        let blocks: u64 = stacks.iter().map(|stack| stack.allocated_objects).sum();
+        assert_eq!(blocks, 3000, "every block has a stack");
+        let (complete, short): (Vec<_>, Vec<_>) = stacks.into_iter().partition(|stack| stack.complete);
+        assert_eq!(complete.len(), wholes, "{bytes} bytes: {:#?}", report.outlines());
+        for whole in complete {
+            let names = whole.frames.iter().filter_map(|frame| frame.function.as_deref());
+            assert_eq!(names.take(functions.len()).collect::<Vec<_>>(), functions, "{whole:#?}");
+        }
+        for stack in short {
+            assert!(matches!(stack.stop.as_deref(), Some("table_not_ready" | "not_code")), "{stack:#?}");
+        }
+    }
+    program.assert_unharmed();
 }
 
 #[test]

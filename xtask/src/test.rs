@@ -34,6 +34,7 @@ pub fn test(workspace: &Path) -> Result<()> {
     privilege::check_kernel()?;
     run::build(workspace)?;
     demo::build_addon(workspace)?;
+    build_rust_allocators(workspace)?;
 
     let mut unprivileged = run::cargo(workspace);
     unprivileged.args(["test", "--no-fail-fast", "--workspace", "--exclude", "tracer-tests"]);
@@ -44,6 +45,15 @@ pub fn test(workspace: &Path) -> Result<()> {
     total += real.count;
     println!("{total}");
     judge(&unit, &real)
+}
+
+/// Builds the Rust programs whose allocators are in C and C++, as who calls: the tests, as root, find them built.
+fn build_rust_allocators(workspace: &Path) -> Result<()> {
+    let mut cargo = run::cargo(workspace);
+    cargo.args(["build", "--release", "--locked", "--manifest-path"]);
+    cargo.arg(workspace.join("tests/programs/rust_allocators/Cargo.toml"));
+    cargo.arg("--target-dir").arg(workspace.join("target/tests-programs/rust"));
+    command::run_quietly("building the Rust programs with other allocators (a minute, once)", &mut cargo)
 }
 
 /// Fails unless everything ran and passed.

@@ -21,8 +21,8 @@ const work = {
   heap: () => objects(5000),
   buffers: () => kept.push(Buffer.alloc(128 * 1024, 1)),
   heap_and_leak: () => {
-    objects(5000);
-    for (let i = 0; i < 40; i++) addon.handle(16 * 1024);
+    objects(2500);
+    for (let i = 0; i < 20; i++) addon.handle(16 * 1024);
   },
 }[name];
 

@@ -50,6 +50,7 @@ pub enum SavedBp {
 /// unsupported    the file says how, in a way this walk cannot follow
 /// base           there is no caller: the thread began here
 /// signal         (ip, sp, bp) = (*(sp + x + 8), *(sp + x), *(sp + x - 40))
+/// switched       (ip, sp, bp) = (*(bp + 8), bp + 16, *bp), on another stack, wherever it is
 /// any other      (ip, sp, bp) = (*(cfa - 8), cfa, saved bp)      with Cfa and SavedBp
 /// ```
 ///
@@ -87,6 +88,7 @@ pub(super) mod kind {
     pub const AT_SP: u64 = 6;
     pub const AT_BP: u64 = 7;
     pub const PLT: u64 = 8;
+    pub const SWITCHED: u64 = 9;
 }
 
 /// The 4 bits that say where the caller's `rbp` is.
@@ -103,6 +105,9 @@ impl Rule {
     pub const UNSUPPORTED: Self = Self::plain(kind::UNSUPPORTED);
     /// The first function of a thread: its return address is undefined.
     pub const BASE: Self = Self::plain(kind::BASE);
+
+    /// Code that runs on another stack than its caller, which it has left with a frame pointer: Go's, when it calls C.
+    pub const SWITCHED: Self = Self::plain(kind::SWITCHED);
 
     /// The rule at the first instruction of any function, with or without a table: `cfa = sp + 8`, `bp` unchanged.
     pub const ENTRY: Self = Self(8 | kind::SP << CFA_SHIFT);
@@ -164,10 +169,16 @@ impl Rule {
         Self(bits)
     }
 
-    /// Whether the walk can follow it: an ordinary or signal frame, or a base.
+    /// Whether the walk can follow it: all but the first two.
     #[must_use]
     pub const fn is_supported(self) -> bool {
-        self.cfa_kind() >= kind::BASE && self.cfa_kind() <= kind::PLT
+        self.cfa_kind() >= kind::BASE && self.cfa_kind() <= kind::SWITCHED
+    }
+
+    /// Whether its caller is on another stack, wherever that is.
+    #[must_use]
+    pub const fn is_switched(self) -> bool {
+        self.cfa_kind() == kind::SWITCHED
     }
 
     /// The two parts of an ordinary rule; `None` for the others.
@@ -249,6 +260,7 @@ impl fmt::Display for Rule {
         match (self.cfa_kind(), self.parts()) {
             (kind::NO_TABLE, _) => write!(f, "no table"),
             (kind::BASE, _) => write!(f, "base"),
+            (kind::SWITCHED, _) => write!(f, "switched"),
             (kind::SIGNAL, _) => write!(f, "signal, sp=*(sp{:+})", self.offset()),
             (_, Some((cfa, bp))) => write!(f, "cfa={cfa} bp={bp}"),
             (_, None) => write!(f, "unsupported"),
@@ -311,6 +323,7 @@ mod tests {
             (Rule::NO_TABLE, false),
             (Rule::UNSUPPORTED, false),
             (Rule::BASE, true),
+            (Rule::SWITCHED, true),
             (signal, true),
             (Rule::from_bits(u64::MAX), false),
         ] {

@@ -89,8 +89,8 @@ impl Frame {
 ///
 /// # Errors
 /// Why there is no further frame; [`Stop::Base`] when there is no caller. A frame's stack pointer is always above its
-/// callee's, so a walk ends, whatever the memory says; only signal frames may lead to another stack (handlers run on
-/// their own), which is why whoever walks also bounds the number of frames.
+/// callee's, so a walk ends, whatever the memory says; only signal frames (handlers run on their own stack) and
+/// [`Rule::SWITCHED`] may lead to another stack, which is why whoever walks also bounds the number of frames.
 #[inline(always)]
 pub fn step(rule: Rule, frame: Frame, memory: &impl Memory) -> Result<Frame, Stop> {
     let Registers { ip, sp, bp } = frame.registers;
@@ -103,6 +103,7 @@ pub fn step(rule: Rule, frame: Frame, memory: &impl Memory) -> Result<Frame, Sto
         kind::AT_BP => add(read(memory, add(bp, offset))?, rule.plus()),
         kind::SIGNAL => return step_signal(add(sp, offset), memory),
         kind::NO_TABLE => return step_frame_pointer(frame, memory),
+        kind::SWITCHED => return leave_stack(bp, memory),
         kind::BASE => return Err(Stop::Base),
         _ => return Err(Stop::UnsupportedRule),
     };
@@ -145,6 +146,15 @@ pub fn step_frame_pointer(frame: Frame, memory: &impl Memory) -> Result<Frame, S
         return Err(Stop::NoProgress);
     }
     caller(Registers { ip, sp: cfa, bp: caller_bp }, Via::FramePointer)
+}
+
+/// The caller of code that has left its stack, but not its frame pointer.
+#[inline(always)]
+fn leave_stack(bp: u64, memory: &impl Memory) -> Result<Frame, Stop> {
+    let (Some(caller_bp), Some(ip)) = (memory.read(bp), memory.read(add(bp, 8))) else {
+        return Err(Stop::FramePointerLost);
+    };
+    caller(Registers { ip, sp: add(bp, 16), bp: caller_bp }, Via::FramePointer)
 }
 
 /// The function that a signal interrupted; the kernel saved its registers in a `ucontext`, `sp` at `sp_at`, in the
@@ -294,6 +304,15 @@ mod tests {
         walked = step_frame_pointer(walked, &memory).expect("the second caller");
         assert_eq!(walked, frame(0x2222, at(5), 0, Via::FramePointer));
         assert_eq!(step_frame_pointer(walked, &memory), Err(Stop::Base));
+    }
+
+    #[test]
+    fn a_switched_stack_is_left_by_the_frame_pointer_wherever_that_leads() {
+        let memory = Words(&[at(2), 0x1111, 0, 0]);
+        let switched = |bp| step(Rule::SWITCHED, frame(1, at(3), bp, Via::Table), &memory);
+        assert_eq!(switched(at(0)), Ok(frame(0x1111, at(2), at(2), Via::FramePointer)), "down the memory");
+        assert_eq!(switched(0), Err(Stop::FramePointerLost));
+        assert_eq!(switched(at(2)), Err(Stop::Base), "a return address of 0");
     }
 
     #[test]

@@ -70,9 +70,19 @@ fn judge<'a>(group: impl Iterator<Item = &'a Judged> + Clone, history: &History)
 /// What stacks have in common that differ only in compiled code: what is called from there, and by which function. `None`
 /// for one that has no such code.
 fn key(stack: &StackReport) -> Option<Vec<String>> {
-    let called = stack.frames.iter().position(is_compiled)?;
+    let caller = stack.frames.iter().position(is_compiled)?;
+    let way = stack.frames[..caller].iter().rev().take_while(|frame| is_way_to_native(frame)).count();
     let place = [format!("{:?} {:?} {}", stack.pid, stack.kind, stack.api)];
-    Some(place.into_iter().chain(stack.frames[..called].iter().map(|frame| frame.label())).collect())
+    Some(place.into_iter().chain(stack.frames[..caller - way].iter().map(|frame| frame.label())).collect())
+}
+
+/// Whether it is a function of V8 by which its interpreter comes to functions of C++; optimised code calls them itself.
+fn is_way_to_native(frame: &Arc<Frame>) -> bool {
+    const WAY: [&str; 3] = ["FunctionCallbackArguments::Call", "HandleApiCall", "InvokeApiFunction"];
+    frame
+        .function
+        .as_deref()
+        .is_some_and(|name| name.contains("v8::internal::") && WAY.iter().any(|way| name.contains(way)))
 }
 
 /// Whether a frame is code of no file, or what stands for it: V8's interpreter and built-in functions, which compiled code
@@ -135,6 +145,20 @@ mod tests {
         let interpreted =
             [open(), frame("node", "Builtins_InterpreterEntryTrampoline"), frame("node", "main")];
         let compiled = [open(), frame("[anon]", "JS:*handle"), frame("node", "main")];
+        assert_eq!(moved(&interpreted, &compiled), [Some(Verdict::Leaking); 2]);
+    }
+
+    #[test]
+    fn how_interpreted_code_comes_to_native_code_makes_no_difference() {
+        let v8 = |function| frame("node", &format!("v8::internal::{function}"));
+        let interpreted = [
+            frame("addon.node", "Open"),
+            v8("FunctionCallbackArguments::Call(v8::internal::CallHandlerInfo)"),
+            v8("(anonymous namespace)::HandleApiCallHelper<false>(v8::internal::Isolate*)"),
+            v8("Builtin_HandleApiCall(int, unsigned long*, v8::internal::Isolate*)"),
+            frame("node", "Builtins_CEntry_Return1_ArgvOnStack_BuiltinExit"),
+        ];
+        let compiled = [frame("addon.node", "Open"), frame("node", "Builtins_CallApiCallback")];
         assert_eq!(moved(&interpreted, &compiled), [Some(Verdict::Leaking); 2]);
     }
 

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use super::growth::{self, Point};
 use super::managed::Runtime;
-use crate::model::{
-    Bytes, Events, Frame, Kind, Memory, Part, PartSize, StackReport, Verdict, VerdictSummary,
-};
+use crate::model::{Bytes, Events, Frame, Kind, Memory, Part, StackReport, Verdict, VerdictSummary};
 
 /// What a verdict rests on.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +19,10 @@ pub struct Facts<'a> {
     pub memory: Option<&'a Memory>,
     /// Every stack.
     pub stacks: &'a [StackReport],
-    /// Whether blocks were freed that had been allocated before the window.
-    pub freed_older_blocks: bool,
+    /// How many blocks were freed that had been allocated before the window.
+    pub freed_older_blocks: u64,
+    /// By how much shared memory grew that has the form of files: `memfd`, `/dev/shm`.
+    pub shared_memory: u64,
     /// What kinds `native` and `mapping` held over the window.
     pub outstanding: &'a [Point],
     /// The runtime whose heap there is.
@@ -61,6 +61,14 @@ pub fn of(facts: &Facts) -> VerdictSummary {
     let growth = Growth::of(facts);
     let leaks = Places::of(facts, Verdict::Leaking);
     let (summary, leaking) = match leaks.largest() {
+        Some(leak) if growth.is_measured && replaces_older_blocks(facts, &growth, &leaks) => {
+            let rate = per_minute(leak.rate(facts.window));
+            let sentence = format!(
+                "`{}` allocates {rate}, and as much of older blocks is freed: record longer than blocks live",
+                leak.name
+            );
+            (sentence, None)
+        }
         Some(leak) if growth.is_noise() || leaks.footprint >= growth.percent(MAIN) => {
             (leak_sentence(facts, &growth, leak, &leaks), Some(true))
         }
@@ -95,6 +103,8 @@ struct Growth {
     unexplained: u64,
     /// Of the whole resident set; `None` when it is not known.
     resident: Option<u64>,
+    /// Whether blocks that are older than the window are known.
+    is_measured: bool,
 }
 
 impl Growth {
@@ -110,12 +120,9 @@ impl Growth {
             .map(|part| (part.part, part.after_bytes.saturating_sub(part.before_bytes)))
             .collect();
         let grown = |part| parts.get(&part).map_or(0, |&bytes| u64::try_from(bytes).unwrap_or(0));
-        // Where it is measured, what blocks need besides is part of `native`.
-        let is_estimated = |part: &&PartSize| part.part == Part::Allocator && part.estimated;
-        let overhead = match memory.parts.iter().find(is_estimated) {
-            Some(_) => overhead.min(grown(Part::Allocator)),
-            None => 0,
-        };
+        let is_measured = memory.parts.iter().any(|part| part.part == Part::Allocator && !part.estimated);
+        // Then what blocks need besides is part of `native`.
+        let overhead = if is_measured { 0 } else { overhead.min(grown(Part::Allocator)) };
         let whole = parts.values().fold(0, |sum: i64, &bytes| sum.saturating_add(bytes));
         Self {
             held: grown(Part::Native) + grown(Part::Mapping) + overhead,
@@ -125,6 +132,7 @@ impl Growth {
             stacks: grown(Part::Stack),
             unexplained: grown(Part::Unexplained),
             resident: Some(u64::try_from(whole).unwrap_or(0)),
+            is_measured,
         }
     }
 
@@ -190,6 +198,7 @@ impl Place {
 #[derive(Debug)]
 struct Places {
     footprint: u64,
+    objects: u64,
     places: Vec<Place>,
 }
 
@@ -197,17 +206,19 @@ impl Places {
     fn of(facts: &Facts, verdict: Verdict) -> Self {
         let counts = |stack: &&StackReport| stack.kind.counts_by_default() && stack.verdict == Some(verdict);
         let mut places: BTreeMap<String, Place> = BTreeMap::new();
+        let mut objects = 0;
         for stack in facts.stacks.iter().filter(counts) {
             let name = place_name(&stack.frames);
             let place = places.entry(name.clone()).or_insert_with(|| Place { name, ..Place::default() });
             place.footprint += footprint(stack);
             place.weight += stack.weight_bytes;
             place.stacks += 1;
+            objects += stack.outstanding_objects;
             place.bytes_per_second += stack.growth_bytes_per_second.unwrap_or(0.0);
         }
         let mut places: Vec<_> = places.into_values().filter(|place| place.weight > 0).collect();
         places.sort_by_key(|place| std::cmp::Reverse(place.footprint));
-        Self { footprint: places.iter().map(|place| place.footprint).sum(), places }
+        Self { footprint: places.iter().map(|place| place.footprint).sum(), objects, places }
     }
 
     fn largest(&self) -> Option<&Place> {
@@ -226,6 +237,11 @@ fn leak_sentence(facts: &Facts, growth: &Growth, leak: &Place, leaks: &Places) -
         sentence += &format!(", and {} in {} more {places}", per_minute(rate), others.len());
     }
     sentence
+}
+
+/// Whether what looks like a leak is a queue, or a cache, in which new blocks take the place of those from before the window.
+fn replaces_older_blocks(facts: &Facts, growth: &Growth, leaks: &Places) -> bool {
+    growth.held < leaks.footprint / 2 && facts.freed_older_blocks >= leaks.objects / 2
 }
 
 /// What the largest part of the growth says, and whether that is a leak.
@@ -249,6 +265,9 @@ fn largest_part(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
         (format!("{}{share}", managed_sentence(facts.runtime)), None)
     } else if largest == growth.retained {
         retained_sentence(facts, growth)
+    } else if largest == growth.files && facts.shared_memory > growth.files / 2 {
+        let bytes = Bytes(facts.shared_memory);
+        (format!("shared memory (memfd, /dev/shm) grew by {bytes}{share}; --include file draws it"), None)
     } else if largest == growth.files {
         let sentence =
             "not a leak: mapped files were read; the kernel takes that memory back when it needs it";
@@ -282,6 +301,8 @@ fn held_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
             (sentence, None)
         }
         Verdict::Unknown => {
+            // It may have taken the place of older blocks that were freed.
+            let size = Bytes(place.weight.min(growth.held));
             let sentence =
                 format!("{size} more in `{name}`{share}: too short a window to tell a leak; record longer");
             (sentence, None)
@@ -315,7 +336,7 @@ fn retained_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let share = growth.share(growth.retained);
     let freed: u64 = facts.stacks.iter().map(|stack| stack.freed_bytes).sum();
     let allocator = facts.allocator.unwrap_or("the allocator");
-    if freed == 0 && !facts.freed_older_blocks {
+    if freed == 0 && facts.freed_older_blocks == 0 {
         // Nothing was freed that could have been kept.
         let sentence = format!(
             "memory that {allocator} gave out before this window is put to use; record from an earlier moment"
@@ -415,6 +436,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::model::PartSize;
 
     const MIB: u64 = 1 << 20;
     const WINDOW: Duration = Duration::from_secs(60);
@@ -470,11 +492,20 @@ mod tests {
 
     fn verdict(stacks: &[StackReport], grown: &[(Part, u64)]) -> (String, Option<bool>) {
         let grown: Vec<_> = grown.iter().map(|&(part, mebibytes)| (part, (mebibytes * MIB) as i64)).collect();
+        verdict_of(stacks, &memory(&grown), 0)
+    }
+
+    fn verdict_of(
+        stacks: &[StackReport],
+        memory: &Memory,
+        freed_older_blocks: u64,
+    ) -> (String, Option<bool>) {
         let verdict = of(&Facts {
             window: WINDOW,
-            memory: Some(&memory(&grown)),
+            memory: Some(memory),
             stacks,
-            freed_older_blocks: false,
+            freed_older_blocks,
+            shared_memory: 0,
             outstanding: &[],
             runtime: Some(Runtime::V8),
             allocator: Some("glibc"),
@@ -503,6 +534,27 @@ mod tests {
     #[test]
     fn a_leak_of_reused_memory_is_a_leak() {
         assert_eq!(verdict(&[leak(MIB)], &[(Part::Native, 0)]).1, Some(true));
+    }
+
+    #[test]
+    fn a_queue_is_no_leak_where_older_blocks_are_known() {
+        let queue = [leak(100 * MIB)];
+        let blocks = queue[0].outstanding_objects;
+        let mut memory = memory(&[(Part::Native, MIB as i64), (Part::Allocator, 0)]);
+        assert_eq!(verdict_of(&queue, &memory, blocks).1, Some(true), "an estimate tells nothing of them");
+        memory.parts[1].estimated = false;
+        let (summary, leaking) = verdict_of(&queue, &memory, blocks);
+        assert_eq!(
+            summary,
+            "`addon.node: Session::Open` allocates 100.0 MiB/min, and as much of older blocks is freed: record longer than \
+             blocks live"
+        );
+        assert_eq!(leaking, None);
+        // Reused memory, and few large blocks that were freed.
+        assert_eq!(verdict_of(&queue, &memory, 0).1, Some(true));
+        assert_eq!(verdict_of(&queue, &memory, blocks / 3).1, Some(true));
+        memory.parts[0].after_bytes += 60 * MIB as i64;
+        assert_eq!(verdict_of(&queue, &memory, blocks).1, Some(true));
     }
 
     #[test]

@@ -7,8 +7,8 @@ mod profile;
 mod units;
 
 pub use profile::{
-    End, Events, Frame, Kind, Memory, Mode, Overhead, Part, PartSize, Process, ProcessEnd, Profile, SCHEMA,
-    Settings, StackReport, TimelinePoint, Totals, Verdict, VerdictSummary, Window,
+    End, Events, Frame, Kind, Memory, Mode, NotProbed, Overhead, Part, PartSize, Process, ProcessEnd,
+    Profile, SCHEMA, Settings, StackReport, TimelinePoint, Totals, Verdict, VerdictSummary, Window,
 };
 pub use tracer_ebpf::stop::Stop;
 pub use units::{Address, Bytes, Pid};

@@ -29,6 +29,9 @@ pub struct Profile {
     pub settings: Settings,
     /// What was seen and what was lost.
     pub events: Events,
+    /// Allocator functions whose calls were not seen, by module and name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_probed: Vec<NotProbed>,
     /// Sums over the stacks of kinds `native` and `mapping`.
     pub totals: Totals,
     /// Where the resident memory went; absent when the target's memory could not be read.
@@ -56,6 +59,7 @@ impl Profile {
             window: self.window.clone(),
             settings: self.settings.clone(),
             events: self.events.clone(),
+            not_probed: self.not_probed.clone(),
             totals: self.totals,
             memory: self.memory.clone(),
             timeline: self.timeline.clone(),
@@ -63,6 +67,17 @@ impl Profile {
             verdict: self.verdict.clone(),
         }
     }
+}
+
+/// An allocator function that could not be probed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NotProbed {
+    /// The file that defines it, without its directory.
+    pub module: String,
+    /// The function.
+    pub function: String,
+    /// Why it was not probed.
+    pub why: String,
 }
 
 /// A traced process.

@@ -1,6 +1,6 @@
 //! Functions that only pass on what they are asked.
 //!
-//! C++'s `operator delete` calls `free`, mimalloc's sized forms call `mi_free`: a probe on both would count each block
+//! C++'s `operator delete` calls `free`, mimalloc's sized forms call `mi_free`, jemalloc's `sdallocx`: a probe on both would count each block
 //! twice, once as a release and once as a release of an unknown block. The inner function is probed, so the outer one
 //! need not be. Allocating functions that pass the call on are probed all the same, since the outermost call names the
 //! allocation; but not an `operator new` that calls `malloc`, since the probes of a function that throws cost ten times as much: it is seen as
@@ -16,7 +16,7 @@ use super::object::{Object, Symbols};
 const MAX_CHAIN: usize = 8;
 
 /// A function that another one passes on to what it is asked.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Callee {
     api: ApiId,
     /// None when another file defines it.
@@ -60,10 +60,12 @@ fn callee(
     let function = Function { svma, code: object.code_at(svma)?, size: named.size };
     match api.role {
         Role::Release(signature) => {
-            let (target, block) = function.passes_block_on(signature)?;
-            let callee = resolve(object, symbols, imports, target)?;
-            let Role::Release(signature) = catalog.get(callee.api)?.role else { return None };
-            (signature.old == Some(block)).then_some(callee)
+            let releases = |target| {
+                let callee = resolve(object, symbols, imports, target)?;
+                let Role::Release(signature) = catalog.get(callee.api)?.role else { return None };
+                Some((callee, signature.old?))
+            };
+            function.passes_block_on(signature, releases)
         }
         Role::Allocate(asked) if api.throws => {
             let callee = resolve(object, symbols, imports, function.calls_first()?)?;

@@ -159,6 +159,33 @@ pub struct Skipped {
     pub name: String,
     /// Why.
     pub why: String,
+    /// What becomes of its calls.
+    pub omission: Omission,
+}
+
+/// What becomes of the calls of a function that is not probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Omission {
+    /// They go through another function, which is probed.
+    SeenElsewhere,
+    /// They are not seen: no signature can say what they do.
+    Unsupported,
+    /// They are not seen: no place is proven to be safe for a probe.
+    Unsafe,
+}
+
+impl Skipped {
+    /// What people call it.
+    #[must_use]
+    pub fn display_name(&self, catalog: &Catalog) -> String {
+        let display = |name: &str| {
+            let api = catalog.find(name.as_bytes()).and_then(|id| catalog.get(id));
+            api.map_or_else(|| name.to_owned(), |api| api.display_name().to_owned())
+        };
+        let mut names: Vec<_> = self.name.split(", ").map(display).collect();
+        names.dedup();
+        names.join(", ")
+    }
 }
 
 /// Makes plans. What it knows is in its fields; the default knows every allocator of the [`Catalog`].
@@ -226,9 +253,11 @@ impl Planner {
     pub fn plan(&self, elf: &[u8]) -> Result<ObjectPlan, PlanError> {
         let object = Object::parse(elf)?;
         let symbols = object.allocator_symbols(&self.catalog)?;
+        let skip = |name: String, why: String, omission| Skipped { name, why, omission };
         let unusable = symbols.unusable.iter();
-        let mut skipped: Vec<Skipped> =
-            unusable.map(|(name, why)| Skipped { name: name.clone(), why: (*why).to_owned() }).collect();
+        let mut skipped: Vec<Skipped> = unusable
+            .map(|(name, why)| skip(name.clone(), (*why).to_owned(), Omission::Unsupported))
+            .collect();
         let scope = Scope {
             object: &object,
             defines_allocator: self.defines_allocator(&symbols),
@@ -239,7 +268,7 @@ impl Planner {
         for (&svma, named) in &symbols.functions {
             match self.draft(&scope, svma, named) {
                 Ok(draft) => drafts.push(draft),
-                Err(why) => skipped.push(Skipped { name: self.names(named).join(", "), why }),
+                Err((omission, why)) => skipped.push(skip(self.names(named).join(", "), why, omission)),
             }
         }
         forbid_entered_windows(&object, &mut drafts);
@@ -248,7 +277,7 @@ impl Planner {
             match settle(&object, draft) {
                 Ok(probe) => probes.push(probe),
                 Err((api, why)) => {
-                    skipped.push(Skipped { name: self.symbol(api).to_owned(), why: why.to_owned() })
+                    skipped.push(skip(self.symbol(api).to_owned(), why.to_owned(), Omission::Unsafe))
                 }
             }
         }
@@ -276,33 +305,39 @@ impl Planner {
         scope: &Scope<'_, 'data>,
         svma: u64,
         named: &Named,
-    ) -> Result<Draft<'data>, String> {
-        let (api, Api { role, .. }) = named.canonical(&self.catalog).ok_or("it is not in the catalog")?;
+    ) -> Result<Draft<'data>, (Omission, String)> {
+        let elsewhere = |why: String| (Omission::SeenElsewhere, why);
+        let unsafe_since = |why: &str| (Omission::Unsafe, why.to_owned());
+        let canonical = named.canonical(&self.catalog);
+        let (api, Api { role, .. }) = canonical.ok_or_else(|| unsafe_since("it is not in the catalog"))?;
         let apis = || named.apis.iter().filter_map(|&id| self.catalog.get(id));
         if apis().all(Api::is_operator) && !scope.defines_allocator {
-            return Err("it calls malloc or free of another file, which are probed there".to_owned());
+            return Err(elsewhere(
+                "it calls malloc or free of another file, which are probed there".to_owned(),
+            ));
         }
         if let Some(to) = scope.forwards.get(&svma).and_then(|&to| self.catalog.get(to)) {
-            return Err(format!("it passes every block on to {}, which is probed", to.name));
+            return Err(elsewhere(format!("it passes every block on to {}, which is probed", to.name)));
         }
         let mut exits = None;
         // An exception thrown while a return probe is pending ends the target, so the exits are probed instead. Where there is
         // nothing to unwind by, it ends there anyway.
         if apis().any(|api| api.throws) && unwinds_through(scope.object.data(), svma) {
             let finder = scope.exits.get_or_init(|| ExitFinder::new(scope.object));
-            let found = finder.of(svma);
-            exits = Some(
-                found.map_err(|why| format!("an exception could not pass its return probe, and {why}"))?,
-            );
+            let lost =
+                |why| unsafe_since(&format!("an exception could not pass its return probe, and {why}"));
+            exits = Some(finder.of(svma).map_err(lost)?);
         }
-        let code = scope.object.code_at(svma).ok_or("its address is not in an executable segment")?;
+        let code = scope.object.code_at(svma);
+        let code = code.ok_or_else(|| unsafe_since("its address is not in an executable segment"))?;
         let need = Need {
             signature: role.signature(),
             return_probe: matches!(role, Role::Allocate(_)),
             nop5_optimised: self.nop5_optimised,
         };
         let function = Function { svma, code, size: named.size };
-        let entry = function.entry(need).ok_or("its first instruction cannot be decoded")?;
+        let entry = function.entry(need);
+        let entry = entry.ok_or_else(|| unsafe_since("its first instruction cannot be decoded"))?;
         let moved = match entry.cost {
             Cost::SingleStepped => function.first_cheap(need),
             Cost::Emulated | Cost::Optimised => Ok(entry.clone()),

@@ -163,8 +163,11 @@ fn what_is_not_a_function_of_this_file_is_not_probed() {
     );
     let plan = plan_object(&file).unwrap();
     assert_eq!(plan.probes, []);
-    let skipped: Vec<_> = plan.skipped.iter().map(|skipped| skipped.name.as_str()).collect();
-    assert_eq!(skipped, ["malloc", "xallocx", "free"]);
+    let skipped: Vec<_> =
+        plan.skipped.iter().map(|skipped| (skipped.name.as_str(), skipped.omission)).collect();
+    let expected =
+        [("malloc", Omission::Unsupported), ("xallocx", Omission::Unsupported), ("free", Omission::Unsafe)];
+    assert_eq!(skipped, expected);
 }
 
 #[test]
@@ -189,7 +192,7 @@ fn a_function_that_passes_the_block_on_is_left_to_the_other_unless_both_do() {
     let symbols = [("free", 0, 7, FUNC), ("_ZdlPv", 16, 5, FUNC), ("malloc", 0x30, 1, FUNC)];
     let plan = plan_object(&elf_file(&code, &symbols)).unwrap();
     assert_eq!(plan.probes.len(), 2);
-    assert_eq!(plan.skipped[0].name, "_ZdlPv");
+    assert_eq!((&*plan.skipped[0].name, plan.skipped[0].omission), ("_ZdlPv", Omission::SeenElsewhere));
 
     code[..5].copy_from_slice(&[0xe9, 0x0b, 0x00, 0x00, 0x00]); // jmp 16: a ring
     let plan = plan_object(&elf_file(&code, &symbols)).unwrap();

@@ -22,7 +22,7 @@ use crate::{
     analyze::mappings::MappingAccount,
     attach::Capture,
     drain::Change,
-    model::{Pid, Process, ProcessEnd},
+    model::{NotProbed, Pid, Process, ProcessEnd},
     plan::Planner,
     symbolize::Worker,
     target::Target,
@@ -133,6 +133,11 @@ impl Children {
             family.part_with(index);
         }
         gone
+    }
+
+    /// The allocator functions of all of them whose calls are not seen.
+    pub fn not_probed(&self) -> Vec<NotProbed> {
+        self.probed.borrow().not_probed.clone()
     }
 
     /// Whether all processes are gone that were ever known.

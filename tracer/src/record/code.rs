@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::Entry},
+    fs::File,
     os::unix::fs::FileExt as _,
     sync::Arc,
 };
@@ -16,7 +17,7 @@ use crate::{
     attach::{Capture, UnwindSizes, UnwindTables},
     symbolize::CodeView,
     target::{FileId, Mapping, Object, Target},
-    unwind::{Cache, CacheLimits, CodeSegments, Table},
+    unwind::{Cache, CacheLimits, CodeSegments, TRAMPOLINE_HEAD, Table, begins_with_trampoline},
 };
 
 /// What is known of the files that hold code.
@@ -24,6 +25,8 @@ pub struct CodeFiles {
     cache: Option<Cache>,
     files: HashMap<FileId, CodeFile>,
     vdso: Option<CodeFile>,
+    /// Code that programs copied at run time, by its bytes. It is always the same, but for its length.
+    trampolines: HashMap<Vec<u8>, CodeFile>,
     /// What each process had mapped when it was last looked at.
     installed: HashMap<u16, Installed>,
     /// Files that no process has mapped any more, in the order in which they were unmapped.
@@ -65,6 +68,7 @@ impl CodeFiles {
             cache,
             files: HashMap::new(),
             vdso: None,
+            trampolines: HashMap::new(),
             installed: HashMap::new(),
             unmapped: VecDeque::new(),
             files_seen: 0,
@@ -149,8 +153,9 @@ impl CodeFiles {
     ) -> Option<()> {
         let (before, changes) = (capture.code_list(process), capture.code_changes(process));
         let mappings = executable(target)?;
-        let ready: Vec<Code> =
-            mappings.iter().map(|mapping| self.code(mapping, capture.unwind_tables())).collect();
+        let memory = target.open_file("mem").ok();
+        let code = |mapping| self.code(mapping, memory.as_ref(), capture.unwind_tables());
+        let ready: Vec<Code> = mappings.iter().map(code).collect();
         let is_old = |code: &Code| capture.is_listed(process, code);
         let (mut listed, old): (Vec<Code>, Vec<bool>) =
             ready.iter().map(|code| (*code, is_old(code))).unzip();
@@ -233,9 +238,12 @@ impl CodeFiles {
             && self.installed.get(&event.process).is_some_and(|installed| installed.code.iter().any(was_code))
     }
 
-    fn code(&mut self, mapping: &Mapping, tables: &mut UnwindTables) -> Code {
+    fn code(&mut self, mapping: &Mapping, memory: Option<&File>, tables: &mut UnwindTables) -> Code {
         let (start, end) = (mapping.start.0, mapping.end.0);
         let without = |table| Code { start, end, bias: 0, table, file: 0 };
+        if let Some(file) = memory.and_then(|memory| self.trampolines_in(mapping, memory)) {
+            return Code { start, end, bias: start, table: file.table.number(tables), file: file.number };
+        }
         let file = match mapping.file_id() {
             Some(id) => self.files.get_mut(&id),
             None if mapping.name == "[vdso]" => self.vdso.as_mut(),
@@ -245,6 +253,39 @@ impl CodeFiles {
         match file.segments.load_bias(start, mapping.file_offset) {
             Some(bias) => Code { start, end, bias, table: file.table.number(tables), file: file.number },
             None => Code { file: file.number, ..without(Code::NO_TABLE) },
+        }
+    }
+}
+
+impl CodeFiles {
+    /// What a process copied to memory of no file, to call functions through.
+    fn trampolines_in(&mut self, mapping: &Mapping, memory: &File) -> Option<&mut CodeFile> {
+        /// CPython asks for 64 KiB at a time; what is next to each other is one mapping.
+        const LONGEST: u64 = 1 << 20;
+        /// Lengths of such mappings that are told apart, in all processes.
+        const MOST: usize = 64;
+        let is_of_no_file =
+            mapping.file_id().is_none() && !mapping.name.as_encoded_bytes().starts_with(b"[v");
+        let mut head = [0; TRAMPOLINE_HEAD];
+        if !is_of_no_file || mapping.len() > LONGEST {
+            return None;
+        }
+        memory.read_exact_at(&mut head, mapping.start.0).ok()?;
+        if !begins_with_trampoline(&head) {
+            return None;
+        }
+        let mut code = vec![0; usize::try_from(mapping.len()).ok()?];
+        memory.read_exact_at(&mut code, mapping.start.0).ok()?;
+        let known = self.trampolines.len();
+        match self.trampolines.entry(code) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(new) if known < MOST => {
+                let table = InKernel::Not(Box::new(Table::of_trampolines(new.key())?));
+                self.files_seen += 1;
+                let segments = CodeSegments::default();
+                Some(new.insert(CodeFile { object: None, table, segments, number: self.files_seen }))
+            }
+            Entry::Vacant(_) => None,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         verdict::{self, Facts},
     },
     attach::SharedTables,
-    model::{Events, Memory, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
+    model::{Events, Memory, NotProbed, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
     symbolize::Names,
 };
 
@@ -35,12 +35,14 @@ pub struct Findings {
     pub(super) counted: Counted,
     /// Events that user space counted.
     pub(super) events: Events,
+    pub(super) not_probed: Vec<NotProbed>,
     pub(super) processes: Vec<Process>,
     pub(super) window: Window,
     pub(super) settings: Settings,
     pub(super) memory: Memory,
     pub(super) runtime: Option<Runtime>,
     pub(super) allocator: Option<&'static str>,
+    pub(super) shared_memory: u64,
     pub(super) timeline: Vec<TimelinePoint>,
 }
 
@@ -69,7 +71,8 @@ impl Findings {
                 window: Duration::from_nanos(window.duration_ns),
                 memory: Some(&memory),
                 stacks: &stacks,
-                freed_older_blocks: events.unmatched_frees > 0,
+                freed_older_blocks: events.unmatched_frees,
+                shared_memory: self.shared_memory,
                 outstanding: &counted.outstanding(),
                 runtime: self.runtime,
                 allocator: self.allocator,
@@ -84,6 +87,7 @@ impl Findings {
             window,
             settings: self.settings,
             events,
+            not_probed: self.not_probed,
             totals: outcome::totals(&stacks),
             memory: Some(memory),
             timeline: self.timeline,

@@ -151,6 +151,19 @@ impl ResidentMemory {
         managed.runtimes().min().or_else(|| seen().min())
     }
 
+    /// By how much shared memory grew that the kernel shows as files.
+    #[must_use]
+    pub fn shared_growth(&self) -> u64 {
+        const NAMES: [&str; 3] = ["/memfd:", "/dev/shm/", "/SYSV"];
+
+        let is_shared = |vma: &&Vma| NAMES.iter().any(|name| vma.name.starts_with(name));
+        let size = |readings: &BTreeMap<u16, Reading>| -> u64 {
+            let vmas = readings.values().flat_map(|reading| &reading.vmas);
+            vmas.filter(is_shared).map(|vma| vma.rss.0).sum()
+        };
+        size(&self.latest).saturating_sub(size(&self.before))
+    }
+
     /// The allocator that the targets use.
     #[must_use]
     pub fn allocator(&self) -> Option<&'static str> {

@@ -14,11 +14,12 @@ use super::allocators::Found;
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
     attach::{Capture, Programs, Site},
-    model::{Address, Mode, Pid},
+    model::{Address, Mode, NotProbed, Pid},
     plan::{
-        Catalog, Cost, Declarations, Exits, ObjectPlan, Place, PlanError, PlanTable, PlannedProbe, Planner,
+        Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, Place, PlanError, PlanTable, PlannedProbe,
+        Planner, Skipped,
     },
-    report::human::printable,
+    report::human::{counted, printable},
     target::{FileId, Mapping, Object, Target},
 };
 
@@ -30,6 +31,8 @@ pub type Probed = Rc<RefCell<ProbedFiles>>;
 pub struct ProbedFiles {
     /// How many functions in each.
     functions: HashMap<FileId, usize>,
+    /// Functions whose calls are not seen.
+    pub not_probed: Vec<NotProbed>,
     /// The offsets of the probes in each, where children are followed.
     places: HashSet<Vec<u64>>,
 }
@@ -67,6 +70,11 @@ impl TracedProcess {
     /// How many functions are probed.
     pub fn probes(&self) -> usize {
         self.probes
+    }
+
+    /// The functions whose calls are not seen.
+    pub fn not_probed(&self) -> Vec<NotProbed> {
+        self.probed.borrow().not_probed.clone()
     }
 
     /// What was looked at for allocators.
@@ -139,7 +147,26 @@ impl TracedProcess {
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
         self.found.add_plan(&plan, &planner.catalog);
+        self.tell_of_plan(object, &plan, &planner.catalog);
         Ok(plan.probes.len())
+    }
+
+    /// Says what is probed in a file and what could not be.
+    fn tell_of_plan(&self, object: &Object, plan: &ObjectPlan, catalog: &Catalog) {
+        let path = object.path.display().to_string();
+        let (file, probes) = (printable(&path), plan.probes.len());
+        if probes > 0 {
+            log::info!("{}: {} probed in {file}", self.name(), counted(probes as u64, "allocator function"));
+        }
+        for skipped in plan.skipped.iter().filter(|skipped| skipped.omission != Omission::SeenElsewhere) {
+            let Skipped { why, omission, .. } = skipped;
+            let function = skipped.display_name(catalog);
+            if *omission == Omission::Unsafe {
+                log::warn!("{}: calls of {function} in {file} are not seen: {why}", self.name());
+            }
+            let missing = NotProbed { module: object.name(), function, why: why.clone() };
+            self.probed.borrow_mut().not_probed.push(missing);
+        }
     }
 
     /// Whether probes that are everybody's are in this file already. Two overlays of one image show one file under two identities: then

@@ -72,6 +72,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
             lost: causes(&[("live_table_full", 0), ("missed_free", 0)]),
             incomplete_stacks: causes(&[]),
         },
+        not_probed: vec![],
         totals,
         memory: None,
         timeline: vec![],
@@ -377,6 +378,11 @@ pub fn hostile() -> Profile {
     let mut profile = profile(vec![stack("my alloc 12\n", 5_000, 3, frames)]);
     profile.target.comm = "<b>\u{1b}[1m;x".into();
     profile.target.command = vec!["a\0b".into()];
+    profile.not_probed = vec![NotProbed {
+        module: "lib\u{1b}[31m.so".into(),
+        function: "operator new".into(),
+        why: "it can return from too many places".into(),
+    }];
     profile
 }
 

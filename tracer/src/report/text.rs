@@ -33,6 +33,7 @@ impl Report for Text<'_> {
             page.stacks(),
             page.not_shown(),
             page.losses(),
+            page.not_probed(),
             page.incomplete_stacks(),
             page.files(self.written),
         ];
@@ -56,7 +57,13 @@ impl Facts {
         let options = Options { color: false, ..options.clone() };
         let page = Page::new(profile, &options);
         let facts = [Some(page.when()), Some(page.activity()), page.settings()];
-        let trust = [page.losses(), page.incomplete_stacks(), page.not_shown(), in_force(&profile.settings)];
+        let trust = [
+            page.losses(),
+            page.not_probed(),
+            page.incomplete_stacks(),
+            page.not_shown(),
+            in_force(&profile.settings),
+        ];
         Self {
             headline: page.outstanding().lines().next().unwrap_or_default().to_owned(),
             facts: facts.into_iter().flatten().collect(),
@@ -210,10 +217,12 @@ impl<'a> Page<'a> {
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
         let labels = parts.iter().map(|part| part_label(part).chars().count());
         let width = labels.max().unwrap_or(0).max(20);
+        // What shrank besides does not make it less.
+        let grown: u64 = parts.iter().filter_map(|part| u64::try_from(growth(part)).ok()).sum();
         for part in parts {
             let growth = growth(part);
             let share = match u64::try_from(growth) {
-                Ok(growth) if change.0 > 0 => share(growth, change.0 as u64),
+                Ok(growth) if change.0 > 0 => share(growth, grown),
                 _ => String::new(),
             };
             _ = write!(
@@ -348,6 +357,22 @@ impl<'a> Page<'a> {
             _ = write!(text, "\n{:>12}  {meaning}", Count(number));
         }
         text
+    }
+
+    /// The allocator functions whose calls nobody saw, a line for each file that has some.
+    fn not_probed(&self) -> String {
+        let mut by_module: std::collections::BTreeMap<&str, Vec<&str>> = std::collections::BTreeMap::new();
+        for missing in &self.profile.not_probed {
+            by_module.entry(&missing.module).or_default().push(&missing.function);
+        }
+        let lines: Vec<String> = by_module
+            .into_iter()
+            .map(|(module, mut functions)| {
+                functions.dedup();
+                printable(&format!("not seen: calls of {} in {module}", functions.join(", "))).into_owned()
+            })
+            .collect();
+        self.paint.dim(&lines.join("\n"))
     }
 
     /// Why callers are missing.

@@ -207,6 +207,9 @@ impl Key {
         put(elf.length);
         put(elf.entry.unwrap_or(0));
         put(elf.coroutine_end.unwrap_or(0));
+        let switches = elf.switches.clone().unwrap_or_default();
+        put(switches.start);
+        put(switches.end);
         put(elf.code.len() as u64);
         for range in &elf.code {
             put(range.start);

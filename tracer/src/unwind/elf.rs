@@ -48,7 +48,9 @@ pub(super) struct Elf<'data> {
     pub entry: Option<u64>,
     /// What the first function of a coroutine returns to (glibc's `__start_context`): it has no caller.
     pub coroutine_end: Option<u64>,
-    /// By preference.
+    /// Code that calls C on another stack than its own: the function of Go's runtime for it.
+    pub switches: Option<Range<u64>>,
+    /// By preference: of functions that begin together, the first holds.
     pub sections: Vec<Section<'data>>,
     /// What there is to read besides in a file that needs no others.
     pub standalone: Option<Standalone<'data>>,
@@ -78,14 +80,20 @@ pub(super) fn read(bytes: &[u8]) -> Result<Elf<'_>, TableError> {
     let mut sections = Vec::new();
     let eh_frame = eh_frame_section(&table, endian, bytes, &bases)
         .or_else(|| eh_frame_segment(segments, endian, bytes, &bases));
+    // Go describes functions that switch stacks as if they did not.
+    let is_go = is_go(&table, endian);
+    let is_described = eh_frame.is_some() && is_go;
     sections.extend(eh_frame);
-    sections.extend(debug_frame(&table, endian, bytes, bases));
+    // A program whose own code has no other may be linked with files that do.
+    sections.extend(debug_frame(&table, endian, bytes, bases).filter(|_| !is_described));
     let length = bytes.len() as u64;
     let entry =
         starts_threads(segments, endian, bytes).then(|| header.e_entry(endian)).filter(|&entry| entry != 0);
     let standalone = entry.and_then(|entry| standalone(&table, segments, endian, bytes, entry));
     let coroutine_end = coroutine_end(segments, endian, bytes);
-    Ok(Elf { length, code: executable(segments, endian, length), entry, coroutine_end, sections, standalone })
+    let switches = is_go.then(|| calls_c(bytes)).flatten();
+    let code = executable(segments, endian, length);
+    Ok(Elf { length, code, entry, coroutine_end, switches, sections, standalone })
 }
 
 /// glibc's `makecontext` puts the address of `__start_context` under the first function of a coroutine. No symbol names that, and its
@@ -115,6 +123,16 @@ fn coroutine_end(segments: &[ProgramHeader64<Endianness>], endian: Endianness, b
     addresses_taken(&code[..code.len().min(LENGTH)], svma).find(is_end)
 }
 
+/// The function of Go's runtime that switches to a stack for C and calls it. It is called with a frame pointer, and leaves that alone.
+fn calls_c(bytes: &[u8]) -> Option<Range<u64>> {
+    let file = ElfFile64::<Endianness>::parse(bytes).ok()?;
+    let named =
+        |name: &[u8]| file.symbols().find(|symbol| symbol.name_bytes() == Ok(name) && symbol.size() > 0);
+    // Since Go 1.17 the plain name is that of a function that calls this one.
+    let function = named(b"runtime.asmcgocall.abi0").or_else(|| named(b"runtime.asmcgocall"))?;
+    Some(function.address()..function.address().checked_add(function.size())?)
+}
+
 /// A C library that says nothing of its frames (musl) is in files that need no others: itself, or a program that it is part of.
 fn standalone<'data>(
     table: &Sections<'data>,
@@ -125,7 +143,7 @@ fn standalone<'data>(
 ) -> Option<Standalone<'data>> {
     let needs_others = segments.iter().any(|segment| segment.p_type(endian) == PT_INTERP);
     // Go's functions move between stacks, and keep frame pointers.
-    if needs_others || table.section_by_name(endian, b".gopclntab").is_some() {
+    if needs_others || is_go(table, endian) {
         return None;
     }
     let executable = segments.iter().filter(|segment| is_executable(segment, endian));
@@ -149,6 +167,11 @@ fn standalone<'data>(
     entries.sort_unstable();
     entries.dedup();
     Some(Standalone { code, entries })
+}
+
+/// Whether Go made it: that is the table that its own runtime walks stacks by.
+fn is_go(table: &Sections<'_>, endian: Endianness) -> bool {
+    table.section_by_name(endian, b".gopclntab").is_some()
 }
 
 /// The executable segments of a file: from which part of it code is mapped, and at which svma.

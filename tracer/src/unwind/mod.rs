@@ -14,6 +14,7 @@ mod held;
 mod instructions;
 mod rules;
 mod table;
+mod trampolines;
 mod walk;
 
 pub use cfi::{function_ranges, unwinds_through};
@@ -22,4 +23,5 @@ pub use elf::CodeSegments;
 pub use instructions::{CodeBytes, Described, describe};
 pub use rules::Rules;
 pub use table::{Table, TableError, TableStats};
+pub use trampolines::{TRAMPOLINE_HEAD, begins_with_trampoline};
 pub use walk::{CodeMap, MAX_FRAMES, OverlappingMappings, Walk};

@@ -3,13 +3,16 @@
 use std::ops::Range;
 
 use gimli::UnwindTableRow;
-use tracer_ebpf::unwind::{PAGE_BITS, PAGE_SIZE, Place, Row, RowSearch, Rule, TableHeader, Tables};
+use tracer_ebpf::unwind::{
+    Cfa, PAGE_BITS, PAGE_SIZE, Place, Row, RowSearch, Rule, SavedBp, TableHeader, Tables,
+};
 
 use super::cfi::{self, Sink};
 use super::elf::{self, Elf, Section, Standalone};
 use super::held::{self, Held};
 use super::instructions;
 use super::rules::Rules;
+use super::trampolines;
 
 /// The most rows a table can have: 64 MiB of them, four times what the largest known program (Chromium) has.
 pub(super) const MAX_ROWS: usize = 1 << 24;
@@ -89,13 +92,13 @@ impl Table {
             return Err(TableError::CodeTooLarge(length));
         }
         let mut collected = Collected::new(&elf.code, span.start);
+        if let Some(code) = &elf.switches {
+            collected.describe_switch(code.clone());
+        }
         for section in &elf.sections {
             cfi::read(section, &mut collected);
-            if !collected.functions.is_empty() {
-                if let Some(standalone) = &elf.standalone {
-                    collected.describe_held(section, standalone);
-                }
-                break;
+            if let Some(standalone) = &elf.standalone {
+                collected.describe_held(section, standalone);
             }
         }
         let has_any = !collected.functions.is_empty() || elf.standalone.is_some();
@@ -106,6 +109,25 @@ impl Table {
             collected.describe_by_instructions(standalone);
         }
         if has_any { collected.into_table(length) } else { Err(TableError::NoUnwindInformation) }
+    }
+
+    /// The table of code that was copied at run time ([`begins_with_trampoline`](super::begins_with_trampoline)), from its first byte
+    /// on; none when there is no copy.
+    #[must_use]
+    pub fn of_trampolines(code: &[u8]) -> Option<Self> {
+        let length = code.len() as u64;
+        let whole = [Range { start: 0, end: length }];
+        let mut collected = Collected::new(&whole, 0);
+        for copy in trampolines::copies(code) {
+            let start = copy.start;
+            if collected.function(copy) {
+                for (at, cfa) in trampolines::ROWS {
+                    let rule = Rule::new(Cfa::Sp(cfa), SavedBp::Same).unwrap_or(Rule::UNSUPPORTED);
+                    collected.row(start + at, rule);
+                }
+            }
+        }
+        if collected.functions.is_empty() { None } else { collected.into_table(length).ok() }
     }
 
     /// Where the table stands when its pages and rows are copied to these places of the global arrays.
@@ -268,9 +290,16 @@ impl<'a> Collected<'a> {
         }
     }
 
+    /// Code that runs on another stack than its caller, before anything else is said of it.
+    fn describe_switch(&mut self, code: Range<u64>) {
+        if self.function(code.clone()) {
+            self.row(code.start, Rule::SWITCHED);
+        }
+    }
+
     /// Calls from frames whose CFA is in a register.
     fn describe_held(&mut self, section: &Section<'_>, standalone: &Standalone<'_>) {
-        for (code, rule) in held::rows(&self.held, section, &standalone.code) {
+        for (code, rule) in held::rows(&std::mem::take(&mut self.held), section, &standalone.code) {
             let offset = |svma: u64| u32::try_from(svma.checked_sub(self.base)?).ok();
             if let (Some(start), Some(end)) = (offset(code.start), offset(code.end)) {
                 self.overlay(start..end, rule);
@@ -447,7 +476,7 @@ pub(super) mod tests {
     }
 
     fn sp(offset: i64) -> Rule {
-        Rule::new(tracer_ebpf::unwind::Cfa::Sp(offset), tracer_ebpf::unwind::SavedBp::Same).expect("fits")
+        Rule::new(Cfa::Sp(offset), SavedBp::Same).expect("fits")
     }
 
     #[test]

@@ -203,6 +203,7 @@ mod tests {
             (-8_i64..8).prop_map(|at| rule(Cfa::AtBp { at: at * 8, plus: 8 }, SavedBp::Same)),
             (-8_i64..8).prop_map(|at| rule(Cfa::AtSp { at: at * 8, plus: 0 }, SavedBp::Same)),
             (0_i64..32).prop_map(|word| Rule::signal(word * 8).expect("fits")),
+            Just(Rule::SWITCHED),
             any::<u64>().prop_map(Rule::from_bits),
         ]
     }
@@ -228,10 +229,13 @@ mod tests {
             (start, bp) in (any_word(), any_word()),
         ) {
             prop_assert!(16 * rules.len() < PAGE_SIZE as usize);
-            let walk = code_of(&rules).walk(Registers { ip: start, sp: STACK, bp }, &Words(words));
+            let code = code_of(&rules);
+            let walk = code.walk(Registers { ip: start, sp: STACK, bp }, &Words(words));
             prop_assert!(walk.frames.len() <= MAX_FRAMES);
             for pair in walk.frames.windows(2) {
-                prop_assert!(pair[1].registers.sp > pair[0].registers.sp || pair[1].via == Via::Signal);
+                let is_switched = code.rule(pair[0].lookup_address()).is_ok_and(Rule::is_switched);
+                let is_above = pair[1].registers.sp > pair[0].registers.sp;
+                prop_assert!(is_above || pair[1].via == Via::Signal || is_switched);
             }
         }
     }

@@ -7,6 +7,7 @@ mod median;
 mod overhead;
 mod reports;
 mod soak;
+mod stacks;
 mod tool;
 mod unwind;
 mod workload;
@@ -52,6 +53,15 @@ pub enum Bench {
         /// How long it records, in minutes.
         #[arg(long, default_value_t = 30)]
         minutes: u32,
+    },
+    /// How many stacks of real programs under load are complete; writes docs/unwinding.md.
+    Stacks {
+        /// How long each is recorded.
+        #[arg(long, default_value_t = 8)]
+        seconds: u64,
+        /// Only programs whose title has this in it; the document is left alone.
+        #[arg(long)]
+        only: Vec<String>,
     },
     /// What walking stacks costs, by unwind tables and by frame pointers, and what making the tables takes.
     Unwind {
@@ -109,6 +119,14 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
         }
         Bench::Soak { minutes } => {
             write_down(&overhead, "soak", &soak::measure(&Bed::make(workspace)?, *minutes)?)
+        }
+        Bench::Stacks { seconds, only } => {
+            let table = stacks::measure(&Bed::make(workspace)?, *seconds, only)?;
+            if only.is_empty() {
+                write_down(&workspace.join("docs/unwinding.md"), "complete", &table)
+            } else {
+                Ok(())
+            }
         }
         Bench::Unwind { rounds, milliseconds } => {
             let tables = unwind::measure(&Bed::make(workspace)?, *rounds, *milliseconds)?;

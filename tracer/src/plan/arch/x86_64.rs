@@ -4,6 +4,8 @@
 //! `push reg`, `nop`, `jcc`, `jmp` and `call` with a relative target; from Linux 6.18 on `can_optimize` turns a 5-byte nop
 //! into a call.
 
+mod pass_on;
+
 use std::ops::RangeInclusive;
 
 use iced_x86::{
@@ -121,7 +123,7 @@ impl Function<'_> {
                 let cut_short = offset as usize + MAX_INSTRUCTION_BYTES > SEARCH_BYTES;
                 return Err(if cut_short { Obstacle::NoneNear } else { Obstacle::NotDecodable { offset } });
             }
-            let cost = self.cost_of(&instruction, need.nop5_optimised);
+            let cost = self.cost_of(&instruction, need.nop5_optimised && !path.wrote_memory);
             if cost != Cost::SingleStepped {
                 return Ok(Candidate {
                     offset,
@@ -244,30 +246,6 @@ pub(in crate::plan) enum Target {
 }
 
 impl Function<'_> {
-    /// The function that gets the block which this one was asked to release, and the argument it gets it as: when
-    /// every call, or every one with another block than NULL, goes straight there.
-    pub(in crate::plan) fn passes_block_on(&self, signature: Signature) -> Option<(Target, Arg)> {
-        let wanted = Signature { size: None, count: None, result: ResultPlace::Register, ..signature };
-        let mut path = Path::new(wanted);
-        let mut info = InstructionInfoFactory::new();
-        let mut tested_for_null = false;
-        for instruction in self.decoder(self.extent().min(SEARCH_BYTES)).iter() {
-            match instruction.flow_control() {
-                FlowControl::Next if !instruction.is_invalid() => {}
-                FlowControl::ConditionalBranch
-                    if tested_for_null && instruction.mnemonic() == Mnemonic::Je => {}
-                FlowControl::UnconditionalBranch
-                | FlowControl::IndirectBranch
-                | FlowControl::Call
-                | FlowControl::IndirectCall => return Some((target(&instruction)?, path.signature.old?)),
-                _ => return None,
-            }
-            path.step(&instruction, &mut info).ok()?;
-            tested_for_null = path.signature.old.is_some_and(|block| tests_for_zero(&instruction, block));
-        }
-        None
-    }
-
     /// The function that every call of this one calls first.
     pub(in crate::plan) fn calls_first(&self) -> Option<Target> {
         for instruction in self.decoder(self.extent().min(SEARCH_BYTES)).iter() {
@@ -301,14 +279,6 @@ fn target(instruction: &Instruction) -> Option<Target> {
     } else {
         None
     }
-}
-
-/// `test reg, reg` of the register with the given argument.
-fn tests_for_zero(instruction: &Instruction, arg: Arg) -> bool {
-    let register = ARGUMENTS[usize::from(arg.number())];
-    instruction.code() == Code::Test_rm64_r64
-        && instruction.op0_register() == register
-        && instruction.op1_register() == register
 }
 
 /// No x86 instruction is longer.
@@ -349,13 +319,16 @@ struct Path {
     /// Where the needed arguments are now.
     signature: Signature,
     stack_displacement: u32,
+    /// Something may lie below the stack pointer (the ABI's red zone), where the call that Linux 6.18 makes of a 5-byte nop writes.
+    /// At the entry of a function nothing does.
+    wrote_memory: bool,
     wanted: Signature,
 }
 
 impl Path {
     fn new(wanted: Signature) -> Self {
         let holds = [0, 1, 2, 3, 4, 5].map(Some);
-        Self { holds, signature: wanted, stack_displacement: 0, wanted }
+        Self { holds, signature: wanted, stack_displacement: 0, wrote_memory: false, wanted }
     }
 
     fn step(&mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) -> Result<(), Obstacle> {
@@ -366,6 +339,7 @@ impl Path {
                 OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
             )
         };
+        self.wrote_memory |= used.used_memory().iter().any(|used| writes(used.access()));
         let copied = copied_argument(instruction).and_then(|register| self.holds[register]);
         let mut moves_stack = false;
         for register in used.used_registers().iter().filter(|used| writes(used.access())) {

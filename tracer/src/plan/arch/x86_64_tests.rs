@@ -29,6 +29,7 @@ const TEST_RDI_RDI: &[u8] = &[0x48, 0x85, 0xff];
 const CMP_RDI_1024: &[u8] = &[0x48, 0x81, 0xff, 0x00, 0x04, 0x00, 0x00];
 const LEA_RAX_RDI_23: &[u8] = &[0x48, 0x8d, 0x47, 0x17];
 const MOV_RDI_RBX: &[u8] = &[0x48, 0x89, 0xdf];
+const MOV_RBX_RDI: &[u8] = &[0x48, 0x89, 0xfb];
 const MOV_RSI_RDI: &[u8] = &[0x48, 0x89, 0xfe];
 const XOR_EDI_EDI: &[u8] = &[0x31, 0xff];
 const MUL_RDX: &[u8] = &[0x48, 0xf7, 0xe2];
@@ -65,6 +66,15 @@ fn harmless_instructions_are_passed() {
     assert_eq!(candidate.signature, need("malloc").signature);
     let free = place("free", &[TEST_RDI_RDI, JE_SHORT, PUSH_RBP]).unwrap();
     assert_eq!(free.offset, 3);
+}
+
+#[test]
+fn a_nop_of_five_bytes_is_no_place_behind_what_may_lie_in_the_red_zone() {
+    let mov_red_zone_rdi: &[u8] = &[0x48, 0x89, 0x7c, 0x24, 0xf8]; // mov %rdi,-8(%rsp)
+    let need = Need { nop5_optimised: true, ..need("malloc") };
+    let offset = |code: &[&[u8]]| function(&code.concat()).first_cheap(need).unwrap().offset;
+    assert_eq!(offset(&[ENDBR64, NOP5, PUSH_RBP]), 4);
+    assert_eq!(offset(&[mov_red_zone_rdi, NOP5, PUSH_RBP]), 10);
 }
 
 #[test]
@@ -202,20 +212,31 @@ fn long_branches_are_found_wherever_they_are() {
 
 #[test]
 fn a_block_that_is_only_passed_on_is_recognised() {
-    let passed_on = |code: &[&[u8]]| {
-        let code = code.concat();
-        function(&code).passes_block_on(need("free").signature)
+    // A function at this place releases its argument with this number.
+    let passed_on = |releaser: Target, arg: u8, code: &[&[u8]]| {
+        let releases = |target| (target == releaser).then_some(((), Arg::new(arg)));
+        function(&code.concat()).passes_block_on(need("free").signature, releases).is_some()
     };
-    let to = |offset: u64| Target::Address(SVMA + offset);
-    assert_eq!(passed_on(&[ENDBR64, JMP_LONG]), Some((to(25), Arg::new(0))));
-    assert_eq!(passed_on(&[TEST_RDI_RDI, JE_SHORT, SUB_RSP_24, CALL]), Some((to(30), Arg::new(0))));
-    assert_eq!(passed_on(&[MOV_RSI_RDI, MOV_RDI_RBX, JMP_LONG]), Some((to(27), Arg::new(1))));
-    assert_eq!(passed_on(&[&[0xff, 0x25, 0x10, 0, 0, 0]]), Some((Target::Slot(SVMA + 22), Arg::new(0))));
-    // Not when some blocks go another way, or the block is lost.
-    assert_eq!(passed_on(&[CMP_RDI_1024, JE_SHORT, JMP_LONG]), None);
-    assert_eq!(passed_on(&[TEST_RDI_RDI, LEA_RAX_RDI_23, JE_SHORT, JMP_LONG]), None);
-    assert_eq!(passed_on(&[XOR_EDI_EDI, JMP_LONG]), None);
-    assert_eq!(passed_on(&[RET]), None);
+    let at = |offset: u64| Target::Address(SVMA + offset);
+    assert!(passed_on(at(25), 0, &[ENDBR64, JMP_LONG]));
+    assert!(passed_on(at(30), 0, &[TEST_RDI_RDI, JE_SHORT, SUB_RSP_24, CALL]));
+    assert!(passed_on(at(27), 1, &[MOV_RSI_RDI, MOV_RDI_RBX, JMP_LONG]));
+    assert!(passed_on(Target::Slot(SVMA + 22), 0, &[&[0xff, 0x25, 0x10, 0, 0, 0]]));
+    // Something else is called in between, which leaves rbx as it is.
+    let kept = [MOV_RBX_RDI, CALL, MOV_RDI_RBX, JMP_LONG];
+    assert!(passed_on(at(32), 0, &kept));
+    // On both sides of a branch.
+    let both: [&[u8]; 5] = [CMP_RDI_1024, &[0x74, 0x05], JMP_LONG, &[0xeb, 0xf9], RET];
+    assert!(passed_on(at(30), 0, &both));
+    // Not when some blocks go another way, or nowhere, or the block is lost.
+    assert!(!passed_on(at(30), 0, &[CMP_RDI_1024, &[0x74, 0x05], JMP_LONG, RET]));
+    assert!(!passed_on(at(30), 0, &[CMP_RDI_1024, JE_SHORT, JMP_LONG]));
+    assert!(!passed_on(at(30), 0, &[TEST_RDI_RDI, LEA_RAX_RDI_23, JE_SHORT, JMP_LONG]));
+    assert!(!passed_on(at(23), 0, &[XOR_EDI_EDI, JMP_LONG]));
+    assert!(!passed_on(at(29), 0, &[CALL, MOV_RDI_RBX, JMP_LONG]));
+    assert!(!passed_on(at(27), 0, &[MOV_RSI_RDI, MOV_RDI_RBX, JMP_LONG]));
+    assert!(!passed_on(at(0), 0, &[RET]));
+    assert!(!passed_on(at(100), 0, &[&[0xeb, 0xfe]]), "it never ends");
 }
 
 proptest! {
@@ -223,7 +244,7 @@ proptest! {
     fn any_bytes_are_survived_and_no_rule_is_broken(code in prop::collection::vec(any::<u8>(), 0..256)) {
         let function = function(&code);
         let need = need("calloc");
-        function.passes_block_on(need.signature);
+        function.passes_block_on(need.signature, |target| Some((target, Arg::new(0))));
         function.linkage_slot();
         function.entered_within(&(SVMA + 1..=SVMA + 8));
         if let Ok(candidate) = function.first_cheap(need) {

@@ -75,6 +75,7 @@ impl Session {
         for process in changed_code {
             self.follow_code(process);
         }
+        self.follow_stale_code();
     }
 
     /// Looks at children that have come, and no more at processes that have gone.
@@ -127,12 +128,19 @@ impl Session {
         });
     }
 
-    /// Looks again where walks came to unknown code. Not at once: reading mappings takes up to milliseconds, and broken stacks
-    /// may come in numbers.
+    /// Looks again where walks came to unknown code, as soon as this is due: reading mappings takes up to milliseconds, and broken
+    /// stacks may come in numbers, so it may take one part in so many of the time.
     pub fn follow_stale_code(&mut self) {
+        const PARTS: u64 = 32;
+        let began_ns = now_ns();
+        if self.stale_code.is_empty() || began_ns < self.stale_code_due_ns {
+            return;
+        }
         while let Some(&process) = self.stale_code.first() {
             self.follow_code(process);
         }
+        let ended_ns = now_ns();
+        self.stale_code_due_ns = ended_ns + (ended_ns - began_ns) * PARTS;
     }
 
     /// Tells the programs where probed functions return to, until it is certain.

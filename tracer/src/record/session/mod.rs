@@ -68,6 +68,8 @@ pub struct Session {
     managed: ManagedHolders,
     resident: ResidentMemory,
     stale_code: BTreeSet<u16>,
+    /// When it may be looked at again, on the monotonic clock.
+    stale_code_due_ns: u64,
     /// Numbers of stacks whose last frame is in code that was not known when they were made.
     unnamed: Vec<u32>,
     trampolines_made: BTreeSet<u16>,
@@ -180,6 +182,7 @@ impl Session {
             managed: ManagedHolders::default(),
             resident: ResidentMemory::default(),
             stale_code: BTreeSet::new(),
+            stale_code_due_ns: 0,
             unnamed: Vec::new(),
             trampolines_made: BTreeSet::new(),
             mapping_events: 0,

@@ -1,17 +1,20 @@
 //! What was found, so far or at the end.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result};
 use tracer_ebpf::stack::mapping_call;
 
 use super::{
-    super::{budget::Budget, findings::Findings, touched::Touched},
+    super::{budget::Budget, findings::Findings, process::TracedProcess, touched::Touched},
     Session, nanos, now_ns,
 };
 use crate::{
     analyze::outcome::{Counted, KnownStack},
-    model::{End, Events, Memory, Pid, Profile, Settings, Window},
+    model::{End, Events, Memory, NotProbed, Pid, Profile, Settings, Window},
     plan::ApiId,
     symbolize::Worker,
 };
@@ -37,6 +40,7 @@ impl Session {
             named: self.worker.as_ref().map(Worker::caught_up),
             counted: self.counted(ended_ns),
             events: self.events(),
+            not_probed: self.not_probed(),
             processes: self.descriptions.values().cloned().collect(),
             window: Window {
                 started_at: self.window.started_at.clone(),
@@ -59,8 +63,16 @@ impl Session {
             memory: self.memory(),
             runtime: self.resident.runtime(&self.managed),
             allocator: self.resident.allocator(),
+            shared_memory: self.resident.shared_growth(),
             timeline: self.timeline.clone(),
         }
+    }
+
+    /// The allocator functions whose calls are not seen.
+    fn not_probed(&self) -> Vec<NotProbed> {
+        let of_processes = self.processes.iter().map(TracedProcess::not_probed);
+        let all = of_processes.chain([self.children.not_probed()]).flatten();
+        all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Whether somebody is reading the tables to make a profile.
