@@ -6,9 +6,16 @@ use anyhow::{Context as _, Result};
 
 use crate::{command, licences, run, setup};
 
-/// What is packed beside the binary. The BPF programs in it are under a licence of their own.
-const FILES: [&str; 5] =
-    ["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE", "tracer-ebpf/LICENSE-GPL2"];
+/// What is packed beside the binary: what the README refers to. The BPF programs in it are under a licence of their own.
+const FILES: [&str; 7] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "LICENSE-MIT",
+    "LICENSE-APACHE",
+    "tracer-ebpf/LICENSE-GPL2",
+];
 
 /// The commands of the tracer that have man pages.
 const COMMANDS: [&str; 4] = ["report", "diff", "doctor", "plan"];
@@ -29,7 +36,7 @@ pub fn dist(workspace: &Path) -> Result<()> {
     if stage.exists() {
         fs::remove_dir_all(&stage).with_context(|| format!("cannot remove {}", stage.display()))?;
     }
-    for part in ["docs", "man", "completions"] {
+    for part in ["docs", "man", "completions", "tracer-ebpf"] {
         let part = stage.join(part);
         fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
     }
@@ -38,7 +45,8 @@ pub fn dist(workspace: &Path) -> Result<()> {
     setup::programs(&[("strip", "binutils")], "packing")?;
     command::run_quietly("stripping", Command::new("strip").arg("--strip-debug").arg(stage.join("tracer")))?;
     for file in FILES {
-        copy(&workspace.join(file), &stage)?;
+        let (from, to) = (workspace.join(file), stage.join(file));
+        fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
     }
     copy_documents(&workspace.join("docs"), &stage.join("docs"))?;
     fs::write(stage.join("LICENSES-OF-DEPENDENCIES"), licences::of_dependencies(workspace)?)?;
