@@ -25,7 +25,7 @@ const fn work(title: &'static str, words: &'static [&'static str]) -> Work {
     Work { title, words, options: &[] }
 }
 
-const WORKS: [Work; 10] = [
+const WORKS: [Work; 9] = [
     work("node: HTTP, gzip, pbkdf2, sha256, JSON, files", &["node", "bench/work.js"]),
     work(
         "node `--interpreted-frames-native-stack --perf-basic-prof`",
@@ -33,7 +33,6 @@ const WORKS: [Work; 10] = [
     ),
     work("python3 (Debian): json, re, sqlite3, zlib, bz2, 4 threads", &["/usr/bin/python3", "bench/work.py"]),
     work("python3 (in `PATH`), the same", &["python3", "bench/work.py"]),
-    work("python3 `-X perf`, the same", &["python3", "-X", "perf", "bench/work.py"]),
     work("redis-server: all of redis-benchmark", &["bench/server.sh", "redis"]),
     work("nginx: files with gzip, rewrites, a proxy", &["bench/server.sh", "nginx"]),
     Work { options: &["--follow"], ..work("postgres, pgbench", &["bench/server.sh", "postgres"]) },
