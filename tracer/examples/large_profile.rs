@@ -61,6 +61,7 @@ fn profile(number: usize, depth: usize) -> Profile {
             from: None,
             end: None,
         },
+        not_probed: vec![],
         processes: vec![],
         window: Window {
             started_at: "2026-11-22T13:05:12Z".into(),
