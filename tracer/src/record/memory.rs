@@ -129,9 +129,8 @@ impl ResidentMemory {
         }
         let rss = |readings: &BTreeMap<u16, Reading>| readings.values().map(|reading| reading.rss.0).sum();
         let mut readings = self.before.values().chain(self.latest.values());
-        let is_measured = |reading: &Reading| {
-            reading.with_evidence(managed, |evidence| reconcile::division(evidence)) == Division::Measured
-        };
+        let is_measured =
+            |reading: &Reading| reading.with_evidence(managed, reconcile::division) == Division::Measured;
         let division = if readings.all(is_measured) { Division::Measured } else { Division::Estimated };
         let before = split_of(&self.before, managed, division);
         let after = split_of(&self.latest, managed, division);
