@@ -357,9 +357,9 @@ fn per_minute(bytes_per_second: f64) -> String {
     format!("{}/min", Bytes((bytes_per_second * 60.0) as u64))
 }
 
-/// `addon.node: Session::Open`, of the innermost frame that is not a library's of the language.
+/// `addon.node: Session::Open`, of the innermost frame that does not allocate for its caller.
 pub(crate) fn place_name(frames: &[std::sync::Arc<Frame>]) -> String {
-    let own = frames.iter().find(|frame| !is_of_language(frame)).or_else(|| frames.first());
+    let own = frames.iter().find(|frame| !allocates_for_its_caller(frame)).or_else(|| frames.first());
     let Some(frame) = own else { return "an unknown place".to_owned() };
     match (&frame.module, &frame.function) {
         (Some(module), Some(function)) => format!("{module}: {}", bare_name(function)),
@@ -367,13 +367,11 @@ pub(crate) fn place_name(frames: &[std::sync::Arc<Frame>]) -> String {
     }
 }
 
-/// Code that allocates for its caller.
-fn is_of_language(frame: &Frame) -> bool {
-    const MODULES: [&str; 5] = ["libc.so", "libstdc++.so", "libc++.so", "libc++abi.so", "ld-"];
-    const FUNCTIONS: [&str; 13] = [
-        "os::malloc",
-        "os::realloc",
-        "AllocateHeap",
+/// Code that allocates for its caller: the libraries of a language, and the wrappers that programs put around `malloc`.
+fn allocates_for_its_caller(frame: &Frame) -> bool {
+    const MODULES: &[&str] = &["libc.so", "libstdc++.so", "libc++.so", "libc++abi.so", "ld-"];
+    const FUNCTIONS: &[&str] = &[
+        // C++, Rust
         "std::",
         "void std::",
         "__gnu_cxx::",
@@ -384,11 +382,37 @@ fn is_of_language(frame: &Frame) -> bool {
         "<core::",
         "hashbrown::",
         "__rust",
+        // HotSpot, CPython, libuv
+        "os::malloc",
+        "os::realloc",
+        "AllocateHeap",
+        "PyMem_",
+        "_PyMem_",
+        "PyObject_Malloc",
+        "_PyObject_Malloc",
+        "uv__malloc",
+        "uv__calloc",
+        "uv__realloc",
+        // Redis, GLib, nginx, and what many call theirs
+        "zmalloc",
+        "zcalloc",
+        "zrealloc",
+        "ztrymalloc",
+        "g_malloc",
+        "g_realloc",
+        "g_try_malloc",
+        "g_slice_alloc",
+        "ngx_alloc",
+        "ngx_calloc",
+        "xmalloc",
+        "xcalloc",
+        "xrealloc",
+        "xstrdup",
     ];
     let begins = |text: &Option<String>, beginnings: &[&str]| {
         text.as_deref().is_some_and(|text| beginnings.iter().any(|beginning| text.starts_with(beginning)))
     };
-    begins(&frame.module, &MODULES) || begins(&frame.function, &FUNCTIONS)
+    begins(&frame.module, MODULES) || begins(&frame.function, FUNCTIONS)
 }
 
 /// A function's name without its parameters.
@@ -628,6 +652,17 @@ mod tests {
         assert!(summary.contains("mapped files") && leaking == Some(false), "{summary}");
         let (summary, leaking) = verdict(&[], &[(Part::Mapping, 50)]);
         assert!(summary.contains("before this window") && leaking.is_none(), "{summary}");
+    }
+
+    #[test]
+    fn a_place_is_named_by_whom_memory_was_allocated_for() {
+        let frame = |function: &str| {
+            let (module, function) = (Some("redis-server".to_owned()), Some(function.to_owned()));
+            Arc::new(Frame { module, function, ..Frame::default() })
+        };
+        let frames = ["ztrymalloc_usable_internal", "zmalloc", "sdsnewlen", "main"].map(frame);
+        assert_eq!(place_name(&frames), "redis-server: sdsnewlen");
+        assert_eq!(place_name(&frames[..2]), "redis-server: ztrymalloc_usable_internal");
     }
 
     #[test]
