@@ -1,7 +1,10 @@
 // Hand-written functions, one for each way in which a probe is placed, called with every register and flag set to something. What they
 // leave there is compared with what they left before anybody traced them. The test declares them as functions of an allocator. For
 // each line of its input the program makes some rounds and says so.
+#include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <sys/wait.h>
 
 #include "protocol.h"
 
@@ -147,10 +150,55 @@ static void make_rounds(void) {
     }
 }
 
-int main(void) {
+// By the same caller it gives the same, flags of the stack pointer's place included.
+static __attribute__((noinline)) void call_all(struct registers outcomes[COUNT]) {
+    for (int f = 0; f < COUNT; f++) outcomes[f] = outcome(f, 0);
+}
+
+static int calls_twice_alike(void) {
+    static struct registers once[COUNT], again[COUNT];
+    call_all(once);
+    call_all(again);
+    return memcmp(once, again, sizeof once) == 0;
+}
+
+static pthread_barrier_t forks;
+
+// Forks all the time, also while probes go in and come out: each child calls every function, and every fourth executes this program.
+static void *fork_on(void *unused) {
+    static struct registers before[COUNT], now[COUNT];
+    call_all(before);
+    pthread_barrier_wait(&forks);
+    for (unsigned n = 0;; n++) {
+        pid_t child = fork();
+        if (child == 0) {
+            call_all(now);
+            if (memcmp(before, now, sizeof now) != 0) _exit(1);
+            if (n % 4 == 3) execl("/proc/self/exe", "registers", "once", NULL);
+            _exit(n % 4 == 3);
+        }
+        int status = -1;
+        if (child < 0 || waitpid(child, &status, 0) != child || status != 0) {
+            char text[80];
+            snprintf(text, sizeof text, "wrong: child %u ended with status %#x", n, (unsigned)status);
+            say(text);
+            _exit(106);
+        }
+        usleep(1000);
+    }
+    return unused;
+}
+
+int main(int count, char **arguments) {
+    (void)arguments;
     make_inputs();
     for (int f = 0; f < COUNT; f++)
         for (int i = 0; i < INPUTS; i++) right[f][i] = outcome(f, i);
+    if (count > 1) return !calls_twice_alike();
+    pthread_t forking;
+    pthread_barrier_init(&forks, NULL, 2);
+    if (pthread_create(&forking, NULL, fork_on, NULL) != 0) _exit(103);
+    pthread_barrier_wait(&forks);
     ready();
     for (;;) {
         make_rounds();

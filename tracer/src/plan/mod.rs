@@ -193,8 +193,6 @@ impl Skipped {
 pub struct Planner {
     /// The functions to look for.
     pub catalog: Catalog,
-    /// Whether the kernel turns a uprobe on a 5-byte nop into a call (Linux 6.18 and later).
-    pub nop5_optimised: bool,
     pub(crate) declared: Vec<Numbered>,
 }
 
@@ -330,17 +328,13 @@ impl Planner {
         }
         let code = scope.object.code_at(svma);
         let code = code.ok_or_else(|| unsafe_since("its address is not in an executable segment"))?;
-        let need = Need {
-            signature: role.signature(),
-            return_probe: matches!(role, Role::Allocate(_)),
-            nop5_optimised: self.nop5_optimised,
-        };
+        let need = Need { signature: role.signature(), return_probe: matches!(role, Role::Allocate(_)) };
         let function = Function { svma, code, size: named.size };
         let entry = function.entry(need);
         let entry = entry.ok_or_else(|| unsafe_since("its first instruction cannot be decoded"))?;
         let moved = match entry.cost {
             Cost::SingleStepped => function.first_cheap(need),
-            Cost::Emulated | Cost::Optimised => Ok(entry.clone()),
+            Cost::Emulated => Ok(entry.clone()),
         };
         let aliases = self.names(named).split_off(1);
         Ok(Draft { api, aliases, role: *role, function, exits, entry, moved })
@@ -360,7 +354,12 @@ fn not_defined(object: &Object<'_>, path: &Path, function: &str) -> PlanError {
 fn settle(object: &Object<'_>, draft: Draft<'_>) -> Result<PlannedProbe, (ApiId, &'static str)> {
     let (candidate, reason) = match draft.moved {
         Ok(candidate) if candidate.offset == 0 => (candidate, Reason::Entry),
+        Ok(candidate) if candidate.cost == Cost::SingleStepped => (candidate, Reason::BehindNop),
         Ok(candidate) => (candidate, Reason::Moved),
+        Err(_) if draft.function.begins_with_long_nop() => {
+            let why = "it begins with a long nop, on which a probe can kill forked children, and no other place is safe";
+            return Err((draft.api, why));
+        }
         Err(obstacle) => (draft.entry, Reason::Stayed(obstacle)),
     };
     let svma = draft.function.svma;

@@ -15,8 +15,6 @@ use tracer_ebpf::probe::Arg;
 /// What one hit of a probe costs, by what the kernel does with the instruction under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cost {
-    /// A 5-byte nop, which Linux 6.18 turns into a call: no trap at all.
-    Optimised,
     /// Emulated in the trap.
     Emulated,
     /// Executed out of line, with a second trap behind it.
@@ -26,7 +24,6 @@ pub enum Cost {
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Optimised => "optimised",
             Self::Emulated => "emulated",
             Self::SingleStepped => "single-stepped",
         })
@@ -92,6 +89,8 @@ pub enum Reason {
     Entry,
     /// The first cheap instruction, proven to be as good as the entry.
     Moved,
+    /// Behind the nop that the function begins with, which must not be probed.
+    BehindNop,
     /// The entry, since no other place is safe.
     Stayed(Obstacle),
 }
@@ -140,6 +139,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Entry => f.write_str("the function begins with a cheap instruction"),
             Self::Moved => f.write_str("first cheap instruction; every call passes it, arguments intact"),
+            Self::BehindNop => f.write_str("behind a long nop: a probe on one can kill forked children"),
             Self::Stayed(obstacle) => write!(f, "at the entry: {obstacle}"),
         }
     }

@@ -324,18 +324,12 @@ pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
     Ok(text)
 }
 
-/// A planner that knows what the running kernel does with a probe.
+/// What plans the probes; of growth mode it knows no allocator.
 pub fn planner(declarations: &Declarations, mode: Mode) -> Planner {
     if mode == Mode::Growth {
         return Planner { catalog: Catalog::empty(), ..Planner::default() };
     }
-    Planner { nop5_optimised: kernel_is_at_least(6, 18), ..Planner::default() }.with(declarations)
-}
-
-fn kernel_is_at_least(major: u32, minor: u32) -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+    Planner::default().with(declarations)
 }
 
 fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {

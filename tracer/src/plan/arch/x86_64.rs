@@ -1,8 +1,11 @@
 //! x86_64: which instructions are cheap under a uprobe, and the search for the first of them that is safe.
 //!
 //! Cheap is what `arch/x86/kernel/uprobes.c` does not single-step: `push_setup_xol_ops` and `branch_setup_xol_ops` emulate
-//! `push reg`, `nop`, `jcc`, `jmp` and `call` with a relative target; from Linux 6.18 on `can_optimize` turns a 5-byte nop
-//! into a call.
+//! `push reg`, `nop`, `jcc`, `jmp` and `call` with a relative target.
+//!
+//! Never probed is a long nop. From Linux 6.18 on `can_optimize` lets a 5-byte nop be replaced by a call into a page that the kernel
+//! maps into the process, and that a forked child has not: each child that comes by dies of SIGSEGV (seen on 6.18.44, 10 of 10; of
+//! 2-byte nops none). Later kernels do the like with a 10-byte nop.
 
 mod pass_on;
 
@@ -31,8 +34,6 @@ const FUNCTION_BYTES: usize = 64 << 10;
 /// How much is read of a function whose size the symbol does not tell.
 const UNSIZED_FUNCTION_BYTES: usize = 4 << 10;
 
-const PAGE_BYTES: u64 = 4096;
-
 /// The code of a function: the bytes from its first instruction to the end of its segment.
 #[derive(Clone, Copy)]
 pub(in crate::plan) struct Function<'data> {
@@ -48,8 +49,6 @@ pub(in crate::plan) struct Need {
     pub(in crate::plan) signature: Signature,
     /// A return probe is set at the same place.
     pub(in crate::plan) return_probe: bool,
-    /// The kernel optimises 5-byte nops.
-    pub(in crate::plan) nop5_optimised: bool,
 }
 
 /// An instruction under a probe.
@@ -77,16 +76,12 @@ impl Function<'_> {
         &self.code[start..start + instruction.len()]
     }
 
-    fn cost_of(&self, instruction: &Instruction, nop5_optimised: bool) -> Cost {
+    fn cost_of(&self, instruction: &Instruction) -> Cost {
         match self.bytes_of(instruction) {
             [0x50..=0x57] | [0x41, 0x50..=0x57] => Cost::Emulated, // push
             [0x90] | [0x66, 0x90] => Cost::Emulated,               // nop
             [0x70..=0x7f, _] | [0x0f, 0x80..=0x8f, ..] => Cost::Emulated, // jcc
             [0xeb, _] | [0xe9 | 0xe8, ..] => Cost::Emulated,       // jmp, call
-            // The kernel writes all five bytes at once, so they must lie in one page.
-            [0x0f, 0x1f, 0x44, 0, 0] if nop5_optimised && instruction.ip() % PAGE_BYTES <= PAGE_BYTES - 5 => {
-                Cost::Optimised
-            }
             _ => Cost::SingleStepped,
         }
     }
@@ -100,48 +95,65 @@ impl Function<'_> {
         extent.min(self.code.len())
     }
 
+    /// The first instruction; none when it cannot be decoded.
+    fn first(&self) -> Option<Instruction> {
+        self.decoder(SEARCH_BYTES).iter().next().filter(|first| !first.is_invalid())
+    }
+
+    /// Whether the first instruction must not be probed.
+    pub(in crate::plan) fn begins_with_long_nop(&self) -> bool {
+        self.first().is_some_and(|first| is_long_nop(&first))
+    }
+
     /// The probe at the function's first instruction.
     pub(in crate::plan) fn entry(&self, need: Need) -> Option<Candidate> {
-        let first = self.decoder(SEARCH_BYTES).iter().next().filter(|first| !first.is_invalid())?;
-        Some(Candidate {
-            offset: 0,
-            instruction: text(&first),
-            cost: self.cost_of(&first, need.nop5_optimised),
-            signature: need.signature,
-            stack_displacement: 0,
-        })
+        self.first().map(|first| self.candidate(&first, &Path::new(need.signature)))
     }
 
     /// The first cheap instruction that every call passes with its arguments in registers. What else can enter the
     /// function in front of it is for [`Function::entered_within`] and [`long_branches`] to find.
+    ///
+    /// Of a function that begins with a long nop, and has no such instruction, it is the one behind the nop.
     pub(in crate::plan) fn first_cheap(&self, need: Need) -> Result<Candidate, Obstacle> {
         let mut path = Path::new(need.signature);
+        let mut behind_nop = None;
+        let begins_with_long_nop = self.begins_with_long_nop();
         let mut info = InstructionInfoFactory::new();
         for instruction in self.decoder(SEARCH_BYTES).iter() {
-            let offset = self.offset_of(&instruction);
-            if instruction.is_invalid() {
-                let cut_short = offset as usize + MAX_INSTRUCTION_BYTES > SEARCH_BYTES;
-                return Err(if cut_short { Obstacle::NoneNear } else { Obstacle::NotDecodable { offset } });
+            if let Err(obstacle) = self.check(&instruction) {
+                return behind_nop.ok_or(obstacle);
             }
-            let cost = self.cost_of(&instruction, need.nop5_optimised && !path.wrote_memory);
-            if cost != Cost::SingleStepped {
-                return Ok(Candidate {
-                    offset,
-                    instruction: text(&instruction),
-                    cost,
-                    signature: path.signature,
-                    stack_displacement: path.stack_displacement,
-                });
+            if self.cost_of(&instruction) != Cost::SingleStepped {
+                return Ok(self.candidate(&instruction, &path));
             }
-            if instruction.flow_control() != FlowControl::Next {
-                return Err(Obstacle::LeavesBefore { by: text(&instruction) });
+            if begins_with_long_nop && behind_nop.is_none() && !is_long_nop(&instruction) {
+                behind_nop = Some(self.candidate(&instruction, &path));
             }
-            path.step(&instruction, &mut info)?;
-            if need.return_probe && path.stack_displacement != 0 {
-                return Err(Obstacle::StackMoved { by: text(&instruction) });
+            if let Err(obstacle) = path.pass(&instruction, need, &mut info) {
+                return behind_nop.ok_or(obstacle);
             }
         }
-        Err(Obstacle::NoneNear)
+        behind_nop.ok_or(Obstacle::NoneNear)
+    }
+
+    fn candidate(&self, instruction: &Instruction, path: &Path) -> Candidate {
+        Candidate {
+            offset: self.offset_of(instruction),
+            instruction: text(instruction),
+            cost: self.cost_of(instruction),
+            signature: path.signature,
+            stack_displacement: path.stack_displacement,
+        }
+    }
+
+    /// Whether an instruction could be decoded.
+    fn check(&self, instruction: &Instruction) -> Result<(), Obstacle> {
+        if !instruction.is_invalid() {
+            return Ok(());
+        }
+        let offset = self.offset_of(instruction);
+        let cut_short = offset as usize + MAX_INSTRUCTION_BYTES > SEARCH_BYTES;
+        Err(if cut_short { Obstacle::NoneNear } else { Obstacle::NotDecodable { offset } })
     }
 
     /// What the function's own code can enter within the window (addresses): a short branch to it, or a computed jump
@@ -319,16 +331,30 @@ struct Path {
     /// Where the needed arguments are now.
     signature: Signature,
     stack_displacement: u32,
-    /// Something may lie below the stack pointer (the ABI's red zone), where the call that Linux 6.18 makes of a 5-byte nop writes.
-    /// At the entry of a function nothing does.
-    wrote_memory: bool,
     wanted: Signature,
 }
 
 impl Path {
     fn new(wanted: Signature) -> Self {
         let holds = [0, 1, 2, 3, 4, 5].map(Some);
-        Self { holds, signature: wanted, stack_displacement: 0, wrote_memory: false, wanted }
+        Self { holds, signature: wanted, stack_displacement: 0, wanted }
+    }
+
+    /// Goes on behind an instruction, if the probe may.
+    fn pass(
+        &mut self,
+        instruction: &Instruction,
+        need: Need,
+        info: &mut InstructionInfoFactory,
+    ) -> Result<(), Obstacle> {
+        if instruction.flow_control() != FlowControl::Next {
+            return Err(Obstacle::LeavesBefore { by: text(instruction) });
+        }
+        self.step(instruction, info)?;
+        if need.return_probe && self.stack_displacement != 0 {
+            return Err(Obstacle::StackMoved { by: text(instruction) });
+        }
+        Ok(())
     }
 
     fn step(&mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) -> Result<(), Obstacle> {
@@ -339,7 +365,6 @@ impl Path {
                 OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
             )
         };
-        self.wrote_memory |= used.used_memory().iter().any(|used| writes(used.access()));
         let copied = copied_argument(instruction).and_then(|register| self.holds[register]);
         let mut moves_stack = false;
         for register in used.used_registers().iter().filter(|used| writes(used.access())) {
@@ -381,6 +406,11 @@ impl Path {
             result: self.wanted.result,
         })
     }
+}
+
+/// A nop of five bytes or more; see the head of this file.
+fn is_long_nop(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Nop && instruction.len() >= 5
 }
 
 fn text(instruction: &Instruction) -> String {

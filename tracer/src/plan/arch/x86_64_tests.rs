@@ -11,7 +11,7 @@ fn need(name: &str) -> Need {
     let catalog = Catalog::default();
     let role = catalog.get(catalog.find(name.as_bytes()).unwrap()).unwrap().role;
     let return_probe = matches!(role, Role::Allocate(_));
-    Need { signature: role.signature(), return_probe, nop5_optimised: false }
+    Need { signature: role.signature(), return_probe }
 }
 
 fn function(code: &[u8]) -> Function<'_> {
@@ -69,15 +69,6 @@ fn harmless_instructions_are_passed() {
 }
 
 #[test]
-fn a_nop_of_five_bytes_is_no_place_behind_what_may_lie_in_the_red_zone() {
-    let mov_red_zone_rdi: &[u8] = &[0x48, 0x89, 0x7c, 0x24, 0xf8]; // mov %rdi,-8(%rsp)
-    let need = Need { nop5_optimised: true, ..need("malloc") };
-    let offset = |code: &[&[u8]]| function(&code.concat()).first_cheap(need).unwrap().offset;
-    assert_eq!(offset(&[ENDBR64, NOP5, PUSH_RBP]), 4);
-    assert_eq!(offset(&[mov_red_zone_rdi, NOP5, PUSH_RBP]), 10);
-}
-
-#[test]
 fn an_argument_that_is_overwritten_keeps_the_probe_at_the_entry() {
     for clobber in [MOV_RDI_RBX, XOR_EDI_EDI] {
         let obstacle = place("malloc", &[clobber, PUSH_RBP]).unwrap_err();
@@ -125,17 +116,28 @@ fn what_leaves_the_straight_path_without_being_emulated_ends_the_search() {
     }
 }
 
+/// Nops of 5, 9 and 10 bytes, as assemblers write them.
+const LONG_NOPS: [&[u8]; 3] =
+    [NOP5, &[0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0], &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0]];
+
 #[test]
-fn a_5_byte_nop_is_cheap_only_on_a_kernel_that_optimises_it() {
-    let code = [ENDBR64, NOP5, PUSH_RBP].concat();
-    let plain = function(&code).first_cheap(need("malloc")).unwrap();
-    assert_eq!((plain.offset, plain.cost), (9, Cost::Emulated));
-    let optimised = Need { nop5_optimised: true, ..need("malloc") };
-    let candidate = function(&code).first_cheap(optimised).unwrap();
-    assert_eq!((candidate.offset, candidate.cost), (4, Cost::Optimised));
-    // The kernel cannot write across a page.
-    let crossing = Function { svma: 0x1ff8, ..function(&code) };
-    assert_eq!(crossing.first_cheap(optimised).unwrap().offset, 9);
+fn a_long_nop_is_never_a_place() {
+    for nop in LONG_NOPS {
+        let behind = nop.len() as u32;
+        let cheap = place("malloc", &[ENDBR64, nop, PUSH_RBP]).unwrap();
+        assert_eq!((cheap.offset, cheap.cost), (4 + behind, Cost::Emulated));
+        let first = place("malloc", &[nop, PUSH_RBP]).unwrap();
+        assert_eq!((first.offset, first.cost), (behind, Cost::Emulated));
+        // Without a cheap instruction the one behind the nop is as good as the entry, wherever the search ends.
+        for end in [MOV_RDI_RBX, CALL_RAX, SUB_RSP_24, &[0x06], &LEA_RAX_RDI_23.repeat(64)] {
+            let stepped = place("malloc", &[nop, nop, CMP_RDI_1024, end]).unwrap();
+            assert_eq!((stepped.offset, stepped.cost), (2 * behind, Cost::SingleStepped));
+        }
+        assert!(place("malloc", &[nop]).is_err());
+        assert!(function(&[nop, RET].concat()).begins_with_long_nop());
+    }
+    assert!(!function(&[0x66, 0x90]).begins_with_long_nop(), "a nop of two bytes is emulated");
+    assert!(!function(ENDBR64).begins_with_long_nop());
 }
 
 #[test]
@@ -249,7 +251,8 @@ proptest! {
         function.entered_within(&(SVMA + 1..=SVMA + 8));
         if let Ok(candidate) = function.first_cheap(need) {
             prop_assert_eq!(candidate.stack_displacement, 0);
-            prop_assert_ne!(candidate.cost, Cost::SingleStepped);
+            prop_assert!(candidate.cost != Cost::SingleStepped || function.begins_with_long_nop());
+            prop_assert!(candidate.offset > 0 || !function.begins_with_long_nop());
             prop_assert!((candidate.offset as usize) < code.len());
         }
     }
