@@ -3,6 +3,7 @@
 //! Probes go in, the window opens, events are drained until something ends it, the window closes, probes come out, and what
 //! the kernel counted is read at rest.
 
+mod address_space;
 mod allocators;
 mod budget;
 mod children;

@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::probe::{Cookie, WayOut};
 
-use super::allocators::Found;
+use super::{address_space::last_page, allocators::Found};
 use crate::{
     analyze::mappings::{AddressRange, Backing, InitialMappings},
-    attach::{Capture, Programs, Site},
+    attach::{Capture, ProbedEvent, Site},
     model::{Address, Mode, NotProbed, Pid},
     plan::{
         Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, Place, PlanError, PlanTable, PlannedProbe,
@@ -265,11 +265,11 @@ impl TracedProcess {
     pub fn trampoline(&self) -> Option<Trampoline> {
         let mappings = self.target.mappings().ok()?;
         let made = mappings.iter().find(|mapping| mapping.name == "[uprobes]");
-        let vacant =
-            !mappings.iter().any(|mapping| mapping.start <= TRAMPOLINE_WISH && TRAMPOLINE_WISH < mapping.end);
+        let wish = last_page();
+        let vacant = !mappings.iter().any(|mapping| mapping.start <= wish && wish < mapping.end);
         match made {
             Some(mapping) => Some(Trampoline::Made(mapping.start)),
-            None => vacant.then_some(Trampoline::Expected(TRAMPOLINE_WISH)),
+            None => vacant.then_some(Trampoline::Expected(wish)),
         }
     }
 
@@ -287,9 +287,6 @@ pub enum Trampoline {
     /// It will be there, unless something else is mapped there first.
     Expected(Address),
 }
-
-/// The last page of the address space, where the kernel puts the trampoline if it can (`xol_add_vma` in kernel/events/uprobes.c).
-const TRAMPOLINE_WISH: Address = Address(0x7fff_ffff_e000);
 
 fn backing(mapping: &Mapping) -> Backing {
     // `/dev/zero (deleted)` is how the kernel shows shared anonymous memory.
