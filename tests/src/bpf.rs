@@ -175,3 +175,14 @@ pub fn programs_held_by(pid: u32) -> BTreeSet<u32> {
         .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok()))
         .collect()
 }
+
+/// How many instructions the verifier looked at for each program that a process holds a descriptor of.
+#[must_use]
+pub fn verified_instructions(pid: u32) -> Vec<u64> {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return Vec::new() };
+    let texts = descriptors.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let verified = |text: String| {
+        text.lines().find_map(|line| line.strip_prefix("verified_insns:")?.trim().parse().ok())
+    };
+    texts.filter_map(verified).collect()
+}

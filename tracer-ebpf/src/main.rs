@@ -106,15 +106,15 @@ pub fn page_fault(ctx: RawTracePointContext) -> i32 {
 
 /// A process replaces its program.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
-    exec::executed();
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    exec::executed(&ctx);
     0
 }
 
 /// A process or thread has been made, and has not run yet.
 #[raw_tracepoint(tracepoint = "task_newtask")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
-    children::forked(ctx.arg(0), ctx.arg(1));
+    children::forked(&ctx);
     0
 }
 

@@ -8,6 +8,20 @@ use crate::atomic::Word;
 /// How many slots a set has: eight keys fill a cache line of 64 bytes.
 pub const WAYS: usize = 8;
 
+/// The number of slot `way` of set `set` among those of all sets.
+#[must_use]
+#[inline(always)]
+pub const fn slot_number(set: u32, way: u32) -> u32 {
+    set * WAYS as u32 + way
+}
+
+/// The set and the way in it of the slot with this number.
+#[must_use]
+#[inline(always)]
+pub const fn set_and_way(number: u32) -> (u32, u32) {
+    (number / WAYS as u32, number % WAYS as u32)
+}
+
 /// Eight slots; the word of a free one is 0.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]

@@ -232,13 +232,6 @@ impl StackHash {
     }
 }
 
-/// The number of the stack in slot `way` of set `set`.
-#[must_use]
-#[inline(always)]
-pub const fn stack_number(set: u32, way: u32) -> u32 {
-    set * crate::slots::WAYS as u32 + way
-}
-
 #[cfg(test)]
 mod tests {
     extern crate std;

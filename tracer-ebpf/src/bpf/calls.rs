@@ -8,7 +8,6 @@ use aya_ebpf::{
     },
     programs::{ProbeContext, RetProbeContext},
 };
-use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
@@ -21,7 +20,7 @@ use tracer_ebpf::{
 
 use super::{
     arch::{self, UserRegisters, WORD},
-    capture::{self, Maker},
+    capture::{self, CaptureRequest},
     count::count,
     live,
     mappings::current_index,
@@ -64,13 +63,15 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let regs = UserRegisters::at_probe(ctx.regs);
 
     let mut record = match threads::current() {
-        Some(record) if !record.is_repeated_by(cookie, regs) && record.encloses(regs, process) => {
+        Some(record)
+            if !record.is_repeated_by(cookie, regs) && record.encloses(regs, cookie.process, process) =>
+        {
             count(Counter::Nested);
             return None;
         }
         Some(stale) => {
             if belongs_to(stale.get(), process) {
-                abandon(ctx, stale.get());
+                abandon(stale.get());
             }
             stale
         }
@@ -137,14 +138,13 @@ fn belongs_to(call: &InFlight, process: &ProcessState) -> bool {
 
 /// A call never returned. What it was to release is gone from the table, so it counts as released.
 #[inline(always)]
-fn abandon(ctx: &ProbeContext, call: &InFlight) {
+fn abandon(call: &InFlight) {
     // Every return is seen, so it did not give a block.
     if matches!(Cookie::from_bits(call.cookie).way_out, WayOut::Exits) {
-        fail(ctx, call);
+        fail(call);
         return;
     }
     count(Counter::NeverReturned);
-    debug!(ctx, "api {} was called for {} bytes, and did not return", call.cookie >> 16 & 0xffff, call.size);
     if call.old_key != 0 {
         live::freed(&call.old);
     }
@@ -162,7 +162,7 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
         return None;
     }
     // The address in `ip` is the one that the allocator function returns to.
-    end(ctx, record, &call, cookie, regs.for_walk(), regs)
+    end(record, &call, cookie, regs.for_walk(), regs)
 }
 
 /// An instruction that returns from an allocating function without a return probe, or from another that it may end in.
@@ -179,13 +179,12 @@ pub fn exit(ctx: &ProbeContext) -> Option<()> {
         return None;
     }
     let caller = Registers { ip: call.return_address, sp: call.sp.wrapping_add(WORD), bp: regs.bp() };
-    end(ctx, record, &call, cookie, caller, regs)
+    end(record, &call, cookie, caller, regs)
 }
 
 /// The recorded call has ended, and its caller goes on with these registers.
 #[inline(always)]
-fn end<C: EbpfContext>(
-    ctx: &C,
+fn end(
     record: Record,
     call: &InFlight,
     cookie: Cookie,
@@ -201,14 +200,14 @@ fn end<C: EbpfContext>(
         NewBlock::At(address) => {
             settle_old(call);
             if call.fate == Fate::Kept as u32 {
-                account(ctx, cookie, process, call, address, caller);
+                account(cookie, process, call, address, caller);
             } else if call.fate == Fate::Unsampled as u32 {
                 count(Counter::Unsampled);
             } else {
                 count(Counter::Filtered);
             }
         }
-        NewBlock::Failed => fail(ctx, call),
+        NewBlock::Failed => fail(call),
         NewBlock::Unreadable => {
             settle_old(call);
             count(Counter::UnreadableResult);
@@ -247,7 +246,7 @@ fn settle_old(call: &InFlight) {
 
 /// The call gave no block. `realloc(p, 0)` has freed `p` then; any other failure leaves it as it was.
 #[inline(always)]
-fn fail<C: EbpfContext>(ctx: &C, call: &InFlight) {
+fn fail(call: &InFlight) {
     let had_old = call.old_key != 0 || call.old_unknown != 0;
     if had_old && call.size == 0 {
         settle_old(call);
@@ -255,34 +254,27 @@ fn fail<C: EbpfContext>(ctx: &C, call: &InFlight) {
     }
     count(Counter::Failed);
     if let Some(key) = BlockKey::from_bits(call.old_key) {
-        live::insert(ctx, key, call.old);
+        live::insert(key, call.old);
     }
 }
 
 /// Puts the new block in the table, under its stack.
 #[inline(always)]
-fn account<C: EbpfContext>(
-    ctx: &C,
-    cookie: Cookie,
-    process: &ProcessState,
-    call: &InFlight,
-    address: u64,
-    caller: Registers,
-) {
+fn account(cookie: Cookie, process: &ProcessState, call: &InFlight, address: u64, caller: Registers) {
     let Some(key) = BlockKey::new(cookie.process, address) else {
         count(Counter::UnreadableResult);
         return;
     };
     let frame = Frame { registers: caller, via: Via::Table };
-    let stack =
-        capture::stack(Maker { index: cookie.process, process, api: cookie.api, frame, returns_to: 0 });
+    let request = CaptureRequest { frame, returns_to: 0, process: cookie.process, api: cookie.api };
+    let stack = capture::stack(&request);
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
     let block = Block { size: call.size, born_ns, stack, level: call.level };
     if !sampling().keeps_every_one() {
         count(Counter::Sampled);
     }
-    if live::insert(ctx, key, block) {
+    if live::insert(key, block) {
         live::allocated(&block);
     }
 }
@@ -295,7 +287,7 @@ pub fn release(ctx: &ProbeContext) -> Option<()> {
     let regs = UserRegisters::at_probe(ctx.regs);
     let key = BlockKey::new(cookie.process, regs.argument(cookie.signature.old?))?;
     if let Some(record) = threads::current()
-        && record.encloses(regs, process)
+        && record.encloses(regs, cookie.process, process)
     {
         count(Counter::Nested);
         return None;

@@ -3,9 +3,8 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     event::EventKind,
-    process::ProcessState,
-    slots::WAYS,
-    stack::{Capture, MAX_FRAMES, NO_ROOM, StackHash, StackHeader, stack_number},
+    slots::{set_and_way, slot_number},
+    stack::{MAX_FRAMES, NO_ROOM, StackHash, StackHeader},
     stop::Stop,
     thread::CAPTURE_SETS,
     unwind::Frame,
@@ -13,79 +12,105 @@ use tracer_ebpf::{
 
 use super::{
     count::cpu,
-    maps::{CAPTURE_OWNERS, CAPTURES, EVENTS, STACKS, TOTALS, hash_seed, stack_sets},
-    unwind::{Below, walk},
+    maps::{CAPTURE_OWNERS, CAPTURES, EVENTS, PROCESSES, STACKS, TOTALS, hash_seed, stack_sets},
+    unwind::{EnclosingCall, walk},
 };
 
-/// A capture that belongs to this run of the program.
-struct Claimed {
-    set: u32,
-    way: u32,
+/// In place of the number of a capture: all of them are taken.
+const NO_CAPTURE: u32 = u32::MAX;
+
+/// Claims a capture for this run of the program.
+///
+/// A global function, like all that choose one of several slots: what the verifier knows of their results is "some number",
+/// where it would follow the rest of the program once for each slot.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_capture() -> u32 {
+    let set = cpu() & (CAPTURE_SETS - 1);
+    let claimed = CAPTURE_OWNERS.get(set).and_then(|owners| owners.claim(1));
+    claimed.map_or(NO_CAPTURE, |way| slot_number(set, way))
 }
 
-impl Claimed {
-    #[inline(always)]
-    fn claim() -> Option<Self> {
-        let set = cpu() & (CAPTURE_SETS - 1);
-        let way = CAPTURE_OWNERS.get(set)?.claim(1)?;
-        Some(Self { set, way })
-    }
-
-    #[inline(always)]
-    fn number(&self) -> u32 {
-        stack_number(self.set, self.way & (WAYS as u32 - 1))
-    }
-
-    #[inline(always)]
-    fn release(self) {
-        if let Some(owners) = CAPTURE_OWNERS.get(self.set) {
-            owners.release(self.way);
-        }
+#[inline(always)]
+fn release_capture(number: u32) {
+    let (set, way) = set_and_way(number);
+    if let Some(owners) = CAPTURE_OWNERS.get(set) {
+        owners.release(way);
     }
 }
 
-/// Who makes a stack, and where it begins.
+/// What a stack is made of, and where it begins. It holds no references, so that global functions can take it.
 #[derive(Clone, Copy)]
-pub struct Maker<'a> {
-    /// The process' place in the tables.
-    pub index: u16,
-    /// Its state.
-    pub process: &'a ProcessState,
-    /// The function that was called.
-    pub api: u16,
+#[repr(C)]
+pub struct CaptureRequest {
     /// The innermost frame.
     pub frame: Frame,
     /// The return address of the allocator call that the thread is in; 0 when it is in none.
     pub returns_to: u64,
+    /// The process' place in the tables.
+    pub process: u16,
+    /// The function that was called.
+    pub api: u16,
 }
 
 /// The number of a stack. [`NO_ROOM`] when it could not be kept.
 #[inline(always)]
-pub fn stack(maker: Maker<'_>) -> u32 {
-    let Some(claimed) = Claimed::claim() else { return NO_ROOM };
-    let number = number(maker, claimed.number()).unwrap_or(NO_ROOM);
-    claimed.release();
+pub fn stack(request: &CaptureRequest) -> u32 {
+    capture_stack(request)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn capture_stack(request: *const CaptureRequest) -> u32 {
+    if request.is_null() {
+        return NO_ROOM;
+    }
+    // SAFETY: the only caller passes a request; the verifier sees to its size.
+    let request = unsafe { &*request };
+    let capture = claim_capture();
+    if capture == NO_CAPTURE {
+        return NO_ROOM;
+    }
+    let number = number(request, capture).unwrap_or(NO_ROOM);
+    release_capture(capture);
     number
 }
 
-/// Whether a walk from this frame passes the call; none when the walk does not get to the thread's base.
+/// Whether a walk from this frame passes the call, as far as can be seen: `true` when the walk does not get to the thread's base.
 #[inline(always)]
-pub fn passes(frame: Frame, process: &ProcessState, call: Below) -> Option<bool> {
-    let claimed = Claimed::claim()?;
-    let walk = walk(frame, process, call, StackHash::new(0), claimed.number());
-    claimed.release();
-    let passed = walk.passed == call.sp;
-    if passed || walk.stop == Stop::Base as u32 { Some(passed) } else { None }
+pub fn passes(frame: &Frame, process: u16, call: &EnclosingCall) -> bool {
+    walk_passes(frame, process.into(), call) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_passes(frame: *const Frame, process: u32, call: *const EnclosingCall) -> u32 {
+    if frame.is_null() || call.is_null() {
+        return 1;
+    }
+    // SAFETY: the only caller passes a frame and a call; the verifier sees to their sizes.
+    let (frame, call) = unsafe { (*frame, *call) };
+    let Some(process) = PROCESSES.get(process) else { return 1 };
+    let capture = claim_capture();
+    if capture == NO_CAPTURE {
+        return 1;
+    }
+    let walk = walk(frame, process, call, StackHash::new(0), capture);
+    release_capture(capture);
+    u32::from(walk.passed == call.sp || walk.stop != Stop::Base as u32)
 }
 
 #[inline(always)]
-fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
-    let Maker { index, process, api, frame, returns_to } = maker;
+fn number(request: &CaptureRequest, capture: u32) -> Option<u32> {
+    let CaptureRequest { frame, returns_to, process: index, api } = *request;
+    let process = PROCESSES.get(index.into())?;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
-    let call = Below { returns_to, awaited: process.trampoline.load(), sp: 0 };
+    let call = EnclosingCall { returns_to, awaited: process.trampoline.load(), sp: 0 };
     let walk = walk(frame, process, call, hash, capture);
-    let hash = walk.hash.finish();
-    let number = place(hash)?;
+    let number = place(walk.hash.finish());
+    if number == NO_ROOM {
+        return None;
+    }
     let totals = TOTALS.get(number)?;
     if totals.delivered.load() == 0 {
         let header = StackHeader {
@@ -101,21 +126,22 @@ fn number(maker: Maker<'_>, capture: u32) -> Option<u32> {
             last_is_unknown: walk.code.last_is_unknown,
             padding: 0,
         };
-        let capture = CAPTURES.get_ptr_mut(capture)?;
-        // SAFETY: `capture` points at an element of CAPTURES that this run has claimed.
-        unsafe { (*capture).header = header };
+        let taken = CAPTURES.get_ptr_mut(capture)?;
+        // SAFETY: `taken` points at an element of CAPTURES that this run has claimed.
+        unsafe { (*taken).header = header };
         // A stack that does not get through is tried again when it next allocates.
-        if deliver(capture, walk.depth) {
+        if deliver(capture, walk.depth) != 0 {
             totals.delivered.store(1);
         }
     }
     Some(number)
 }
 
-/// The number of the stack with this hash, which gets one if there is room. There are three sets to choose from, so that they
-/// fill evenly, and a stack is looked for in all of them before it is new: some may have been full when it came.
-#[inline(always)]
-fn place(hash: u64) -> Option<u32> {
+/// The number of the stack with this hash, which gets one if there is room; [`NO_ROOM`] otherwise. There are three sets to choose from,
+/// so that they fill evenly, and a stack is looked for in all of them before it is new: some may have been full when it came.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn place(hash: u64) -> u32 {
     let [first, second, third] = [12, 36, 49].map(|shift| (hash >> shift) as u32 & (stack_sets() - 1));
     find(first, hash)
         .or_else(|| find(second, hash))
@@ -123,26 +149,33 @@ fn place(hash: u64) -> Option<u32> {
         .or_else(|| claim(first, hash))
         .or_else(|| claim(second, hash))
         .or_else(|| claim(third, hash))
+        .unwrap_or(NO_ROOM)
 }
 
 #[inline(always)]
 fn find(set: u32, hash: u64) -> Option<u32> {
     let way = STACKS.get(set)?.find(hash)?;
-    Some(stack_number(set, way))
+    Some(slot_number(set, way))
 }
 
 /// Another thread may have claimed a place for the same stack meanwhile.
 #[inline(always)]
 fn claim(set: u32, hash: u64) -> Option<u32> {
     let way = STACKS.get(set)?.find_or_claim(hash)?;
-    Some(stack_number(set, way))
+    Some(slot_number(set, way))
 }
 
-#[inline(always)]
-fn deliver(capture: *const Capture, depth: u32) -> bool {
+/// Hands the frames of a capture to user space; 0 when there is no room.
+///
+/// A global function: before Linux 6.8 the verifier forgets the bound of a number that the compiler keeps on the stack and reads
+/// again, and refuses the length. Here it stays in a register.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn deliver(capture: u32, depth: u32) -> u32 {
+    let Some(capture) = CAPTURES.get_ptr_mut(capture) else { return 0 };
     let depth = (depth as usize).min(MAX_FRAMES);
     let length = size_of::<StackHeader>() + depth * size_of::<u64>();
     // SAFETY: the header and the first `depth` frames are within `capture`.
-    let bytes = unsafe { core::slice::from_raw_parts(capture.cast::<u8>(), length) };
-    EVENTS.output::<[u8]>(bytes, 0).is_ok()
+    let bytes = unsafe { core::slice::from_raw_parts(capture.cast::<u8>().cast_const(), length) };
+    EVENTS.output::<[u8]>(bytes, 0).is_ok().into()
 }

@@ -4,7 +4,11 @@
 //! Each program image is a process of its own here, with an index of its own: a process that executes another program ends, and the
 //! new one begins, under the same pid.
 
-use aya_ebpf::helpers::{bpf_get_current_comm, generated::bpf_probe_read_kernel};
+use aya_ebpf::{
+    helpers::{bpf_get_current_comm, generated::bpf_probe_read_kernel},
+    programs::RawTracePointContext,
+};
+use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     event::{EventKind, ProcessChange, ProcessEvent},
@@ -30,7 +34,8 @@ fn current() -> Option<(u16, &'static ProcessState)> {
 
 /// The current process has made a task.
 #[inline(always)]
-pub fn forked(task: u64, clone_flags: u64) -> Option<()> {
+pub fn forked(ctx: &RawTracePointContext) -> Option<()> {
+    let (task, clone_flags): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     if clone_flags & CLONE_THREAD != 0 {
         return None;
     }
@@ -41,14 +46,16 @@ pub fn forked(task: u64, clone_flags: u64) -> Option<()> {
         return PROCESS_INDEX.insert(tgid, u32::from(index), 0).ok();
     }
     let child = begin(Origin { index, executed: false }, parent, tgid)?;
+    debug!(ctx, "process {} was forked: number {}, of number {}", tgid, child, index);
     tell(ProcessChange::Forked, child, index)
 }
 
 /// The current process has executed a program.
 #[inline(always)]
-pub fn executed() -> Option<()> {
+pub fn executed(ctx: &RawTracePointContext) -> Option<()> {
     let (index, process) = current()?;
     let tgid = current_tgid()?;
+    debug!(ctx, "process {} executed a program: it was number {}", tgid, index);
     let began = begin(Origin { index, executed: true }, process, tgid);
     // A child that worked in its parent's memory leaves it as it is.
     if process.tgid.load() == u64::from(tgid) {

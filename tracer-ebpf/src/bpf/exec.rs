@@ -1,6 +1,6 @@
 //! A traced process that replaces its program: its window is over before the new program's first instruction.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::RawTracePointContext};
 use tracer_ebpf::{event::EventKind, process::Gate, stack::StackHeader};
 
 use super::{
@@ -11,9 +11,9 @@ use super::{
 
 /// A process has executed a program. User space sees the gate at its next look, and at once by the ring buffer.
 #[inline(always)]
-pub fn executed() -> Option<()> {
+pub fn executed(ctx: &RawTracePointContext) -> Option<()> {
     if follows() {
-        return children::executed();
+        return children::executed(ctx);
     }
     // The window may be closed for a mark: it must not open again.
     let index = current_index()?;

@@ -10,7 +10,7 @@ use tracer_ebpf::{
 
 use super::{
     arch::{self, UserRegisters},
-    capture::{self, Maker},
+    capture::{self, CaptureRequest},
     count::count,
     mappings::current_process,
     maps::EVENTS,
@@ -31,7 +31,7 @@ pub fn fault(address: u64, error_code: u64) -> Option<()> {
     let regs = UserRegisters::at_system_call();
     let frame = Frame::first(regs.for_walk());
     let api = mapping_api(MappingCall::PageFault);
-    let stack = capture::stack(Maker { index, process, api, frame, returns_to: 0 });
+    let stack = capture::stack(&CaptureRequest { frame, returns_to: 0, process: index, api });
     let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
         count(Counter::MappingEventDropped);
         return None;

@@ -1,7 +1,5 @@
 //! Blocks in and out of the live table and the hash map beside it.
 
-use aya_ebpf::EbpfContext;
-use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
@@ -33,47 +31,35 @@ pub fn take(key: BlockKey) -> Option<Block> {
 
 /// Puts a block in. `false`, and counted, when there is no room.
 #[inline(always)]
-pub fn insert<C: EbpfContext>(ctx: &C, key: BlockKey, block: Block) -> bool {
-    let done = put(key.to_bits(), block.size, block.born_ns, block.stack, block.level);
-    if done & REPLACED != 0 {
-        debug!(ctx, "{:x} was allocated again, and its release had not been seen", key.address());
-    }
-    done & KEPT != 0
+pub fn insert(key: BlockKey, block: Block) -> bool {
+    put(key.to_bits(), block.size, block.born_ns, block.stack, block.level) != 0
 }
 
-/// [`put`] has put the block in.
-const KEPT: u32 = 1;
-/// [`put`] found a block at that address.
-const REPLACED: u32 = 2;
-
-/// Puts a block in; a global function, so that the verifier looks at it once and not after every way that leads here.
+/// Puts a block in; 0 when there is no room. A global function, so that the verifier looks at it once and not after every way that leads here.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn put(key: u64, size: u64, born_ns: u64, stack: u32, level: u32) -> u32 {
     let Some(key) = BlockKey::from_bits(key) else { return 0 };
     // An allocator gives no address twice: the release of a block that is still there was not seen.
-    let replaced = if let Some(old) = take(key) {
+    if let Some(old) = take(key) {
         count(Counter::MissedFree);
         freed(&old);
-        REPLACED
-    } else {
-        0
-    };
-    let Some(bucket) = LIVE.get(key.bucket(live_buckets())) else { return replaced };
+    }
+    let Some(bucket) = LIVE.get(key.bucket(live_buckets())) else { return 0 };
     let block = Block { size, born_ns, stack, level };
     if let Some(value) = block.pack()
         && bucket.insert(key, value)
     {
-        return replaced | KEPT;
+        return 1;
     }
     // First the count, so that whoever frees the block looks for it in the hash map.
     bucket.spill();
     if SPILL.insert(key.to_bits(), block, 0).is_ok() {
-        return replaced | KEPT;
+        return 1;
     }
     bucket.unspill();
     count(Counter::LiveTableFull);
-    replaced
+    0
 }
 
 /// Counts the release of a block under the stack that allocated it.

@@ -15,7 +15,7 @@ use tracer_ebpf::{
 use super::{
     arch::{self, UserRegisters},
     calls::open_process,
-    capture::{self, Maker},
+    capture::{self, CaptureRequest},
     count::count,
     maps::{EVENTS, PROCESS_INDEX, pid_namespace},
     threads, unwind,
@@ -73,7 +73,7 @@ pub fn enter() -> Option<()> {
     }
     released?.forget_code(process);
     // What `MAP_FIXED` replaces is gone only when the call succeeds.
-    if matches!(call, MappingCall::Mmap) { None } else { send(index, process, call, regs, At::Entry) }
+    if matches!(call, MappingCall::Mmap) { None } else { send(index, call, regs, At::Entry) }
 }
 
 /// Memory that a system call releases: what it is called for, and what it moves something over.
@@ -125,9 +125,9 @@ pub fn exit() -> Option<()> {
     if maps_code(call, regs) {
         process.code_changes.add(1);
     }
-    let allocator_call = threads::current().filter(|record| record.encloses(regs, process));
+    let allocator_call = threads::current().filter(|record| record.encloses(regs, index, process));
     let returns_to = allocator_call.map(|record| record.get().return_address);
-    send(index, process, call, regs, At::Exit { returns_to })
+    send(index, call, regs, At::Exit { returns_to })
 }
 
 enum At {
@@ -139,7 +139,7 @@ enum At {
 }
 
 #[inline(always)]
-fn send(index: u16, process: &ProcessState, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
+fn send(index: u16, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
     let (at_exit, returns_to) = match at {
         At::Entry => (false, None),
         At::Exit { returns_to } => (true, returns_to),
@@ -148,13 +148,8 @@ fn send(index: u16, process: &ProcessState, call: MappingCall, regs: UserRegiste
     let gives_memory = at_exit && result > 0 && call as u8 != MappingCall::Munmap as u8;
     let stack = if gives_memory {
         let frame = Frame::first(regs.for_walk());
-        capture::stack(Maker {
-            index,
-            process,
-            api: mapping_api(call),
-            frame,
-            returns_to: returns_to.unwrap_or(0),
-        })
+        let returns_to = returns_to.unwrap_or(0);
+        capture::stack(&CaptureRequest { frame, returns_to, process: index, api: mapping_api(call) })
     } else {
         NO_STACK
     };

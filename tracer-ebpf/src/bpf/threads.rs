@@ -5,8 +5,7 @@ use tracer_ebpf::{
     counter::Counter,
     probe::{Cookie, WayOut},
     process::ProcessState,
-    slots::WAYS,
-    stack::stack_number,
+    slots::{set_and_way, slot_number},
     thread::{InFlight, record_set},
     unwind::Frame,
 };
@@ -16,42 +15,56 @@ use super::{
     capture,
     count::count,
     maps::{RECORD_OWNERS, RECORDS},
-    unwind::Below,
+    unwind::EnclosingCall,
 };
 
 /// The current thread's record: nobody else touches it until it is released.
 pub struct Record {
-    set: u32,
-    way: u32,
+    number: u32,
     record: &'static mut InFlight,
 }
 
 #[inline(always)]
-fn record(set: u32, way: u32) -> Option<Record> {
-    let pointer = RECORDS.get_ptr_mut(stack_number(set, way & (WAYS as u32 - 1)))?;
+fn record(number: u32) -> Option<Record> {
+    let pointer = RECORDS.get_ptr_mut(number)?;
     // SAFETY: the slot belongs to the current thread, which runs this program and nothing else.
-    Some(Record { set, way, record: unsafe { &mut *pointer } })
+    Some(Record { number, record: unsafe { &mut *pointer } })
 }
+
+/// In place of the number of a record: there is none.
+const NO_RECORD: u32 = u32::MAX;
 
 /// The current thread's record, if it is inside an allocator call.
 #[inline(always)]
 pub fn current() -> Option<Record> {
+    record(find_record())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_record() -> u32 {
     let thread = bpf_get_current_pid_tgid();
     let set = record_set(thread);
-    let way = RECORD_OWNERS.get(set)?.find(thread)?;
-    record(set, way)
+    let found = RECORD_OWNERS.get(set).and_then(|owners| owners.find(thread));
+    found.map_or(NO_RECORD, |way| slot_number(set, way))
 }
 
 /// A record for the current thread, which has none. Counts it when there is no room.
 #[inline(always)]
 pub fn claim() -> Option<Record> {
+    record(claim_record())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_record() -> u32 {
     let thread = bpf_get_current_pid_tgid();
     let set = record_set(thread);
-    let Some(way) = RECORD_OWNERS.get(set)?.claim(thread) else {
+    let Some(way) = RECORD_OWNERS.get(set).and_then(|owners| owners.claim(thread)) else {
         count(Counter::NoThreadRecord);
-        return None;
+        return NO_RECORD;
     };
-    record(set, way)
+    slot_number(set, way)
 }
 
 impl Record {
@@ -76,7 +89,7 @@ impl Record {
     ///
     /// A call whose exits are probed keeps its return address, so that stands in for the trampoline.
     #[inline(always)]
-    pub fn encloses(&self, regs: UserRegisters, process: &ProcessState) -> bool {
+    pub fn encloses(&self, regs: UserRegisters, index: u16, process: &ProcessState) -> bool {
         let call = *self.get();
         let awaited = match Cookie::from_bits(call.cookie).way_out {
             WayOut::Trampoline => process.trampoline.load(),
@@ -89,8 +102,8 @@ impl Record {
             return true;
         }
         // Without a whole walk the word has to do.
-        let below = Below { returns_to: call.return_address, awaited, sp: call.sp.wrapping_add(WORD) };
-        capture::passes(Frame::first(regs.for_walk()), process, below).unwrap_or(true)
+        let call = EnclosingCall { returns_to: call.return_address, awaited, sp: call.sp.wrapping_add(WORD) };
+        capture::passes(&Frame::first(regs.for_walk()), index, &call)
     }
 
     /// Whether a call of the same function from the same place is recorded, which was left by an exception: its return address
@@ -106,8 +119,9 @@ impl Record {
     /// Gives the record back.
     #[inline(always)]
     pub fn release(self) {
-        if let Some(owners) = RECORD_OWNERS.get(self.set) {
-            owners.release(self.way);
+        let (set, way) = set_and_way(self.number);
+        if let Some(owners) = RECORD_OWNERS.get(set) {
+            owners.release(way);
         }
     }
 }

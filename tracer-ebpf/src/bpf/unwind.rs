@@ -133,7 +133,8 @@ pub struct WalkedCode {
 
 /// The allocator call that a walk begins in, if any.
 #[derive(Clone, Copy)]
-pub struct Below {
+#[repr(C)]
+pub struct EnclosingCall {
     /// Where it returns to; 0 when there is none.
     pub returns_to: u64,
     /// What stands on the stack in place of that: the kernel's trampoline, or the address itself.
@@ -145,7 +146,13 @@ pub struct Below {
 /// Walks from a frame to the thread's base, and writes return addresses to the capture with this number, which this run has
 /// claimed.
 #[inline(always)]
-pub fn walk(frame: Frame, process: &ProcessState, call: Below, hash: StackHash, capture: u32) -> Walk {
+pub fn walk(
+    frame: Frame,
+    process: &ProcessState,
+    call: EnclosingCall,
+    hash: StackHash,
+    capture: u32,
+) -> Walk {
     // Before the list: one that is newer than this is only better.
     let changes = process.code_changes.load();
     let code = CodeList::from_bits(process.code.load());
