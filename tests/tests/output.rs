@@ -153,9 +153,7 @@ fn doctor_says_what_the_kernel_offers() {
     let finished = Tracer::command(["doctor"]).run();
     assert!(finished.status.success(), "{finished:#?}");
     let lines = finished.stdout.join("\n").to_lowercase();
-    for part in
-        ["btf", "jit", "uprobe", "ring buffer", "tracepoint", "cap_bpf", "perf_event_paranoid", "lockdown"]
-    {
+    for part in ["programs", "jit", "uprobe", "tracepoint", "cap_bpf", "--follow", "ptrace", "lockdown"] {
         assert!(lines.contains(part), "doctor speaks of {part:?}:\n{lines}");
     }
 }

@@ -1,7 +1,7 @@
 //! No uprobe program of ours runs on a per-CPU private stack.
 //!
 //! From Linux 6.13 the verifier gives programs of this kind with 64 bytes of stack or more a private stack per CPU, and
-//! uprobe programs are preemptible: two of them can then share it (design.md, "Safety of uprobe programs").
+//! uprobe programs are preemptible: two of them can then share it, and reports of kernel panics are about that.
 
 use tracer_tests::{
     Program, Tracer,

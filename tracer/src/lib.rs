@@ -27,5 +27,6 @@ pub mod doctor;
 pub mod record;
 pub mod tui;
 
+mod kernel;
 mod readable;
 mod signals;

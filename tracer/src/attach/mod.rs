@@ -8,42 +8,35 @@ mod grace;
 mod kernel_types;
 pub mod overhead;
 mod processes;
+mod programs;
 mod shared;
+mod sys;
 mod tables;
 pub mod tracefs;
 mod tracepoint;
 mod unwind_tables;
-pub mod uprobe_multi;
+pub mod uprobes;
 
-use std::{
-    cell::Cell,
-    os::fd::{AsFd as _, OwnedFd},
-    path::Path,
-    sync::Arc,
-    thread,
-};
+use std::{cell::Cell, ffi::CStr, os::fd::OwnedFd, path::Path, sync::Arc, thread};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
-    programs::{
-        ProgramFd, RawTracePoint, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
-    },
 };
 use aya_log::EbpfLogger;
 use tracer_ebpf::{probe::Cookie, process::CodeList, sampling::Sampling, unwind::Mapping};
 
 use self::{
     kernel_types::TaskOffsets,
-    uprobe_multi::{At, Places},
+    programs::Programs,
+    uprobes::{At, Places, UprobeLinks},
 };
 pub use self::{
     tables::{SharedTables, Sizes},
     unwind_tables::{UnwindSizes, UnwindTables},
 };
-use crate::{model::Pid, plan::Cost};
+use crate::{kernel, model::Pid, plan::Cost};
 
 /// What the programs are loaded with.
 #[derive(Clone, Copy, Debug)]
@@ -70,24 +63,19 @@ pub struct Capture {
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
     tables: Arc<SharedTables>,
     unwind: UnwindTables,
-    /// The uprobe programs, where the kernel has links of many uprobes; else they are in `ebpf`.
-    multi: Option<Vec<MultiProgram>>,
+    programs: Programs,
+    links: UprobeLinks,
     /// Whether probes are everybody's; see [`processes`].
     follows: bool,
     windows_are_open: Cell<bool>,
     /// Links: what is dropped is detached.
-    probes: Vec<Box<dyn Send>>,
+    probes: Vec<OwnedFd>,
     tracepoints: Vec<OwnedFd>,
+    /// They see the whole machine, and cost the kernel nothing to take away.
+    raw_tracepoints: Vec<OwnedFd>,
     sample_level: u32,
     /// Probed places of allocating and of releasing functions.
     places: [overhead::Places; 2],
-}
-
-/// A program that is attached to many places at once.
-struct MultiProgram {
-    sites: &'static [Programs],
-    at: At,
-    program: uprobe_multi::Program,
 }
 
 /// Where a probe goes.
@@ -97,32 +85,45 @@ pub struct Site {
     pub offset: u64,
     /// What the probe tells the program.
     pub cookie: Cookie,
-    /// Which programs it runs.
-    pub programs: Programs,
+    /// What happens there.
+    pub event: ProbedEvent,
     /// What a hit costs.
     pub cost: Cost,
 }
 
-/// The programs that a probe runs.
+/// What a probe sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Programs {
-    /// At entry and return of a function that gives a block.
+pub enum ProbedEvent {
+    /// Entry and return of a function that gives a block.
     Allocate,
-    /// At entry of a function that gives a block, whose exits are probed.
+    /// Entry of a function that gives a block, whose exits are probed.
     AllocateToExits,
-    /// On an instruction that returns.
+    /// An instruction that returns.
     Exit,
-    /// At entry of a function that only releases one.
+    /// Entry of a function that only releases a block.
     Release,
 }
 
-const ALLOCATE: &str = "allocate";
-const ALLOCATED: &str = "allocated";
-const EXITED: &str = "exited";
-const RELEASE: &str = "release";
-/// [`ALLOCATE`] and [`ALLOCATED`] in one.
-const CALL: &str = "call";
-const UPROBES: [&str; 4] = [ALLOCATE, ALLOCATED, EXITED, RELEASE];
+/// A program that runs at some of the probes.
+type UprobeProgram = (&'static str, At, &'static [ProbedEvent]);
+
+/// The programs of probes. Entry first: a return without its entry is ignored, an entry without its return would be held against the
+/// thread.
+const UPROBES: &[UprobeProgram] = &[
+    ("allocate", At::Entry, &[ProbedEvent::Allocate, ProbedEvent::AllocateToExits]),
+    ("allocated", At::Return, &[ProbedEvent::Allocate]),
+    ("exited", At::Entry, &[ProbedEvent::Exit]),
+    ("release", At::Entry, &[ProbedEvent::Release]),
+];
+
+/// Those of probes that are in other processes, too, which take no notice of returns: the program says so at the entry. The others
+/// stand where no return probe may be, so the kernel must not even be able to make one there.
+const SESSION_UPROBES: &[UprobeProgram] = &[
+    ("call", At::Both, &[ProbedEvent::Allocate]),
+    ("allocate", At::Entry, &[ProbedEvent::AllocateToExits]),
+    ("exited", At::Entry, &[ProbedEvent::Exit]),
+    ("release", At::Entry, &[ProbedEvent::Release]),
+];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
 const SYSTEM_CALLS: [(&str, &str); 6] = [
@@ -135,11 +136,12 @@ const SYSTEM_CALLS: [(&str, &str); 6] = [
 ];
 
 impl Capture {
-    /// Loads the programs; nothing is attached yet.
+    /// Makes the maps; nothing is attached yet.
     ///
     /// # Errors
     /// When the kernel does not take them: too old, locked down, or no permission.
     pub fn load(settings: &Settings) -> Result<Self> {
+        kernel::check(&kernel::release())?;
         let sizes = settings.sizes;
         let seed = u64::from_ne_bytes(random_bytes()?);
         let namespace = pid_namespace();
@@ -171,14 +173,9 @@ impl Capture {
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
         let mut ebpf = loader.load(object).context("the kernel does not take the BPF maps")?;
-        let multi = load_multi(object, &ebpf, settings.follow)
-            .inspect_err(|error| log::info!("each probe is attached by itself: {error:#}"))
-            .ok();
-        if multi.is_none() {
-            for name in UPROBES {
-                uprobe(&mut ebpf, name)?.load().context("the kernel does not take the BPF programs")?;
-            }
-        }
+        let links = UprobeLinks::of_this_kernel();
+        log::info!("uprobes are attached by {links:?}");
+        let programs = Programs::new(object, &ebpf, links)?;
         let messages = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
             .ok();
@@ -189,11 +186,13 @@ impl Capture {
             messages,
             tables,
             unwind,
-            multi,
+            programs,
+            links,
             follows: settings.follow,
             windows_are_open: Cell::new(false),
             probes: Vec::new(),
             tracepoints: Vec::new(),
+            raw_tracepoints: Vec::new(),
             sample_level: settings.sample_level,
             places: Default::default(),
         })
@@ -286,49 +285,41 @@ impl Capture {
     pub fn attach_probes(&mut self, file: &Path, sites: &[Site], pid: Pid) -> Result<()> {
         let scope = (!self.follows).then_some(pid);
         for site in sites {
-            match site.programs {
-                Programs::Allocate | Programs::AllocateToExits => self.places[0].add(site.cost),
-                Programs::Release => self.places[1].add(site.cost),
-                Programs::Exit => {}
+            match site.event {
+                ProbedEvent::Allocate | ProbedEvent::AllocateToExits => self.places[0].add(site.cost),
+                ProbedEvent::Release => self.places[1].add(site.cost),
+                ProbedEvent::Exit => {}
             }
         }
-        match &self.multi {
-            Some(programs) => {
-                for MultiProgram { sites: served, at, program } in programs {
-                    let sites = sites.iter().filter(|site| served.contains(&site.programs));
-                    let places: Places = sites.map(|site| (site.offset, site.cookie.to_bits())).collect();
-                    if !places.is_empty() {
-                        self.probes.push(Box::new(program.attach(file, &places, *at, scope)?));
-                    }
-                }
-                Ok(())
+        for &(name, at, events) in self.uprobe_programs() {
+            let sites = sites.iter().filter(|site| events.contains(&site.event));
+            let places: Places = sites.map(|site| (site.offset, site.cookie.to_bits())).collect();
+            if !places.is_empty() {
+                let program = self.programs.get(name)?;
+                self.probes.extend(self.links.attach(program, file, &places, at, scope)?);
             }
-            None => sites.iter().try_for_each(|&site| self.attach_probe(file, site, scope)),
-        }
-    }
-
-    fn attach_probe(&mut self, file: &Path, site: Site, scope: Option<Pid>) -> Result<()> {
-        let names: &[&str] = match site.programs {
-            // Entry first: a return without its entry is ignored, an entry without its return would be held against the thread.
-            Programs::Allocate => &[ALLOCATE, ALLOCATED],
-            Programs::AllocateToExits => &[ALLOCATE],
-            Programs::Exit => &[EXITED],
-            Programs::Release => &[RELEASE],
-        };
-        let scope = match scope {
-            Some(pid) => UProbeScope::OneProcess(pid.0.try_into().context("pid 0 is no process")?),
-            None => UProbeScope::AllProcesses,
-        };
-        for name in names {
-            let program = uprobe(&mut self.ebpf, name)?;
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(site.offset),
-                cookie: Some(site.cookie.to_bits()),
-            };
-            let id = program.attach(point, file, scope)?;
-            self.probes.push(Box::new(program.take_link(id)?));
         }
         Ok(())
+    }
+
+    fn uprobe_programs(&self) -> &'static [UprobeProgram] {
+        if self.follows && self.links == UprobeLinks::Sessions { SESSION_UPROBES } else { UPROBES }
+    }
+
+    /// Begins to load the programs that every allocator's probes need, while there is something else to do.
+    pub fn load_probes_ahead(&mut self) {
+        self.programs.load_ahead(match self.uprobe_programs() {
+            [("call", ..), ..] => &["call", "release"],
+            _ => &["allocated", "allocate", "release"],
+        });
+    }
+
+    /// Loads every program, to see whether the kernel takes them.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn load_all_programs(&mut self) -> Result<()> {
+        self.programs.load_all()
     }
 
     /// Attaches to the system calls that change mappings, and to `exec`.
@@ -336,17 +327,27 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_system_calls(&mut self) -> Result<()> {
-        let exec: &mut RawTracePoint =
-            self.ebpf.program_mut("process_exec").context("no program process_exec")?.try_into()?;
-        exec.load()?;
-        exec.attach("sched_process_exec").context("cannot attach to exec")?;
-        match tracefs::Tracefs::open() {
-            Ok(tracefs) => self.attach_single_system_calls(&tracefs),
-            Err(error) => {
-                log::info!("tracefs is out of reach ({error:#}): every system call is looked at");
-                self.attach_every_system_call()
-            }
+        self.attach_raw_tracepoint("process_exec", c"sched_process_exec")?;
+        if let Err(error) = self.attach_single_system_calls() {
+            self.tracepoints.clear();
+            log::warn!(
+                "every system call of the machine is looked at, not only those that change mappings: {error:#}"
+            );
+            self.attach_raw_tracepoint("any_syscall_enter", c"sys_enter")?;
+            self.attach_raw_tracepoint("any_syscall_exit", c"sys_exit")?;
         }
+        Ok(())
+    }
+
+    fn attach_single_system_calls(&mut self) -> Result<()> {
+        let tracefs = tracefs::Tracefs::open()?;
+        for (tracepoint, name) in SYSTEM_CALLS {
+            let id = tracefs.tracepoint_id("syscalls", tracepoint)?;
+            let link = tracepoint::attach(id, self.programs.get(name)?)
+                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
+            self.tracepoints.push(link);
+        }
+        Ok(())
     }
 
     /// Attaches to page faults, for growth mode.
@@ -354,48 +355,21 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_page_faults(&mut self) -> Result<()> {
-        let program: &mut RawTracePoint =
-            self.ebpf.program_mut("page_fault").context("no program page_fault")?.try_into()?;
-        program.load()?;
-        for tracepoint in ["page_fault_user", "page_fault_kernel"] {
-            program
-                .attach(tracepoint)
-                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
-        }
-        Ok(())
+        self.attach_raw_tracepoint("page_fault", c"page_fault_user")?;
+        self.attach_raw_tracepoint("page_fault", c"page_fault_kernel")
     }
 
-    fn attach_single_system_calls(&mut self, tracefs: &tracefs::Tracefs) -> Result<()> {
-        for name in ["mapping_enter", "mapping_exit"] {
-            let program: &mut aya::programs::TracePoint =
-                self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
-            program.load()?;
-        }
-        for (tracepoint, name) in SYSTEM_CALLS {
-            let id = tracefs.tracepoint_id("syscalls", tracepoint)?;
-            let fd = program_fd(&self.ebpf, name)?;
-            let event = tracepoint::attach(id, fd.as_fd())
-                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
-            self.tracepoints.push(event);
-        }
-        Ok(())
-    }
-
-    fn attach_every_system_call(&mut self) -> Result<()> {
-        for (name, tracepoint) in [("any_syscall_enter", "sys_enter"), ("any_syscall_exit", "sys_exit")] {
-            let program: &mut RawTracePoint =
-                self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
-            program.load()?;
-            program
-                .attach(tracepoint)
-                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
-        }
+    fn attach_raw_tracepoint(&mut self, program: &'static str, tracepoint: &CStr) -> Result<()> {
+        let link = sys::open_raw_tracepoint(tracepoint, self.programs.get(program)?)
+            .with_context(|| format!("cannot attach to tracepoint {}", tracepoint.to_string_lossy()))?;
+        self.raw_tracepoints.push(link);
         Ok(())
     }
 
     /// Takes every probe away, in parallel, since the kernel waits for each until no CPU can be in it. When it returns, no
     /// program runs any more and the tables are at rest.
     pub fn detach(&mut self) {
+        self.raw_tracepoints.clear();
         let tracepoints = std::mem::take(&mut self.tracepoints);
         let probes = std::mem::take(&mut self.probes);
         thread::scope(|scope| {
@@ -410,51 +384,30 @@ impl Capture {
     /// Runs of programs that the kernel left out because it was running another one on that CPU.
     #[must_use]
     pub fn runs_missed_by_kernel(&self) -> u64 {
-        let loaded = self.ebpf.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd()));
-        let multi = self.multi.iter().flatten().map(|multi| multi.program.as_fd());
-        loaded.chain(multi).filter_map(|program| overhead::statistic(program, "recursion_misses:")).sum()
+        let missed = self.programs.loaded().map(|program| overhead::statistic(program, "recursion_misses:"));
+        missed.flatten().sum()
     }
 }
 
-/// The uprobe programs for links of many uprobes. Where children are followed the probes are in other processes too, which take no
-/// notice of returns if the kernel lets the program say so at entry.
-fn load_multi(object: &[u8], ebpf: &Ebpf, follow: bool) -> Result<Vec<MultiProgram>> {
-    let with = |sites, at, program| MultiProgram { sites, at, program };
-    let alone = |allocate, exited, release| {
-        [
-            with(&[Programs::AllocateToExits][..], At::Entry, allocate),
-            with(&[Programs::Exit], At::Entry, exited),
-            with(&[Programs::Release], At::Entry, release),
-        ]
-    };
-    if follow {
-        // The others stand where no return probe may be: the kernel must not even be able to make one there.
-        let names = [(CALL, At::Both), (ALLOCATE, At::Entry), (EXITED, At::Entry), (RELEASE, At::Entry)];
-        match uprobe_multi::load(object, ebpf, names) {
-            Ok([call, allocate, exited, release]) => {
-                let call = with(&[Programs::Allocate], At::Both, call);
-                return Ok([call].into_iter().chain(alone(allocate, exited, release)).collect());
-            }
-            Err(error) => log::info!("other processes notice returns from allocators: {error:#}"),
-        }
+/// Whether the tracepoints of single system calls can be attached to.
+///
+/// # Errors
+/// Why not.
+pub fn check_tracepoints() -> Result<()> {
+    let tracefs = tracefs::Tracefs::open()?;
+    for (name, _) in SYSTEM_CALLS {
+        let id = tracefs.tracepoint_id("syscalls", name)?;
+        tracepoint::open(id).with_context(|| format!("cannot attach to tracepoint {name}"))?;
     }
-    let names = [(ALLOCATE, At::Entry), (ALLOCATED, At::Return), (EXITED, At::Entry), (RELEASE, At::Entry)];
-    let [allocate, allocated, exited, release] = uprobe_multi::load(object, ebpf, names)?;
-    // Entry first, as in `Capture::attach_probe`.
-    Ok(vec![
-        with(&[Programs::Allocate, Programs::AllocateToExits], At::Entry, allocate),
-        with(&[Programs::Allocate], At::Return, allocated),
-        with(&[Programs::Exit], At::Entry, exited),
-        with(&[Programs::Release], At::Entry, release),
-    ])
+    Ok(())
 }
 
-fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
-    Ok(ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?.try_into()?)
-}
-
-fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
-    Ok(ebpf.program(name).ok_or_else(|| anyhow!("no program {name}"))?.fd()?)
+/// Whether children can be followed.
+///
+/// # Errors
+/// Why not.
+pub fn check_following() -> Result<()> {
+    processes::task_offsets(pid_namespace()).map(drop)
 }
 
 /// Device and inode of the pid namespace in which this process sees others; 0 for that of the machine, which needs no translation.

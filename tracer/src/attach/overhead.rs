@@ -4,7 +4,7 @@
 use std::{
     arch::naked_asm,
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -16,7 +16,7 @@ use tracer_ebpf::{
     process::MAX_PROCESSES,
 };
 
-use super::{Capture, Programs, Site, UPROBES};
+use super::{Capture, ProbedEvent, Site};
 use crate::{model::Pid, plan::Cost, target::parse_maps};
 
 /// Runs of one program.
@@ -85,17 +85,13 @@ impl Capture {
     /// Runs of the programs since they were loaded, while the kernel [counted](count_runs).
     #[must_use]
     pub fn runs(&self) -> AllRuns {
-        // In the order of `UPROBES`.
         let [allocate, allocated, exited, release] =
-            [0, 1, 2, 3].map(|index| self.runs_of(index).unwrap_or_default());
+            ["allocate", "allocated", "exited", "release"].map(|name| self.runs_of(name).unwrap_or_default());
         AllRuns { allocate, allocated, exited, release }
     }
 
-    fn runs_of(&self, index: usize) -> Option<Runs> {
-        let program = match &self.multi {
-            Some(programs) => programs.get(index)?.program.as_fd(),
-            None => self.ebpf.program(UPROBES.get(index)?)?.fd().ok()?.as_fd(),
-        };
+    fn runs_of(&self, name: &str) -> Option<Runs> {
+        let program = self.programs.find(name)?;
         Some(Runs { count: statistic(program, "run_cnt:")?, ns: statistic(program, "run_time_ns:")? })
     }
 
@@ -105,9 +101,10 @@ impl Capture {
     /// When the tracer cannot be probed.
     pub fn measure_hits(&mut self) -> Result<HitCosts> {
         let [allocating, releasing] = self.places.map(Places::are_stepped);
-        let pair = self.hit(Programs::Allocate, if allocating { stepped_pair } else { emulated_pair })?;
-        let release = self.hit(Programs::Release, if releasing { stepped_entry } else { emulated_entry })?;
-        let exit = self.hit(Programs::Release, stepped_exit)?;
+        let pair = self.hit(ProbedEvent::Allocate, if allocating { stepped_pair } else { emulated_pair })?;
+        let release =
+            self.hit(ProbedEvent::Release, if releasing { stepped_entry } else { emulated_entry })?;
+        let exit = self.hit(ProbedEvent::Release, stepped_exit)?;
         Ok(HitCosts {
             allocate_ns: pair.beside_ns,
             release_ns: release.beside_ns,
@@ -117,12 +114,12 @@ impl Capture {
     }
 
     /// Measures a probe on a function of ours. It belongs to a process whose window never opens, so the programs leave at once.
-    fn hit(&mut self, programs: Programs, function: extern "C" fn()) -> Result<Hit> {
+    fn hit(&mut self, event: ProbedEvent, function: extern "C" fn()) -> Result<Hit> {
         let arg = Some(Arg::new(0));
         let signature = Signature { size: arg, count: None, old: arg, result: ResultPlace::Register };
         let cookie =
             Cookie { process: (MAX_PROCESSES - 1) as u16, api: 0, signature, way_out: WayOut::Trampoline };
-        let site = Site { offset: file_offset(function)?, cookie, programs, cost: Cost::Emulated };
+        let site = Site { offset: file_offset(function)?, cookie, event, cost: Cost::Emulated };
         let bare_ns = call_ns(function);
         let attached_before = self.probes.len();
         let places = self.places;

@@ -5,15 +5,11 @@
 //! traced. What that costs the others is in docs/overhead.md.
 
 use anyhow::{Context as _, Result, bail};
-use aya::{maps::HashMap, programs::RawTracePoint};
+use aya::maps::HashMap;
 use tracer_ebpf::process::{Gate, MAX_PROCESSES, Origin, ProcessState};
 
 use super::{Capture, kernel_types::TaskOffsets};
 use crate::model::{Address, Pid};
-
-/// The programs that follow children, and their tracepoints.
-const CHILDREN: [(&str, &str); 2] =
-    [("process_fork", "task_newtask"), ("process_exit", "sched_process_exit")];
 
 /// What the programs that follow children must know of the kernel. `namespace` is the tracer's pid namespace, 0 for the machine's.
 pub(super) fn task_offsets(namespace: (u64, u64)) -> Result<TaskOffsets> {
@@ -65,15 +61,8 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses.
     pub fn follow_children(&mut self) -> Result<()> {
-        for (name, tracepoint) in CHILDREN {
-            let program: &mut RawTracePoint =
-                self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
-            program.load()?;
-            program
-                .attach(tracepoint)
-                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
-        }
-        Ok(())
+        self.attach_raw_tracepoint("process_fork", c"task_newtask")?;
+        self.attach_raw_tracepoint("process_exit", c"sched_process_exit")
     }
 
     /// Whether children are followed.

@@ -1,20 +1,26 @@
 //! `tracer doctor`: what this kernel and this user offer, and what to do about the rest.
 //!
-//! [`check`] looks, each check by itself; what it concludes is pure code over what it read, and [`render`] only writes it
-//! down.
+//! [`check`] tries, each check by itself: it loads the programs, makes a uprobe that cannot be, holds a command. What it concludes is
+//! pure code over what came of that, and [`render`] only writes it down.
 
-mod perf;
+use std::{
+    ffi::{CStr, OsStr},
+    fs, io,
+};
 
-use std::fs;
-use std::io;
-use std::path::Path;
-
-use aya::maps::MapType;
-use aya::programs::ProgramType;
-use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
+use anyhow::Result;
 use rustix::thread::{CapabilitySet, capabilities};
+use tracer_ebpf::sampling::Sampling;
 
-use crate::attach::{tracefs::Tracefs, uprobe_multi};
+use crate::{
+    attach::{
+        Capture, Settings, Sizes, UnwindSizes, check_following, check_tracepoints,
+        uprobes::{At, UprobeLinks, open_perf_event, perf_event_type},
+    },
+    kernel,
+    model::Pid,
+    target::launch::Launched,
+};
 
 /// What one check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,31 +92,18 @@ pub fn render(checks: &[Check], color: bool) -> String {
 /// Looks at everything that tracing needs or can use.
 #[must_use]
 pub fn check() -> Vec<Check> {
-    let mut checks = vec![kernel(rustix::system::uname().release().to_string_lossy().as_ref())];
+    let mut checks = vec![kernel_release(&kernel::release())];
     checks.extend(capability_checks(effective_capabilities()));
     checks.extend([
         user_namespace(&read("/proc/self/uid_map").unwrap_or_default()),
         pid_namespace(&link("/proc/self/ns/pid")),
         lockdown(read("/sys/kernel/security/lockdown").ok().as_deref()),
-        unprivileged_bpf(read("/proc/sys/kernel/unprivileged_bpf_disabled").ok().as_deref()),
-        bpf_programs(),
-        bpf_feature(
-            "ring buffer",
-            is_map_supported(MapType::RingBuf).map_err(|error| error.to_string()),
-            "needs Linux 5.8",
-        ),
-        bpf_feature(
-            "bpf_loop",
-            is_helper_supported(ProgramType::KProbe, BpfHelper::BPF_FUNC_loop)
-                .map_err(|error| error.to_string()),
-            "needs Linux 5.17",
-        ),
+        programs(load_programs()),
         jit(read("/proc/sys/net/core/bpf_jit_enable")),
-        btf(Path::new("/sys/kernel/btf/vmlinux").exists()),
-        uprobes(uprobe_multi::is_available(), uprobe_event_type().map(perf::may_make_uprobes)),
-        tracepoints(),
-        perf_event_paranoid(read("/proc/sys/kernel/perf_event_paranoid").ok().as_deref()),
-        ptrace_scope(read("/proc/sys/kernel/yama/ptrace_scope").ok().as_deref()),
+        uprobes(UprobeLinks::of_this_kernel(), may_make_uprobes),
+        tracepoints(check_tracepoints()),
+        following(check_following()),
+        launching(hold_a_command()),
     ]);
     checks
 }
@@ -182,11 +175,10 @@ fn effective_capabilities() -> CapabilitySet {
 #[must_use]
 pub fn required_capabilities_missing() -> Vec<&'static str> {
     let mut missing = required_missing(effective_capabilities());
-    if uprobe_multi::is_available() {
+    if UprobeLinks::of_this_kernel() > UprobeLinks::PerfEvents {
         return missing;
     }
-    let uprobes = uprobe_event_type().map(perf::may_make_uprobes);
-    let refused = matches!(uprobes, Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied);
+    let refused = may_make_uprobes().is_err_and(|error| is_refusal(&error));
     // Where CAP_PERFMON is missing it may be all that is.
     if refused && !missing.contains(&"CAP_PERFMON") {
         missing.push("CAP_SYS_ADMIN");
@@ -217,16 +209,11 @@ fn capability_checks(effective: CapabilitySet) -> impl Iterator<Item = Check> {
     CAPABILITIES.iter().map(move |capability| capability.check(effective))
 }
 
-/// The oldest kernel with all that tracing needs (`bpf_loop`).
-const OLDEST_KERNEL: (u32, u32) = (5, 17);
-
-fn kernel(release: &str) -> Check {
+fn kernel_release(release: &str) -> Check {
     const NAME: &str = "kernel";
-    let mut numbers =
-        release.split(|letter: char| !letter.is_ascii_digit()).map(|number| number.parse().ok());
-    match (numbers.next().flatten(), numbers.next().flatten()) {
-        (Some(major), Some(minor)) if (major, minor) >= OLDEST_KERNEL => Check::good(NAME, release),
-        _ => Check::missing(NAME, release, "needs Linux 5.17 or newer"),
+    match kernel::check(release) {
+        Ok(()) => Check::good(NAME, release),
+        Err(error) => Check::missing(NAME, release, error.remedy()),
     }
 }
 
@@ -272,36 +259,30 @@ fn lockdown(modes: Option<&str>) -> Check {
     }
 }
 
-fn unprivileged_bpf(value: Option<&str>) -> Check {
-    const NAME: &str = "unprivileged_bpf_disabled";
-    Check::good(NAME, format!("{} (CAP_BPF is needed in any case)", value.unwrap_or("unknown")))
+/// Loads every program, as a recording does, into small tables.
+fn load_programs() -> Result<()> {
+    let settings = Settings {
+        sizes: Sizes::with_room_for(1, 1),
+        unwind: UnwindSizes::with_room_for(0, 0),
+        min_size: 0,
+        max_size: u64::MAX,
+        sampling: Sampling::with_mean(0),
+        sample_level: 0,
+        follow: false,
+    };
+    Capture::load(&settings)?.load_all_programs()
 }
 
-fn bpf_programs() -> Check {
+fn programs(loaded: Result<()>) -> Check {
     const NAME: &str = "BPF programs";
-    let remedy = "run as root (sudo); in a container, allow bpf(2) in its seccomp profile";
-    match is_program_supported(ProgramType::KProbe) {
-        Ok(true) => Check::good(NAME, "can be loaded"),
-        Ok(false) => Check::missing(
+    match loaded {
+        Ok(()) => Check::good(NAME, "the kernel takes every one"),
+        Err(error) => Check::missing(
             NAME,
-            "probe programs are refused",
-            "needs CONFIG_BPF_SYSCALL and CONFIG_BPF_EVENTS",
+            format!("{error:#}"),
+            "run as root (sudo); in a container, allow bpf(2) in its seccomp profile",
         ),
-        Err(error) => Check::missing(NAME, one_line(&error.to_string()), remedy),
     }
-}
-
-fn bpf_feature(name: &'static str, supported: Result<bool, String>, remedy: &'static str) -> Check {
-    match supported {
-        Ok(true) => Check::good(name, "available"),
-        Ok(false) => Check::missing(name, "not available", remedy),
-        Err(error) => Check::missing(name, one_line(&error), "see BPF programs above"),
-    }
-}
-
-/// The verifier's log can have thousands of lines.
-fn one_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 fn jit(value: io::Result<String>) -> Check {
@@ -315,76 +296,79 @@ fn jit(value: io::Result<String>) -> Check {
     }
 }
 
-fn btf(exists: bool) -> Check {
-    const NAME: &str = "BTF";
-    match exists {
-        true => Check::good(NAME, "/sys/kernel/btf/vmlinux"),
-        false => {
-            Check::missing(NAME, "no /sys/kernel/btf/vmlinux", "needs a kernel with CONFIG_DEBUG_INFO_BTF")
-        }
+/// Makes a uprobe in a file that does not exist: the kernel looks at the rights first, so what it says about the file means
+/// that the rights are there.
+///
+/// No capability tells: CAP_PERFMON used to be enough; with the fix of CVE-2025-38466, which stable kernels have too, only
+/// CAP_SYS_ADMIN is.
+fn may_make_uprobes() -> Result<()> {
+    const NO_FILE: &CStr = c"/proc/self/no-such-file";
+    let own = Pid(std::process::id());
+    match open_perf_event(perf_event_type()?, NO_FILE, 0, At::Entry, Some(own)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
-/// The type of uprobe events, as perf numbers it here.
-fn uprobe_event_type() -> Option<u32> {
-    read("/sys/bus/event_source/devices/uprobe/type").ok()?.parse().ok()
+/// Whether a right is missing.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
-fn uprobes(many_in_a_link: bool, may_make: Option<io::Result<()>>) -> Check {
+fn uprobes(links: UprobeLinks, may_make: impl FnOnce() -> Result<()>) -> Check {
     const NAME: &str = "uprobes";
-    if many_in_a_link {
-        return Check::good(NAME, "can be made, many in one link");
+    match links {
+        UprobeLinks::Sessions => {
+            return Check::good(NAME, "many in one link, and programs choose their returns");
+        }
+        UprobeLinks::Many => return Check::good(NAME, "many in one link"),
+        UprobeLinks::PerfEvents => {}
     }
-    match may_make {
-        Some(Ok(())) => Check::good(NAME, "can be made"),
-        Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => Check::missing(
+    match may_make() {
+        Ok(()) => Check::good(NAME, "a perf event each"),
+        Err(error) if is_refusal(&error) => Check::missing(
             NAME,
             "this user may make none",
             "run as root (sudo) or with CAP_SYS_ADMIN; CAP_PERFMON is enough on kernels without the fix of CVE-2025-38466",
         ),
-        Some(Err(error)) => {
-            Check::missing(NAME, error.to_string(), "needs perf_event_open(2); a container can forbid it")
+        Err(error) => {
+            Check::missing(NAME, format!("{error:#}"), "needs perf_event_open(2); a container can forbid it")
         }
-        None => Check::missing(
-            NAME,
-            "no uprobe events in perf",
-            "needs a kernel with CONFIG_UPROBE_EVENTS, and /sys mounted",
-        ),
     }
 }
 
-fn tracepoints() -> Check {
+fn tracepoints(attached: Result<()>) -> Check {
     const NAME: &str = "system-call tracepoints";
-    let id = Tracefs::open().and_then(|tracefs| tracefs.tracepoint_id("syscalls", "sys_enter_mmap"));
-    match id {
-        Ok(_) => Check::good(NAME, "available"),
+    match attached {
+        Ok(()) => Check::good(NAME, "those of single calls"),
         Err(error) => Check::limited(
             NAME,
-            error.to_string(),
-            "until then tracing looks at every system call, not only at those that change mappings",
+            format!("{error:#}"),
+            "tracing looks at every system call of the machine, not only at those that change mappings",
         ),
     }
 }
 
-fn perf_event_paranoid(value: Option<&str>) -> Check {
-    const NAME: &str = "perf_event_paranoid";
-    match value {
-        Some(value) => Check::good(NAME, format!("{value} (CAP_PERFMON is needed in any case)")),
-        None => Check::missing(NAME, "no perf events", "needs a kernel with CONFIG_PERF_EVENTS"),
+fn following(known: Result<()>) -> Check {
+    const NAME: &str = "--follow";
+    match known {
+        Ok(()) => Check::good(NAME, "children can be followed"),
+        Err(error) => Check::limited(NAME, format!("{error:#}"), "without it all else works"),
     }
 }
 
-/// Only launching a command uses ptrace; attaching to a process does not.
-fn ptrace_scope(value: Option<&str>) -> Check {
-    const NAME: &str = "ptrace_scope";
-    match value {
-        Some("3") => Check::limited(
-            NAME,
-            "3: no command can be held at its start (`tracer -- COMMAND`)",
-            "attach with --pid; only a reboot lifts it",
-        ),
-        Some(value) => Check::good(NAME, value),
-        None => Check::good(NAME, "unrestricted (no Yama)"),
+/// Holds a command at its start, and lets it go by killing it. Only launching a command uses ptrace; attaching to a process does not.
+fn hold_a_command() -> Result<()> {
+    let program = OsStr::new("/proc/self/exe");
+    Ok(Launched::spawn(program, ["--version"], true, None).map(drop)?)
+}
+
+fn launching(held: Result<()>) -> Check {
+    const NAME: &str = "launching (ptrace)";
+    match held {
+        Ok(()) => Check::good(NAME, "a command can be held at its start"),
+        Err(error) => Check::limited(NAME, format!("{error:#}"), "attach with --pid"),
     }
 }
 
@@ -393,18 +377,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_before_bpf_loop_are_too_old() {
-        for (release, state) in [
-            ("6.18.44-fc-v769", State::Good),
-            ("5.17", State::Good),
-            ("5.17.0-rc1", State::Good),
-            ("5.16.20-generic", State::Missing),
-            ("4.19.0", State::Missing),
-            ("10.0", State::Good),
-            ("next", State::Missing),
-        ] {
-            assert_eq!(kernel(release).state, state, "{release}");
-        }
+    fn kernels_before_the_oldest_that_was_tried_are_too_old() {
+        assert_eq!(kernel_release("6.1.0-56-amd64").state, State::Good);
+        assert_eq!(kernel_release("5.10.0-35-amd64").state, State::Missing);
     }
 
     #[test]
@@ -426,14 +401,18 @@ mod tests {
         assert_eq!(user_namespace("         0          0 4294967295").state, State::Good);
         assert_eq!(user_namespace("         0       1000          1").state, State::Missing);
         assert_eq!(pid_namespace("pid:[4026532000]").state, State::Limited);
-        assert_eq!(ptrace_scope(Some("1")).state, State::Good);
-        assert_eq!(ptrace_scope(Some("3")).state, State::Limited);
         assert_eq!(jit(Ok("0".into())).state, State::Limited);
-        assert_eq!(uprobes(false, None).state, State::Missing);
-        assert_eq!(uprobes(true, None).state, State::Good);
-        assert_eq!(uprobes(false, Some(Err(io::ErrorKind::PermissionDenied.into()))).state, State::Missing);
-        assert_eq!(uprobes(false, Some(Ok(()))).state, State::Good);
-        assert_eq!(btf(false).state, State::Missing);
+        let refused = || Err(io::Error::from(io::ErrorKind::PermissionDenied).into());
+        assert_eq!(uprobes(UprobeLinks::Many, refused).state, State::Good);
+        assert_eq!(uprobes(UprobeLinks::PerfEvents, || Ok(())).state, State::Good);
+        let check = uprobes(UprobeLinks::PerfEvents, refused);
+        assert_eq!((check.state, check.detail.as_str()), (State::Missing, "this user may make none"));
+        let check = uprobes(UprobeLinks::PerfEvents, || anyhow::bail!("no uprobes"));
+        assert_eq!((check.state, check.detail.as_str()), (State::Missing, "no uprobes"));
+        assert_eq!(tracepoints(refused()).state, State::Limited);
+        assert_eq!(following(refused()).state, State::Limited);
+        assert_eq!(launching(refused()).state, State::Limited);
+        assert_eq!(programs(refused()).state, State::Missing);
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl TracedProcess {
         for probe in &plan.probes {
             let Place::EntryAndExits { exits, .. } = &probe.place else { continue };
             let cookie = self.cookie(probe);
-            let site = |offset| Site { offset, cookie, programs: Programs::Exit, cost: Cost::SingleStepped };
+            let site = |offset| Site { offset, cookie, event: ProbedEvent::Exit, cost: Cost::SingleStepped };
             sites.extend(exits.known.iter().map(|exit| (exit.file_offset, site(exit.file_offset))));
         }
         sites.into_values().collect()
@@ -220,10 +220,10 @@ impl TracedProcess {
         Site {
             offset: site.file_offset,
             cookie: self.cookie(probe),
-            programs: match probe.place {
-                Place::EntryAndReturn(_) => Programs::Allocate,
-                Place::EntryAndExits { .. } => Programs::AllocateToExits,
-                Place::Entry { .. } => Programs::Release,
+            event: match probe.place {
+                Place::EntryAndReturn(_) => ProbedEvent::Allocate,
+                Place::EntryAndExits { .. } => ProbedEvent::AllocateToExits,
+                Place::Entry { .. } => ProbedEvent::Release,
             },
             cost: site.cost,
         }

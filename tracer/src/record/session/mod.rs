@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Result, bail};
@@ -84,6 +84,20 @@ pub struct Session {
     retirement: Retirement,
 }
 
+/// Says what each part of attaching took, to whoever asks for it (`-v`).
+struct Parts(Instant);
+
+impl Parts {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    fn done(&mut self, part: &str) {
+        log::info!("{part} took {:.0?}", self.0.elapsed());
+        self.0 = Instant::now();
+    }
+}
+
 /// When the window opened, and what was then.
 #[derive(Default)]
 struct OpenWindow {
@@ -101,6 +115,7 @@ impl Session {
         if targets.len() > MAX_PROCESSES as usize {
             bail!("{} processes are too many: {MAX_PROCESSES} at most can be traced at once", targets.len());
         }
+        let mut parts = Parts::begin();
         let mut processes: Vec<_> =
             targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;
         let sampler = Sampler::new(config.sample, config.max_overhead.is_some());
@@ -109,6 +124,7 @@ impl Session {
         for process in &processes {
             code.read(&process.target);
         }
+        parts.done("reading unwind tables");
         let mut capture = Capture::load(&Settings {
             unwind: code.sizes(),
             sizes: Sizes::with_room_for(max_live, MAX_STACKS),
@@ -118,10 +134,16 @@ impl Session {
             sample_level: sampler.level(),
             follow: config.follow,
         })?;
+        parts.done("making the maps");
+        if config.mode == Mode::Allocations {
+            capture.load_probes_ahead();
+        }
         for process in &mut processes {
             process.index = capture.add_process(process.target.pid())?;
         }
         let children = Children::join(&mut capture, &mut processes, &mut code)?;
+        capture.attach_system_calls()?;
+        parts.done("attaching to system calls");
         let planner = planner(&config.declarations, config.mode);
         let worker = Worker::start()?;
         let mut mappings = MappingAccount::new();
@@ -141,10 +163,11 @@ impl Session {
                 );
             }
         }
+        parts.done("planning and attaching probes");
         for process in &processes {
             worker.add_code(code.install(process.index, &process.target, &mut capture));
         }
-        capture.attach_system_calls()?;
+        parts.done("handing over unwind tables");
         // After the probes: see the mapping account.
         for process in &processes {
             match process.initial_mappings() {

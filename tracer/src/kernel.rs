@@ -1,0 +1,54 @@
+//! The kernel that this runs on.
+
+/// The oldest that tracer has been tried on, and has all that it needs.
+const OLDEST: (u32, u32) = (6, 1);
+
+/// A kernel that is too old.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Linux {release} is too old: tracer {}", self.remedy())]
+pub struct TooOld {
+    release: String,
+}
+
+impl TooOld {
+    /// What it takes.
+    #[must_use]
+    pub const fn remedy(&self) -> &'static str {
+        "needs Linux 6.1 or later"
+    }
+}
+
+/// The running kernel's release, as `uname -r` gives it.
+#[must_use]
+pub fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Whether a kernel of this release is new enough. Of one that states no numbers it is left to the rest to find out.
+///
+/// # Errors
+/// When it is not.
+pub fn check(release: &str) -> Result<(), TooOld> {
+    let mut numbers =
+        release.split(|letter: char| !letter.is_ascii_digit()).map_while(|number| number.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST => Err(TooOld { release: release.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_before_the_oldest_are_too_old() {
+        for good in ["6.18.44-fc-v769", "6.1", "6.1.0-rc1", "10.0", "next"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for old in ["6.0.12-generic", "5.10.0-35-amd64", "4.19.0"] {
+            let error = check(old).expect_err("it is too old");
+            assert_eq!(error.to_string(), format!("Linux {old} is too old: tracer needs Linux 6.1 or later"));
+        }
+    }
+}
