@@ -71,7 +71,7 @@ pub fn enter() -> Option<()> {
     if maps_code {
         process.code_changes.add(1);
     }
-    released?.forget_code(process);
+    released?.forget_code(index);
     // What `MAP_FIXED` replaces is gone only when the call succeeds.
     if matches!(call, MappingCall::Mmap) { None } else { send(index, call, regs, At::Entry) }
 }
@@ -100,7 +100,7 @@ impl Released {
     }
 
     #[inline(always)]
-    fn forget_code(self, process: &ProcessState) {
+    fn forget_code(self, process: u16) {
         unwind::forget_code(process, self.start, self.length);
         unwind::forget_code(process, self.over_start, self.over_length);
     }
@@ -120,7 +120,7 @@ pub fn exit() -> Option<()> {
     let (index, process) = current_process()?;
     // User space may have looked after the entry, before the memory was gone.
     if let Some(released) = Released::by(call, regs) {
-        released.forget_code(process);
+        released.forget_code(index);
     }
     if maps_code(call, regs) {
         process.code_changes.add(1);

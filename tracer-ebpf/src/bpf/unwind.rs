@@ -19,7 +19,10 @@ use tracer_ebpf::{
 
 use super::{
     arch,
-    maps::{CAPTURES, UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS, UNWIND_RULES, UNWIND_TABLES},
+    maps::{
+        CAPTURES, PROCESSES, UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS, UNWIND_RULES,
+        UNWIND_TABLES,
+    },
 };
 
 /// The memory of the current thread, read through the window of the capture with this number.
@@ -370,11 +373,17 @@ const MAX_FORGOTTEN: u32 = 64;
 
 /// Makes the code of a stretch of memory unknown before another file can be mapped there, until user space has looked again.
 #[inline(always)]
-pub fn forget_code(process: &ProcessState, start: u64, length: u64) {
-    let code = CodeList::from_bits(process.code.load());
-    if length == 0 {
-        return;
+pub fn forget_code(process: u16, start: u64, length: u64) {
+    if length != 0 {
+        forget_code_of(process.into(), start, length);
     }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget_code_of(process: u32, start: u64, length: u64) -> u32 {
+    let Some(process) = PROCESSES.get(process) else { return 0 };
+    let code = CodeList::from_bits(process.code.load());
     let last = find_mapping(code.first, code.count, start.wrapping_add(length - 1));
     let mut forgetting = Forgetting { next: last.wrapping_add(1), first: code.first, start, found: 0 };
     // SAFETY: the callback has the signature that the helper asks for, and `forgetting` outlives the call.
@@ -385,6 +394,7 @@ pub fn forget_code(process: &ProcessState, start: u64, length: u64) {
         process.code.add(CodeList::FORGOTTEN);
         process.code_changes.add(1);
     }
+    0
 }
 
 /// One mapping, from the last one on; 1 when it is not in the stretch.
