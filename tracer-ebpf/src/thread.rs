@@ -1,5 +1,7 @@
 //! What is known of a thread between the entry of an allocator function and its return.
 
+use crate::probe::Arg;
+
 /// How many sets of eight records there are: room for 8,192 threads to be inside an allocator at one time.
 pub const RECORD_SETS: u32 = 1 << RECORD_SET_BITS;
 const RECORD_SET_BITS: u32 = 10;
@@ -44,8 +46,8 @@ pub struct InFlight {
     pub size: u64,
     /// When the window opened that it belongs to.
     pub opened_ns: u64,
-    /// Argument 0, where the result is stored by some functions.
-    pub arg0: u64,
+    /// The arguments at entry. Some functions store their result where argument 0 points.
+    pub arguments: [u64; Arg::COUNT as usize],
     /// What becomes of the block: a [`Fate`].
     pub fate: u32,
     /// The level of [sampling](crate::sampling) that it was kept at.
@@ -56,6 +58,15 @@ pub struct InFlight {
     pub old_unknown: u64,
     /// What the table knew of the old block, when `old_key` is not 0.
     pub old: crate::live::Block,
+}
+
+impl InFlight {
+    /// An argument at entry.
+    #[must_use]
+    #[inline(always)]
+    pub fn argument(&self, arg: Arg) -> u64 {
+        self.arguments[usize::from(arg.number()).min(self.arguments.len() - 1)]
+    }
 }
 
 #[cfg(test)]

@@ -48,13 +48,19 @@ impl UserRegisters {
         result = rax);
     register!(/// The number of the system call that the thread is in.
         system_call = orig_rax);
-    register!(/// Argument 0 of a function or system call.
-        arg0 = rdi);
 
     /// The registers that a walk begins with.
     #[inline(always)]
     pub fn for_walk(self) -> Registers {
         Registers { ip: self.ip(), sp: self.sp(), bp: self.bp() }
+    }
+
+    /// The arguments of a function at its entry.
+    #[inline(always)]
+    pub fn arguments(self) -> [u64; Arg::COUNT as usize] {
+        // SAFETY: as in the accessors above.
+        let regs = unsafe { &*self.0 };
+        [regs.rdi, regs.rsi, regs.rdx, regs.rcx, regs.r8, regs.r9]
     }
 
     /// An argument of a function at its entry.

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
-    probe::{Cookie, ResultPlace, Signature, WayOut},
+    probe::{Arg, Cookie, ResultPlace, Signature, WayOut},
     process::{Gate, ProcessState},
     size::saturating_product,
     thread::{Fate, InFlight},
@@ -77,32 +77,30 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
         }
         None => threads::claim()?,
     };
+    // In place: programs have little stack.
+    let call = record.get_mut();
+    call.sp = regs.sp();
+    call.return_address = arch::read_word(regs.sp()).unwrap_or(0);
+    call.cookie = cookie.to_bits();
+    call.opened_ns = process.opened_ns.load();
+    call.arguments = regs.arguments();
     let Signature { size, count: elements, old, .. } = cookie.signature;
-    let size = size.map_or(0, |arg| regs.argument(arg));
-    let size = elements.map_or(size, |arg| saturating_product(size, regs.argument(arg)));
+    let size = size.map_or(0, |arg| call.argument(arg));
+    let size = elements.map_or(size, |arg| saturating_product(size, call.argument(arg)));
     let (fate, level) = fate(size, process);
-    let mut call = InFlight {
-        sp: regs.sp(),
-        return_address: arch::read_word(regs.sp()).unwrap_or(0),
-        cookie: cookie.to_bits(),
-        size,
-        opened_ns: process.opened_ns.load(),
-        arg0: regs.arg0(),
-        fate: fate as u32,
-        level,
-        ..InFlight::default()
-    };
+    call.size = size;
+    call.fate = fate as u32;
+    call.level = level;
     // Released now: another thread can get the address before this call returns.
-    if let Some(key) = old.and_then(|arg| BlockKey::new(cookie.process, regs.argument(arg))) {
-        match live::take(key) {
-            Some(block) => {
-                call.old_key = key.to_bits();
-                call.old = block;
-            }
-            None => call.old_unknown = 1,
-        }
+    let old_key = old.and_then(|arg| BlockKey::new(cookie.process, call.argument(arg)));
+    call.old_key = old_key.map_or(0, BlockKey::to_bits);
+    call.old_unknown = 0;
+    if let Some(key) = old_key
+        && !live::take_to(key, &mut call.old)
+    {
+        call.old_key = 0;
+        call.old_unknown = 1;
     }
-    record.set(call);
     Some(())
 }
 
@@ -156,13 +154,13 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
     let cookie = cookie(ctx)?;
     let regs = UserRegisters::at_probe(ctx.regs);
     let record = threads::current()?;
-    let call = *record.get();
+    let call = record.get();
     // Calls inside the outermost one return here too.
     if call.cookie != cookie.to_bits() || regs.sp() != call.sp.wrapping_add(WORD) {
         return None;
     }
     // The address in `ip` is the one that the allocator function returns to.
-    end(record, &call, cookie, regs.for_walk(), regs)
+    end(&record, cookie, regs.for_walk(), regs)
 }
 
 /// An instruction that returns from an allocating function without a return probe, or from another that it may end in.
@@ -170,7 +168,7 @@ pub fn leave(ctx: &RetProbeContext) -> Option<()> {
 pub fn exit(ctx: &ProbeContext) -> Option<()> {
     let regs = UserRegisters::at_probe(ctx.regs);
     let record = threads::current()?;
-    let call = *record.get();
+    let call = record.get();
     let cookie = Cookie::from_bits(call.cookie);
     if matches!(cookie.way_out, WayOut::Trampoline)
         || regs.sp() != call.sp
@@ -179,18 +177,13 @@ pub fn exit(ctx: &ProbeContext) -> Option<()> {
         return None;
     }
     let caller = Registers { ip: call.return_address, sp: call.sp.wrapping_add(WORD), bp: regs.bp() };
-    end(record, &call, cookie, caller, regs)
+    end(&record, cookie, caller, regs)
 }
 
 /// The recorded call has ended, and its caller goes on with these registers.
 #[inline(always)]
-fn end(
-    record: Record,
-    call: &InFlight,
-    cookie: Cookie,
-    caller: Registers,
-    regs: UserRegisters,
-) -> Option<()> {
+fn end(record: &Record, cookie: Cookie, caller: Registers, regs: UserRegisters) -> Option<()> {
+    let call = record.get();
     let process = PROCESSES.get(cookie.process.into())?;
     if !belongs_to(call, process) {
         record.release();
@@ -230,7 +223,9 @@ fn new_block(call: &InFlight, place: ResultPlace, regs: UserRegisters) -> NewBlo
         ResultPlace::Register if result == 0 => NewBlock::Failed,
         ResultPlace::Register => NewBlock::At(result),
         ResultPlace::PointedAtByArg0 if result as u32 != 0 => NewBlock::Failed,
-        ResultPlace::PointedAtByArg0 => arch::read_word(call.arg0).map_or(NewBlock::Unreadable, NewBlock::At),
+        ResultPlace::PointedAtByArg0 => {
+            arch::read_word(call.argument(Arg::new(0))).map_or(NewBlock::Unreadable, NewBlock::At)
+        }
     }
 }
 

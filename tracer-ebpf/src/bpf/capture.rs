@@ -89,46 +89,46 @@ extern "C" fn walk_passes(frame: *const Frame, process: u32, call: *const Enclos
         return 1;
     }
     // SAFETY: the only caller passes a frame and a call; the verifier sees to their sizes.
-    let (frame, call) = unsafe { (*frame, *call) };
+    let (frame, call) = unsafe { (&*frame, &*call) };
     let Some(process) = PROCESSES.get(process) else { return 1 };
     let capture = claim_capture();
     if capture == NO_CAPTURE {
         return 1;
     }
     let walk = walk(frame, process, call, StackHash::new(0), capture);
+    let passes = walk.is_none_or(|walk| walk.passed == call.sp || walk.stop != Stop::Base as u32);
     release_capture(capture);
-    u32::from(walk.passed == call.sp || walk.stop != Stop::Base as u32)
+    passes.into()
 }
 
 #[inline(always)]
 fn number(request: &CaptureRequest, capture: u32) -> Option<u32> {
-    let CaptureRequest { frame, returns_to, process: index, api } = *request;
+    let &CaptureRequest { ref frame, returns_to, process: index, api } = request;
     let process = PROCESSES.get(index.into())?;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
     let call = EnclosingCall { returns_to, awaited: process.trampoline.load(), sp: 0 };
-    let walk = walk(frame, process, call, hash, capture);
+    let walk = walk(frame, process, &call, hash, capture)?;
     let number = place(walk.hash.finish());
     if number == NO_ROOM {
         return None;
     }
     let totals = TOTALS.get(number)?;
     if totals.delivered.load() == 0 {
-        let header = StackHeader {
-            event: EventKind::Stack as u8,
-            stop: walk.stop as u8,
-            process: index,
-            api,
-            depth: walk.depth as u16,
-            stack: number,
-            tid: bpf_get_current_pid_tgid() as u32,
-            code_changes: walk.code.changes,
-            generation: walk.code.generation,
-            last_is_unknown: walk.code.last_is_unknown,
-            padding: 0,
-        };
         let taken = CAPTURES.get_ptr_mut(capture)?;
+        // In place: programs have little stack.
         // SAFETY: `taken` points at an element of CAPTURES that this run has claimed.
-        unsafe { (*taken).header = header };
+        let header = unsafe { &mut (*taken).header };
+        header.event = EventKind::Stack as u8;
+        header.stop = walk.stop as u8;
+        header.process = index;
+        header.api = api;
+        header.depth = walk.depth as u16;
+        header.stack = number;
+        header.tid = bpf_get_current_pid_tgid() as u32;
+        header.code_changes = walk.code.changes;
+        header.generation = walk.code.generation;
+        header.last_is_unknown = walk.code.last_is_unknown;
+        header.padding = 0;
         // A stack that does not get through is tried again when it next allocates.
         if deliver(capture, walk.depth) != 0 {
             totals.delivered.store(1);

@@ -18,6 +18,12 @@ pub fn take(key: BlockKey) -> Option<Block> {
     if take_block(key.to_bits(), &raw mut block) == 0 { None } else { Some(block) }
 }
 
+/// As [`take`]; `false` when it was not there.
+#[inline(always)]
+pub fn take_to(key: BlockKey, taken: &mut Block) -> bool {
+    take_block(key.to_bits(), taken) != 0
+}
+
 /// [`take`] as a global function, which the verifier looks at once.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -74,10 +74,10 @@ impl Record {
         self.record
     }
 
-    /// Says something else.
+    /// What it says, to be changed.
     #[inline(always)]
-    pub fn set(&mut self, in_flight: InFlight) {
-        *self.record = in_flight;
+    pub fn get_mut(&mut self) -> &mut InFlight {
+        self.record
     }
 
     /// Whether the recorded call is still running, so that what is called now is called by it.
@@ -118,7 +118,7 @@ impl Record {
 
     /// Gives the record back.
     #[inline(always)]
-    pub fn release(self) {
+    pub fn release(&self) {
         let (set, way) = set_and_way(self.number);
         if let Some(owners) = RECORD_OWNERS.get(set) {
             owners.release(way);

@@ -21,7 +21,7 @@ use super::{
     arch,
     maps::{
         CAPTURES, PROCESSES, UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS, UNWIND_RULES,
-        UNWIND_TABLES,
+        UNWIND_TABLES, WALKS,
     },
 };
 
@@ -93,7 +93,7 @@ impl Tables for Maps {
     }
 }
 
-/// A walk up the stack. It holds no pointers, so that global functions can take it.
+/// A walk up the stack.
 #[repr(C)]
 pub struct Walk {
     /// Hash of the frames so far.
@@ -147,74 +147,72 @@ pub struct EnclosingCall {
 }
 
 /// Walks from a frame to the thread's base, and writes return addresses to the capture with this number, which this run has
-/// claimed.
+/// claimed; with it the walk itself, which is too large for the programs' stack. None never comes: the number is in the array.
 #[inline(always)]
 pub fn walk(
-    frame: Frame,
+    frame: &Frame,
     process: &ProcessState,
-    call: EnclosingCall,
+    call: &EnclosingCall,
     hash: StackHash,
     capture: u32,
-) -> Walk {
+) -> Option<&'static Walk> {
+    let taken = CAPTURES.get_ptr_mut(capture)?;
+    // SAFETY: it points at an element that this run has claimed. What is in the window is another walk's.
+    unsafe { (*taken).window.length = 0 };
+    let walk = WALKS.get_ptr_mut(capture)?;
+    // SAFETY: as above.
+    let walk = unsafe { &mut *walk };
     // Before the list: one that is newer than this is only better.
     let changes = process.code_changes.load();
     let code = CodeList::from_bits(process.code.load());
-    let mut walk = Walk {
-        hash,
-        depth: 0,
-        stop: Stop::TooDeep as u32,
-        passed: 0,
-        frame,
-        mapping: Mapping::default(),
-        awaited: call.awaited,
-        returns_to: call.returns_to,
-        passing: call.sp,
-        code: WalkedCode {
-            changes: changes as u32,
-            generation: code.generation,
-            is_behind: (changes != process.code_changes_seen.load()).into(),
-            last_is_unknown: 0,
-        },
-        first_mapping: code.first,
-        mapping_count: code.count,
-        capture,
-    };
-    if let Some(capture) = CAPTURES.get_ptr_mut(capture) {
-        // SAFETY: it points at an element that this run has claimed. What is in the window is another walk's.
-        unsafe { (*capture).window.length = 0 };
-    }
-    // SAFETY: the callback has the signature that the helper asks for, and `walk` outlives the call.
+    walk.hash = hash;
+    walk.depth = 0;
+    walk.stop = Stop::TooDeep as u32;
+    walk.passed = 0;
+    walk.frame = *frame;
+    walk.mapping = Mapping::default();
+    walk.awaited = call.awaited;
+    walk.returns_to = call.returns_to;
+    walk.passing = call.sp;
+    walk.code.changes = changes as u32;
+    walk.code.generation = code.generation;
+    walk.code.is_behind = (changes != process.code_changes_seen.load()).into();
+    walk.code.last_is_unknown = 0;
+    walk.first_mapping = code.first;
+    walk.mapping_count = code.count;
+    walk.capture = capture;
+    let mut context = capture;
+    // SAFETY: the callback has the signature that the helper asks for, and `context` outlives the call.
     unsafe {
-        bpf_loop(MAX_FRAMES as u32, walk_frame as *mut c_void, (&raw mut walk).cast(), 0);
+        bpf_loop(MAX_FRAMES as u32, walk_frame as *mut c_void, (&raw mut context).cast(), 0);
     }
     // User space wrote the other of its two lists, and then this one again, while this walk was reading it.
     if CodeList::from_bits(process.code.load()).was_overwritten_since(code) {
         walk.stop = Stop::TableNotReady as u32;
     }
     walk.hash = walk.hash.mix(u64::from(walk.stop));
-    walk
+    Some(walk)
 }
 
 /// Records one frame and moves to its caller; 1 ends the walk.
-extern "C" fn walk_frame(_index: u32, walk: *mut Walk) -> i64 {
-    let stop = go_to_caller(walk);
-    if stop == STEPPED {
-        return 0;
-    }
+extern "C" fn walk_frame(_index: u32, capture: *mut u32) -> i64 {
     // SAFETY: `bpf_loop` passes the pointer it was given.
-    unsafe { (*walk).stop = stop };
-    1
+    let stop = go_to_caller(unsafe { *capture });
+    if stop == STEPPED { 0 } else { 1 }
 }
 
 /// Records the frame and makes its caller the frame; a number of a [`Stop`] when the walk ends here.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn go_to_caller(walk: *mut Walk) -> u32 {
-    if walk.is_null() {
-        return Stop::NoRoom as u32;
+extern "C" fn go_to_caller(capture: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(capture) else { return Stop::NoRoom as u32 };
+    // SAFETY: it points at an element that this run has claimed.
+    let walk = unsafe { &mut *walk };
+    let stop = leave_frame(walk);
+    if stop != STEPPED {
+        walk.stop = stop;
     }
-    // SAFETY: the only caller passes a walk; the verifier sees to its size.
-    leave_frame(unsafe { &mut *walk })
+    stop
 }
 
 #[inline(always)]

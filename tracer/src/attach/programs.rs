@@ -14,7 +14,6 @@ use aya::{Ebpf, maps::Map};
 use aya_obj::{Function, Object, ProgramSection};
 
 use super::{
-    overhead::statistic,
     sys::{self, ProgramLoad},
     uprobes::{At, PROG_TYPE_KPROBE, UprobeLinks},
 };
@@ -138,13 +137,20 @@ impl Loader {
         let (functions, lines) = (function.func_info.func_info_bytes(), function.line_info.line_info_bytes());
         let mut attributes = self.attributes(name, function, program_type, attach_type);
         (attributes.functions, attributes.lines) = (functions.as_ptr() as u64, lines.as_ptr() as u64);
-        // SAFETY: what the attributes point at is `self`'s or the two above, and outlives the call; there is no log.
+        // More than the verifier ever says of a program that it takes; it would refuse one for a log that is cut.
+        let mut statistics = vec![0_u8; 64 << 10];
+        if log::log_enabled!(log::Level::Debug) {
+            (attributes.log, attributes.log_size, attributes.log_level) =
+                (statistics.as_mut_ptr() as u64, statistics.len() as u32, LOG_STATISTICS);
+        }
+        // SAFETY: what the attributes point at is `self`'s or one of the three above, and outlives the call.
         let loaded = unsafe { sys::load_program(&attributes) };
         let loaded = loaded.map_err(|error| refusal(name, error, attributes))?;
-        if log::log_enabled!(log::Level::Debug) {
-            let verified = statistic(loaded.as_fd(), "verified_insns:").unwrap_or(0);
-            log::debug!("{name}: {verified} instructions verified in {:.2?}", began.elapsed());
-        }
+        log::debug!(
+            "{name} was loaded in {:.2?}: {}",
+            began.elapsed(),
+            text(&statistics).replace('\n', ", ")
+        );
         Ok(loaded)
     }
 
@@ -225,7 +231,8 @@ fn refusal(name: &str, error: io::Error, attributes: ProgramLoad) -> anyhow::Err
     let error = anyhow::Error::from(error).context(format!("the kernel does not take BPF program {name}"));
     match reason {
         Some(reason) => {
-            log::error!("the verifier's log of BPF program {name} ends:\n{}", end_of(&log));
+            log::error!("the verifier's log of BPF program {name} ends:");
+            end_of(&log).for_each(|line| log::error!("    {line}"));
             error.context(format!("the verifier refuses BPF program {name}: {reason}"))
         }
         None => error,
@@ -237,8 +244,8 @@ fn refusal(name: &str, error: io::Error, attributes: ProgramLoad) -> anyhow::Err
 /// # Safety
 /// What the attributes point at must be there, as long as they say.
 unsafe fn verifier_log(mut attributes: ProgramLoad, more: u32) -> String {
-    /// `BPF_LOG_LEVEL1` and `BPF_LOG_STATS`.
-    const LEVEL: u32 = 1 | 4;
+    /// `BPF_LOG_LEVEL1`.
+    const LEVEL: u32 = 1 | LOG_STATISTICS;
     const FIRST: usize = 64 << 10;
     /// Of memory that is not touched before the kernel writes to it.
     const LARGEST: usize = 256 << 20;
@@ -252,23 +259,30 @@ unsafe fn verifier_log(mut attributes: ProgramLoad, more: u32) -> String {
         // Before Linux 6.4 the kernel keeps the beginning of a log that is too long, and says so; since then its end.
         let is_cut = refused.is_some_and(|error| error.raw_os_error() == Some(libc::ENOSPC));
         if !is_cut || size >= LARGEST {
-            let length = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
-            return String::from_utf8_lossy(&log[..length]).into_owned();
+            return text(&log);
         }
         size *= 8;
     }
 }
 
+/// `BPF_LOG_STATS`: what the verifier did, in three lines.
+const LOG_STATISTICS: u32 = 4;
+
+/// What the kernel wrote, up to the first zero.
+fn text(log: &[u8]) -> String {
+    let length = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
+    String::from_utf8_lossy(&log[..length]).trim_end().to_owned()
+}
+
 /// The last lines of a log.
-fn end_of(log: &str) -> String {
-    const LINES: usize = 40;
-    let lines: Vec<_> = log.lines().collect();
-    lines[lines.len().saturating_sub(LINES)..].join("\n")
+fn end_of(log: &str) -> impl Iterator<Item = &str> {
+    const LINES: usize = 30;
+    log.lines().skip(log.lines().count().saturating_sub(LINES))
 }
 
 /// The line that says why: the last one before the statistics.
 fn refused_for(log: &str) -> Option<&str> {
-    const STATISTICS: [&str; 4] = ["processed ", "verification time ", "stack depth ", "insns_stack "];
+    const STATISTICS: [&str; 4] = ["processed ", "verification time ", "stack depth ", "subprog "];
     let is_statistic = |line: &&str| STATISTICS.iter().any(|start| line.starts_with(start));
     log.lines().rev().map(str::trim).find(|line| !line.is_empty() && !is_statistic(line))
 }
@@ -305,7 +319,7 @@ mod tests {
             let log = unsafe { verifier_log(refused(), more) };
             let reason = refused_for(&log).expect("there is a reason");
             assert!(reason.contains("invalid bpf_context access off=32767"), "{more}: {reason}");
-            assert!(end_of(&log).contains(reason));
+            assert!(end_of(&log).any(|line| line.trim() == reason));
         }
     }
 
@@ -326,6 +340,6 @@ mod tests {
         let log = "1: (95) exit\nR3 unbounded memory access\nverification time 5 usec\nstack depth 8\nprocessed 5 insns (limit 1000000)\n";
         assert_eq!(refused_for(log), Some("R3 unbounded memory access"));
         assert_eq!(refused_for(""), None);
-        assert_eq!(end_of("a\nb"), "a\nb");
+        assert_eq!(end_of("a\nb").collect::<Vec<_>>(), ["a", "b"]);
     }
 }
