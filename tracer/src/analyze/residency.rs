@@ -17,8 +17,11 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::LazyLock;
 
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use self::pagemap_scan::PageRegion;
 use super::mappings::{AddressRange, PAGE_BYTES};
@@ -260,6 +263,24 @@ fn present_bytes(pagemap: &File, range: AddressRange, budget: &mut u64) -> io::R
     Ok(was_read.then_some(Bytes(bytes)))
 }
 
+/// The number of a page frame in a word of the page map; 0 without CAP_SYS_ADMIN.
+const FRAME: u64 = (1 << 55) - 1;
+
+/// The frame of the zero page, which is mapped where memory is read before it is written: it is nobody's.
+fn zero_page() -> Option<u64> {
+    let length = PAGE_BYTES as usize;
+    // SAFETY: the kernel chooses a place where nothing is.
+    let page = unsafe { mmap_anonymous(ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE) }.ok()?;
+    // SAFETY: the page has just been mapped to be read.
+    let _read = unsafe { page.cast::<u8>().read_volatile() };
+    let mut word = [0; 8];
+    let at = page.addr() as u64 / PAGE_BYTES * 8;
+    let read = File::open("/proc/self/pagemap").and_then(|pagemap| pagemap.read_exact_at(&mut word, at));
+    // SAFETY: nobody else knows of the page.
+    let _ = unsafe { munmap(page, length) };
+    read.ok().map(|()| u64::from_ne_bytes(word) & FRAME).filter(|&frame| frame != 0)
+}
+
 /// Passes on each present page of a range, unless the budget does not allow it: then it says so.
 fn for_each_present(
     pagemap: &File,
@@ -269,7 +290,9 @@ fn for_each_present(
 ) -> io::Result<bool> {
     const WORD: u64 = 8;
     const PRESENT: u64 = 1 << 63;
+    static ZERO_PAGE: LazyLock<Option<u64>> = LazyLock::new(zero_page);
 
+    let is_present = |word: u64| word & PRESENT != 0 && Some(word & FRAME) != *ZERO_PAGE;
     let words = range.bytes() / PAGE_BYTES;
     let Some(left) = budget.checked_sub(words * WORD) else { return Ok(false) };
     *budget = left;
@@ -283,7 +306,7 @@ fn for_each_present(
         }
         let (words, _) = buffer[..read].as_chunks();
         for (word, start) in words.iter().zip((at / WORD * PAGE_BYTES..).step_by(PAGE_BYTES as usize)) {
-            if u64::from_ne_bytes(*word) & PRESENT != 0 {
+            if is_present(u64::from_ne_bytes(*word)) {
                 found(AddressRange { start: Address(start), end: Address(start + PAGE_BYTES) });
             }
         }

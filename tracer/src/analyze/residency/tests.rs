@@ -106,6 +106,19 @@ fn the_zero_page_is_not_resident() {
     assert_eq!(resident_bytes(target.pid(), &[sized(huge, 8 * MEBIBYTE)]).unwrap(), [Some(Bytes(0))]);
 }
 
+/// Before Linux 6.7 single pages are found by the page map, which calls the zero page present.
+#[test]
+fn the_zero_page_is_not_present_by_the_page_map_either() {
+    let mut target = Target::start();
+    let at = target
+        .map("answer = mmap(1 << 20); madvise(answer, 1 << 20, 15); read(answer, 256); write(answer, 3)");
+    let pagemap = File::open(proc_file(target.pid(), "pagemap")).unwrap();
+    let mut pages = Vec::new();
+    let mut budget = PAGEMAP_BUDGET;
+    assert!(for_each_present(&pagemap, sized(at, MEBIBYTE), &mut budget, |page| pages.push(page)).unwrap());
+    assert_eq!(pages, [0, 1, 2].map(|page| sized(at + page * PAGE_BYTES, PAGE_BYTES)));
+}
+
 #[test]
 fn memory_given_back_is_not_resident() {
     let mut target = Target::start();
