@@ -3,50 +3,7 @@
 //! User space decodes the bytes as integers and converts them with `TryFrom`; an unknown number is an error there, never
 //! undefined behaviour.
 
-/// The system calls that change mappings, and the page faults that fill them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum MappingCall {
-    /// `mmap`
-    Mmap = 1,
-    /// `munmap`
-    Munmap = 2,
-    /// `mremap`
-    Mremap = 3,
-    /// `brk`
-    Brk = 4,
-    /// No call: the first touch of a page. Argument 0 is the address, argument 1 how many faults this one stands for.
-    PageFault = 5,
-}
-
-impl MappingCall {
-    /// The name of the system call, as reports show it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Mmap => "mmap",
-            Self::Munmap => "munmap",
-            Self::Mremap => "mremap",
-            Self::Brk => "brk",
-            Self::PageFault => "page_fault",
-        }
-    }
-}
-
-impl TryFrom<u8> for MappingCall {
-    type Error = u8;
-
-    fn try_from(number: u8) -> Result<Self, u8> {
-        match number {
-            1 => Ok(Self::Mmap),
-            2 => Ok(Self::Munmap),
-            3 => Ok(Self::Mremap),
-            4 => Ok(Self::Brk),
-            5 => Ok(Self::PageFault),
-            unknown => Err(unknown),
-        }
-    }
-}
+pub use crate::mapping_call::MappingCall;
 
 /// A system call that changes mappings, at its entry (`munmap`, `mremap`: what they release is gone from then on, since
 /// another thread can get the addresses before the call returns) or at its exit (all four).

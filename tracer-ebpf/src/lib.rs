@@ -12,6 +12,7 @@ pub mod atomic;
 pub mod counter;
 pub mod event;
 pub mod live;
+pub mod mapping_call;
 pub mod probe;
 pub mod process;
 pub mod sampling;

@@ -7,6 +7,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     counter::Counter,
     event::{EventKind, MappingCall, MappingEvent, NO_STACK},
+    mapping_call::Stretch,
     process::ProcessState,
     stack::mapping_api,
     unwind::Frame,
@@ -20,11 +21,6 @@ use super::{
     maps::{EVENTS, PROCESS_INDEX, pid_namespace},
     threads, unwind,
 };
-
-// Flags of the system calls (include/uapi/linux/mman.h, asm-generic/mman-common.h).
-const MREMAP_FIXED: u64 = 2;
-const MAP_FIXED: u64 = 0x10;
-const PROT_EXEC: u64 = 4;
 
 /// The current process, if its window is open.
 #[inline(always)]
@@ -61,9 +57,9 @@ pub fn current_tgid() -> Option<u32> {
 pub fn enter() -> Option<()> {
     let regs = UserRegisters::at_system_call();
     let call = arch::mapping_call(regs.system_call())?;
-    let released = Released::by(call, regs);
-    let maps_code = maps_code(call, regs);
-    if released.is_none() && !maps_code {
+    let arguments = regs.system_call_arguments();
+    let (released, maps_code) = (call.released(arguments), call.maps_code(arguments));
+    if released[0].length | released[1].length == 0 && !maps_code {
         return None;
     }
     let (index, process) = current_process()?;
@@ -71,45 +67,18 @@ pub fn enter() -> Option<()> {
     if maps_code {
         process.code_changes.add(1);
     }
-    released?.forget_code(index);
-    // What `MAP_FIXED` replaces is gone only when the call succeeds.
-    if matches!(call, MappingCall::Mmap) { None } else { send(index, call, regs, At::Entry) }
-}
-
-/// Memory that a system call releases: what it is called for, and what it moves something over.
-struct Released {
-    start: u64,
-    length: u64,
-    over_start: u64,
-    over_length: u64,
-}
-
-impl Released {
-    /// What is known before the call is carried out.
-    #[inline(always)]
-    fn by(call: MappingCall, regs: UserRegisters) -> Option<Self> {
-        let [start, length, new_length, flags, new_start, _] = regs.system_call_arguments();
-        let moves_over = matches!(call, MappingCall::Mremap) && flags & MREMAP_FIXED != 0;
-        let (over_start, over_length) = if moves_over { (new_start, new_length) } else { (0, 0) };
-        let releases = match call {
-            MappingCall::Munmap | MappingCall::Mremap => true,
-            MappingCall::Mmap => flags & MAP_FIXED != 0,
-            MappingCall::Brk | MappingCall::PageFault => false,
-        };
-        if releases { Some(Self { start, length, over_start, over_length }) } else { None }
-    }
-
-    #[inline(always)]
-    fn forget_code(self, process: u16) {
-        unwind::forget_code(process, self.start, self.length);
-        unwind::forget_code(process, self.over_start, self.over_length);
+    forget_code(index, released);
+    match call {
+        MappingCall::Munmap | MappingCall::Mremap => send(index, call, regs, At::Entry),
+        _ => None,
     }
 }
 
 #[inline(always)]
-fn maps_code(call: MappingCall, regs: UserRegisters) -> bool {
-    let [_, _, protection, ..] = regs.system_call_arguments();
-    matches!(call, MappingCall::Mmap) && protection & PROT_EXEC != 0
+fn forget_code(process: u16, released: [Stretch; 2]) {
+    let [named, moved_over] = released;
+    unwind::forget_code(process, named.start, named.length);
+    unwind::forget_code(process, moved_over.start, moved_over.length);
 }
 
 /// Exit of a system call.
@@ -119,10 +88,9 @@ pub fn exit() -> Option<()> {
     let call = arch::mapping_call(regs.system_call())?;
     let (index, process) = current_process()?;
     // User space may have looked after the entry, before the memory was gone.
-    if let Some(released) = Released::by(call, regs) {
-        released.forget_code(index);
-    }
-    if maps_code(call, regs) {
+    let arguments = regs.system_call_arguments();
+    forget_code(index, call.released(arguments));
+    if call.maps_code(arguments) {
         process.code_changes.add(1);
     }
     let allocator_call = threads::current().filter(|record| record.encloses(regs, index, process));

@@ -31,7 +31,10 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use tracer_ebpf::event::{MappingCall, MappingEvent};
+use tracer_ebpf::{
+    event::{MappingCall, MappingEvent},
+    mapping_call::flag,
+};
 
 use self::extents::Extents;
 use crate::model::{Address, Kind};
@@ -48,15 +51,6 @@ const MAX_EXTENTS: usize = 1 << 20;
 
 /// Calls in flight that one process can have at most. More can only be calls that will never return.
 const MAX_PENDING: usize = 4096;
-
-/// Flags of `mmap(2)` and `mremap(2)`, as x86_64 numbers them.
-mod flag {
-    pub const MAP_ANONYMOUS: u64 = 0x20;
-    pub const MAP_HUGETLB: u64 = 0x40000;
-    pub const MAP_HUGE_SHIFT: u64 = 26;
-    pub const MAP_HUGE_MASK: u64 = 0x3f;
-    pub const MREMAP_DONTUNMAP: u64 = 4;
-}
 
 /// The addresses from `start` up to, not including, `end`. Empty when `end` is not above `start`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

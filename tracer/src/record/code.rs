@@ -220,20 +220,10 @@ impl CodeFiles {
 
     /// Whether an event unmaps, moves or replaces something that was code.
     pub fn is_released_by(&self, event: &MappingEvent) -> bool {
-        let [start, length, new_length, flags, new_start, _] = event.args;
-        let over = |start: u64, length: u64| start..start.saturating_add(length);
-        let released = match MappingCall::try_from(event.call) {
-            Ok(MappingCall::Munmap) => [over(start, length), 0..0],
-            Ok(MappingCall::Mremap) if flags & MREMAP_FIXED != 0 => {
-                [over(start, length), over(new_start, new_length)]
-            }
-            Ok(MappingCall::Mremap) => [over(start, length), 0..0],
-            Ok(MappingCall::Mmap) if flags & MAP_FIXED != 0 => [over(start, length), 0..0],
-            _ => return false,
-        };
-        let was_code = |code: &Mapping| {
-            released.iter().any(|released| code.start.0 < released.end && released.start < code.end.0)
-        };
+        let Ok(call) = MappingCall::try_from(event.call) else { return false };
+        let released = call.released(event.args);
+        let was_code =
+            |code: &Mapping| released.iter().any(|released| released.overlaps(code.start.0, code.end.0));
         event.at_exit == 1
             && self.installed.get(&event.process).is_some_and(|installed| installed.code.iter().any(was_code))
     }
@@ -296,9 +286,6 @@ fn executable(target: &Target) -> Option<Vec<Mapping>> {
     mappings.retain(|mapping| mapping.permissions.execute && mapping.name != "[vsyscall]");
     Some(mappings)
 }
-
-const MREMAP_FIXED: u64 = 2;
-const MAP_FIXED: u64 = 0x10;
 
 impl InKernel {
     /// The number of the table, which is handed to the kernel if it has not been.

@@ -189,10 +189,6 @@ impl Session {
 
 /// Whether an event maps code.
 fn maps_code(event: &MappingEvent) -> bool {
-    const PROT_EXEC: u64 = 4;
-    let [_, _, protection, ..] = event.args;
-    event.at_exit == 1
-        && event.result >= 0
-        && MappingCall::try_from(event.call) == Ok(MappingCall::Mmap)
-        && protection & PROT_EXEC != 0
+    let call = MappingCall::try_from(event.call);
+    event.at_exit == 1 && event.result >= 0 && call.is_ok_and(|call| call.maps_code(event.args))
 }
