@@ -15,6 +15,7 @@ mod run;
 mod scenarios;
 mod setup;
 mod test;
+mod vm;
 
 use std::{
     ffi::OsString,
@@ -41,6 +42,8 @@ enum Xtask {
     Test,
     /// Record the scenarios whose truth is known, and write the table of verdicts into docs/analysis.md. As root.
     Scenarios,
+    /// Run the kernel tests on other kernels, in virtual machines.
+    Vm(vm::Options),
     /// Check format, lints, documentation, licences and scripts.
     Lint,
     /// Measure what tracing costs (as root) and what reports take, and write it into the documents.
@@ -77,6 +80,7 @@ impl Xtask {
                 setup::programs_of_tests(workspace)?;
                 test::test(workspace)
             }
+            Self::Vm(options) => vm::vm(workspace, &options),
             Self::Scenarios => scenarios::scenarios(workspace),
             Self::Lint => lint::lint(workspace),
             Self::Bench { what } => bench::bench(workspace, &what),

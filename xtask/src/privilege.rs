@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The oldest kernel that has what the BPF programs call (`bpf_loop`).
-const OLDEST_KERNEL: (u32, u32) = (5, 17);
+/// The oldest kernel that tracer has been tried on.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 /// Whether a program is in `PATH`.
 #[must_use]

@@ -1,0 +1,29 @@
+#!/bin/sh
+# The first process of a virtual machine: runs what the kernel's parameter `machine` names, and turns the machine off.
+export PATH=/usr/bin:/bin:/usr/sbin:/sbin HOME=/root CI=true TERM=dumb
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t devtmpfs none /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts none /dev/pts
+mount -t tmpfs none /dev/shm
+mount -t tmpfs none /tmp
+mount -t securityfs none /sys/kernel/security
+mount -t cgroup2 none /sys/fs/cgroup
+ip link set lo up
+
+# Runs tests of one binary: all, or those whose names contain one of the words.
+run() {
+    echo "vm: run $1"
+    binary=$1
+    shift
+    timeout 900 "/tests/$binary" --test-threads=1 "$@" 2>&1
+    echo "vm: status $? of $binary"
+}
+
+echo "vm: begin $(uname -r)"
+. "/machines/$machine"
+echo "vm: kernel log"
+dmesg
+echo "vm: end"
+poweroff -f

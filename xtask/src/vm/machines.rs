@@ -1,0 +1,181 @@
+//! The machines: kernels, processors, settings, and the tests for each.
+
+use super::kernels::Source;
+
+/// A machine to start.
+pub struct Machine {
+    /// What it is called.
+    pub name: &'static str,
+    /// Its kernel.
+    pub kernel: Source,
+    /// Its processor, as qemu names it.
+    pub cpu: &'static str,
+    /// How many processors, as qemu counts them.
+    pub processors: &'static str,
+    /// More of the kernel's command line.
+    pub parameters: &'static str,
+    /// Shell commands before the tests.
+    pub setup: &'static str,
+    /// What runs: test binaries, and the tests of each by parts of their names; all of them without.
+    pub tests: &'static [(&'static str, &'static [&'static str])],
+    /// What it must print, besides.
+    pub says: Option<&'static str>,
+    /// Whether CI starts it.
+    pub in_ci: bool,
+}
+
+const fn cloud(suite: &'static str) -> Source {
+    Source { suite, package: "linux-image-cloud-amd64" }
+}
+
+const fn real_time(suite: &'static str) -> Source {
+    Source { suite, package: "linux-image-rt-amd64" }
+}
+
+/// Debian 12; Debian 13; the newest.
+const LINUX_6_1: Source = cloud("bookworm");
+const LINUX_6_12: Source = cloud("trixie");
+const NEWEST: Source = cloud("trixie-backports");
+
+/// Every way of recording, exactly, in as few tests as can be.
+const SMOKE: &[(&str, &[&str])] = &[
+    ("malloc_family", &[]),
+    ("launch", &["its_exit_status", "traced_to_its_end"]),
+    ("follow", &["a_family_is_told_apart", "what_a_shell_executes", "without_following"]),
+    ("growth", &["every_page"]),
+    ("sampling", &["what_is_certain", "left_out_calls"]),
+    ("snapshots", &["a_snapshot_tells", "from_a_mark_on"]),
+    ("mappings", &["every_way"]),
+    ("lifetime", &[]),
+    ("private_stack", &[]),
+    ("verifier", &[]),
+    ("bad_days", &["capabilit", "killed_at_any_moment", "dies_while_we_record"]),
+];
+
+/// On Linux 7.x a thread can be preempted in a program on a tracepoint, and until it goes on the kernel leaves the program out on
+/// that processor: the more often, the more calls are looked at. In a machine that is translated that is often.
+const SMOKE_BUT_RIGHTS: &[(&str, &[&str])] = &[
+    SMOKE[0],
+    SMOKE[1],
+    SMOKE[2],
+    SMOKE[3],
+    SMOKE[4],
+    SMOKE[5],
+    SMOKE[6],
+    SMOKE[7],
+    SMOKE[8],
+    SMOKE[9],
+    ("bad_days", &["without_", "killed_at_any_moment", "dies_while_we_record"]),
+];
+
+/// Whatever needs no other program than the tests' own.
+const MORE: &[(&str, &[&str])] = &[
+    ("malloc_family", &[]),
+    ("launch", &[]),
+    ("follow", &[]),
+    ("growth", &[]),
+    ("sampling", &[]),
+    ("snapshots", &[]),
+    ("mappings", &[]),
+    ("lifetime", &[]),
+    ("private_stack", &[]),
+    ("verifier", &[]),
+    ("bad_days", &[]),
+    ("threads", &[]),
+    ("harmless", &[]),
+    ("output", &["doctor", "given_duration", "interrupt_ends"]),
+];
+
+/// A recording, a followed family, growth.
+const FEW: &[(&str, &[&str])] = &[
+    ("malloc_family", &["every_function", "outermost"]),
+    ("follow", &["a_family_is_told_apart"]),
+    ("growth", &["every_page"]),
+    ("output", &["doctor"]),
+];
+
+const FOUR_LEVELS: &str = "max,la57=off";
+const FIVE_LEVELS: &str = "max";
+
+const MACHINE: Machine = Machine {
+    name: "",
+    kernel: LINUX_6_1,
+    cpu: FOUR_LEVELS,
+    processors: "2",
+    parameters: "",
+    setup: "",
+    tests: FEW,
+    says: None,
+    in_ci: false,
+};
+
+const fn kernel(name: &'static str, kernel: Source, cpu: &'static str) -> Machine {
+    Machine { name, kernel, cpu, tests: SMOKE, in_ci: true, ..MACHINE }
+}
+
+const fn whole(name: &'static str, kernel: Source, cpu: &'static str) -> Machine {
+    Machine { name, kernel, cpu, tests: MORE, ..MACHINE }
+}
+
+const fn with(name: &'static str, kernel: Source, parameters: &'static str, setup: &'static str) -> Machine {
+    Machine { name, kernel, parameters, setup, ..MACHINE }
+}
+
+/// Every machine.
+pub const MACHINES: &[Machine] = &[
+    kernel("6.1", LINUX_6_1, FOUR_LEVELS),
+    kernel("6.12", LINUX_6_12, FOUR_LEVELS),
+    Machine { tests: SMOKE_BUT_RIGHTS, ..kernel("newest, 5-level paging", NEWEST, FIVE_LEVELS) },
+    Machine {
+        kernel: cloud("bullseye"),
+        tests: &[],
+        says: Some("is too old: tracer needs Linux 6.1 or later"),
+        ..with("5.10 is refused", LINUX_6_1, "", "$TRACER --pid 1 -d 1s")
+    },
+    whole("6.1, more tests", LINUX_6_1, FOUR_LEVELS),
+    whole("6.12, more tests", LINUX_6_12, FOUR_LEVELS),
+    whole("newest, more tests", NEWEST, FOUR_LEVELS),
+    Machine { tests: SMOKE_BUT_RIGHTS, in_ci: false, ..kernel("7.2", cloud("sid"), FOUR_LEVELS) },
+    Machine { in_ci: false, ..kernel("6.1 RT", real_time("bookworm"), FOUR_LEVELS) },
+    Machine { in_ci: false, ..kernel("6.12 RT", real_time("trixie"), FOUR_LEVELS) },
+    Machine {
+        tests: SMOKE_BUT_RIGHTS,
+        in_ci: false,
+        ..kernel("newest RT", real_time("trixie-backports"), FOUR_LEVELS)
+    },
+    Machine { cpu: FIVE_LEVELS, ..with("6.1, 5-level paging", LINUX_6_1, "", "") },
+    Machine { cpu: FIVE_LEVELS, ..with("6.12, 5-level paging", LINUX_6_12, "", "") },
+    with("6.12, nokaslr", LINUX_6_12, "nokaslr", ""),
+    with("6.12, mitigations=off", LINUX_6_12, "mitigations=off", ""),
+    Machine { processors: "1", ..with("6.12, one processor", LINUX_6_12, "", "") },
+    Machine { processors: "2,maxcpus=64", ..with("6.12, 62 of 64 processors offline", LINUX_6_12, "", "") },
+    with("6.12, lockdown=integrity", LINUX_6_12, "lockdown=integrity", ""),
+    with(
+        "6.12, cgroup v1",
+        LINUX_6_12,
+        "",
+        "umount /sys/fs/cgroup; mount -t cgroup -o memory none /sys/fs/cgroup",
+    ),
+    with("6.12, tracefs mounted", LINUX_6_12, "", "mount -t tracefs none /sys/kernel/tracing"),
+    with("6.12, no BPF for others", LINUX_6_12, "", "echo 2 >/proc/sys/kernel/unprivileged_bpf_disabled"),
+    with("6.12, perf_event_paranoid -1", LINUX_6_12, "", "echo -1 >/proc/sys/kernel/perf_event_paranoid"),
+    with("6.12, perf_event_paranoid 4", LINUX_6_12, "", "echo 4 >/proc/sys/kernel/perf_event_paranoid"),
+    with("6.12, yama 2", LINUX_6_12, "", "echo 2 >/proc/sys/kernel/yama/ptrace_scope"),
+    Machine {
+        says: Some("limited  launching (ptrace)"),
+        ..with("6.12, yama 3", LINUX_6_12, "", "echo 3 >/proc/sys/kernel/yama/ptrace_scope; $TRACER doctor")
+    },
+    with("6.12, AppArmor", LINUX_6_12, "security=apparmor apparmor=1", ""),
+    with(
+        "newest, processors come and go",
+        NEWEST,
+        "",
+        "while :; do for on in 0 1; do echo $on >/sys/devices/system/cpu/cpu1/online; sleep 0.2; done; done &",
+    ),
+    with(
+        "newest, the clock jumps",
+        NEWEST,
+        "",
+        "while :; do date -s 2031-01-01 >/dev/null; sleep 0.3; date -s 2001-01-01 >/dev/null; sleep 0.3; done &",
+    ),
+];
