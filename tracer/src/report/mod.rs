@@ -21,7 +21,7 @@ pub mod status;
 pub mod svg;
 pub mod text;
 
-mod budget;
+mod read_limit;
 pub(crate) mod stack_lines;
 mod tree;
 pub(crate) mod view;
@@ -34,9 +34,9 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-pub use budget::TooLarge;
+pub use read_limit::TooLarge;
 
-use self::budget::Budget;
+use self::read_limit::Budget;
 use crate::model::{Kind, Profile, StackReport};
 
 /// Maps that are asked millions of times for one report: the usual hash takes longer than all else. This one is seeded at
