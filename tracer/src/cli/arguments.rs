@@ -70,7 +70,7 @@ pub(super) enum Sub {
     },
     /// Draw a saved recording again: other formats, fewer stacks.
     Report {
-        /// A report that was written as .pb.gz or .json.
+        /// A report that was written as .json.
         recording: PathBuf,
         #[command(flatten)]
         keep: Keep,
@@ -79,7 +79,7 @@ pub(super) enum Sub {
     },
     /// Show what grew between two saved recordings; functions are compared by name.
     Diff {
-        /// The older one, a .pb.gz or .json report.
+        /// The older one, a .json report.
         base: PathBuf,
         /// The newer one.
         new: PathBuf,

@@ -353,6 +353,18 @@ impl Kind {
     pub const fn counts_by_default(self) -> bool {
         matches!(self, Kind::Native | Kind::Mapping)
     }
+
+    /// As reports write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Native => "native",
+            Kind::Mapping => "mapping",
+            Kind::Allocator => "allocator",
+            Kind::Managed => "managed",
+            Kind::File => "file",
+        }
+    }
 }
 
 /// One stack and what it holds.

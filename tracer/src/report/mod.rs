@@ -136,7 +136,7 @@ pub enum Format {
     Folded,
     /// The whole profile (`tracer.report/1`).
     Json,
-    /// The whole profile for pprof's tools, and to be read back.
+    /// For pprof's tools.
     Pprof,
     /// For speedscope.
     Speedscope,

@@ -1,4 +1,4 @@
-//! Reads a saved recording, so that it can be drawn again: a `.pb.gz` or a `.json` report. What it is, its first bytes say.
+//! Reads a saved recording, so that it can be drawn again: a `.json` report.
 //!
 //! The file is not trusted: it is read in bounded memory, and its figures are ones that every report can add up.
 
@@ -7,7 +7,6 @@ use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use super::json::{self, JsonError};
-use super::pprof::{self, PprofError};
 use crate::model::{Profile, SCHEMA, StackReport};
 
 /// Why a saved recording cannot be read. One line; the caller says which file it was.
@@ -17,11 +16,8 @@ pub enum ReadError {
     #[error("{}", reason(.0))]
     Io(#[from] io::Error),
     /// It is something else.
-    #[error("it is no recording; `tracer report` reads the .pb.gz and .json files that tracer wrote")]
+    #[error("it is no recording; `tracer report` reads the .json files that tracer wrote")]
     Unknown,
-    /// It looks like pprof, but cannot be used.
-    #[error(transparent)]
-    Pprof(#[from] PprofError),
     /// It looks like JSON, but cannot be used.
     #[error(transparent)]
     Json(#[from] JsonError),
@@ -57,7 +53,6 @@ pub fn read(mut file: impl BufRead) -> Result<Profile, ReadError> {
     file.by_ref().take(2).read_to_end(&mut start)?;
     let file = io::Read::chain(&start[..], file);
     check(match start[..] {
-        [0x1f, 0x8b] => pprof::read(file)?,
         [b'{', _] => json::read(file)?,
         _ => return Err(ReadError::Unknown),
     })
@@ -100,35 +95,22 @@ mod tests {
         serde_json::to_value(profile).unwrap()
     }
 
-    /// What pprof cannot tell apart: no name and an empty one.
-    fn without_empty_names(mut profile: Profile) -> Profile {
-        for frame in profile.stacks.iter_mut().flat_map(|stack| &mut stack.frames) {
-            std::sync::Arc::make_mut(frame).function.take_if(|function| function.is_empty());
-        }
-        profile
-    }
-
     #[test]
     fn nothing_is_lost_by_saving() {
-        for format in [Format::Pprof, Format::Json] {
-            for (name, profile) in fixtures::all() {
-                let profile = without_empty_names(profile);
-                let read = read(&write(format, &profile)[..]).unwrap();
-                assert_eq!(json(&read), json(&profile), "{name} {format}");
-            }
+        for (name, profile) in fixtures::all() {
+            let read = read(&write(Format::Json, &profile)[..]).unwrap();
+            assert_eq!(json(&read), json(&profile), "{name}");
         }
     }
 
     #[test]
     fn stacks_share_their_frames() {
-        for format in [Format::Pprof, Format::Json] {
-            let profile = read(&write(format, &fixtures::deep())[..]).unwrap();
-            let main = profile.stacks[0].frames.last().unwrap();
-            assert_eq!(main.function.as_deref(), Some("main"));
-            let profile = read(&write(format, &fixtures::node())[..]).unwrap();
-            let of = |stack: usize| profile.stacks[stack].frames.last().unwrap();
-            assert!(std::sync::Arc::ptr_eq(of(0), of(3)), "{format}");
-        }
+        let profile = read(&write(Format::Json, &fixtures::deep())[..]).unwrap();
+        let main = profile.stacks[0].frames.last().unwrap();
+        assert_eq!(main.function.as_deref(), Some("main"));
+        let profile = read(&write(Format::Json, &fixtures::node())[..]).unwrap();
+        let of = |stack: usize| profile.stacks[stack].frames.last().unwrap();
+        assert!(std::sync::Arc::ptr_eq(of(0), of(3)));
     }
 
     #[test]
@@ -149,11 +131,7 @@ mod tests {
         let mut profile = fixtures::several();
         profile.stacks[0].freed_bytes = u64::MAX - 3;
         assert!(matches!(refuse(&write(Format::Json, &profile)), ReadError::Figures));
-
-        let file = write(Format::Pprof, &fixtures::node());
-        for length in [2, 10, file.len() / 2, file.len() - 1] {
-            assert!(matches!(refuse(&file[..length]), ReadError::Pprof(PprofError::Gzip(_))), "{length}");
-        }
+        assert!(matches!(refuse(&write(Format::Pprof, &fixtures::node())), ReadError::Unknown));
     }
 
     /// Reads, and draws what could be read in every format.
@@ -171,15 +149,10 @@ mod tests {
 
         #[test]
         fn a_damaged_file_cannot_harm(
-            json: bool,
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
             cut: Option<prop::sample::Index>,
         ) {
-            // The packing of gzip has a checksum: damage what is in it.
-            let mut bytes = match json {
-                true => write(Format::Json, &fixtures::several()),
-                false => pprof::tests::unpack(&write(Format::Pprof, &fixtures::several())),
-            };
+            let mut bytes = write(Format::Json, &fixtures::several());
             for (index, byte) in changes {
                 let index = index.index(bytes.len());
                 bytes[index] = byte;
@@ -187,7 +160,7 @@ mod tests {
             if let Some(cut) = cut {
                 bytes.truncate(cut.index(bytes.len()));
             }
-            read_and_draw(&if json { bytes } else { pprof::tests::pack(&bytes) });
+            read_and_draw(&bytes);
         }
     }
 }

@@ -30,7 +30,7 @@ const ENDINGS: [&str; 7] = ["svg", "html", "folded", "json", "pb.gz", "speedscop
 /// When the tracer does not build or fails.
 pub fn measure(workspace: &Path) -> Result<String> {
     let bed = Bed::make(workspace)?;
-    let large = bed.recording("large.pb.gz", STACKS)?;
+    let large = bed.recording("large.json", STACKS)?;
     let mut text = machine()?;
     writeln!(text, "\n| | time | CPU time | peak memory | size of the file |\n|---|--:|--:|--:|--:|")?;
     text += &bed.row("only the summary", &large, None)?;
@@ -108,7 +108,7 @@ impl Bed {
             return Ok(String::new());
         }
         let page = self.scratch.join("page.html");
-        let recording = self.recording("page.pb.gz", STACKS_OF_PAGE)?;
+        let recording = self.recording("page.json", STACKS_OF_PAGE)?;
         command::output(&mut self.report(&recording, Some(&page)))?;
         let empty = self.scratch.join("empty.html");
         fs::write(&empty, "<!doctype html><title>empty</title>")?;

@@ -123,7 +123,4 @@ pub struct Function {
     pub name: i64,
     #[prost(int64, tag = "4")]
     pub filename: i64,
-    /// The source language. Not a field of pprof's, which has none for it: readers skip fields they do not know.
-    #[prost(int64, tag = "1001")]
-    pub language: i64,
 }
