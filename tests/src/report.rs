@@ -77,9 +77,8 @@ pub struct Target {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Window {
     pub duration_ns: u64,
-    pub end: String,
-    #[serde(default)]
-    pub snapshot: bool,
+    /// None in a snapshot.
+    pub end: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -71,7 +71,7 @@ fn without_following_children_are_not_mixed_in() {
 #[track_caller]
 fn check_totals(report: &Report) {
     report.assert_exact();
-    assert_eq!(report.window.end, "target_exited");
+    assert_eq!(report.window.end.as_deref(), Some("target_exited"));
     let mut leaks: Vec<_> = (0..report.processes.len()).map(|process| report.native_of(process)).collect();
     leaks.sort_unstable();
     let expected = [(0, 0), (777, 7), (891, 9), (1665, 5), (3800, 6), (38400, 40)];
@@ -109,7 +109,7 @@ fn what_a_shell_executes_is_followed() {
 #[test]
 fn without_following_the_end_at_exec_says_what_to_do() {
     let finished = Tracer::new().launch(["sh", "-c", "exec true"]).run();
-    assert_eq!(finished.report().window.end, "target_exec");
+    assert_eq!(finished.report().window.end.as_deref(), Some("target_exec"));
     assert!(finished.stdout.iter().any(|line| line.contains("--follow")), "{:#?}", finished.stdout);
 }
 

@@ -11,7 +11,7 @@ fn a_launched_command_is_traced_to_its_end() {
     recording.send_line("go");
     let finished = recording.wait();
     let report = finished.report();
-    assert_eq!(report.window.end, "target_exited");
+    assert_eq!(report.window.end.as_deref(), Some("target_exited"));
     report.assert_exact();
     // Libraries are mapped after the command was started: their tables must be there by then, too.
     assert!(report.events.incomplete_stacks.is_empty(), "{:?}", report.events);

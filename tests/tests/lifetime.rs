@@ -19,7 +19,7 @@ fn exit_of_the_target_ends_the_window_with_what_was_outstanding() {
     let recording = Tracer::new().pid(program.pid()).start();
     program.go();
     let report = recording.wait().report();
-    assert_eq!(report.window.end, "target_exited");
+    assert_eq!(report.window.end.as_deref(), Some("target_exited"));
     report.check(&program.expect);
     assert!(program.finish().success());
 }
@@ -30,7 +30,7 @@ fn a_crash_of_the_target_ends_the_window_with_what_was_outstanding() {
     let recording = Tracer::new().pid(program.pid()).start();
     program.go();
     let report = recording.wait().report();
-    assert_eq!(report.window.end, "target_exited");
+    assert_eq!(report.window.end.as_deref(), Some("target_exited"));
     report.check(&program.expect);
     assert_eq!(program.finish().signal(), Some(9));
 }
@@ -41,7 +41,7 @@ fn exec_of_the_target_ends_the_window_with_what_was_outstanding() {
     let recording = Tracer::new().pid(program.pid()).start();
     program.go();
     let report = recording.wait().report();
-    assert_eq!(report.window.end, "target_exec");
+    assert_eq!(report.window.end.as_deref(), Some("target_exec"));
     report.check(&program.expect);
     // The new program has started with the old one's pipes, and is unharmed.
     program.work();

@@ -66,8 +66,7 @@ fn profile(number: usize, depth: usize) -> Profile {
         window: Window {
             started_at: "2026-11-22T13:05:12Z".into(),
             duration_ns: 600 * SECOND,
-            end: End::Interrupted,
-            snapshot: false,
+            end: Some(End::Interrupted),
         },
         settings: Settings {
             mode: Mode::Allocations,

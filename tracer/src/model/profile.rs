@@ -119,11 +119,17 @@ pub struct Window {
     pub started_at: String,
     /// Length in nanoseconds.
     pub duration_ns: u64,
-    /// Why it ended.
-    pub end: End,
-    /// Whether the recording went on: `end` says nothing then.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub snapshot: bool,
+    /// Why it ended; absent in a snapshot, after which the recording went on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
+}
+
+impl Window {
+    /// Whether the recording went on.
+    #[must_use]
+    pub const fn is_snapshot(&self) -> bool {
+        self.end.is_none()
+    }
 }
 
 /// Why a recording ended.

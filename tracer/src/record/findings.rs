@@ -108,10 +108,11 @@ impl Findings {
         let is_known = |totals: &StackTotals, number| {
             totals.delivered.load() == 0 || self.counted.stacks.contains_key(&number)
         };
-        let totals = totals.filter(|(totals, number)| !self.window.snapshot || is_known(totals, *number));
+        let totals =
+            totals.filter(|(totals, number)| !self.window.is_snapshot() || is_known(totals, *number));
         let totals = totals.map(|(totals, number)| (number, NativeTotals::from(totals)));
         self.counted.native = totals.filter(|(_, totals)| *totals != NativeTotals::default()).collect();
-        if self.window.snapshot {
+        if self.window.is_snapshot() {
             self.counted.settle_held();
         }
     }

@@ -52,8 +52,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
         window: Window {
             started_at: "2026-11-22T13:05:12Z".into(),
             duration_ns: 62 * SECOND,
-            end: End::Interrupted,
-            snapshot: false,
+            end: Some(End::Interrupted),
         },
         settings: Settings {
             sample_bytes: 0,
@@ -299,7 +298,7 @@ pub fn empty() -> Profile {
 pub fn idle() -> Profile {
     let mut profile = profile(vec![]);
     profile.events.unmatched_frees = 0;
-    profile.window.end = End::Duration;
+    profile.window.end = Some(End::Duration);
     profile
 }
 
@@ -312,7 +311,7 @@ pub fn lossy() -> Profile {
         vec![frame(0x10, "leak", "leaky"), frame(0x20, "main", "leaky")],
     )]);
     profile.target = process(99, "leaky");
-    profile.window.end = End::TargetExited;
+    profile.window.end = Some(End::TargetExited);
     profile.events.allocations = 20_000;
     profile.events.lost = causes(&[("live_table_full", 12_345), ("missed_free", 0), ("solar_flare", 1)]);
     profile
@@ -401,7 +400,7 @@ pub fn min_age() -> Profile {
     profile.settings.min_age_ns = 30 * SECOND;
     profile.settings.sample_bytes = 512 * KIB;
     profile.settings.min_size = Some(Bytes(16));
-    profile.window.end = End::TargetExec;
+    profile.window.end = Some(End::TargetExec);
     profile
 }
 

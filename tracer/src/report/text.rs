@@ -490,14 +490,12 @@ fn growth(part: &PartSize) -> i64 {
 }
 
 const fn ending(window: &Window) -> &'static str {
-    if window.snapshot {
-        return "a snapshot; the recording went on";
-    }
     match window.end {
-        End::Duration => "recorded for the time asked for",
-        End::Interrupted => "ended by Ctrl-C",
-        End::TargetExited => "ended when the process exited",
-        End::TargetExec => "ended when the process executed another program (--follow goes on in that)",
+        None => "a snapshot; the recording went on",
+        Some(End::Duration) => "recorded for the time asked for",
+        Some(End::Interrupted) => "ended by Ctrl-C",
+        Some(End::TargetExited) => "ended when the process exited",
+        Some(End::TargetExec) => "ended when the process executed another program (--follow goes on in that)",
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     analyze::outcome::{Counted, KnownStack},
-    model::{End, Events, Memory, NotProbed, Pid, Profile, Settings, Window},
+    model::{Events, Memory, NotProbed, Pid, Profile, Settings, Window},
     plan::ApiId,
     symbolize::Worker,
 };
@@ -45,8 +45,7 @@ impl Session {
             window: Window {
                 started_at: self.window.started_at.clone(),
                 duration_ns: ended_ns.saturating_sub(self.window.opened_ns),
-                end: self.window.end.unwrap_or(End::Interrupted),
-                snapshot: self.window.end.is_none(),
+                end: self.window.end,
             },
             settings: Settings {
                 sample_bytes: self
