@@ -2,14 +2,18 @@
 //!
 //! These types are the tests' own, not the tracer's: a field that the tracer renamed fails here.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::LazyLock,
+};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::program::{Expect, Leak};
 
 static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
-    let text = include_str!("../schemas/report.schema.json");
+    let text = include_str!("../../docs/report.schema.json");
     let schema = serde_json::from_str(text).expect("the schema is JSON");
     jsonschema::validator_for(&schema).expect("the schema is valid")
 });
@@ -212,12 +216,12 @@ impl Report {
     /// Reads a report, which must be valid against the schema.
     #[track_caller]
     pub fn parse(text: &str) -> Self {
-        let json =
+        let json: Value =
             serde_json::from_str(text).unwrap_or_else(|error| panic!("the report is JSON: {error}\n{text}"));
         let errors: Vec<_> =
             SCHEMA.iter_errors(&json).map(|e| format!("{}: {e}", e.instance_path())).collect();
         assert!(errors.is_empty(), "the report is not valid: {errors:#?}");
-        serde_json::from_value(json).expect("a valid report can be read")
+        serde_json::from_value(with_frames(json)).expect("a valid report can be read")
     }
 
     /// Panics unless every number adds up and nothing was lost.
@@ -368,6 +372,24 @@ impl Report {
     }
 }
 
+/// The report with the frames of its stacks in place of their indexes in its table, which has each of them once and no other.
+#[track_caller]
+fn with_frames(mut report: Value) -> Value {
+    let Value::Array(table) = report["frames"].take() else { panic!("a valid report has a table of frames") };
+    let texts: HashSet<String> = table.iter().map(Value::to_string).collect();
+    assert_eq!(texts.len(), table.len(), "each frame is in the table once");
+    let mut is_used = vec![false; table.len()];
+    let stacks = report["stacks"].as_array_mut().into_iter().flatten();
+    for frame in stacks.flat_map(|stack| stack["frames"].as_array_mut().into_iter().flatten()) {
+        let index = frame.as_u64().and_then(|index| usize::try_from(index).ok()).expect("it is an index");
+        assert!(index < table.len(), "a stack has frame {index} of {}", table.len());
+        is_used[index] = true;
+        *frame = table[index].clone();
+    }
+    assert!(!is_used.contains(&false), "each frame of the table is in a stack");
+    report
+}
+
 fn is_of(stack: &Stack, leak: &Leak) -> bool {
     let by = if leak.through { stack.passes(&leak.function) } else { stack.called_by(&leak.function) };
     by && stack.kind == leak.kind && leak.api.split('|').any(|api| api == stack.api)
@@ -375,7 +397,7 @@ fn is_of(stack: &Stack, leak: &Leak) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -395,15 +417,19 @@ mod tests {
             ("kind", json!("native")),
             ("api", json!("malloc")),
             ("complete", json!(true)),
-            ("frames", frames),
+            ("frames", json!([0, 1, 2])),
         ] {
             stack[field] = value;
         }
         json!({
-            "schema": "tracer.report/1", "tracer_version": "0", "target": {"pid": 1, "comm": "x"},
+            "schema": "tracer.report/2", "tracer_version": "0", "target": {"pid": 1, "comm": "x"},
             "window": {"started_at": "2026-01-01T00:00:00Z", "duration_ns": 1, "end": "interrupted"},
-            "events": {"allocations": 3, "frees": 1, "unmatched_frees": 0, "failed_allocations": 0, "lost": {"full": 0}},
-            "totals": amounts, "stacks": [stack]
+            "settings": {"sample_bytes": 0, "min_age_ns": 0, "max_live": 1},
+            "events": {
+                "allocations": 3, "frees": 1, "unmatched_frees": 0, "failed_allocations": 0, "lost": {"full": 0},
+                "incomplete_stacks": {}
+            },
+            "totals": amounts, "timeline": [], "frames": frames, "stacks": [stack]
         })
     }
 
@@ -450,7 +476,25 @@ mod tests {
     #[test]
     #[should_panic(expected = "not valid")]
     fn an_invalid_report_is_noticed() {
-        check("/stacks/0/frames/0/ip", json!("1"));
+        check("/frames/0/ip", json!("1"));
+    }
+
+    #[test]
+    #[should_panic(expected = "a stack has frame 3 of 3")]
+    fn a_frame_that_is_not_in_the_table_is_noticed() {
+        check("/stacks/0/frames/0", json!(3));
+    }
+
+    #[test]
+    #[should_panic(expected = "each frame of the table is in a stack")]
+    fn a_frame_that_is_in_no_stack_is_noticed() {
+        check("/stacks/0/frames/0", json!(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "each frame is in the table once")]
+    fn a_frame_that_is_in_the_table_twice_is_noticed() {
+        check("/frames/1", json!({"ip": "0x2", "function": "main"}));
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! The `.html` report in a real browser: it shows what the recording says, does what its buttons say, takes names from the target
 //! for text, and fits a telephone.
 
-use std::{collections::BTreeSet, path::PathBuf, process::Command, sync::LazyLock};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::PathBuf,
+    process::Command,
+    sync::LazyLock,
+};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -255,16 +260,23 @@ fn large(stacks: usize) -> Value {
     let text = std::fs::read_to_string(PAGES.directory.path().join("leak.json")).expect("it was written");
     let mut report: Value = serde_json::from_str(&text).expect("it is JSON");
     let pattern = report["stacks"][0].clone();
+    let mut table = Vec::new();
+    let mut indexes = HashMap::new();
+    let mut index = |depth: usize, shared: usize| {
+        *indexes.entry((depth, shared)).or_insert_with(|| {
+            let ip = format!("{:#x}", depth << 32 | shared);
+            table.push(json!({ "ip": ip, "function": format!("at_{depth}_{shared}"), "module": "large" }));
+            table.len() - 1
+        })
+    };
     let stack = |number: usize| {
-        let frame = |depth: usize| {
-            let shared = if depth < 20 { number } else { number >> (depth - 20).min(14) };
-            json!({ "ip": format!("{:#x}", depth << 32 | shared), "function": format!("at_{depth}_{shared}"), "module": "large" })
-        };
+        let shared = |depth: usize| if depth < 20 { number } else { number >> (depth - 20).min(14) };
         let mut stack = pattern.clone();
         stack["weight_bytes"] = json!(1_000_000 - number);
-        stack["frames"] = (0..60).map(frame).collect();
+        stack["frames"] = (0..60).map(|depth| json!(index(depth, shared(depth)))).collect();
         stack
     };
     report["stacks"] = (0..stacks).map(stack).collect();
+    report["frames"] = table.into();
     report
 }

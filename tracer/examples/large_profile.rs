@@ -1,5 +1,5 @@
 //! Writes a made-up recording of a size that real ones seldom have, to measure and test reports with:
-//! `cargo run --release --example large_profile -- 100000 60 large.json`
+//! `cargo run --release --example large_profile -- 100000 60 large.json.gz`
 //!
 //! Stacks share their outer callers, as those of a program do, and the functions of a large code base lie behind them.
 //! Equal arguments give equal files.

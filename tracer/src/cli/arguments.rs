@@ -70,7 +70,7 @@ pub(super) enum Sub {
     },
     /// Draw a saved recording again: other formats, fewer stacks.
     Report {
-        /// A report that was written as .json.
+        /// A report that was written as .json or .json.gz.
         recording: PathBuf,
         #[command(flatten)]
         keep: Keep,
@@ -79,7 +79,7 @@ pub(super) enum Sub {
     },
     /// Show what grew between two saved recordings; functions are compared by name.
     Diff {
-        /// The older one, a .json report.
+        /// The older one, a .json or .json.gz report.
         base: PathBuf,
         /// The newer one.
         new: PathBuf,
@@ -106,7 +106,8 @@ pub(super) struct ViewArguments {
     #[arg(short, long = "output", value_name = "FILE", help_heading = heading::REPORTS)]
     outputs: Vec<PathBuf>,
 
-    /// Format of outputs whose ending does not say it: svg, html, json, folded, pb.gz, speedscope.json or heapprofile.
+    /// Format of outputs whose ending does not say it: svg, html, json, json.gz, folded, pb.gz, speedscope.json or
+    /// heapprofile.
     #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format, help_heading = heading::REPORTS)]
     format: Option<Format>,
 
@@ -203,13 +204,14 @@ pub(super) struct RecordArguments {
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time, help_heading = heading::WINDOW)]
     duration: Option<Duration>,
 
-    /// Write a report; the ending picks the format: .svg flame graph, .html page, .json report, .folded stacks, .pb.gz
-    /// pprof, .speedscope.json, .heapprofile for Chrome DevTools. `-` is standard output. May be repeated [default:
-    /// tracer-COMM-PID.svg].
+    /// Write a report; the ending picks the format: .svg flame graph, .html page, .json or .json.gz to be read back,
+    /// .folded stacks, .pb.gz pprof, .speedscope.json, .heapprofile for Chrome DevTools. `-` is standard output. May be
+    /// repeated [default: tracer-COMM-PID.svg].
     #[arg(short, long = "output", value_name = "FILE", help_heading = heading::REPORTS)]
     outputs: Vec<PathBuf>,
 
-    /// Format of outputs whose ending does not say it: svg, html, json, folded, pb.gz, speedscope.json or heapprofile.
+    /// Format of outputs whose ending does not say it: svg, html, json, json.gz, folded, pb.gz, speedscope.json or
+    /// heapprofile.
     #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format, help_heading = heading::REPORTS)]
     format: Option<Format>,
 

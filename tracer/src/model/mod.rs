@@ -1,7 +1,7 @@
 //! The words of the domain as types: what a recording says, before anything decides how it is shown.
 //!
-//! A [`Profile`] is the whole result of a recording. It serialises to the JSON report (`tracer.report/1`) as it is,
-//! and every other report is a view of it.
+//! A [`Profile`] is the whole result of a recording. The JSON report (`tracer.report/2`) is all of it, with the frames of its
+//! stacks in a table; every other report is a view of it.
 
 mod profile;
 mod units;

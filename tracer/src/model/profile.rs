@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::{Address, Bytes, Pid};
 
 /// The name and version of the report's format.
-pub const SCHEMA: &str = "tracer.report/1";
+pub const SCHEMA: &str = "tracer.report/2";
 
 /// Everything that a recording found out.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Profile {
     /// Always [`SCHEMA`].
     pub schema: String,
@@ -21,7 +21,7 @@ pub struct Profile {
     /// The traced process; the first one when there were several.
     pub target: Process,
     /// Every traced process when there was more than one; stacks refer to them by pid.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<Process>,
     /// When the recording took place and how it ended.
     pub window: Window,
@@ -30,43 +30,21 @@ pub struct Profile {
     /// What was seen and what was lost.
     pub events: Events,
     /// Allocator functions whose calls were not seen, by module and name.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_probed: Vec<NotProbed>,
     /// Sums over the stacks of kinds `native` and `mapping`.
     pub totals: Totals,
     /// Where the resident memory went; absent when the target's memory could not be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
     /// Snapshots over the window, oldest first.
-    #[serde(default)]
     pub timeline: Vec<TimelinePoint>,
-    /// Stacks by descending weight, every kind included.
+    /// Stacks by descending weight, every kind included. A saved report has them in a form of its own.
+    #[serde(skip)]
     pub stacks: Vec<StackReport>,
     /// What it all means; absent when nothing was analysed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<VerdictSummary>,
-}
-
-impl Profile {
-    /// All but the stacks.
-    #[must_use]
-    pub fn without_stacks(&self) -> Self {
-        Self {
-            schema: self.schema.clone(),
-            tracer_version: self.tracer_version.clone(),
-            target: self.target.clone(),
-            processes: self.processes.clone(),
-            window: self.window.clone(),
-            settings: self.settings.clone(),
-            events: self.events.clone(),
-            not_probed: self.not_probed.clone(),
-            totals: self.totals,
-            memory: self.memory.clone(),
-            timeline: self.timeline.clone(),
-            stacks: Vec::new(),
-            verdict: self.verdict.clone(),
-        }
-    }
 }
 
 /// An allocator function that could not be probed.
@@ -373,9 +351,9 @@ impl Kind {
     }
 }
 
-/// One stack and what it holds.
+/// One stack and what it holds. In a saved report, its frames `F` are places in a table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StackReport {
+pub struct StackReport<F = Arc<Frame>> {
     /// The process it belongs to; absent when there is only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<Pid>,
@@ -432,21 +410,38 @@ pub struct StackReport {
     pub stop: Option<String>,
     /// Leaf first; frame 0 is the caller of the allocator function. Inlined frames precede the function they are in.
     /// Stacks have most of their frames in common, and a frame takes some 300 bytes: they share them.
-    pub frames: Vec<Arc<Frame>>,
+    #[serde(skip_serializing)]
+    pub frames: Vec<F>,
 }
 
-impl StackReport {
-    /// All but the frames.
+impl<F> StackReport<F> {
+    /// The same stack, its frames found by what stood for them; `None` when one is not there.
     #[must_use]
-    pub fn without_frames(&self) -> Self {
-        Self {
-            api: self.api.clone(),
-            reason: self.reason.clone(),
-            history_bytes: self.history_bytes.clone(),
-            stop: self.stop.clone(),
-            frames: Vec::new(),
-            ..*self
-        }
+    pub fn find_frames<G>(self, find: impl FnMut(F) -> Option<G>) -> Option<StackReport<G>> {
+        Some(StackReport {
+            frames: self.frames.into_iter().map(find).collect::<Option<_>>()?,
+            pid: self.pid,
+            process: self.process,
+            kind: self.kind,
+            api: self.api,
+            weight_bytes: self.weight_bytes,
+            outstanding_bytes: self.outstanding_bytes,
+            outstanding_objects: self.outstanding_objects,
+            standard_error_bytes: self.standard_error_bytes,
+            allocated_bytes: self.allocated_bytes,
+            allocated_objects: self.allocated_objects,
+            freed_bytes: self.freed_bytes,
+            freed_objects: self.freed_objects,
+            resident_bytes: self.resident_bytes,
+            oldest_age_ns: self.oldest_age_ns,
+            median_age_ns: self.median_age_ns,
+            growth_bytes_per_second: self.growth_bytes_per_second,
+            history_bytes: self.history_bytes,
+            verdict: self.verdict,
+            reason: self.reason,
+            complete: self.complete,
+            stop: self.stop,
+        })
     }
 }
 

@@ -304,7 +304,7 @@ mod tests {
         to(&at("null.json")).write(&fixtures::empty(), &Options::default()).unwrap();
 
         assert!(at("link.json").is_symlink());
-        assert!(fs::read_to_string(at("real.json")).unwrap().contains("tracer.report/1"));
+        assert!(fs::read_to_string(at("real.json")).unwrap().contains("tracer.report/2"));
         assert!(!fs::metadata("/dev/null").unwrap().is_file());
     }
 

@@ -28,7 +28,9 @@ pub struct UnknownToDiff(Format);
 pub fn check(format: Format) -> Result<(), UnknownToDiff> {
     match format {
         Format::Svg | Format::Folded | Format::Json => Ok(()),
-        Format::Pprof | Format::Speedscope | Format::HeapProfile | Format::Html => Err(UnknownToDiff(format)),
+        Format::JsonGz | Format::Pprof | Format::Speedscope | Format::HeapProfile | Format::Html => {
+            Err(UnknownToDiff(format))
+        }
     }
 }
 

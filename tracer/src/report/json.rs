@@ -1,159 +1,94 @@
-//! The JSON report: the whole profile as it is (`tracer.report/1`), whatever the options leave out of the pictures.
-
-mod read;
+//! The JSON report: the whole profile (`tracer.report/2`), whatever the options leave out of the pictures.
+//!
+//! Stacks have most of their frames in common, so these are a table, each once, and a stack says their places in it. What is
+//! read of this by [`saved`](super::saved) is what is written here.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
+use flate2::{Compression, GzBuilder};
 use serde::Serialize;
-use serde_json::Serializer;
-use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
+use super::view::number;
 use super::{Options, QuickMap, Report};
-use crate::model::{Frame, Profile};
-
-pub use read::{JsonError, read};
+use crate::model::{Frame, Profile, StackReport};
 
 /// The `.json` report.
 pub struct Json;
 
 impl Report for Json {
     fn write(&self, profile: &Profile, _: &Options, out: &mut dyn io::Write) -> io::Result<()> {
-        let (head, tail) = around_list(&profile.without_stacks(), "stacks", 0)?;
-        let mut frames = WrittenFrames::default();
-        out.write_all(head.as_bytes())?;
-        for (i, stack) in profile.stacks.iter().enumerate() {
-            let (head, tail) = around_list(&stack.without_frames(), "frames", DEPTH_OF_STACKS)?;
-            out.write_all(if i == 0 { b"\n    " } else { b",\n    " })?;
-            out.write_all(head.as_bytes())?;
-            for (i, frame) in stack.frames.iter().enumerate() {
-                out.write_all(if i == 0 { b"\n        " } else { b",\n        " })?;
-                frames.write(frame, out)?;
-            }
-            out.write_all(if stack.frames.is_empty() { b"" } else { b"\n      " })?;
-            out.write_all(tail.as_bytes())?;
-        }
-        out.write_all(if profile.stacks.is_empty() { b"" } else { b"\n  " })?;
-        out.write_all(tail.as_bytes())?;
+        serde_json::to_writer(&mut *out, &Document::of(profile))?;
         out.write_all(b"\n")
     }
 }
 
-/// The text of `value`, which lies so deep, before and after the elements of its empty list `key`.
-fn around_list(value: &impl Serialize, key: &str, depth: usize) -> io::Result<(String, String)> {
-    let mut text = Vec::new();
-    value.serialize(&mut Serializer::with_formatter(&mut text, Lines::at(depth)?))?;
-    let text = String::from_utf8(text).map_err(io::Error::other)?;
-    // No text in it can hold this: its quotes would have backslashes before them.
-    let (before, after) = text.split_once(&format!("\"{key}\": []")).unwrap_or((&text, ""));
-    Ok((format!("{before}\"{key}\": ["), format!("]{after}")))
+/// The `.json.gz` report, a tenth as large.
+pub struct JsonGz;
+
+impl Report for JsonGz {
+    fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
+        // The time of writing would make equal reports differ.
+        let gzip = GzBuilder::new().mtime(0).write(out, Compression::fast());
+        // JSON is written in pieces of a few bytes.
+        let mut buffer = io::BufWriter::with_capacity(1 << 16, gzip);
+        Json.write(profile, options, &mut buffer)?;
+        buffer.into_inner()?.finish().map(drop)
+    }
 }
 
-/// The texts of frames. Stacks share their frames, so most of a report is one of these again.
-#[derive(Default)]
-struct WrittenFrames {
-    by_frame: QuickMap<*const Frame, Range<usize>>,
-    texts: Vec<u8>,
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    profile: &'a Profile,
+    frames: Vec<&'a Frame>,
+    stacks: Vec<Stack<'a>>,
 }
 
-impl WrittenFrames {
-    /// Frames that are not shared would all be kept.
-    const MOST: usize = 64 << 20;
+#[derive(Serialize)]
+struct Stack<'a> {
+    #[serde(flatten)]
+    stack: &'a StackReport,
+    frames: Vec<u32>,
+}
 
-    fn write(&mut self, frame: &Arc<Frame>, out: &mut dyn io::Write) -> io::Result<()> {
-        let range = match self.by_frame.get(&Arc::as_ptr(frame)) {
-            Some(range) => range.clone(),
-            None => self.keep(frame)?,
+impl<'a> Document<'a> {
+    fn of(profile: &'a Profile) -> Self {
+        let mut table = FrameTable::default();
+        let stack = |stack: &'a StackReport| Stack {
+            stack,
+            frames: stack.frames.iter().map(|frame| table.place(frame)).collect(),
         };
-        out.write_all(&self.texts[range])
-    }
-
-    fn keep(&mut self, frame: &Arc<Frame>) -> io::Result<Range<usize>> {
-        if self.texts.len() > Self::MOST {
-            self.by_frame.clear();
-            self.texts.clear();
-        }
-        let start = self.texts.len();
-        serde_json::to_writer(&mut self.texts, &**frame)?;
-        let range = start..self.texts.len();
-        self.by_frame.insert(Arc::as_ptr(frame), range.clone());
-        Ok(range)
+        let stacks = profile.stacks.iter().map(stack).collect();
+        Self { profile, frames: table.frames, stacks }
     }
 }
 
-/// Indented JSON with a line for each frame of a stack, so that a stack can be read, and a large report is not mostly
-/// spaces.
+/// Frames, each once, in the order in which stacks first have them.
 #[derive(Default)]
-struct Lines {
-    pretty: PrettyFormatter<'static>,
-    compact: CompactFormatter,
-    depth: usize,
+struct FrameTable<'a> {
+    frames: Vec<&'a Frame>,
+    places: QuickMap<&'a Frame, u32>,
+    /// Stacks share their frames: most are found without a look at what they say.
+    places_of_known: QuickMap<*const Frame, u32>,
 }
 
-/// The report, its stacks, a stack, its frames: what is deeper stands on one line.
-const DEPTH_OF_LINES: usize = 4;
-
-/// Of the report and its list of stacks, a stack is a part.
-const DEPTH_OF_STACKS: usize = 2;
-
-impl Lines {
-    /// Goes on at some depth.
-    fn at(depth: usize) -> io::Result<Self> {
-        let mut lines = Self::default();
-        (0..depth).try_for_each(|_| lines.begin_array(&mut io::sink()))?;
-        Ok(lines)
-    }
-}
-
-/// Lets the formatter of this depth do it.
-macro_rules! format_by_depth {
-    ($(fn $name:ident($($argument:ident: $kind:ty)?);)*) => {
-        $(fn $name<W: ?Sized + io::Write>(&mut self, out: &mut W $(, $argument: $kind)?) -> io::Result<()> {
-            match self.depth > DEPTH_OF_LINES {
-                true => self.compact.$name(out $(, $argument)?),
-                false => self.pretty.$name(out $(, $argument)?),
-            }
-        })*
-    };
-}
-
-impl Formatter for Lines {
-    format_by_depth! {
-        fn begin_array_value(first: bool);
-        fn end_array_value();
-        fn begin_object_key(first: bool);
-        fn begin_object_value();
-        fn end_object_value();
-    }
-
-    fn begin_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.depth += 1;
-        if self.depth > DEPTH_OF_LINES { self.compact.begin_array(out) } else { self.pretty.begin_array(out) }
-    }
-
-    fn end_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.depth -= 1;
-        if self.depth >= DEPTH_OF_LINES { self.compact.end_array(out) } else { self.pretty.end_array(out) }
-    }
-
-    fn begin_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.depth += 1;
-        if self.depth > DEPTH_OF_LINES {
-            self.compact.begin_object(out)
-        } else {
-            self.pretty.begin_object(out)
-        }
-    }
-
-    fn end_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.depth -= 1;
-        if self.depth >= DEPTH_OF_LINES { self.compact.end_object(out) } else { self.pretty.end_object(out) }
+impl<'a> FrameTable<'a> {
+    fn place(&mut self, frame: &'a Arc<Frame>) -> u32 {
+        let Self { frames, places, places_of_known } = self;
+        *places_of_known.entry(Arc::as_ptr(frame)).or_insert_with(|| {
+            *places.entry(frame).or_insert_with(|| {
+                frames.push(frame);
+                number(frames.len() - 1)
+            })
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use serde_json::Value;
 
     use super::*;
@@ -167,9 +102,24 @@ mod tests {
         serde_json::from_slice(&out).unwrap()
     }
 
+    /// The schema, with every object closed to what it does not name.
+    fn strict(schema: &mut Value) {
+        match schema {
+            Value::Object(keys) => {
+                if keys.get("type").is_some_and(|kind| kind == "object") {
+                    keys.insert("unevaluatedProperties".into(), false.into());
+                }
+                keys.values_mut().for_each(strict);
+            }
+            Value::Array(values) => values.iter_mut().for_each(strict),
+            _ => {}
+        }
+    }
+
     #[test]
-    fn every_profile_is_valid_by_the_schema() {
-        let schema: Value = serde_json::from_str(JSON_SCHEMA).unwrap();
+    fn every_profile_is_valid_by_the_schema_which_names_all_that_is_in_it() {
+        let mut schema: Value = serde_json::from_str(JSON_SCHEMA).unwrap();
+        strict(&mut schema);
         let validator = jsonschema::validator_for(&schema).unwrap();
         for (name, profile) in fixtures::all() {
             let errors: Vec<String> = validator
@@ -178,24 +128,40 @@ mod tests {
                 .collect();
             assert!(errors.is_empty(), "{name}: {errors:#?}");
         }
-        let mut broken = render(&fixtures::node());
-        broken["stacks"][0]["kind"] = "imaginary".into();
-        assert!(!validator.is_valid(&broken), "the schema must be able to refuse");
+        let broken: [(&str, Value); 6] = [
+            ("/settings", serde_json::json!({"mode": "growth", "sample_bytes": 0, "min_age_ns": 0})),
+            ("/schema", "tracer.report/1".into()),
+            ("/stacks/0/kind", "imaginary".into()),
+            ("/stacks/0/frames/0", (-1).into()),
+            ("/frames/0/ip", 7.into()),
+            ("/frames/0/function", Value::Null),
+        ];
+        for (path, value) in broken {
+            let mut report = render(&fixtures::node());
+            assert!(validator.is_valid(&report));
+            *report.pointer_mut(path).unwrap() = value;
+            assert!(!validator.is_valid(&report), "{path}");
+        }
     }
 
     #[test]
-    fn nothing_is_lost_on_the_way_through_json() {
+    fn the_table_has_each_frame_once_and_no_other() {
         for (name, profile) in fixtures::all() {
-            let json = render(&profile);
-            let read: Profile = serde_json::from_value(json.clone()).unwrap();
-            assert_eq!(render(&read), json, "{name}");
+            let report = render(&profile);
+            let frames = report["frames"].as_array().unwrap();
+            let texts: HashSet<String> = frames.iter().map(Value::to_string).collect();
+            assert_eq!(texts.len(), frames.len(), "{name}");
+            let stacks = report["stacks"].as_array().unwrap();
+            let used = stacks.iter().flat_map(|stack| stack["frames"].as_array().unwrap());
+            let used: HashSet<u64> = used.map(|place| place.as_u64().unwrap()).collect();
+            assert_eq!(used, (0..frames.len() as u64).collect(), "{name}");
         }
     }
 
     #[test]
     fn golden() {
-        let mut json = Vec::new();
-        Json.write(&fixtures::several(), &Options::default(), &mut json).unwrap();
-        insta::assert_snapshot!("json_several", String::from_utf8(json).unwrap());
+        let profile = fixtures::several();
+        let report = serde_json::to_string_pretty(&Document::of(&profile)).unwrap();
+        insta::assert_snapshot!("json_several", report);
     }
 }

@@ -36,7 +36,6 @@ use std::path::Path;
 
 pub use read_limit::TooLarge;
 
-use self::read_limit::Budget;
 use crate::model::{Kind, Profile, StackReport};
 
 /// Maps that are asked millions of times for one report: the usual hash takes longer than all else. This one is seeded at
@@ -134,8 +133,10 @@ pub enum Format {
     Svg,
     /// One line a stack, for other flame graph tools.
     Folded,
-    /// The whole profile (`tracer.report/1`).
+    /// The whole profile (`tracer.report/2`).
     Json,
+    /// The same, compressed.
+    JsonGz,
     /// For pprof's tools.
     Pprof,
     /// For speedscope.
@@ -152,6 +153,7 @@ impl Format {
         Format::Svg,
         Format::Folded,
         Format::Json,
+        Format::JsonGz,
         Format::Pprof,
         Format::Speedscope,
         Format::HeapProfile,
@@ -165,6 +167,7 @@ impl Format {
             Format::Svg => ".svg",
             Format::Folded => ".folded",
             Format::Json => ".json",
+            Format::JsonGz => ".json.gz",
             Format::Pprof => ".pb.gz",
             Format::Speedscope => ".speedscope.json",
             Format::HeapProfile => ".heapprofile",
@@ -202,6 +205,7 @@ impl Format {
             Format::Svg => &svg::Svg,
             Format::Folded => &folded::Folded,
             Format::Json => &json::Json,
+            Format::JsonGz => &json::JsonGz,
             Format::Pprof => &pprof::Pprof,
             Format::Speedscope => &speedscope::Speedscope,
             Format::HeapProfile => &heapprofile::HeapProfile,

@@ -321,7 +321,7 @@ impl<'a> Page<'a> {
             .into_iter()
             .filter(|(_, bytes)| *bytes > 0)
             .map(|(kind, bytes)| {
-                let (name, meaning) = kind_name(kind);
+                let (name, meaning) = (kind.name(), kind_meaning(kind));
                 format!("not shown: {} of {meaning} (--include {name})", Bytes(bytes))
             })
             .collect();
@@ -520,13 +520,13 @@ pub(crate) const fn part_name(part: Part) -> &'static str {
 }
 
 /// How `--include` calls a kind, and what it means.
-const fn kind_name(kind: Kind) -> (&'static str, &'static str) {
+const fn kind_meaning(kind: Kind) -> &'static str {
     match kind {
-        Kind::Native => ("native", "native memory"),
-        Kind::Mapping => ("mapping", "anonymous mappings"),
-        Kind::Allocator => ("allocator", "memory that the allocator took from the kernel for itself"),
-        Kind::Managed => ("managed", "the language runtime's own heap"),
-        Kind::File => ("file", "mapped files"),
+        Kind::Native => "native memory",
+        Kind::Mapping => "anonymous mappings",
+        Kind::Allocator => "memory that the allocator took from the kernel for itself",
+        Kind::Managed => "the language runtime's own heap",
+        Kind::File => "mapped files",
     }
 }
 
@@ -545,7 +545,7 @@ const fn format_name(format: Format) -> &'static str {
     match format {
         Format::Svg => "Flame graph",
         Format::Folded => "Folded stacks",
-        Format::Json => "JSON",
+        Format::Json | Format::JsonGz => "JSON",
         Format::Pprof => "pprof",
         Format::Speedscope => "speedscope",
         Format::HeapProfile => "DevTools",

@@ -22,7 +22,8 @@ const STACKS_OF_PAGE: &str = "20000";
 /// How often each is measured.
 const ROUNDS: usize = 5;
 
-const ENDINGS: [&str; 7] = ["svg", "html", "folded", "json", "pb.gz", "speedscope.json", "heapprofile"];
+const ENDINGS: [&str; 8] =
+    ["svg", "html", "folded", "json", "json.gz", "pb.gz", "speedscope.json", "heapprofile"];
 
 /// Measures, and returns the results as a table.
 ///
@@ -30,7 +31,7 @@ const ENDINGS: [&str; 7] = ["svg", "html", "folded", "json", "pb.gz", "speedscop
 /// When the tracer does not build or fails.
 pub fn measure(workspace: &Path) -> Result<String> {
     let bed = Bed::make(workspace)?;
-    let large = bed.recording("large.json", STACKS)?;
+    let large = bed.recording("large.json.gz", STACKS)?;
     let mut text = machine()?;
     writeln!(text, "\n| | time | CPU time | peak memory | size of the file |\n|---|--:|--:|--:|--:|")?;
     text += &bed.row("only the summary", &large, None)?;
@@ -108,7 +109,7 @@ impl Bed {
             return Ok(String::new());
         }
         let page = self.scratch.join("page.html");
-        let recording = self.recording("page.json", STACKS_OF_PAGE)?;
+        let recording = self.recording("page.json.gz", STACKS_OF_PAGE)?;
         command::output(&mut self.report(&recording, Some(&page)))?;
         let empty = self.scratch.join("empty.html");
         fs::write(&empty, "<!doctype html><title>empty</title>")?;

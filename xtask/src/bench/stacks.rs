@@ -98,11 +98,13 @@ struct Stacks {
 impl Stacks {
     fn of(report: &Value) -> Result<Self> {
         let mut sums = Self::default();
+        let table = report["frames"].as_array().context("the report has no frames")?;
         for stack in report["stacks"].as_array().context("the report has no stacks")? {
             let allocations = stack["allocated_objects"].as_u64().context("a stack without allocations")?;
             let frames = stack["frames"].as_array().context("a stack without frames")?;
-            let is_inlined = |frame: &&Value| frame["inlined"] == true;
-            sums.deepest = sums.deepest.max(frames.iter().filter(|frame| !is_inlined(frame)).count());
+            let indexes = frames.iter().filter_map(Value::as_u64);
+            let found = indexes.filter_map(|index| table.get(usize::try_from(index).ok()?));
+            sums.deepest = sums.deepest.max(found.filter(|frame| frame["inlined"] != true).count());
             sums.distinct += 1;
             sums.allocations += allocations;
             if stack["complete"] == true {
@@ -148,10 +150,9 @@ mod tests {
 
     #[test]
     fn stacks_are_counted_by_themselves_and_by_allocations() {
-        let frames = |count: usize| vec![json!({"ip": "0x1"}); count];
-        let report = json!({"stacks": [
-            {"allocated_objects": 99_999, "complete": true, "frames": frames(3)},
-            {"allocated_objects": 1, "complete": false, "stop": "not_code", "frames": [{"ip": "0x1", "inlined": true}]},
+        let report = json!({"frames": [{"ip": "0x1"}, {"ip": "0x1", "inlined": true}], "stacks": [
+            {"allocated_objects": 99_999, "complete": true, "frames": [0, 1, 0, 0]},
+            {"allocated_objects": 1, "complete": false, "stop": "not_code", "frames": [1]},
         ]});
         let stacks = Stacks::of(&report).expect("a report");
         assert_eq!(stacks.to_string(), "| 2 | 50.00 % | 100000 | 99.99 % | 3 | not_code 1 |");
