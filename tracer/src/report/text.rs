@@ -1,7 +1,6 @@
 //! The summary on the terminal: what is outstanding, by stack, largest first; then what a reader must know to trust
 //! it, and where the reports are.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io;
 
@@ -9,7 +8,7 @@ use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
 use super::processes::process_lines;
 use super::stack_lines::{Paint, stack_lines};
-use super::view::{View, alike_as_one, api_name, process_name, standard_error, sum, target_name};
+use super::view::{Merged, View, alike_as_one, api_name, process_name, standard_error, sum, target_name};
 use super::{Format, Options, Report, Weight};
 use crate::model::{
     Bytes, End, Kind, Memory, Mode, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict,
@@ -78,7 +77,7 @@ struct Page<'a> {
     options: &'a Options,
     view: View<'a>,
     /// The stacks of the view, those that read the same as one.
-    stacks: Vec<Cow<'a, StackReport>>,
+    stacks: Vec<Merged<'a>>,
     paint: Paint,
 }
 

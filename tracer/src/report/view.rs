@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::human::printable;
@@ -43,21 +44,51 @@ impl<'a> View<'a> {
 /// The stacks to draw, those that read the same as one, heaviest first.
 pub(crate) fn drawn_stacks(profile: &Profile, options: &Options) -> Vec<StackReport> {
     let view = View::new(profile, options);
-    alike_as_one(&view.stacks, view.weight).into_iter().map(Cow::into_owned).collect()
+    alike_as_one(&view.stacks, view.weight).iter().map(|stack| StackReport::clone(stack)).collect()
+}
+
+/// A stack of a profile, or the sum of several. There may be many of them, most of the first kind: it is no larger than that.
+pub(super) enum Merged<'a> {
+    One(&'a StackReport),
+    Sum(Box<StackReport>),
+}
+
+impl Merged<'_> {
+    fn add(&mut self, stack: &StackReport) {
+        match self {
+            Merged::One(one) => {
+                let mut sum = Box::new(one.clone());
+                add(&mut sum, stack);
+                *self = Merged::Sum(sum);
+            }
+            Merged::Sum(sum) => add(sum, stack),
+        }
+    }
+}
+
+impl Deref for Merged<'_> {
+    type Target = StackReport;
+
+    fn deref(&self) -> &StackReport {
+        match self {
+            Merged::One(one) => one,
+            Merged::Sum(sum) => sum,
+        }
+    }
 }
 
 /// Stacks that read the same as one, heaviest first, as they come in: a compiler of a language runtime compiles a function again as it
 /// gets hot, so one leak has many stacks whose addresses alone differ.
-pub(super) fn alike_as_one<'a>(stacks: &[&'a StackReport], weight: Weight) -> Vec<Cow<'a, StackReport>> {
-    let mut merged: Vec<Cow<'a, StackReport>> = Vec::new();
+pub(super) fn alike_as_one<'a>(stacks: &[&'a StackReport], weight: Weight) -> Vec<Merged<'a>> {
+    let mut merged: Vec<Merged<'a>> = Vec::new();
     let mut places: QuickMap<Reading<'_>, usize> = QuickMap::default();
     let mut reader = Reader::default();
     for stack in stacks {
         match places.entry(reader.reading(stack)) {
-            Entry::Occupied(place) => add(merged[*place.get()].to_mut(), stack),
+            Entry::Occupied(place) => merged[*place.get()].add(stack),
             Entry::Vacant(place) => {
                 place.insert(merged.len());
-                merged.push(Cow::Borrowed(stack));
+                merged.push(Merged::One(stack));
             }
         }
     }
