@@ -3,7 +3,7 @@
 use crate::atomic::Word;
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $loss:literal;)*) => {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal $(, lost: $meaning:literal)?;)*) => {
         /// What is counted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u32)]
@@ -19,44 +19,53 @@ macro_rules! counters {
                 match self { $(Counter::$variant => $name),* }
             }
 
-            /// Whether it counts events that could not be accounted.
+            /// What happened to events that are missing from the account, and what to do about it; none of what is not lost.
             #[must_use]
-            pub const fn is_loss(self) -> bool {
-                match self { $(Counter::$variant => $loss),* }
+            pub const fn loss(self) -> Option<&'static str> {
+                match self { $(Counter::$variant => counters!(@loss $($meaning)?)),* }
             }
         }
     };
+    (@loss) => { None };
+    (@loss $meaning:literal) => { Some($meaning) };
 }
 
 counters! {
     /// Releases of a block the table does not know.
-    UnmatchedFree = 0, "unmatched_frees", false;
+    UnmatchedFree = 0, "unmatched_frees";
     /// Allocator calls that failed.
-    Failed = 1, "failed_allocations", false;
+    Failed = 1, "failed_allocations";
     /// Calls inside another allocator call; the outermost is accounted.
-    Nested = 2, "nested_calls", false;
+    Nested = 2, "nested_calls";
     /// Calls outside `--min-size`/`--max-size`.
-    Filtered = 3, "filtered_allocations", false;
+    Filtered = 3, "filtered_allocations";
     /// A block for which the live table had no room.
-    LiveTableFull = 4, "live_table_full", true;
+    LiveTableFull = 4, "live_table_full",
+        lost: "the table of live blocks was full: raise --max-live";
     /// A call that could not be followed to its return: too many threads were inside the allocator.
-    NoThreadRecord = 5, "no_thread_record", true;
+    NoThreadRecord = 5, "no_thread_record",
+        lost: "too many threads were inside an allocator at once: trace fewer processes";
     /// A call that never returned (an exception, `longjmp`, a killed thread), or whose return the kernel did not report.
-    NeverReturned = 6, "never_returned", true;
+    NeverReturned = 6, "never_returned",
+        lost: "the call never returned: an exception, longjmp or the end of its thread";
     /// An address was allocated again while its block was live: its release was not seen.
-    MissedFree = 7, "missed_free", true;
+    MissedFree = 7, "missed_free",
+        lost: "an address was allocated again, but its release was not seen";
     /// The address of the new block could not be read or is none.
-    UnreadableResult = 8, "unreadable_result", true;
+    UnreadableResult = 8, "unreadable_result",
+        lost: "the address of the new block could not be read";
     /// A mapping event for which the ring buffer had no room.
-    MappingEventDropped = 9, "mapping_event_dropped", true;
+    MappingEventDropped = 9, "mapping_event_dropped",
+        lost: "mappings changed faster than the tracer could read: give it a free CPU";
     /// Allocations that were left out of the sample.
-    Unsampled = 10, "unsampled_allocations", false;
+    Unsampled = 10, "unsampled_allocations";
     /// Allocations that were kept in the sample; not counted without sampling.
-    Sampled = 11, "sampled_allocations", false;
+    Sampled = 11, "sampled_allocations";
     /// Releases of blocks that were kept in the sample; not counted without sampling.
-    SampleFreed = 12, "sampled_frees", false;
+    SampleFreed = 12, "sampled_frees";
     /// A child or a new program of a followed process for which there was no place among the traced processes.
-    ProcessNotFollowed = 13, "process_not_followed", true;
+    ProcessNotFollowed = 13, "process_not_followed",
+        lost: "more processes appeared than can be followed (1,024)";
 }
 
 /// How many counters there are; a power of two, so that indexes are masked.

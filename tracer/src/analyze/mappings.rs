@@ -194,7 +194,7 @@ pub struct Calls {
     pub failed_allocations: u64,
 }
 
-/// Events that could not be accounted, by cause.
+/// Events that could not be accounted for, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     /// The event makes no sense: an unknown call, or a success that the kernel cannot have reported.
@@ -464,7 +464,7 @@ impl MappingAccount {
         calls
     }
 
-    /// What could not be accounted.
+    /// What could not be accounted for.
     #[must_use]
     pub const fn losses(&self) -> Losses {
         self.losses

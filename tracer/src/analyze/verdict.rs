@@ -49,7 +49,10 @@ pub fn of_lossy(events: &Events) -> Option<VerdictSummary> {
     let seen = events.allocations + events.frees + events.unmatched_frees;
     let share = lost as f64 / seen.max(lost).max(1) as f64;
     (share > MOST_LOST).then(|| VerdictSummary {
-        summary: format!("nothing can be told: {:.0} % of the events could not be accounted", 100.0 * share),
+        summary: format!(
+            "nothing can be told: {:.0} % of the events could not be accounted for",
+            100.0 * share
+        ),
         leaking: None,
         growth_bytes_per_second: None,
     })

@@ -3,6 +3,7 @@
 //! A [`Profile`] is the whole result of a recording. The JSON report (`tracer.report/2`) is all of it, with the frames of its
 //! stacks in a table; every other report is a view of it.
 
+pub mod loss;
 mod profile;
 mod units;
 

@@ -181,7 +181,7 @@ pub struct Overhead {
     pub least_sample_bytes: u64,
 }
 
-/// What was seen in the window, and what could not be accounted.
+/// What was seen in the window, and what could not be accounted for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Events {
     /// Successful outermost allocator calls and anonymous mappings.
@@ -193,7 +193,7 @@ pub struct Events {
     /// Allocator calls that returned failure.
     #[serde(default)]
     pub failed_allocations: u64,
-    /// Cause → events that could not be accounted; every known cause is present, 0 included.
+    /// Cause → events that could not be accounted for; every known cause is present, 0 included.
     pub lost: BTreeMap<String, u64>,
     /// Cause → allocations whose stack stopped before the thread's base.
     #[serde(default)]

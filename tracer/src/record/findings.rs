@@ -124,7 +124,7 @@ impl Findings {
         events.frees += native.frees;
         events.unmatched_frees += native.unmatched_frees;
         events.failed_allocations += tables.count(Counter::Failed);
-        let losses = Counter::ALL.iter().filter(|counter| counter.is_loss());
+        let losses = Counter::ALL.iter().filter(|counter| counter.loss().is_some());
         events.lost.extend(losses.map(|&counter| (counter.name().to_owned(), tables.count(counter))));
     }
 }

@@ -12,7 +12,7 @@ use super::view::{Merged, View, alike_as_one, api_name, process_name, standard_e
 use super::{Format, Options, Report, Weight};
 use crate::model::{
     Bytes, End, Kind, Memory, Mode, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict,
-    Window,
+    Window, loss,
 };
 
 /// The text summary.
@@ -336,7 +336,7 @@ impl<'a> Page<'a> {
         self.paint.dim(&lines.join("\n"))
     }
 
-    /// What could not be accounted, and what to do about it.
+    /// What could not be accounted for, and what to do about it.
     fn losses(&self) -> String {
         let events = &self.profile.events;
         let lost = events.lost_total();
@@ -345,14 +345,14 @@ impl<'a> Page<'a> {
         }
         let all = events.allocations.saturating_add(events.frees).saturating_add(events.unmatched_frees);
         let mut text = format!(
-            "{} {} could not be accounted ({} of all); the figures above may be off by them.",
+            "{} {} could not be accounted for ({} of all); the figures above may be off by them.",
             self.paint.warn("Lost:"),
             counted(lost, "event"),
             share(lost, all.max(lost))
         );
         for (cause, &number) in events.lost.iter().filter(|(_, number)| **number > 0) {
             let meaning =
-                loss_meaning(cause).map_or_else(|| printable(cause).replace('_', " "), str::to_owned);
+                loss::meaning(cause).map_or_else(|| printable(cause).replace('_', " "), str::to_owned);
             _ = write!(text, "\n{:>12}  {meaning}", Count(number));
         }
         text
@@ -550,20 +550,6 @@ const fn format_name(format: Format) -> &'static str {
         Format::HeapProfile => "DevTools",
         Format::Html => "HTML",
     }
-}
-
-/// What a cause of loss means and what to do about it.
-fn loss_meaning(cause: &str) -> Option<&'static str> {
-    Some(match cause {
-        "live_table_full" => "the table of live blocks was full: raise --max-live",
-        "no_thread_record" => "too many threads were inside the allocator at once",
-        "never_returned" => "the call never returned: an exception, longjmp or the end of its thread",
-        "missed_free" => "an address was allocated again, but its release was not seen",
-        "unreadable_result" => "the address of the new block could not be read",
-        "mapping_event_dropped" => "mappings changed faster than the tracer could read: give it a free CPU",
-        "process_not_followed" => "processes came that are not in here: 1,024 are followed at most",
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ impl Session {
         let now = now_ns();
         let (bytes, objects) = self.native_outstanding();
         let events = self.events_so_far();
-        let lost = Counter::ALL.iter().filter(|counter| counter.is_loss());
+        let lost = Counter::ALL.iter().filter(|counter| counter.loss().is_some());
         let lost = lost.map(|&counter| self.capture.tables().count(counter)).sum();
         let rss = self.window.rss_before.zip(memory::rss(&self.processes));
         Status {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     analyze::outcome::{Counted, KnownStack},
-    model::{Events, Memory, NotProbed, Pid, Profile, Settings, Window},
+    model::{Events, Memory, NotProbed, Pid, Profile, Settings, Window, loss},
     plan::ApiId,
     symbolize::Worker,
 };
@@ -135,9 +135,12 @@ impl Session {
         let missed = self.capture.runs_missed_by_kernel() - self.missed_before;
         let malformed = self.drain.malformed() - self.malformed_before + losses.malformed;
         let lost = [
-            ("missed_by_kernel", missed),
-            ("malformed_event", malformed),
-            ("mapping_table_full", losses.table_full + self.touched.as_ref().map_or(0, Touched::table_full)),
+            (loss::MISSED_BY_KERNEL, missed),
+            (loss::MALFORMED_EVENT, malformed),
+            (
+                loss::MAPPING_TABLE_FULL,
+                losses.table_full + self.touched.as_ref().map_or(0, Touched::table_full),
+            ),
         ];
         let (touched, released) = self.touched.as_ref().map_or((0, 0), Touched::calls);
         Events {
