@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 
-use tracer_tests::{Expect, Program, Tracer};
+use tempfile::TempDir;
+use tracer_tests::{Expect, Program, Tracer, wait_until};
 
 #[test]
 fn a_launched_command_is_traced_to_its_end() {
@@ -17,6 +18,19 @@ fn a_launched_command_is_traced_to_its_end() {
     assert!(report.events.incomplete_stacks.is_empty(), "{:?}", report.events);
     let expect = Expect::in_output(&finished.stdout).expect("its output is passed on");
     report.check_leaks(&expect);
+}
+
+#[test]
+fn reports_of_a_command_that_goes_on_are_written_before_it_ends() {
+    let program = Program::new("leave.c").build();
+    let place = TempDir::new().expect("a temporary directory");
+    let report = place.path().join("report.json");
+    let tracer = Tracer::new().options(["-d", "200ms"]).output(&report);
+    let mut recording = tracer.launch([program]).start();
+    wait_until("the report is there while the command waits for its line", || report.exists().then_some(()));
+    recording.send_line("go");
+    let finished = recording.wait();
+    assert_eq!(finished.report_despite_status().window.end.as_deref(), Some("duration"));
 }
 
 #[test]
