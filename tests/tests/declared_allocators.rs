@@ -70,7 +70,7 @@ fn what_is_not_there_is_one_clear_line() {
     refused(["--allocator", "libpool.so:malloc=pool_get"], &["has no mapped file libpool.so"]);
     refused(
         ["--allocator", &format!("{}:malloc=pool_get", &name[..name.len() - 2])],
-        &["has no mapped file", &format!("there is {name}")],
+        &["has no mapped file", &format!("did you mean {name}?")],
     );
     refused(["--allocator", &format!("{name}:malloc=pool_gett")], &["has no function pool_gett", "pool_get"]);
     refused(["--symbol-prefix", "your_"], &["has no function your_malloc"]);

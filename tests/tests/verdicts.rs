@@ -212,7 +212,7 @@ fn a_sawtooth() {
 fn a_queue_of_old_blocks() {
     let judged = Judged::scenario("queue", "queue: each block lives for 40 s");
     let top = judged.top("queued", "leaking");
-    judged.assert_says(None, &["queued`", "as much of older blocks is freed"]);
+    judged.assert_says(None, &["queued`", "as many older blocks are freed"]);
     // Every new block takes the place of one from before the window.
     assert!(judged.growth_of("native") * 20 < top.outstanding_bytes as i64, "{:#?}", judged.0.memory);
 }

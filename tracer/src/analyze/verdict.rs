@@ -67,7 +67,7 @@ pub fn of(facts: &Facts) -> VerdictSummary {
         Some(leak) if growth.is_measured && replaces_older_blocks(facts, &growth, &leaks) => {
             let rate = per_minute(leak.rate(facts.window));
             let sentence = format!(
-                "`{}` allocates {rate}, and as much of older blocks is freed: record longer than blocks live",
+                "`{}` allocates {rate}, while as many older blocks are freed: record for longer than a block lives",
                 leak.name
             );
             (sentence, None)
@@ -291,7 +291,7 @@ fn held_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let Some((verdict, place)) = largest.and_then(|(verdict, places)| Some((verdict, places.largest()?)))
     else {
         let sentence =
-            "memory that was allocated before this window is put to use; record from an earlier moment";
+            "memory that was allocated before this window is now being touched; start recording earlier";
         return (format!("{sentence}{}", growth.share(growth.held)), None);
     };
     let (name, share) = (&place.name, growth.share(place.footprint));
@@ -342,7 +342,7 @@ fn retained_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     if freed == 0 && facts.freed_older_blocks == 0 {
         // Nothing was freed that could have been kept.
         let sentence = format!(
-            "memory that {allocator} gave out before this window is put to use; record from an earlier moment"
+            "memory that {allocator} gave out before this window is now being touched; start recording earlier"
         );
         return (format!("{sentence}{share}"), None);
     }
@@ -573,8 +573,8 @@ mod tests {
         let (summary, leaking) = verdict_of(&queue, &memory, blocks);
         assert_eq!(
             summary,
-            "`addon.node: Session::Open` allocates 100.0 MiB/min, and as much of older blocks is freed: record longer than \
-             blocks live"
+            "`addon.node: Session::Open` allocates 100.0 MiB/min, while as many older blocks are freed: record for longer than \
+             a block lives"
         );
         assert_eq!(leaking, None);
         // Reused memory, and few large blocks that were freed.

@@ -95,10 +95,10 @@ pub fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a s
     alike.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
-/// ` (did you mean a, b?)`, or nothing.
+/// `; did you mean a, b?`, or nothing.
 #[must_use]
 pub fn suggestion(near: &[&str]) -> String {
-    if near.is_empty() { String::new() } else { format!(" (there is {})", near.join(", ")) }
+    if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(", ")) }
 }
 
 #[cfg(test)]
