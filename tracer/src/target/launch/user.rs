@@ -1,10 +1,15 @@
 //! The user who typed `sudo tracer -- COMMAND`: the command is theirs and runs as them.
+//!
+//! Which databases of users there are, files or a directory service, knows only the C library of the system. The packed
+//! tracer is linked statically and may not load parts of another C library, so the system's own programs look up.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use nix::unistd::{Gid, Uid, User, getgrouplist, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 
 /// Who runs the command, when it is not who runs the tracer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +26,36 @@ pub(super) struct InvokingUser {
 pub(super) struct Account {
     pub name: String,
     pub home: PathBuf,
+}
+
+impl Account {
+    /// That of a user; small systems without `getent` have no other database than the file.
+    fn of(uid: Uid) -> Option<Self> {
+        let looked_up = output("getent", &["passwd", &uid.to_string()]);
+        let lines = looked_up.or_else(|| fs::read_to_string("/etc/passwd").ok())?;
+        lines.lines().find_map(|line| Self::of_line(line, uid))
+    }
+
+    /// From `name:password:uid:gid:comment:home:shell`, if the line is the user's (passwd(5)).
+    fn of_line(line: &str, uid: Uid) -> Option<Self> {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        let is_theirs = fields.nth(1)?.parse() == Ok(uid.as_raw());
+        let home = fields.nth(2)?;
+        is_theirs.then(|| Self { name: name.to_owned(), home: home.into() })
+    }
+
+    /// The groups that the user is a member of; none when they cannot be looked up.
+    fn groups(&self) -> Vec<Gid> {
+        let numbers = output("id", &["-G", "--", &self.name]).unwrap_or_default();
+        numbers.split_whitespace().filter_map(|number| number.parse().ok()).map(Gid::from_raw).collect()
+    }
+}
+
+/// What a program prints, if it is there and succeeds.
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// User and group of who called sudo; `None` when nobody did, or we are not root.
@@ -46,10 +81,12 @@ impl InvokingUser {
         if uid.is_root() {
             return None;
         }
-        let user = User::from_uid(uid).ok().flatten();
-        let name = user.as_ref().and_then(|user| CString::new(user.name.as_str()).ok());
-        let groups = name.and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_else(|| vec![gid]);
-        Some(Self { uid, gid, groups, account: user.map(|user| Account { name: user.name, home: user.dir }) })
+        let account = Account::of(uid);
+        let mut groups = account.as_ref().map_or_else(Vec::new, Account::groups);
+        if !groups.contains(&gid) {
+            groups.insert(0, gid);
+        }
+        Some(Self { uid, gid, groups, account })
     }
 
     /// Makes this process the user's, for good. May be called between `fork` and `exec`: it allocates nothing.
@@ -70,6 +107,18 @@ mod tests {
         let user = InvokingUser::from_numbers("1".as_ref(), "1".as_ref()).expect("a user");
         assert_eq!(user.account.map(|account| account.name).as_deref(), Some("daemon"));
         assert!(user.groups.contains(&Gid::from_raw(1)));
+    }
+
+    #[test]
+    fn a_line_of_the_database_is_of_one_user() {
+        let of_line = |line| Account::of_line(line, Uid::from_raw(33));
+        let account = Account { name: "www".to_owned(), home: "/var/www".into() };
+        assert_eq!(of_line("www:x:33:44:Web, server:/var/www:/bin/sh"), Some(account.clone()));
+        assert_eq!(of_line("www:x:33:44::/var/www:"), Some(account));
+        for other in ["www:x:34:33::/var/www:/bin/sh", "33", "", "www:x:33", ":x:33:44::/:/bin/sh", "+::::::"]
+        {
+            assert_eq!(of_line(other), None, "{other}");
+        }
     }
 
     #[test]
