@@ -1,10 +1,16 @@
 //! Packs the release binary with its licences, its documents, its man pages and the completions of shells.
+//!
+//! What is packed runs on other distributions, whatever their C library is: it is linked statically.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::{command, licences, run, setup};
+use crate::{command, deb, licences, privilege::found_in_path, run::cargo, setup};
 
 /// What is packed beside the binary: what the README refers to. The BPF programs in it are under a licence of their own.
 const FILES: [&str; 7] = [
@@ -23,12 +29,13 @@ const COMMANDS: [&str; 4] = ["report", "diff", "doctor", "plan"];
 /// The completions: the shell, and the file where it looks for them.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "tracer.bash"), ("zsh", "_tracer"), ("fish", "tracer.fish")];
 
-/// Makes `target/dist/tracer-VERSION-ARCH-linux.tar.gz`.
+/// Makes `target/dist/tracer-VERSION-ARCH-linux.tar.gz`, and with `dpkg-deb` `target/dist/tracer_VERSION_ARCH.deb`.
 ///
 /// # Errors
-/// When the tracer does not build or the archive cannot be written.
+/// When the tracer does not build or a package cannot be written.
 pub fn dist(workspace: &Path) -> Result<()> {
-    run::build(workspace)?;
+    setup::programs(&[("strip", "binutils")], "packing")?;
+    let binary = build(workspace)?;
     let name = format!("tracer-{}-{}-linux", env!("CARGO_PKG_VERSION"), env::consts::ARCH);
     let directory = workspace.join("target/dist");
     let stage = directory.join(&name);
@@ -40,9 +47,8 @@ pub fn dist(workspace: &Path) -> Result<()> {
         let part = stage.join(part);
         fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
     }
-    copy(&run::binary(workspace), &stage)?;
+    copy(&binary, &stage)?;
     // What a debugger needs is most of it.
-    setup::programs(&[("strip", "binutils")], "packing")?;
     command::run_quietly("stripping", Command::new("strip").arg("--strip-debug").arg(stage.join("tracer")))?;
     for file in FILES {
         let (from, to) = (workspace.join(file), stage.join(file));
@@ -57,7 +63,28 @@ pub fn dist(workspace: &Path) -> Result<()> {
     command::run_quietly(
         &format!("packing {}", archive.display()),
         tar.args(["--owner=0", "--group=0", "--sort=name", &name]),
-    )
+    )?;
+    if found_in_path("dpkg-deb") {
+        return deb::pack(workspace, &stage, &directory);
+    }
+    command::step("no package for Debian: dpkg-deb is not installed");
+    Ok(())
+}
+
+/// Builds the tracer so that it needs no library of the system, and returns where it is.
+fn build(workspace: &Path) -> Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let mut build = cargo(workspace);
+    // With a target named, the flags are not for build scripts and macros, which cannot be linked so.
+    build.args(["build", "--release", "--package", "tracer", "--target", &target]);
+    build.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    build.env("LZMA_API_STATIC", "1");
+    command::run("building the tracer with all that it needs in it", &mut build)?;
+    let binary = workspace.join("target").join(target).join("release/tracer");
+    let headers =
+        command::output(Command::new("readelf").args(["--wide", "--program-headers"]).arg(&binary))?;
+    ensure!(!headers.contains("INTERP"), "{} is not linked statically", binary.display());
+    Ok(binary)
 }
 
 /// Copies a file into a directory.

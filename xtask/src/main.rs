@@ -5,6 +5,7 @@ mod bench;
 #[expect(dead_code, reason = "where the object is built matters to the build script of `tracer` alone")]
 mod bpf_toolchain;
 mod command;
+mod deb;
 mod demo;
 mod dist;
 mod licences;
@@ -52,7 +53,7 @@ enum Xtask {
         #[command(subcommand)]
         what: bench::Bench,
     },
-    /// Pack the release binary.
+    /// Pack the release binary, as an archive and as a package for Debian.
     Dist,
 }
 
