@@ -1,7 +1,8 @@
-//! What glibc's malloc keeps free: `malloc/malloc.c` and `malloc/arena.c` of glibc 2.27 to 2.41.
+//! What glibc's malloc keeps free: `malloc/malloc.c` and `malloc/arena.c` of glibc 2.27 to 2.43.
 //!
 //! Distributions strip the names of glibc's own variables, so the first arena, `main_arena`, is found by what is in it:
-//! 127 lists of free chunks, the empty ones of which point to themselves, and a link to the other arenas, which leads back.
+//! 127 lists of free chunks, the empty ones of which point to themselves, and a link to the other arenas, which leads back
+//! to where the arena begins. Only one layout makes it do that: of a version that has another one, nothing is said.
 //! Free chunks are counted list by list. A list that changes while it is walked shows that by links that do not fit.
 
 use super::Memory;
@@ -10,23 +11,61 @@ use crate::analyze::residency::ResidencyError;
 use crate::analyze::smaps::Vma;
 use crate::model::{Address, Bytes};
 
-/// `struct malloc_state`, in words of 8 bytes.
+/// `struct malloc_state` from `top` on, in words of 8 bytes. All versions have that part alike.
 mod state {
-    /// Behind mutex, flags and `have_fastchunks`.
-    pub const FAST_LISTS: usize = 2;
-    /// `NFASTBINS`.
-    pub const FAST_LIST_COUNT: usize = 10;
-    pub const TOP: usize = 12;
+    pub const TOP: usize = 0;
     /// Behind `last_remainder`.
-    pub const LISTS: usize = 14;
+    pub const LISTS: usize = 2;
     /// `NBINS - 1`: each has two words.
     pub const LIST_COUNT: usize = 127;
     /// Behind `binmap`.
-    pub const NEXT: usize = 270;
+    pub const NEXT: usize = 258;
     /// Behind `next_free` and `attached_threads`.
-    pub const SYSTEM_BYTES: usize = 273;
-    pub const WORDS: usize = 275;
+    pub const SYSTEM_BYTES: usize = 261;
+    pub const WORDS: usize = 263;
 }
+
+/// What versions have before it, in words of 8 bytes.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    /// Where `top` is.
+    top: usize,
+    /// Where `fastbinsY` is.
+    fast_lists: usize,
+    /// `NFASTBINS`.
+    fast_list_count: usize,
+}
+
+const LAYOUTS: [Layout; 2] = [
+    // 2.27 to 2.42: mutex, flags, `have_fastchunks`, `fastbinsY`.
+    Layout { top: 12, fast_lists: 2, fast_list_count: 10 },
+    // From 2.43 on: mutex and flags.
+    Layout { top: 1, fast_lists: 1, fast_list_count: 0 },
+];
+
+/// `struct tcache_perthread_struct`: a count of 16 bits for each list, and then the lists.
+#[derive(Clone, Copy, Debug)]
+struct TcacheLayout {
+    /// The chunk that it is in.
+    chunk: u64,
+    lists: usize,
+    /// Whether the counts are of blocks that would still fit.
+    counts_down: bool,
+}
+
+const TCACHE_LAYOUTS: [TcacheLayout; 2] = [
+    // 2.30 to 2.41. Before, counts were bytes.
+    TcacheLayout { chunk: 0x290, lists: 64, counts_down: false },
+    // From 2.42 on. The last lists are of larger blocks, which are kept only where a tunable says so.
+    TcacheLayout { chunk: 0x300, lists: 76, counts_down: true },
+];
+
+/// Its lists of blocks of one size.
+const TCACHE_SMALL_LISTS: usize = 64;
+
+/// How far into a heap records of threads are looked for. A thread makes its own when it first allocates or, from 2.42 on,
+/// first frees.
+const TCACHE_WITHIN: u64 = 256 << 10;
 
 /// Where in a chunk its size is; the lower three bits are flags.
 const SIZE: u64 = 8;
@@ -50,10 +89,14 @@ const MOST_ARENAS: usize = 1 << 12;
 /// Blocks from this size on are looked for among mappings. `malloc` maps those of 128 KiB and more, unless told otherwise.
 const SMALLEST_MAPPED: u64 = 64 << 10;
 
-/// The length of the block of `malloc` that begins at an address with a mapping of its own, if one does.
+/// The length of the block of `malloc` that begins at an address with a mapping of its own, if one does. Its size is that
+/// of the mapping, and from 2.43 on without the header.
 pub(super) fn mapped_block(memory: &impl Memory, at: Address, end: Address) -> Option<u64> {
+    const HEADER: u64 = 16;
+
     let [before, size] = memory.words(at)?;
-    let length = size & !FLAGS;
+    let chunk = size & !FLAGS;
+    let length = if chunk.is_multiple_of(PAGE_BYTES) { chunk } else { chunk.saturating_add(HEADER) };
     let is_one = before == 0
         && size & FLAGS == IS_MMAPPED
         && length.is_multiple_of(PAGE_BYTES)
@@ -65,12 +108,15 @@ pub(super) fn mapped_block(memory: &impl Memory, at: Address, end: Address) -> O
 #[derive(Debug)]
 struct Arena {
     at: Address,
+    layout: Layout,
+    /// From `top` on.
     words: [u64; state::WORDS],
 }
 
 impl Arena {
-    fn read(memory: &impl Memory, at: Address) -> Option<Self> {
-        let arena = Self { at, words: memory.words(at)? };
+    fn read(memory: &impl Memory, at: Address, layout: Layout) -> Option<Self> {
+        let words = memory.words(Address(at.0.checked_add(8 * layout.top as u64)?))?;
+        let arena = Self { at, layout, words };
         let top = arena.words[state::TOP];
         (top != 0 && top.is_multiple_of(SIZE)).then_some(arena)
     }
@@ -79,8 +125,9 @@ impl Arena {
         Address(self.words[state::NEXT])
     }
 
+    /// Where the word with an index in `words` is.
     const fn word_at(&self, index: usize) -> Address {
-        Address(self.at.0 + 8 * index as u64)
+        Address(self.at.0 + 8 * (self.layout.top + index) as u64)
     }
 }
 
@@ -90,7 +137,8 @@ pub(super) struct Arenas {
     arenas: Vec<Arena>,
     /// The `brk` heap and the heaps of threads.
     heaps: Vec<AddressRange>,
-    tcaches: Vec<Address>,
+    /// The parts of these where records of threads may be.
+    beginnings: Vec<AddressRange>,
 }
 
 impl Arenas {
@@ -102,13 +150,18 @@ impl Arenas {
     /// Finds them.
     pub fn find(memory: &impl Memory, vmas: &[Vma]) -> Option<Self> {
         let first = vmas.iter().filter(|vma| may_have_main_arena(vma, vmas));
-        first.filter_map(|vma| main_arena(memory, vma)).find_map(|main| Self::linked(memory, main, vmas))
+        first.flat_map(|vma| tails_of_main_arena(memory, vma)).find_map(|tail| {
+            LAYOUTS.iter().find_map(|layout| {
+                let at = Address(tail.0.checked_sub(8 * layout.top as u64)?);
+                Self::linked(memory, Arena::read(memory, at, *layout)?, vmas)
+            })
+        })
     }
 
     /// Follows the ring of arenas.
     fn linked(memory: &impl Memory, main: Arena, vmas: &[Vma]) -> Option<Self> {
-        let first = main.at;
-        let mut found = Self { arenas: Vec::new(), heaps: Vec::new(), tcaches: Vec::new() };
+        let (first, layout) = (main.at, main.layout);
+        let mut found = Self { arenas: Vec::new(), heaps: Vec::new(), beginnings: Vec::new() };
         let top = Address(main.words[state::TOP]);
         // The kernel may show it as several mappings.
         let heap = || vmas.iter().filter(|vma| vma.name == "[heap]").map(|vma| vma.range);
@@ -117,14 +170,14 @@ impl Arenas {
             return None;
         }
         found.heaps.push(heap);
-        found.tcaches.push(heap.start);
+        found.beginnings.push(beginning(heap.start, top, heap.end));
         let mut next = main.next();
         found.arenas.push(main);
         while next != first {
             if found.arenas.len() > MOST_ARENAS {
                 return None;
             }
-            let arena = Arena::read(memory, next)?;
+            let arena = Arena::read(memory, next, layout)?;
             found.add_heaps(memory, &arena)?;
             next = arena.next();
             found.arenas.push(arena);
@@ -141,10 +194,12 @@ impl Arenas {
             if of != arena.at.0 {
                 return None;
             }
-            self.heaps.push(AddressRange::sized(heap, HEAP_BYTES)?);
+            let range = AddressRange::sized(heap, HEAP_BYTES)?;
+            self.heaps.push(range);
             if previous == 0 {
                 // The arena itself is in its first heap, and the first block behind it.
-                self.tcaches.push(Address((arena.word_at(state::WORDS).0 + SIZE).next_multiple_of(16)));
+                let first = Address(arena.word_at(state::WORDS).0.next_multiple_of(16));
+                self.beginnings.push(beginning(first, Address(arena.words[state::TOP]), range.end));
                 return (heap == arena.at.0 & !(HEAP_BYTES - 1)).then_some(());
             }
             heap = previous;
@@ -165,15 +220,21 @@ impl Arenas {
             for list in 0..state::LIST_COUNT {
                 free.add_list(memory, arena, list)?;
             }
-            for list in 0..state::FAST_LIST_COUNT {
+            for list in 0..arena.layout.fast_list_count {
                 free.add_fast_list(memory, arena, list)?;
             }
         }
-        for tcache in self.tcaches {
-            free.add_tcache(memory, tcache);
+        for beginning in self.beginnings {
+            free.add_tcaches(memory, beginning);
         }
         Some(free)
     }
+}
+
+/// Where the first blocks of a heap are. What is behind `top` was never touched.
+fn beginning(first: Address, top: Address, end: Address) -> AddressRange {
+    let used = if (first..end).contains(&top) { top } else { end };
+    AddressRange { start: first, end: used.min(Address(first.0.saturating_add(TCACHE_WITHIN))) }
 }
 
 /// Whether a mapping is the data of the C library, or of the program, which may contain it.
@@ -190,20 +251,21 @@ fn may_have_main_arena(vma: &Vma, vmas: &[Vma]) -> bool {
         && (is_libc || is_program)
 }
 
-/// Finds `main_arena` in a mapping.
-fn main_arena(memory: &impl Memory, vma: &Vma) -> Option<Arena> {
-    let mut bytes = vec![0; usize::try_from(vma.range.bytes()).ok()?];
-    if !memory.read(vma.range.start, &mut bytes) {
-        return None;
-    }
-    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+/// Where `top` of `main_arena` may be in a mapping. What is before and behind the lists can look like more of them.
+fn tails_of_main_arena(memory: &impl Memory, vma: &Vma) -> Vec<Address> {
+    let words = words_of(memory, vma.range).unwrap_or_default();
     let places = words.windows(state::WORDS).zip((vma.range.start.0..).step_by(8));
-    places
-        .filter(|(words, at)| is_main_arena(words, *at))
-        .find_map(|(_, at)| Arena::read(memory, Address(at)))
+    places.filter(|(words, at)| is_tail_of_main_arena(words, *at)).map(|(_, at)| Address(at)).collect()
 }
 
-fn is_main_arena(words: &[u64], at: u64) -> bool {
+/// The words of a range of addresses.
+fn words_of(memory: &impl Memory, range: AddressRange) -> Option<Vec<u64>> {
+    let mut bytes = vec![0; usize::try_from(range.bytes()).ok()?];
+    let is_read = memory.read(range.start, &mut bytes);
+    is_read.then(|| bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
+}
+
+fn is_tail_of_main_arena(words: &[u64], at: u64) -> bool {
     const LEAST_EMPTY: usize = 8;
 
     let next = words[state::NEXT];
@@ -280,7 +342,7 @@ impl Free {
     /// (`PROTECT_PTR`), and blocks are aligned to 16 bytes.
     fn add_fast_list(&mut self, memory: &impl Memory, arena: &Arena, list: usize) -> Option<()> {
         let size = SMALLEST_CHUNK + 16 * list as u64;
-        let [mut at] = memory.words(arena.word_at(state::FAST_LISTS + list))?;
+        let [mut at] = memory.words(Address(arena.at.0 + 8 * (arena.layout.fast_lists + list) as u64))?;
         while at != 0 {
             self.look()?;
             let [found, link] = memory.words(Address(at.checked_add(SIZE)?))?;
@@ -295,23 +357,38 @@ impl Free {
         Some(())
     }
 
-    /// Adds the blocks that a thread keeps for itself (`struct tcache_perthread_struct`), if this is its record: 64 counts,
-    /// and as many lists.
-    fn add_tcache(&mut self, memory: &impl Memory, at: Address) {
-        const LISTS: usize = 64;
-        /// From 2.30 on; before, counts were bytes.
-        const CHUNK: u64 = 0x290;
+    /// Adds the blocks that threads keep for themselves (`tcache`). Their records are among the first blocks of heaps.
+    fn add_tcaches(&mut self, memory: &impl Memory, beginning: AddressRange) {
+        let Some(words) = words_of(memory, beginning) else { return };
+        // Chunks are aligned to 16 bytes.
+        for (index, size) in words.iter().enumerate().skip(1).step_by(2) {
+            let layout = TCACHE_LAYOUTS.iter().find(|layout| layout.chunk == size & !FLAGS);
+            let kept = layout.and_then(|layout| self.kept_by_thread(&words[index + 1..], layout));
+            self.bytes += kept.unwrap_or(0);
+        }
+    }
+
+    /// What a thread keeps, if `words` begin with its record. Lists are empty where the count says so, and lead into heaps
+    /// elsewhere. Larger blocks are not looked at.
+    fn kept_by_thread(&self, words: &[u64], layout: &TcacheLayout) -> Option<u64> {
         const MOST: u64 = 127;
 
-        let Some([_, size]) = memory.words(at) else { return };
-        let Some(counts) = memory.words::<{ LISTS / 4 }>(Address(at.0 + LINKS)) else { return };
-        let Some(lists) = memory.words::<LISTS>(Address(at.0 + LINKS + 2 * LISTS as u64)) else { return };
+        let counts = words.get(..layout.lists / 4)?;
+        let lists = words.get(layout.lists / 4..)?.get(..layout.lists)?;
         let count = |list: usize| counts[list / 4] >> (16 * (list % 4)) & 0xffff;
-        let fits = |list: usize| count(list) <= MOST && (count(list) == 0) == (lists[list] == 0);
-        if size & !FLAGS == CHUNK && (0..LISTS).all(fits) {
-            let bytes = |list: usize| count(list) * (SMALLEST_CHUNK + 16 * list as u64);
-            self.bytes += (0..LISTS).map(bytes).sum::<u64>();
-        }
+        // The count of an empty list.
+        let empty = if layout.counts_down { (0..layout.lists).map(count).max()? } else { 0 };
+        let blocks = |list: usize| count(list).abs_diff(empty);
+        let leads_to_one = |list: usize| {
+            let at = lists[list];
+            at.is_multiple_of(16) && self.is_chunk(at.wrapping_sub(LINKS), SMALLEST_CHUNK)
+        };
+        let fits = |list: usize| match blocks(list) {
+            0 => lists[list] == 0,
+            blocks => blocks <= MOST && leads_to_one(list),
+        };
+        let bytes = |list: usize| blocks(list) * (SMALLEST_CHUNK + 16 * list as u64);
+        (0..layout.lists).all(fits).then(|| (0..TCACHE_SMALL_LISTS).map(bytes).sum())
     }
 
     fn is_chunk(&self, at: u64, size: u64) -> bool {

@@ -62,7 +62,9 @@ fn a_block_with_a_mapping_of_its_own_has_a_header() {
     assert_eq!(block(&[0, 0x21002], 0x2_7000), None, "longer than its mapping");
     assert_eq!(block(&[0, 0x21003], 0x2_8000), None, "in an arena");
     assert_eq!(block(&[1, 0x21002], 0x2_8000), None);
+    assert_eq!(block(&[0, 0x20ff2], 0x2_8000), Some(0x21000), "of glibc 2.43, which leaves its header out");
     assert_eq!(block(&[0, 0x21012], 0x2_8000), None, "no pages");
+    assert_eq!(block(&[0, u64::MAX & !5], 0x2_8000), None);
     assert_eq!(block(&[0], 0x2_8000), None, "cannot be read");
 }
 
@@ -159,6 +161,96 @@ fn large_blocks_and_arenas_of_python_are_told() {
     // A tuple of two (56 + 16 of the collector), a number (28) and a text of 5 or 6 characters (54).
     let objects = 100_000 * (64 + 32 + 64);
     assert!((objects..objects * 11 / 10).contains(&grown(Part::Managed)), "{}", grown(Part::Managed));
+}
+
+/// The words of an arena at an address, with all lists empty, whose `top` is at an index.
+fn arena(at: u64, index: usize, top: u64) -> Vec<u64> {
+    let mut words = vec![0; index + 263];
+    words[index] = top;
+    for list in 0..127 {
+        let links = index + 2 + 2 * list;
+        words[links..links + 2].fill(at + 8 * links as u64 - 16);
+    }
+    words[index + 258] = at;
+    words[index + 261] = 0x4000;
+    words
+}
+
+/// A process with an arena whose `top` is at an index, and a heap: a free block, the record of a thread, and the top.
+fn heap_of_glibc(index: usize, record: &[u64]) -> (Words, Vec<Vma>) {
+    let (data, heap, top) = (0x70_0000, 0x10_0000, 0x10_2000);
+    let mut blocks = vec![0; 0x800];
+    blocks[0x20 / 8 + 1] = 0x111;
+    blocks[0x130 / 8..][..record.len()].copy_from_slice(record);
+    blocks[0x2000 / 8 + 1] = 0x1001;
+    let mut memory = vec![0; 0x40];
+    memory.extend(arena(data + 0x200, index, top));
+    memory.resize(0x200, 0);
+    // The list of what was freed last.
+    let head = data + 0x200 + 8 * (index as u64 + 2) - 16;
+    memory[0x40 + index + 2..][..2].fill(heap + 0x20);
+    blocks[0x20 / 8 + 2..][..2].fill(head);
+    let vma = |start, name: &str, backing| Vma {
+        range: range(start, if start == heap { 0x4000 } else { 0x1000 }),
+        backing,
+        executable: false,
+        name: name.to_owned(),
+        rss: Bytes(0x1000),
+    };
+    let vmas = vec![vma(data, "/lib/libc.so.6", Backing::File), vma(heap, "[heap]", Backing::Anonymous)];
+    (Words::new(data, &memory).and(heap, &blocks), vmas)
+}
+
+/// The record of a thread that keeps 3 blocks of 32 bytes, and one of 64.
+fn record_of_thread(chunk: u64, lists: usize, empty: u64) -> Vec<u64> {
+    let mut record = vec![0, chunk | 1];
+    record.extend(vec![empty * 0x0001_0001_0001_0001; lists / 4]);
+    record[2] = empty.abs_diff(3) | empty << 16 | empty.abs_diff(1) << 32 | empty << 48;
+    record.extend(vec![0; lists]);
+    let first = 2 + lists / 4;
+    (record[first], record[first + 2]) = (0x10_1010, 0x10_1040);
+    record
+}
+
+#[test]
+fn each_layout_of_glibc_is_known_and_no_other() {
+    let old = record_of_thread(0x290, 64, 0);
+    let new = record_of_thread(0x300, 76, 16);
+    let free = |index, record: &[u64]| {
+        let (memory, vmas) = heap_of_glibc(index, record);
+        let free = Arenas::find(&memory, &vmas)?.free(&memory)?;
+        Some(free.resident(|pages| Ok(vec![Some(Bytes(0)); pages.len()])).unwrap().unwrap().bytes)
+    };
+    // The free block, what of the top is not whole pages, and what the thread keeps.
+    let (block_and_top, kept) = (0x110 + 0x1000, 3 * 32 + 64);
+    assert_eq!(free(12, &[]), Some(Bytes(block_and_top)));
+    assert_eq!(free(12, &old), Some(Bytes(block_and_top + kept)), "2.30 to 2.41");
+    assert_eq!(free(12, &new), Some(Bytes(block_and_top + kept)), "2.42");
+    assert_eq!(free(1, &new), Some(Bytes(block_and_top + kept)), "2.43");
+    for unknown in [2, 3, 5, 11, 13] {
+        assert_eq!(free(unknown, &new), None, "{unknown}");
+    }
+}
+
+#[test]
+fn what_is_no_record_of_a_thread_is_not_counted() {
+    let free = |record: &[u64]| {
+        let (memory, vmas) = heap_of_glibc(1, record);
+        Arenas::find(&memory, &vmas).unwrap().free(&memory).unwrap()
+    };
+    let good = record_of_thread(0x300, 76, 16);
+    let nothing = format!("{:?}", free(&[]));
+    let is_counted = |record: &[u64]| {
+        let free = format!("{:?}", free(record));
+        free != nothing
+    };
+    assert!(is_counted(&good));
+    // A list without its count, a count without its list, one that leads nowhere, and another size.
+    for (index, word) in [(2 + 19 + 7, 0x10_1080), (2 + 19, 0), (2 + 19, 0x99_0000), (1, 0x311)] {
+        let mut bad = good.clone();
+        bad[index] = word;
+        assert!(!is_counted(&bad), "{index}");
+    }
 }
 
 /// Words that look like something now and then.
