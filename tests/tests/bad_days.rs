@@ -111,6 +111,11 @@ fn wrong_usage() {
 
 /// A tracer that runs as `nobody`, with these capabilities (`+bpf,+perfmon`) or none, from where that user can reach it.
 fn as_nobody(capabilities: &str) -> (Tracer, TempDir) {
+    as_nobody_through(capabilities, &[])
+}
+
+/// As that, started through another command.
+fn as_nobody_through(capabilities: &str, command: &[&str]) -> (Tracer, TempDir) {
     let place = TempDir::new().expect("a temporary directory");
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
     let binary = place.path().join("tracer");
@@ -121,6 +126,7 @@ fn as_nobody(capabilities: &str) -> (Tracer, TempDir) {
     if !capabilities.is_empty() {
         wrapper.extend(["--inh-caps", capabilities, "--ambient-caps", capabilities]);
     }
+    wrapper.extend(command);
     let report = place.path().join("report.json");
     (Tracer::new().binary(binary).through(wrapper).output(report), place)
 }
@@ -227,6 +233,51 @@ fn a_full_live_table_loses_blocks_and_says_how_many() {
         summary.to_lowercase().contains("lost") && summary.contains("--max-live"),
         "it says so and what to do:\n{summary}"
     );
+}
+
+// ---- what runs out
+
+/// What is enough to trace, and no exemption from limits.
+const ORDINARY: &str = "+bpf,+perfmon,+sys_ptrace";
+
+/// From now on a process may not have more of something. Only its own user may say so without CAP_SYS_RESOURCE.
+fn limit(pid: u32, user: &str, what: &str, most: u64) {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups", "prlimit"]);
+    command.args(["--pid", &pid.to_string(), &format!("--{what}={most}:{most}")]);
+    assert!(command.status().expect("setpriv is installed").success(), "{command:?}");
+}
+
+#[test]
+fn where_no_thread_can_be_had_it_says_so() {
+    let mut program = busy();
+    let (tracer, _place) = as_nobody_through(ORDINARY, &["prlimit", "--nproc=1:1"]);
+    let finished = tracer.pid(program.pid()).run();
+    assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
+    // Before it there may be warnings.
+    let said = finished.stderr.last().expect("it says why");
+    assert!(said.starts_with("tracer: no thread can be had"), "{finished:#?}");
+    program.assert_unharmed();
+}
+
+#[test]
+fn a_recording_ends_well_where_no_thread_can_be_had_any_more() {
+    let mut program = blocks(1000, 10);
+    let (tracer, _place) = as_nobody(ORDINARY);
+    let recording = tracer.pid(program.pid()).start();
+    program.work();
+    limit(recording.pid(), NOBODY, "nproc", 0);
+    recording.interrupt().report().check(&program.expect);
+    program.assert_unharmed();
+}
+
+#[test]
+fn locked_memory_is_not_needed() {
+    let mut program = blocks(1000, 10);
+    let (tracer, _place) = as_nobody_through(ORDINARY, &["prlimit", "--memlock=0:0"]);
+    let recording = tracer.pid(program.pid()).start();
+    program.work();
+    recording.interrupt().report().check(&program.expect);
 }
 
 // ---- targets that go away or do not answer

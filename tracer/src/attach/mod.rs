@@ -17,7 +17,14 @@ mod tracepoint;
 mod unwind_tables;
 pub mod uprobes;
 
-use std::{cell::Cell, ffi::CStr, os::fd::OwnedFd, path::Path, sync::Arc, thread};
+use std::{
+    cell::Cell,
+    ffi::CStr,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -369,15 +376,27 @@ impl Capture {
     /// Takes every probe away, in parallel, since the kernel waits for each until no CPU can be in it. When it returns, no
     /// program runs any more and the tables are at rest.
     pub fn detach(&mut self) {
+        /// Threads for it at the most: each sleeps in the kernel.
+        const MOST: usize = 64;
+
         self.raw_tracepoints.clear();
         let tracepoints = std::mem::take(&mut self.tracepoints);
-        let probes = std::mem::take(&mut self.probes);
-        thread::scope(|scope| {
-            // One mutex of the kernel lets one tracepoint go at a time.
-            scope.spawn(move || drop(tracepoints));
-            for probe in probes {
-                scope.spawn(move || drop(probe));
+        let links = self.probes.len();
+        let probes = Mutex::new(std::mem::take(&mut self.probes));
+        let next = || probes.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let let_go = || {
+            while let Some(probe) = next() {
+                drop(probe);
             }
+        };
+        thread::scope(|scope| {
+            // One mutex of the kernel lets one tracepoint go at a time. Without a thread they go here and now.
+            let _ = thread::Builder::new().spawn_scoped(scope, move || drop(tracepoints));
+            // Where no more threads are to be had, those that there are do it all, this one among them.
+            let mut helpers =
+                (1..links.min(MOST)).map(|_| thread::Builder::new().spawn_scoped(scope, let_go));
+            _ = helpers.any(|helper| helper.is_err());
+            let_go();
         });
     }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use rustix::time::{ClockId, clock_gettime};
 use tracer_ebpf::{live::STACK_BITS, process::MAX_PROCESSES};
 
@@ -145,7 +145,7 @@ impl Session {
         capture.attach_system_calls()?;
         parts.done("attaching to system calls");
         let planner = planner(&config.declarations, config.mode);
-        let worker = Worker::start()?;
+        let worker = Worker::start().context("no thread can be had to find names on")?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
             worker.add_process(process.index, process.target.pid());
