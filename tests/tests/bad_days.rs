@@ -1,6 +1,7 @@
 //! Bad input and bad days: each ends in a clear line and the right exit status, and harms no target.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt,
     process::{Child, Command},
@@ -278,6 +279,39 @@ fn locked_memory_is_not_needed() {
     let recording = tracer.pid(program.pid()).start();
     program.work();
     recording.interrupt().report().check(&program.expect);
+}
+
+/// A limit of descriptors under which a process can have one more. What it opens for a moment only makes the numbers larger.
+fn room_for_one_descriptor(pid: u32) -> u64 {
+    let second_free = || {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it is running");
+        let open: BTreeSet<u64> =
+            open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        (0..).filter(|number| !open.contains(number)).nth(1)
+    };
+    (0..20).filter_map(|_| second_free()).min().expect("numbers do not end")
+}
+
+#[test]
+fn an_error_in_the_middle_keeps_what_was_recorded() {
+    let mut program = blocks(1000, 10);
+    let mut recording = Tracer::new().pid(program.pid()).start();
+    program.work();
+    // Everything has its name.
+    recording.signal(Signal::USR1);
+    recording.wait_for_message("snapshot 1, ");
+    // A new window takes two maps.
+    limit(recording.pid(), "0", "nofile", room_for_one_descriptor(recording.pid()));
+    recording.signal(Signal::USR2);
+    let finished = recording.wait();
+    assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
+    let said = finished.stderr.last().expect("it says why");
+    assert!(said.starts_with("tracer: the recording ended early: no new window"), "{finished:#?}");
+    assert!(finished.stdout.iter().any(|line| line.contains("could not go on")), "{finished:#?}");
+    let report = finished.report_despite_status();
+    assert_eq!(report.window.end, "failed");
+    report.check(&program.expect);
+    program.assert_unharmed();
 }
 
 // ---- targets that go away or do not answer

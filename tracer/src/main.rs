@@ -112,6 +112,9 @@ fn record(config: &RecordConfig) -> Result<Exit> {
     // Not before the reports are written: the command may go on for long.
     let command = recorded.command.map(|mut command| command.wait()).transpose()?;
     written?;
+    if let Some(failure) = recorded.failure {
+        return Err(failure.context("the recording ended early"));
+    }
     let limit = config.fail_on.is_some_and(|limit| recorded.profile.totals.weight_bytes >= limit.0);
     Ok(match command {
         _ if limit => Exit::LimitReached,

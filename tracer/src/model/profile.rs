@@ -122,6 +122,8 @@ pub enum End {
     TargetExited,
     /// The target replaced itself by `exec`.
     TargetExec,
+    /// The tracer could not go on.
+    Failed,
 }
 
 /// The settings a recording was made with.

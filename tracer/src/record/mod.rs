@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use tokio::{
     io::unix::AsyncFd,
     select,
@@ -90,6 +90,8 @@ pub struct Recorded {
     pub profile: Profile,
     /// The launched command, which may still be running.
     pub command: Option<Launched>,
+    /// Why it ended before it should have.
+    pub failure: Option<Error>,
 }
 
 /// Records until the time is over, the targets end, or Ctrl-C; then gives what was found. A launched command may go on.
@@ -124,8 +126,9 @@ pub async fn record(
 
     requests.mark_after(config.mark_after);
     let asked = Asked { requests, onlooker: &mut *onlooker, snapshot: false, mark: false };
-    let end = watch(config, &mut session, asked, &mut interrupts, &mut exits).await;
-    let end = end.inspect_err(|_| onlooker.finish())?;
+    let watched = watch(config, &mut session, asked, &mut interrupts, &mut exits).await;
+    // What was recorded until then is worth as much as before.
+    let (end, failure) = watched.map_or_else(|error| (End::Failed, Some(error)), |end| (end, None));
     session.close_window(end);
     onlooker.finish();
     signals::let_signals_kill();
@@ -137,7 +140,7 @@ pub async fn record(
         // A terminal's Ctrl-C reached the command too; a supervisor's SIGTERM did not.
         interrupts.pass_on(launched);
     }
-    Ok(Recorded { profile, command: launched })
+    Ok(Recorded { profile, command: launched, failure })
 }
 
 /// The chosen processes that can be traced. Of many, some may not be able to, or have gone.
@@ -235,7 +238,7 @@ impl Asked<'_> {
             took("a snapshot");
         } else if self.mark && !self.snapshot {
             self.mark = false;
-            session.mark()?;
+            session.mark().context("no new window can be opened")?;
             took("a mark");
             self.onlooker.marked();
             self.onlooker.say("marked: from now on only new allocations count");

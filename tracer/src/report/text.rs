@@ -495,6 +495,7 @@ const fn ending(window: &Window) -> &'static str {
         Some(End::Interrupted) => "ended by Ctrl-C",
         Some(End::TargetExited) => "ended when the process exited",
         Some(End::TargetExec) => "ended when the process executed another program (--follow goes on in that)",
+        Some(End::Failed) => "ended early, since tracer could not go on",
     }
 }
 

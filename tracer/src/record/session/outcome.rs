@@ -25,7 +25,10 @@ impl Session {
         self.capture.detach();
         self.take_events();
         self.name_unnamed(|_| true);
-        self.worker.take().context("the session has been finished already")?.finish()?;
+        let worker = self.worker.take().context("the session has been finished already")?;
+        if let Err(error) = worker.finish() {
+            log::error!("functions may be without their names: {error:#}");
+        }
         Ok(self.findings().profile())
     }
 
