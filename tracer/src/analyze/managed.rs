@@ -12,10 +12,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
 
-use super::mappings::{Backing, Holder, Totals};
+use super::mappings::{Holder, Totals};
 use super::smaps::Vma;
 use crate::model::{Frame, Kind, Part};
 use crate::plan::Catalog;
+use crate::target::Backing;
 
 /// A language runtime with a heap of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -374,10 +375,9 @@ impl Runtimes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mappings::AddressRange;
     use super::super::residency;
     use super::*;
-    use crate::model::{Bytes, Pid};
+    use crate::model::{AddressRange, Bytes, Pid};
 
     /// `module:function` or `module`, leaf first.
     fn stack(frames: &[&str]) -> Vec<Frame> {

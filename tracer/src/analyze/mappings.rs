@@ -37,7 +37,10 @@ use tracer_ebpf::{
 };
 
 use self::extents::Extents;
-use crate::model::{Address, Kind};
+use crate::{
+    model::{Address, AddressRange, Kind},
+    target::Backing,
+};
 
 /// The size of a page on x86_64.
 pub const PAGE_BYTES: u64 = 4096;
@@ -51,51 +54,6 @@ const MAX_EXTENTS: usize = 1 << 20;
 
 /// Calls in flight that one process can have at most. More can only be calls that will never return.
 const MAX_PENDING: usize = 4096;
-
-/// The addresses from `start` up to, not including, `end`. Empty when `end` is not above `start`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AddressRange {
-    /// The first address.
-    pub start: Address,
-    /// The first address behind it.
-    pub end: Address,
-}
-
-impl AddressRange {
-    /// The range of `length` bytes from `start`; `None` when it would go past the end of the address space.
-    #[must_use]
-    pub fn sized(start: u64, length: u64) -> Option<Self> {
-        Some(Self { start: Address(start), end: Address(start.checked_add(length)?) })
-    }
-
-    /// Its length in bytes.
-    #[must_use]
-    pub const fn bytes(self) -> u64 {
-        self.end.0.saturating_sub(self.start.0)
-    }
-
-    /// Whether no address is in it.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.end.0 <= self.start.0
-    }
-
-    /// What both ranges have in common, if anything.
-    #[must_use]
-    pub fn intersection(self, other: Self) -> Option<Self> {
-        let both = Self { start: self.start.max(other.start), end: self.end.min(other.end) };
-        (!both.is_empty()).then_some(both)
-    }
-}
-
-/// What fills the pages of a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// Zeroes at first, private or shared.
-    Anonymous,
-    /// A file, `memfd` and `shm_open` included.
-    File,
-}
 
 /// What a process had mapped before the window.
 #[derive(Clone, Debug, Default)]

@@ -404,10 +404,7 @@ fn evenly_spaced(history: &[growth::Point]) -> Vec<u64> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::{
-        analyze::mappings::AddressRange,
-        model::{Address, Verdict},
-    };
+    use crate::model::{Address, AddressRange, Verdict};
 
     fn frame(ip: u64, function: &str) -> Frame {
         Frame { ip: Address(ip), function: Some(function.to_owned()), ..Frame::default() }

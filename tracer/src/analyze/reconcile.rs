@@ -20,9 +20,9 @@ use std::collections::BTreeMap;
 
 use super::contents::Contents;
 use super::managed::{Runtime, Runtimes};
-use super::mappings::{AddressRange, Backing};
 use super::smaps::Vma;
-use crate::model::{Address, Bytes, Part, PartSize};
+use crate::model::{Address, AddressRange, Bytes, Part, PartSize};
+use crate::target::Backing;
 
 /// A range that was mapped in the window.
 #[derive(Clone, Copy, Debug)]

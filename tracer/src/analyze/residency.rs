@@ -24,9 +24,9 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use self::pagemap_scan::PageRegion;
-use super::mappings::{AddressRange, PAGE_BYTES};
+use super::mappings::PAGE_BYTES;
 use super::smaps::{self, Vma};
-use crate::model::{Address, Bytes, Pid};
+use crate::model::{Address, AddressRange, Bytes, Pid};
 
 /// Why the resident size is not known.
 #[derive(Debug, thiserror::Error)]

@@ -4,8 +4,8 @@
 
 use std::io::{self, BufRead};
 
-use super::mappings::{AddressRange, Backing};
-use crate::model::{Address, Bytes};
+use crate::model::{Address, AddressRange, Bytes};
+use crate::target::Backing;
 
 /// One mapping (VMA).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use tracer_ebpf::event::{MappingCall, MappingEvent};
 
-use super::mappings::{AddressRange, PAGE_BYTES, Totals, extents::Extents};
-use crate::model::Address;
+use super::mappings::{PAGE_BYTES, Totals, extents::Extents};
+use crate::model::{Address, AddressRange};
 
 /// Ranges of pages that one process can have, some 100 bytes each. Neighbours touched by one stack are one range.
 const MAX_EXTENTS: usize = 1 << 19;

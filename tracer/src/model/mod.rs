@@ -12,4 +12,4 @@ pub use profile::{
     Profile, SCHEMA, Settings, StackReport, TimelinePoint, Totals, Verdict, VerdictSummary, Window,
 };
 pub use tracer_ebpf::stop::Stop;
-pub use units::{Address, Bytes, Pid};
+pub use units::{Address, AddressRange, Bytes, Pid};

@@ -52,3 +52,39 @@ impl<'de> Deserialize<'de> for Address {
             .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a hexadecimal address")))
     }
 }
+
+/// The addresses from `start` up to, not including, `end`. Empty when `end` is not above `start`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressRange {
+    /// The first address.
+    pub start: Address,
+    /// The first address behind it.
+    pub end: Address,
+}
+
+impl AddressRange {
+    /// The range of `length` bytes from `start`; `None` when it would go past the end of the address space.
+    #[must_use]
+    pub fn sized(start: u64, length: u64) -> Option<Self> {
+        Some(Self { start: Address(start), end: Address(start.checked_add(length)?) })
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.end.0.saturating_sub(self.start.0)
+    }
+
+    /// Whether no address is in it.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.end.0 <= self.start.0
+    }
+
+    /// What both ranges have in common, if anything.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        let both = Self { start: self.start.max(other.start), end: self.end.min(other.end) };
+        (!both.is_empty()).then_some(both)
+    }
+}

@@ -10,13 +10,13 @@ use crate::{
     analyze::{
         contents::Contents,
         managed::{ManagedHolders, Runtime, Runtimes},
-        mappings::{AddressRange, LiveRange, MappingAccount},
+        mappings::{LiveRange, MappingAccount},
         reconcile::{self, Division, Evidence, Split, Tracked},
         residency::{self, ResidencyError},
         smaps::Vma,
         threads, verdict,
     },
-    model::{Address, Bytes, Memory, Part},
+    model::{Address, AddressRange, Bytes, Memory, Part},
 };
 
 /// What is known of the targets' resident memory.

@@ -12,15 +12,15 @@ use tracer_ebpf::probe::{Cookie, WayOut};
 
 use super::{address_space::last_page, allocators::Found};
 use crate::{
-    analyze::mappings::{AddressRange, Backing, InitialMappings},
+    analyze::mappings::InitialMappings,
     attach::{Capture, ProbedEvent, Site},
-    model::{Address, Mode, NotProbed, Pid},
+    model::{Address, AddressRange, Mode, NotProbed, Pid},
     plan::{
         Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, Place, PlanError, PlanTable, PlannedProbe,
         Planner, Skipped,
     },
     report::human::{counted, printable},
-    target::{FileId, Mapping, Object, Target},
+    target::{Backing, FileId, Mapping, Object, Target},
 };
 
 /// What has been probed. Where children are followed a probe is everybody's, so all processes have this in common.

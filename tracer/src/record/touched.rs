@@ -14,14 +14,15 @@ use crate::{
     analyze::{
         history::Source,
         managed::{ManagedHolders, Runtimes},
-        mappings::{AddressRange, Backing, Holder, LiveRange, MappingAccount, PAGE_BYTES, Totals},
+        mappings::{Holder, LiveRange, MappingAccount, PAGE_BYTES, Totals},
         outcome::WeighedRange,
         residency,
         smaps::Vma,
         touched::{Touch, TouchedPages, scaled},
     },
     attach::Capture,
-    model::{Bytes, Kind},
+    model::{AddressRange, Bytes, Kind},
+    target::Backing,
 };
 
 /// Events a second that are worth their cost: at 2 µs each, 1 % of a CPU.

@@ -94,6 +94,15 @@ pub struct Permissions {
     pub shared: bool,
 }
 
+/// What fills the pages of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Zeroes at first, private or shared.
+    Anonymous,
+    /// A file, `memfd` and `shm_open` included.
+    File,
+}
+
 /// Parses the text of `/proc/PID/maps`. A line that makes no sense is left out.
 #[must_use]
 pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {

@@ -27,7 +27,7 @@ use crate::model::{Pid, Process};
 
 pub use cpu_clock::cpu_ns;
 pub use error::TargetError;
-pub use mapping::{Device, FileId, Mapping, Permissions, parse_maps};
+pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps};
 pub use object::{Object, Objects, Segment, Unopened};
 use status::{Stat, Status};
 

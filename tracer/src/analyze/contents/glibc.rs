@@ -6,10 +6,11 @@
 //! Free chunks are counted list by list. A list that changes while it is walked shows that by links that do not fit.
 
 use super::Memory;
-use crate::analyze::mappings::{AddressRange, Backing, PAGE_BYTES};
+use crate::analyze::mappings::PAGE_BYTES;
 use crate::analyze::residency::ResidencyError;
 use crate::analyze::smaps::Vma;
-use crate::model::{Address, Bytes};
+use crate::model::{Address, AddressRange, Bytes};
+use crate::target::Backing;
 
 /// `struct malloc_state` from `top` on, in words of 8 bytes. All versions have that part alike.
 mod state {

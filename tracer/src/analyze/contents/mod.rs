@@ -15,10 +15,10 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use super::managed::{Runtime, Runtimes};
-use super::mappings::{AddressRange, PAGE_BYTES};
+use super::mappings::PAGE_BYTES;
 use super::residency::{self, ResidencyError};
 use super::smaps::Vma;
-use crate::model::{Address, Bytes, Part, Pid};
+use crate::model::{Address, AddressRange, Bytes, Part, Pid};
 
 use self::glibc::Arenas;
 pub use glibc::Kept;

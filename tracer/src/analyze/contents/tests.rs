@@ -4,10 +4,10 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 
-use super::super::mappings::Backing;
 use super::super::python_child::Target;
 use super::super::reconcile;
 use super::*;
+use crate::target::Backing;
 
 impl Contents {
     fn of_target(target: &Target) -> Self {

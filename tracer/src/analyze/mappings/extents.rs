@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::AddressRange;
-use crate::model::Address;
+use crate::model::{Address, AddressRange};
 
 /// Disjoint, non-empty ranges in ascending order, each with a value. Neighbours that touch and hold equal values are
 /// one extent, so cutting and putting back leaves no seams.

@@ -8,8 +8,7 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 
-use crate::analyze::mappings::AddressRange;
-use crate::model::Address;
+use crate::model::{Address, AddressRange};
 
 /// The page is in memory.
 const PAGE_IS_PRESENT: u64 = 1 << 3;
