@@ -13,10 +13,9 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use super::mappings::{Holder, Totals};
-use super::smaps::Vma;
 use crate::model::{Frame, Kind, Part};
 use crate::plan::Catalog;
-use crate::target::Backing;
+use crate::target::{Backing, Mapping};
 
 /// A language runtime with a heap of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -328,14 +327,14 @@ pub struct Runtimes(Vec<Runtime>);
 impl Runtimes {
     /// Finds them by the code that is mapped.
     #[must_use]
-    pub fn of(vmas: &[Vma]) -> Self {
-        let code = vmas.iter().filter(|vma| vma.executable && vma.backing == Backing::File);
-        let files = code.filter_map(|vma| vma.name.rsplit('/').next());
+    pub fn of(vmas: &[Mapping]) -> Self {
+        let code = vmas.iter().filter(|vma| vma.permissions.execute && vma.backing() == Backing::File);
+        let files = code.filter_map(Mapping::file_name);
         let mut found: Vec<Runtime> = files
             .flat_map(|file| RUNTIME_MODULES.iter().filter(move |(name, _)| file.starts_with(name)))
             .map(|&(_, runtime)| runtime)
             .collect();
-        let go = |vma: &Vma| vma.backing == Backing::Anonymous && vma.range.start.0 == 0xc0_0000_0000;
+        let go = |vma: &Mapping| vma.backing() == Backing::Anonymous && vma.start.0 == 0xc0_0000_0000;
         if found.is_empty() && vmas.iter().any(go) {
             found.push(Runtime::Go);
         }
@@ -352,18 +351,18 @@ impl Runtimes {
     /// The runtime whose heap (or compiled code) a mapping is, by its name and its place. What this cannot tell, such
     /// as CPython's arenas of release builds, lies among the other anonymous mappings.
     #[must_use]
-    pub fn of_vma(&self, vma: &Vma) -> Option<Runtime> {
-        if let Some((_, runtime)) = NAME_RULES.iter().find(|(name, _)| vma.name.starts_with(name)) {
+    pub fn of_vma(&self, vma: &Mapping) -> Option<Runtime> {
+        if let Some((_, runtime)) = NAME_RULES.iter().find(|(name, _)| vma.is_named(name)) {
             return Some(*runtime);
         }
-        if vma.backing == Backing::File || !vma.name.is_empty() {
+        if vma.backing() == Backing::File || !vma.name.is_empty() {
             return None;
         }
-        if vma.executable {
+        if vma.permissions.execute {
             // Only a runtime runs code from no file.
             return self.0.first().copied();
         }
-        let start = vma.range.start.0;
+        let start = vma.start.0;
         let is_there = |rule: &&PlaceRule| {
             self.0.contains(&rule.runtime)
                 && (rule.from..rule.to).contains(&start)
@@ -377,7 +376,7 @@ impl Runtimes {
 mod tests {
     use super::super::residency;
     use super::*;
-    use crate::model::{AddressRange, Bytes, Pid};
+    use crate::model::{AddressRange, Pid};
 
     /// `module:function` or `module`, leaf first.
     fn stack(frames: &[&str]) -> Vec<Frame> {
@@ -428,10 +427,9 @@ mod tests {
         of_call(&stack(frames), 1 << 20)
     }
 
-    fn vma(start: u64, name: &str, executable: bool) -> Vma {
-        let backing = if name.starts_with('/') { Backing::File } else { Backing::Anonymous };
+    fn vma(start: u64, name: &str, executable: bool) -> Mapping {
         let range = AddressRange::sized(start, 1 << 20).unwrap();
-        Vma { range, backing, executable, name: name.to_owned(), rss: Bytes(1 << 20) }
+        Mapping::made_up(range, if executable { "r-xp" } else { "rw-p" }, name)
     }
 
     // Stacks as `strace -k` showed them: node 20, Temurin 25.
@@ -555,7 +553,11 @@ mod tests {
         fn managed(&self, runtime: Runtime) -> u64 {
             let vmas = residency::vmas(Pid(self.0.id())).unwrap();
             let runtimes = Runtimes::of(&vmas);
-            vmas.iter().filter(|vma| runtimes.of_vma(vma) == Some(runtime)).map(|vma| vma.rss.0).sum()
+            vmas.iter()
+                .filter(|vma| runtimes.of_vma(vma) == Some(runtime))
+                .filter_map(|vma| vma.rss)
+                .map(|size| size.0)
+                .sum()
         }
     }
 

@@ -12,7 +12,6 @@ pub mod outcome;
 mod python_child;
 pub mod reconcile;
 pub mod residency;
-pub mod smaps;
 pub mod threads;
 pub mod touched;
 pub mod verdict;

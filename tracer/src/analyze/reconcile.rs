@@ -20,9 +20,8 @@ use std::collections::BTreeMap;
 
 use super::contents::Contents;
 use super::managed::{Runtime, Runtimes};
-use super::smaps::Vma;
 use crate::model::{Address, AddressRange, Bytes, Part, PartSize};
-use crate::target::Backing;
+use crate::target::{Backing, Mapping};
 
 /// A range that was mapped in the window.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +38,7 @@ pub struct Tracked {
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
     /// Its mappings, by ascending address.
-    pub vmas: &'a [Vma],
+    pub vmas: &'a [Mapping],
     /// Its resident set size.
     pub rss: Bytes,
     /// The runtimes in it.
@@ -108,7 +107,7 @@ struct Sorted {
 
 impl Sorted {
     fn new(evidence: &Evidence) -> Self {
-        let mut rest: Vec<u64> = evidence.vmas.iter().map(|vma| vma.rss.0).collect();
+        let mut rest: Vec<u64> = evidence.vmas.iter().map(|vma| vma.rss.unwrap_or_default().0).collect();
         let mut sorted = Self { sizes: PARTS.map(|part| (part, 0)).into(), foreign: 0 };
         for tracked in evidence.tracked {
             let bytes = deduct(evidence.vmas, &mut rest, tracked.range, tracked.resident);
@@ -123,7 +122,7 @@ impl Sorted {
         }
         for ((index, vma), rest) in evidence.vmas.iter().enumerate().zip(rest) {
             let part = classify(evidence.vmas, evidence.runtimes, evidence.stack_pointers, index);
-            sorted.add(evidence, vma.range, part, rest);
+            sorted.add(evidence, vma.range(), part, rest);
         }
         sorted
     }
@@ -173,26 +172,26 @@ pub fn compare(before: &Split, after: &Split, division: Division, runtime: Optio
 
 /// The mappings of which what is in them tells best whose they are: without a name, and not a runtime's nor a stack.
 #[must_use]
-pub fn unclear(vmas: &[Vma], runtimes: &Runtimes, stack_pointers: &[Address]) -> Vec<AddressRange> {
-    let is_unclear = |&(index, vma): &(usize, &Vma)| {
-        let has_no_name = vma.name.is_empty() && vma.backing == Backing::Anonymous;
+pub fn unclear(vmas: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address]) -> Vec<AddressRange> {
+    let is_unclear = |&(index, vma): &(usize, &Mapping)| {
+        let has_no_name = vma.name.is_empty() && vma.backing() == Backing::Anonymous;
         has_no_name
-            && vma.rss > Bytes(0)
+            && vma.rss > Some(Bytes(0))
             && matches!(
                 classify(vmas, runtimes, stack_pointers, index),
                 Part::Mapping | Part::Allocator | Part::File
             )
     };
-    vmas.iter().enumerate().filter(is_unclear).map(|(_, vma)| vma.range).collect()
+    vmas.iter().enumerate().filter(is_unclear).map(|(_, vma)| vma.range()).collect()
 }
 
 /// Takes the resident bytes of a range off the mappings that it lies in, as far as they have them: the sizes were
 /// read at slightly different times. Returns how much that was.
-fn deduct(vmas: &[Vma], rest: &mut [u64], range: AddressRange, resident: Bytes) -> u64 {
-    let first = vmas.partition_point(|vma| vma.range.end <= range.start);
+fn deduct(vmas: &[Mapping], rest: &mut [u64], range: AddressRange, resident: Bytes) -> u64 {
+    let first = vmas.partition_point(|vma| vma.end <= range.start);
     let mut left = resident.0;
     for (vma, rest) in vmas[first..].iter().zip(&mut rest[first..]) {
-        let Some(common) = vma.range.intersection(range) else { break };
+        let Some(common) = vma.range().intersection(range) else { break };
         let here = left.min(*rest).min(common.bytes());
         *rest -= here;
         left -= here;
@@ -227,16 +226,16 @@ const NAMES: &[(&str, Part)] = &[
 ];
 
 /// What a mapping is that the window did not see being made.
-fn classify(vmas: &[Vma], runtimes: &Runtimes, stack_pointers: &[Address], index: usize) -> Part {
+fn classify(vmas: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address], index: usize) -> Part {
     let vma = &vmas[index];
-    let named = NAMES.iter().find(|(name, _)| vma.name.starts_with(name)).map(|&(_, part)| part);
+    let named = NAMES.iter().find(|(name, _)| vma.is_named(name)).map(|&(_, part)| part);
     if let Some(part) = named {
         part
     } else if runtimes.of_vma(vma).is_some() {
         Part::Managed
-    } else if vma.backing == Backing::File || is_data_of_object(vmas, index) {
+    } else if vma.backing() == Backing::File || is_data_of_object(vmas, index) {
         Part::File
-    } else if stack_pointers.iter().any(|&sp| vma.range.start <= sp && sp < vma.range.end) {
+    } else if stack_pointers.iter().any(|&sp| vma.start <= sp && sp < vma.end) {
         Part::Stack
     } else if is_arena(vma) {
         Part::Allocator
@@ -246,21 +245,18 @@ fn classify(vmas: &[Vma], runtimes: &Runtimes, stack_pointers: &[Address], index
 }
 
 /// Whether it is the uninitialised data (`.bss`) of the object whose mapping ends where it begins.
-fn is_data_of_object(vmas: &[Vma], index: usize) -> bool {
+fn is_data_of_object(vmas: &[Mapping], index: usize) -> bool {
     let before = index.checked_sub(1).map(|index| &vmas[index]);
-    let touches =
-        |before: &&Vma| before.range.end == vmas[index].range.start && before.backing == Backing::File;
+    let touches = |before: &&Mapping| before.end == vmas[index].start && before.backing() == Backing::File;
     vmas[index].name.is_empty() && before.filter(touches).is_some()
 }
 
 /// Whether it begins like an arena of glibc's malloc other than the first: at a multiple of 64 MiB, of which it fills a
 /// part (`HEAP_MAX_SIZE` in malloc/arena.c).
-fn is_arena(vma: &Vma) -> bool {
+fn is_arena(vma: &Mapping) -> bool {
     const HEAP_MAX_SIZE: u64 = 64 << 20;
 
-    vma.name.is_empty()
-        && vma.range.start.0.is_multiple_of(HEAP_MAX_SIZE)
-        && vma.range.bytes() <= HEAP_MAX_SIZE
+    vma.name.is_empty() && vma.start.0.is_multiple_of(HEAP_MAX_SIZE) && vma.len() <= HEAP_MAX_SIZE
 }
 
 #[cfg(test)]
@@ -274,19 +270,15 @@ mod tests {
 
     const MEBIBYTE: u64 = 1 << 20;
 
-    fn vma(start: u64, length: u64, rss: u64, name: &str) -> Vma {
-        Vma {
-            range: AddressRange::sized(start, length).unwrap(),
-            backing: if name.starts_with('/') { Backing::File } else { Backing::Anonymous },
-            executable: name.starts_with("/bin"),
-            name: name.to_owned(),
-            rss: Bytes(rss),
-        }
+    fn vma(start: u64, length: u64, rss: u64, name: &str) -> Mapping {
+        let permissions = if name.starts_with("/bin") { "r-xp" } else { "rw-p" };
+        let made_up = Mapping::made_up(AddressRange::sized(start, length).unwrap(), permissions, name);
+        Mapping { rss: Some(Bytes(rss)), ..made_up }
     }
 
-    fn split_of(vmas: &[Vma], tracked: &[Tracked], stack_pointers: &[Address], native: u64) -> Split {
+    fn split_of(vmas: &[Mapping], tracked: &[Tracked], stack_pointers: &[Address], native: u64) -> Split {
         let runtimes = Runtimes::of(vmas);
-        let rss = Bytes(vmas.iter().map(|vma| vma.rss.0).sum());
+        let rss = Bytes(vmas.iter().filter_map(|vma| vma.rss).map(|size| size.0).sum());
         let contents = &Contents::default();
         let native = Bytes(native);
         let evidence = Evidence { vmas, rss, runtimes: &runtimes, tracked, stack_pointers, contents, native };
@@ -399,7 +391,7 @@ mod tests {
             piece(0x7f10_0000_8000, Part::Managed, 100),
             piece(0x7f20_0000_6000, Part::Allocator, 80),
         ];
-        let kept = Some(Kept { bytes: Bytes(300), heaps: vec![vmas[0].range] });
+        let kept = Some(Kept { bytes: Bytes(300), heaps: vec![vmas[0].range()] });
         let contents = Contents { pieces, kept };
         let grown = AddressRange::sized(0x7f20_0000_6800, 2048).unwrap();
         let tracked = Tracked { range: grown, part: Part::Allocator, resident: Bytes(50) };
@@ -434,7 +426,7 @@ mod tests {
             kept in prop::option::of(any::<u64>()), native in any::<u64>(), rss in 0..1_u64 << 62,
         ) {
             let mut start = 0;
-            let vmas: Vec<Vma> = sizes.iter().map(|&(pages, resident, name)| {
+            let vmas: Vec<Mapping> = sizes.iter().map(|&(pages, resident, name)| {
                 start += pages * 4096;
                 let name = ["", "[heap]", "/bin/node", "[stack]"][name];
                 vma(start - pages * 4096, pages * 4096, resident.min(pages) * 4096, name)
@@ -464,7 +456,7 @@ mod tests {
                 let split = split(&evidence, division);
                 prop_assert_eq!(split.values().sum::<i64>(), rss as i64);
                 prop_assert!(split.iter().all(|(&part, &bytes)| part == Part::Unexplained || bytes >= 0));
-                let seen: u64 = vmas.iter().map(|vma| vma.rss.0).sum();
+                let seen: u64 = vmas.iter().filter_map(|vma| vma.rss).map(|size| size.0).sum();
                 prop_assert_eq!(split[&Part::Unexplained], rss as i64 - seen as i64);
             }
         }

@@ -25,8 +25,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use self::pagemap_scan::PageRegion;
 use super::mappings::PAGE_BYTES;
-use super::smaps::{self, Vma};
 use crate::model::{Address, AddressRange, Bytes, Pid};
+use crate::target::{Mapping, kibibytes, read_smaps};
 
 /// Why the resident size is not known.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +84,7 @@ pub fn rss(pid: Pid) -> Result<Bytes, ResidencyError> {
 pub fn swapped(pid: Pid) -> Result<Bytes, ResidencyError> {
     let path = proc_file(pid, "status");
     let text = std::fs::read_to_string(&path).map_err(|error| ResidencyError::new(pid, &path, error))?;
-    let size = text.lines().find_map(|line| smaps::field(line.as_bytes(), b"VmSwap:"));
+    let size = text.lines().find_map(|line| kibibytes(line.as_bytes(), b"VmSwap:"));
     size.ok_or(ResidencyError::Gone(pid))
 }
 
@@ -93,9 +93,9 @@ pub fn swapped(pid: Pid) -> Result<Bytes, ResidencyError> {
 ///
 /// # Errors
 /// [`ResidencyError`].
-pub fn vmas(pid: Pid) -> Result<Vec<Vma>, ResidencyError> {
+pub fn vmas(pid: Pid) -> Result<Vec<Mapping>, ResidencyError> {
     let path = proc_file(pid, "smaps");
-    let read = || smaps::parse(BufReader::with_capacity(1 << 16, File::open(&path)?));
+    let read = || read_smaps(BufReader::with_capacity(1 << 16, File::open(&path)?));
     let vmas = read().map_err(|error| ResidencyError::new(pid, &path, error))?;
     if vmas.is_empty() { Err(ResidencyError::Gone(pid)) } else { Ok(vmas) }
 }
@@ -235,20 +235,21 @@ fn add_regions(ranges: &[AddressRange], sizes: &mut [Bytes], regions: impl Itera
 /// The resident bytes of ascending ranges from the sizes of whole mappings, and from the page map (which has one 64-bit
 /// word a page) where a range is only a part of one.
 fn estimate(
-    vmas: &[Vma],
+    vmas: &[Mapping],
     ranges: &[AddressRange],
     pagemap: &File,
     mut budget: u64,
 ) -> io::Result<Vec<Option<Bytes>>> {
     let mut resident = vec![Some(Bytes(0)); ranges.len()];
-    for vma in vmas.iter().filter(|vma| vma.rss > Bytes(0)) {
-        let first = ranges.partition_point(|range| range.end <= vma.range.start);
+    let resident_vmas = vmas.iter().filter_map(|vma| Some((vma, vma.rss.filter(|&rss| rss > Bytes(0))?)));
+    for (vma, rss) in resident_vmas {
+        let first = ranges.partition_point(|range| range.end <= vma.start);
         for (range, size) in ranges[first..].iter().zip(&mut resident[first..]) {
-            let Some(part) = range.intersection(vma.range) else { break };
-            let found = if part == vma.range {
-                Some(vma.rss)
+            let Some(part) = range.intersection(vma.range()) else { break };
+            let found = if part == vma.range() {
+                Some(rss)
             } else {
-                present_bytes(pagemap, part, &mut budget)?.map(|bytes| bytes.min(vma.rss))
+                present_bytes(pagemap, part, &mut budget)?.map(|bytes| bytes.min(rss))
             };
             *size = size.zip(found).map(|(size, found)| Bytes(size.0 + found.0));
         }

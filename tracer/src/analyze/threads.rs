@@ -61,7 +61,7 @@ mod tests {
         let vmas = residency::vmas(target.pid()).unwrap();
         let mut around: Vec<_> = pointers
             .iter()
-            .map(|sp| vmas.iter().position(|vma| vma.range.start <= *sp && *sp < vma.range.end).unwrap())
+            .map(|sp| vmas.iter().position(|vma| vma.start <= *sp && *sp < vma.end).unwrap())
             .collect();
         around.sort_unstable();
         around.dedup();

@@ -13,10 +13,10 @@ use crate::{
         mappings::{LiveRange, MappingAccount},
         reconcile::{self, Division, Evidence, Split, Tracked},
         residency::{self, ResidencyError},
-        smaps::Vma,
         threads, verdict,
     },
     model::{Address, AddressRange, Bytes, Memory, Part},
+    target::Mapping,
 };
 
 /// What is known of the targets' resident memory.
@@ -155,10 +155,10 @@ impl ResidentMemory {
     pub fn shared_growth(&self) -> u64 {
         const NAMES: [&str; 3] = ["/memfd:", "/dev/shm/", "/SYSV"];
 
-        let is_shared = |vma: &&Vma| NAMES.iter().any(|name| vma.name.starts_with(name));
+        let is_shared = |vma: &&Mapping| NAMES.iter().any(|name| vma.is_named(name));
         let size = |readings: &BTreeMap<u16, Reading>| -> u64 {
             let vmas = readings.values().flat_map(|reading| &reading.vmas);
-            vmas.filter(is_shared).map(|vma| vma.rss.0).sum()
+            vmas.filter(is_shared).filter_map(|vma| vma.rss).map(|size| size.0).sum()
         };
         size(&self.latest).saturating_sub(size(&self.before))
     }
@@ -167,7 +167,7 @@ impl ResidentMemory {
     #[must_use]
     pub fn allocator(&self) -> Option<&'static str> {
         let vmas = self.latest.values().flat_map(|reading| &reading.vmas);
-        verdict::allocator_of(vmas.filter(|vma| vma.executable).map(|vma| vma.name.as_str()))
+        verdict::allocator_of(vmas.filter(|vma| vma.permissions.execute).filter_map(Mapping::file_name))
     }
 }
 
@@ -207,7 +207,7 @@ fn split_of(readings: &BTreeMap<u16, Reading>, managed: &ManagedHolders, divisio
 #[derive(Debug)]
 struct Reading {
     rss: Bytes,
-    vmas: Vec<Vma>,
+    vmas: Vec<Mapping>,
     stack_pointers: Vec<Address>,
     contents: Contents,
     tracked: Vec<(LiveRange, Bytes)>,
@@ -223,11 +223,11 @@ impl Reading {
     fn of(process: &TracedProcess) -> Result<Self, ResidencyError> {
         let pid = process.target.pid();
         let mut rss_before = residency::rss(pid)?;
-        let mut best: Option<(u64, Bytes, Vec<Vma>)> = None;
+        let mut best: Option<(u64, Bytes, Vec<Mapping>)> = None;
         for _ in 0..Self::ATTEMPTS {
             let vmas = residency::vmas(pid)?;
             let rss_after = residency::rss(pid)?;
-            let sum = Bytes(vmas.iter().map(|vma| vma.rss.0).sum());
+            let sum = Bytes(vmas.iter().filter_map(|vma| vma.rss).map(|size| size.0).sum());
             let rss = sum.clamp(rss_before.min(rss_after), rss_before.max(rss_after));
             let apart = rss.0.abs_diff(sum.0);
             if best.as_ref().is_none_or(|(least, ..)| apart < *least) {

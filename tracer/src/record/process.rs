@@ -14,13 +14,13 @@ use super::{address_space::last_page, allocators::Found};
 use crate::{
     analyze::mappings::InitialMappings,
     attach::{Capture, ProbedEvent, Site},
-    model::{Address, AddressRange, Mode, NotProbed, Pid},
+    model::{Address, Mode, NotProbed, Pid},
     plan::{
         Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, Place, PlanError, PlanTable, PlannedProbe,
         Planner, Skipped,
     },
     report::human::{counted, printable},
-    target::{Backing, FileId, Mapping, Object, Target},
+    target::{FileId, Object, Target},
 };
 
 /// What has been probed. Where children are followed a probe is everybody's, so all processes have this in common.
@@ -245,9 +245,8 @@ impl TracedProcess {
         let mappings = target.mappings()?;
         let heap_end =
             mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.end).max();
-        let range = |mapping: &Mapping| AddressRange { start: mapping.start, end: mapping.end };
         Ok(InitialMappings {
-            mappings: mappings.iter().map(|mapping| (range(mapping), backing(mapping))).collect(),
+            mappings: mappings.iter().map(|mapping| (mapping.range(), mapping.backing())).collect(),
             program_break: heap_end,
         })
     }
@@ -286,12 +285,6 @@ pub enum Trampoline {
     Made(Address),
     /// It will be there, unless something else is mapped there first.
     Expected(Address),
-}
-
-fn backing(mapping: &Mapping) -> Backing {
-    // `/dev/zero (deleted)` is how the kernel shows shared anonymous memory.
-    let is_file = mapping.path().is_some_and(|path| path.as_os_str() != "/dev/zero");
-    if is_file { Backing::File } else { Backing::Anonymous }
 }
 
 /// Where the probes of a process would go, as a table for people.

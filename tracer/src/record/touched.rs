@@ -17,12 +17,11 @@ use crate::{
         mappings::{Holder, LiveRange, MappingAccount, PAGE_BYTES, Totals},
         outcome::WeighedRange,
         residency,
-        smaps::Vma,
         touched::{Touch, TouchedPages, scaled},
     },
     attach::Capture,
     model::{AddressRange, Bytes, Kind},
-    target::Backing,
+    target::{Backing, Mapping},
 };
 
 /// Events a second that are worth their cost: at 2 µs each, 1 % of a CPU.
@@ -340,11 +339,11 @@ fn vmas(process: &TracedProcess, when: When) -> Vec<(AddressRange, Option<Kind>)
         return files.map(|(range, _)| (range, None)).collect();
     };
     let runtimes = Runtimes::of(&vmas);
-    let kind = |vma: &Vma| match vma.backing {
+    let kind = |vma: &Mapping| match vma.backing() {
         Backing::File => Some(None),
         Backing::Anonymous => runtimes.of_vma(vma).map(|_| Some(Kind::Managed)),
     };
-    vmas.iter().filter_map(|vma| Some((vma.range, kind(vma)?))).collect()
+    vmas.iter().filter_map(|vma| Some((vma.range(), kind(vma)?))).collect()
 }
 
 /// What is left of a range without others, which are sorted.

@@ -1,12 +1,14 @@
-//! `/proc/PID/maps`, parsed without trusting it: names hold anything, lines that make no sense are skipped.
+//! `/proc/PID/maps` and `/proc/PID/smaps`, parsed without trusting them: names hold anything, lines that make no sense are
+//! skipped.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::io::{self, BufRead};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
-use crate::model::Address;
+use crate::model::{Address, AddressRange, Bytes};
 
 /// One mapping of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,25 +31,52 @@ pub struct Mapping {
     /// Whether the file has been unlinked (or replaced) since. Told by the end of the name, so a file that is really
     /// called `x (deleted)` is mistaken for one.
     pub deleted: bool,
+    /// Bytes present in memory, page cache of a mapped file included; `None` where only `maps` was read.
+    pub rss: Option<Bytes>,
 }
 
 impl Mapping {
-    /// Its length in bytes.
+    /// Where it is.
     #[must_use]
-    pub const fn len(&self) -> u64 {
-        self.end.0 - self.start.0
+    pub const fn range(&self) -> AddressRange {
+        AddressRange { start: self.start, end: self.end }
     }
 
-    /// Whether it covers no address; the kernel makes none such.
+    /// Its length in bytes.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "the kernel makes no empty ones, and the parser leaves them out"
+    )]
+    pub const fn len(&self) -> u64 {
+        self.range().bytes()
     }
 
     /// The path of the mapped file, as the process names it; `None` of anonymous and special memory.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         (self.inode != 0 && self.name.as_bytes().starts_with(b"/")).then(|| Path::new(&self.name))
+    }
+
+    /// The last part of its path; `None` of anonymous and special memory, and of a name that is no text.
+    #[must_use]
+    pub fn file_name(&self) -> Option<&str> {
+        self.path()?.file_name()?.to_str()
+    }
+
+    /// Whether its name begins so.
+    #[must_use]
+    pub fn is_named(&self, beginning: &str) -> bool {
+        self.name.as_bytes().starts_with(beginning.as_bytes())
+    }
+
+    /// What fills its pages.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        // Zeroes too are mapped from a device, and shared anonymous memory is shown as a deleted file of the same name
+        // (`shmem_zero_setup` in mm/shmem.c).
+        let is_zeroes = self.inode == 0 || self.name == "/dev/zero";
+        if is_zeroes { Backing::Anonymous } else { Backing::File }
     }
 
     /// Which file is mapped; `None` of anonymous and special memory.
@@ -106,14 +135,45 @@ pub enum Backing {
 /// Parses the text of `/proc/PID/maps`. A line that makes no sense is left out.
 #[must_use]
 pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {
-    let mut mappings: Vec<Mapping> = Vec::new();
+    let mut mappings = Vec::new();
     // The kernel writes a newline in a name as `\012`, so every newline ends a line.
-    for mapping in text.split(|&byte| byte == b'\n').filter_map(parse_line) {
-        // One that grows while it is read may be told twice (see `analyze::smaps`).
+    text.split(|&byte| byte == b'\n').for_each(|line| take_line(&mut mappings, line));
+    mappings
+}
+
+/// Reads the text of `/proc/PID/smaps`, as [`parse_maps`] does, line by line: a large process has a hundred thousand
+/// mappings of 25 lines each.
+///
+/// # Errors
+/// What the reader reports; an exited process ends the text or fails with `ESRCH`.
+pub fn read_smaps(mut text: impl BufRead) -> io::Result<Vec<Mapping>> {
+    let mut mappings = Vec::new();
+    let mut line = Vec::with_capacity(256);
+    while text.read_until(b'\n', &mut line)? > 0 {
+        take_line(&mut mappings, line.strip_suffix(b"\n").unwrap_or(&line));
+        line.clear();
+    }
+    Ok(mappings)
+}
+
+/// Takes in a line: a mapping, or what `smaps` says of the last one.
+///
+/// The kernel states a page of text at once and then goes on at the address where that ended. If the last mapping has
+/// grown meanwhile, that is within it, and it is stated again, whole: what comes later counts.
+fn take_line(mappings: &mut Vec<Mapping>, line: &[u8]) {
+    if let Some(mapping) = parse_line(line) {
         while mappings.pop_if(|earlier| earlier.end > mapping.start).is_some() {}
         mappings.push(mapping);
+    } else if let (Some(rss), Some(last)) = (kibibytes(line, b"Rss:"), mappings.last_mut()) {
+        last.rss = Some(rss);
     }
-    mappings
+}
+
+/// The value of a line of `smaps` or `status` like `Rss:     12 kB`.
+pub(crate) fn kibibytes(line: &[u8], name: &[u8]) -> Option<Bytes> {
+    let value = std::str::from_utf8(line.strip_prefix(name)?).ok()?;
+    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Bytes(kibibytes.checked_mul(1024)?))
 }
 
 /// `55d0c0000000-55d0c0001000 r-xp 00001000 fe:00 10272874                   /usr/bin/cat`
@@ -129,7 +189,7 @@ fn parse_line(line: &[u8]) -> Option<Mapping> {
     let (start, end) = hex_pair(range, b'-')?;
     let (major, minor) = hex_pair(device, b':')?;
     let (name, deleted) = name(rest.trim_ascii_start());
-    if end < start {
+    if end <= start {
         return None;
     }
     Some(Mapping {
@@ -141,6 +201,7 @@ fn parse_line(line: &[u8]) -> Option<Mapping> {
         inode: std::str::from_utf8(inode).ok()?.parse().ok()?,
         name,
         deleted,
+        rss: None,
     })
 }
 
@@ -194,6 +255,16 @@ fn unescape_newlines(bytes: &[u8]) -> Cow<'_, [u8]> {
         }
     }
     Cow::Owned(plain)
+}
+
+#[cfg(test)]
+impl Mapping {
+    /// One for a test: of a file if its name is a path.
+    pub(crate) fn made_up(range: AddressRange, permissions: &str, name: &str) -> Self {
+        let inode = u8::from(name.starts_with('/'));
+        let line = format!("{:x}-{:x} {permissions} 0 0:0 {inode} {name}", range.start.0, range.end.0);
+        parse_line(line.as_bytes()).expect("a mapping")
+    }
 }
 
 #[cfg(test)]
@@ -251,10 +322,57 @@ mod tests {
         assert_eq!(parse_maps(text).len(), 1);
     }
 
+    #[test]
+    fn smaps_say_what_is_resident() {
+        let text = "\
+00400000-00401000 r-xp 00000000 08:01 12                         /opt/my app/bin (deleted)
+Size:                  4 kB
+Rss:                   4 kB
+VmFlags: rd ex mr mw me
+01000000-01800000 rw-p 00000000 00:00 0                          [heap]
+Rss:                8000 kB
+01000000-01900000 rw-p 00000000 00:00 0                          [heap]
+Rss:                9000 kB
+7f0000000000-7f0000002000 rw-p 00000000 00:00 0                  [anon:v8]
+Rss:                   0 kB
+7f0000006000-7f0000007000 rw-p 00000000 00:00 0\x20
+";
+        let mappings = read_smaps(text.as_bytes()).expect("it can be read");
+        let names: Vec<_> = mappings.iter().map(|mapping| mapping.name.to_str().expect("text")).collect();
+        assert_eq!(names, ["/opt/my app/bin", "[heap]", "[anon:v8]", ""]);
+        let sizes: Vec<_> = mappings.iter().map(|mapping| mapping.rss.map(|size| size.0 >> 10)).collect();
+        assert_eq!(sizes, [Some(4), Some(9000), Some(0), None]);
+        assert_eq!(parse_maps(text.as_bytes()), mappings);
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_are_left_out() {
+        let text =
+            b"Rss: 4 kB\n1000-2000 r-xp 0 0:0 0\nRss: 99999999999999999999 kB\nRss: -1 kB\nRss: 4\n\xff\xff";
+        let mappings = read_smaps(&text[..]).expect("it can be read");
+        assert_eq!(mappings.iter().map(|mapping| mapping.rss).collect::<Vec<_>>(), [None]);
+    }
+
+    #[test]
+    fn memory_of_zeroes_is_anonymous() {
+        let backing = |line: &str| parse_one(line).backing();
+        // As Linux 6.18 shows a shared, and a private mapping of /dev/zero.
+        let shared =
+            "7ff98378d000-7ff98378e000 rw-s 00000000 00:01 1168                       /dev/zero (deleted)";
+        let private = "7ff98378c000-7ff98378d000 rw-p 00000000 00:06 4                          /dev/zero";
+        assert_eq!([shared, private].map(backing), [Backing::Anonymous; 2]);
+        assert_eq!(backing("1000-2000 rw-p 00000000 00:00 0 [heap]"), Backing::Anonymous);
+        let memfd =
+            "7ff9835d2000-7ff9835d3000 rw-s 00000000 00:01 1170                       /memfd:x y (deleted)";
+        let ring = "1000-2000 rw-s 00000000 00:0e 1057 anon_inode:[io_uring]";
+        assert_eq!([memfd, ring].map(backing), [Backing::File; 2]);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = parse_maps(&bytes);
+            let mappings = parse_maps(&bytes);
+            prop_assert_eq!(read_smaps(&*bytes).expect("it can be read"), mappings);
         }
     }
 }

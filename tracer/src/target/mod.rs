@@ -27,7 +27,8 @@ use crate::model::{Pid, Process};
 
 pub use cpu_clock::cpu_ns;
 pub use error::TargetError;
-pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps};
+pub(crate) use mapping::kibibytes;
+pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps, read_smaps};
 pub use object::{Object, Objects, Segment, Unopened};
 use status::{Stat, Status};
 

@@ -17,8 +17,8 @@ use std::os::unix::fs::FileExt as _;
 use super::managed::{Runtime, Runtimes};
 use super::mappings::PAGE_BYTES;
 use super::residency::{self, ResidencyError};
-use super::smaps::Vma;
 use crate::model::{Address, AddressRange, Bytes, Part, Pid};
+use crate::target::Mapping;
 
 use self::glibc::Arenas;
 pub use glibc::Kept;
@@ -80,7 +80,7 @@ impl Contents {
     ///
     /// # Errors
     /// What the kernel reports when the process has exited.
-    pub fn of(pid: Pid, vmas: &[Vma], unclear: &[AddressRange]) -> Result<Self, ResidencyError> {
+    pub fn of(pid: Pid, vmas: &[Mapping], unclear: &[AddressRange]) -> Result<Self, ResidencyError> {
         let Ok(memory) = ProcessMemory::open(pid) else { return Ok(Self::default()) };
         // What was swapped out would be brought back.
         let is_swapped = residency::swapped(pid)? > Bytes(0);

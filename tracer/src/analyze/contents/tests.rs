@@ -7,7 +7,6 @@ use proptest::prelude::*;
 use super::super::python_child::Target;
 use super::super::reconcile;
 use super::*;
-use crate::target::Backing;
 
 impl Contents {
     fn of_target(target: &Target) -> Self {
@@ -261,6 +260,14 @@ fn what_is_no_record_of_a_thread_is_not_counted() {
 }
 
 /// Words that look like something now and then.
+/// The data of the C library and the first heap, both in this memory.
+fn libc_and_heap(range: AddressRange) -> [Mapping; 2] {
+    ["/lib/libc.so.6", "[heap]"].map(|name| {
+        let rss = Some(Bytes(range.bytes()));
+        Mapping { rss, ..Mapping::made_up(range, "rw-p", name) }
+    })
+}
+
 fn nonsense() -> impl Strategy<Value = Vec<u64>> {
     let address = (0..0x800_u64).prop_map(|word| 0x10_0000 + word * 8);
     let word = prop_oneof![Just(0), address.clone(), address, 0..0x1000_u64, any::<u64>(), Just(0x20002)];
@@ -274,11 +281,8 @@ proptest! {
     fn nonsense_is_survived(words in nonsense()) {
         let memory = Words::new(0x10_0000, &words);
         let mapping = range(0x10_0000, 0x4000);
-        let vma = |name: &str, backing| Vma {
-            range: mapping, backing, executable: false, name: name.to_owned(), rss: Bytes(0x4000),
-        };
-        let vmas = [vma("/lib/libc.so.6", Backing::File), vma("[heap]", Backing::Anonymous)];
-        let python = Runtimes::of(&[Vma { executable: true, ..vma("/bin/python3", Backing::File) }]);
+        let vmas = libc_and_heap(mapping);
+        let python = Runtimes::of(&[Mapping::made_up(mapping, "r-xp", "/bin/python3")]);
         let found = pieces(&memory, &[mapping], &[mapping], &python);
         prop_assert!(found.iter().all(|(piece, _)| piece.start >= mapping.start && piece.end <= mapping.end));
         if let Some(arenas) = Arenas::find(&memory, &vmas) {
@@ -306,11 +310,7 @@ proptest! {
             }
         }
         let memory = Words::new(at, &words);
-        let vma = |name: &str, backing| Vma {
-            range: range(at, 0x4000), backing, executable: false, name: name.to_owned(), rss: Bytes(0x4000),
-        };
-        let vmas = [vma("/lib/libc.so.6", Backing::File), vma("[heap]", Backing::Anonymous)];
-        let arenas = Arenas::find(&memory, &vmas).expect("it looks like one");
+        let arenas = Arenas::find(&memory, &libc_and_heap(range(at, 0x4000))).expect("it looks like one");
         let _ = arenas.free(&memory);
         prop_assert!(memory.reads.get() < 1 << 20);
     }
