@@ -1,7 +1,7 @@
 //! Recognises the heaps that language runtimes manage themselves.
 //!
 //! Two kinds of evidence exist. A mapping made in the window has the *stack* that made it: [`of_call`]. One from before
-//! it has only what the kernel still knows, its *name and place*: [`Runtimes::of_vma`]. What counts as evidence is
+//! it has only what the kernel still knows, its *name and place*: [`Runtimes::of_mapping`]. What counts as evidence is
 //! stated once, in the tables below, each rule with the source that it rests on.
 //!
 //! Memory that a runtime gets from `malloc` is native and never looked at here: node's Buffers, HotSpot's C heap, large
@@ -327,15 +327,18 @@ pub struct Runtimes(Vec<Runtime>);
 impl Runtimes {
     /// Finds them by the code that is mapped.
     #[must_use]
-    pub fn of(vmas: &[Mapping]) -> Self {
-        let code = vmas.iter().filter(|vma| vma.permissions.execute && vma.backing() == Backing::File);
+    pub fn of(mappings: &[Mapping]) -> Self {
+        let code = mappings
+            .iter()
+            .filter(|mapping| mapping.permissions.execute && mapping.backing() == Backing::File);
         let files = code.filter_map(Mapping::file_name);
         let mut found: Vec<Runtime> = files
             .flat_map(|file| RUNTIME_MODULES.iter().filter(move |(name, _)| file.starts_with(name)))
             .map(|&(_, runtime)| runtime)
             .collect();
-        let go = |vma: &Mapping| vma.backing() == Backing::Anonymous && vma.start.0 == 0xc0_0000_0000;
-        if found.is_empty() && vmas.iter().any(go) {
+        let go =
+            |mapping: &Mapping| mapping.backing() == Backing::Anonymous && mapping.start.0 == 0xc0_0000_0000;
+        if found.is_empty() && mappings.iter().any(go) {
             found.push(Runtime::Go);
         }
         found.sort_unstable();
@@ -351,18 +354,18 @@ impl Runtimes {
     /// The runtime whose heap (or compiled code) a mapping is, by its name and its place. What this cannot tell, such
     /// as CPython's arenas of release builds, lies among the other anonymous mappings.
     #[must_use]
-    pub fn of_vma(&self, vma: &Mapping) -> Option<Runtime> {
-        if let Some((_, runtime)) = NAME_RULES.iter().find(|(name, _)| vma.is_named(name)) {
+    pub fn of_mapping(&self, mapping: &Mapping) -> Option<Runtime> {
+        if let Some((_, runtime)) = NAME_RULES.iter().find(|(name, _)| mapping.is_named(name)) {
             return Some(*runtime);
         }
-        if vma.backing() == Backing::File || !vma.name.is_empty() {
+        if mapping.backing() == Backing::File || !mapping.name.is_empty() {
             return None;
         }
-        if vma.permissions.execute {
+        if mapping.permissions.execute {
             // Only a runtime runs code from no file.
             return self.0.first().copied();
         }
-        let start = vma.start.0;
+        let start = mapping.start.0;
         let is_there = |rule: &&PlaceRule| {
             self.0.contains(&rule.runtime)
                 && (rule.from..rule.to).contains(&start)
@@ -427,7 +430,7 @@ mod tests {
         of_call(&stack(frames), 1 << 20)
     }
 
-    fn vma(start: u64, name: &str, executable: bool) -> Mapping {
+    fn mapping(start: u64, name: &str, executable: bool) -> Mapping {
         let range = AddressRange::sized(start, 1 << 20).unwrap();
         Mapping::made_up(range, if executable { "r-xp" } else { "rw-p" }, name)
     }
@@ -506,33 +509,36 @@ mod tests {
     #[test]
     fn mappings_are_known_by_name() {
         let none = Runtimes::default();
-        assert_eq!(none.of_vma(&vma(0, "[anon:v8]", false)), Some(Runtime::V8));
-        assert_eq!(none.of_vma(&vma(0, "[anon:v8-sandbox]", false)), None);
-        assert_eq!(none.of_vma(&vma(0, "[anon: Go: heap]", false)), Some(Runtime::Go));
+        assert_eq!(none.of_mapping(&mapping(0, "[anon:v8]", false)), Some(Runtime::V8));
+        assert_eq!(none.of_mapping(&mapping(0, "[anon:v8-sandbox]", false)), None);
+        assert_eq!(none.of_mapping(&mapping(0, "[anon: Go: heap]", false)), Some(Runtime::Go));
         assert_eq!(
-            none.of_vma(&vma(0, "[anon:Ruby:GC:default:heap_page_body_allocate]", false)),
+            none.of_mapping(&mapping(0, "[anon:Ruby:GC:default:heap_page_body_allocate]", false)),
             Some(Runtime::Ruby)
         );
-        assert_eq!(none.of_vma(&vma(0, "[anon:Ruby:io_buffer_map_memory]", false)), None);
-        assert_eq!(none.of_vma(&vma(0, "/memfd:doublemapper (deleted)", true)), Some(Runtime::DotNet));
-        assert_eq!(none.of_vma(&vma(0, "[heap]", false)), None);
-        assert_eq!(none.of_vma(&vma(1 << 33, "", false)), None);
-        assert_eq!(none.of_vma(&vma(1 << 33, "", true)), None);
+        assert_eq!(none.of_mapping(&mapping(0, "[anon:Ruby:io_buffer_map_memory]", false)), None);
+        assert_eq!(
+            none.of_mapping(&mapping(0, "/memfd:doublemapper (deleted)", true)),
+            Some(Runtime::DotNet)
+        );
+        assert_eq!(none.of_mapping(&mapping(0, "[heap]", false)), None);
+        assert_eq!(none.of_mapping(&mapping(1 << 33, "", false)), None);
+        assert_eq!(none.of_mapping(&mapping(1 << 33, "", true)), None);
     }
 
     #[test]
     fn mappings_are_known_by_place_in_a_process_of_the_runtime() {
-        let node = Runtimes::of(&[vma(0x40_0000, "/usr/bin/node", true)]);
+        let node = Runtimes::of(&[mapping(0x40_0000, "/usr/bin/node", true)]);
         assert_eq!(node, Runtimes(vec![Runtime::V8]));
-        assert_eq!(node.of_vma(&vma(0x1059_3790_0000, "", false)), Some(Runtime::V8));
-        assert_eq!(node.of_vma(&vma(0x1059_3790_1000, "", false)), None);
-        assert_eq!(node.of_vma(&vma(0x7f10_bc00_0000, "", false)), None);
-        assert_eq!(node.of_vma(&vma(0x7f10_bc00_0000, "", true)), Some(Runtime::V8));
-        let java = Runtimes::of(&[vma(0x7f10_0000_0000, "/usr/lib/jvm/lib/server/libjvm.so", true)]);
-        assert_eq!(java.of_vma(&vma(0xf000_0000, "", false)), Some(Runtime::HotSpot));
-        assert_eq!(java.of_vma(&vma(0xf000_0000, "[heap]", false)), None);
-        let go = Runtimes::of(&[vma(0xc0_0000_0000, "", false), vma(0x40_0000, "/bin/server", true)]);
-        assert_eq!(go.of_vma(&vma(0xc0_0400_0000, "", false)), Some(Runtime::Go));
+        assert_eq!(node.of_mapping(&mapping(0x1059_3790_0000, "", false)), Some(Runtime::V8));
+        assert_eq!(node.of_mapping(&mapping(0x1059_3790_1000, "", false)), None);
+        assert_eq!(node.of_mapping(&mapping(0x7f10_bc00_0000, "", false)), None);
+        assert_eq!(node.of_mapping(&mapping(0x7f10_bc00_0000, "", true)), Some(Runtime::V8));
+        let java = Runtimes::of(&[mapping(0x7f10_0000_0000, "/usr/lib/jvm/lib/server/libjvm.so", true)]);
+        assert_eq!(java.of_mapping(&mapping(0xf000_0000, "", false)), Some(Runtime::HotSpot));
+        assert_eq!(java.of_mapping(&mapping(0xf000_0000, "[heap]", false)), None);
+        let go = Runtimes::of(&[mapping(0xc0_0000_0000, "", false), mapping(0x40_0000, "/bin/server", true)]);
+        assert_eq!(go.of_mapping(&mapping(0xc0_0400_0000, "", false)), Some(Runtime::Go));
     }
 
     /// A process that runs until it is dropped.
@@ -551,11 +557,12 @@ mod tests {
 
         /// Resident bytes of its managed heap.
         fn managed(&self, runtime: Runtime) -> u64 {
-            let vmas = residency::vmas(Pid(self.0.id())).unwrap();
-            let runtimes = Runtimes::of(&vmas);
-            vmas.iter()
-                .filter(|vma| runtimes.of_vma(vma) == Some(runtime))
-                .filter_map(|vma| vma.rss)
+            let mappings = residency::mappings(Pid(self.0.id())).unwrap();
+            let runtimes = Runtimes::of(&mappings);
+            mappings
+                .iter()
+                .filter(|mapping| runtimes.of_mapping(mapping) == Some(runtime))
+                .filter_map(|mapping| mapping.rss)
                 .map(|size| size.0)
                 .sum()
         }

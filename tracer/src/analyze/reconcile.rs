@@ -38,7 +38,7 @@ pub struct Tracked {
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
     /// Its mappings, by ascending address.
-    pub vmas: &'a [Mapping],
+    pub mappings: &'a [Mapping],
     /// Its resident set size.
     pub rss: Bytes,
     /// The runtimes in it.
@@ -107,22 +107,23 @@ struct Sorted {
 
 impl Sorted {
     fn new(evidence: &Evidence) -> Self {
-        let mut rest: Vec<u64> = evidence.vmas.iter().map(|vma| vma.rss.unwrap_or_default().0).collect();
+        let mut rest: Vec<u64> =
+            evidence.mappings.iter().map(|mapping| mapping.rss.unwrap_or_default().0).collect();
         let mut sorted = Self { sizes: PARTS.map(|part| (part, 0)).into(), foreign: 0 };
         for tracked in evidence.tracked {
-            let bytes = deduct(evidence.vmas, &mut rest, tracked.range, tracked.resident);
+            let bytes = deduct(evidence.mappings, &mut rest, tracked.range, tracked.resident);
             sorted.add(evidence, tracked.range, tracked.part, bytes);
         }
         let mut known = evidence.tracked.to_vec();
         known.sort_unstable_by_key(|tracked| tracked.range);
         for piece in &evidence.contents.pieces {
             let resident = Bytes(piece.resident.0.saturating_sub(resident_of(&known, piece.range)));
-            let bytes = deduct(evidence.vmas, &mut rest, piece.range, resident);
+            let bytes = deduct(evidence.mappings, &mut rest, piece.range, resident);
             sorted.add(evidence, piece.range, piece.part, bytes);
         }
-        for ((index, vma), rest) in evidence.vmas.iter().enumerate().zip(rest) {
-            let part = classify(evidence.vmas, evidence.runtimes, evidence.stack_pointers, index);
-            sorted.add(evidence, vma.range(), part, rest);
+        for ((index, mapping), rest) in evidence.mappings.iter().enumerate().zip(rest) {
+            let part = classify(evidence.mappings, evidence.runtimes, evidence.stack_pointers, index);
+            sorted.add(evidence, mapping.range(), part, rest);
         }
         sorted
     }
@@ -172,26 +173,26 @@ pub fn compare(before: &Split, after: &Split, division: Division, runtime: Optio
 
 /// The mappings of which what is in them tells best whose they are: without a name, and not a runtime's nor a stack.
 #[must_use]
-pub fn unclear(vmas: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address]) -> Vec<AddressRange> {
-    let is_unclear = |&(index, vma): &(usize, &Mapping)| {
-        let has_no_name = vma.name.is_empty() && vma.backing() == Backing::Anonymous;
+pub fn unclear(mappings: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address]) -> Vec<AddressRange> {
+    let is_unclear = |&(index, mapping): &(usize, &Mapping)| {
+        let has_no_name = mapping.name.is_empty() && mapping.backing() == Backing::Anonymous;
         has_no_name
-            && vma.rss > Some(Bytes(0))
+            && mapping.rss > Some(Bytes(0))
             && matches!(
-                classify(vmas, runtimes, stack_pointers, index),
+                classify(mappings, runtimes, stack_pointers, index),
                 Part::Mapping | Part::Allocator | Part::File
             )
     };
-    vmas.iter().enumerate().filter(is_unclear).map(|(_, vma)| vma.range()).collect()
+    mappings.iter().enumerate().filter(is_unclear).map(|(_, mapping)| mapping.range()).collect()
 }
 
 /// Takes the resident bytes of a range off the mappings that it lies in, as far as they have them: the sizes were
 /// read at slightly different times. Returns how much that was.
-fn deduct(vmas: &[Mapping], rest: &mut [u64], range: AddressRange, resident: Bytes) -> u64 {
-    let first = vmas.partition_point(|vma| vma.end <= range.start);
+fn deduct(mappings: &[Mapping], rest: &mut [u64], range: AddressRange, resident: Bytes) -> u64 {
+    let first = mappings.partition_point(|mapping| mapping.end <= range.start);
     let mut left = resident.0;
-    for (vma, rest) in vmas[first..].iter().zip(&mut rest[first..]) {
-        let Some(common) = vma.range().intersection(range) else { break };
+    for (mapping, rest) in mappings[first..].iter().zip(&mut rest[first..]) {
+        let Some(common) = mapping.range().intersection(range) else { break };
         let here = left.min(*rest).min(common.bytes());
         *rest -= here;
         left -= here;
@@ -226,18 +227,18 @@ const NAMES: &[(&str, Part)] = &[
 ];
 
 /// What a mapping is that the window did not see being made.
-fn classify(vmas: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address], index: usize) -> Part {
-    let vma = &vmas[index];
-    let named = NAMES.iter().find(|(name, _)| vma.is_named(name)).map(|&(_, part)| part);
+fn classify(mappings: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address], index: usize) -> Part {
+    let mapping = &mappings[index];
+    let named = NAMES.iter().find(|(name, _)| mapping.is_named(name)).map(|&(_, part)| part);
     if let Some(part) = named {
         part
-    } else if runtimes.of_vma(vma).is_some() {
+    } else if runtimes.of_mapping(mapping).is_some() {
         Part::Managed
-    } else if vma.backing() == Backing::File || is_data_of_object(vmas, index) {
+    } else if mapping.backing() == Backing::File || is_data_of_object(mappings, index) {
         Part::File
-    } else if stack_pointers.iter().any(|&sp| vma.start <= sp && sp < vma.end) {
+    } else if stack_pointers.iter().any(|&sp| mapping.start <= sp && sp < mapping.end) {
         Part::Stack
-    } else if is_arena(vma) {
+    } else if is_arena(mapping) {
         Part::Allocator
     } else {
         Part::Mapping
@@ -245,18 +246,19 @@ fn classify(vmas: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address], i
 }
 
 /// Whether it is the uninitialised data (`.bss`) of the object whose mapping ends where it begins.
-fn is_data_of_object(vmas: &[Mapping], index: usize) -> bool {
-    let before = index.checked_sub(1).map(|index| &vmas[index]);
-    let touches = |before: &&Mapping| before.end == vmas[index].start && before.backing() == Backing::File;
-    vmas[index].name.is_empty() && before.filter(touches).is_some()
+fn is_data_of_object(mappings: &[Mapping], index: usize) -> bool {
+    let before = index.checked_sub(1).map(|index| &mappings[index]);
+    let touches =
+        |before: &&Mapping| before.end == mappings[index].start && before.backing() == Backing::File;
+    mappings[index].name.is_empty() && before.filter(touches).is_some()
 }
 
 /// Whether it begins like an arena of glibc's malloc other than the first: at a multiple of 64 MiB, of which it fills a
 /// part (`HEAP_MAX_SIZE` in malloc/arena.c).
-fn is_arena(vma: &Mapping) -> bool {
+fn is_arena(mapping: &Mapping) -> bool {
     const HEAP_MAX_SIZE: u64 = 64 << 20;
 
-    vma.name.is_empty() && vma.start.0.is_multiple_of(HEAP_MAX_SIZE) && vma.len() <= HEAP_MAX_SIZE
+    mapping.name.is_empty() && mapping.start.0.is_multiple_of(HEAP_MAX_SIZE) && mapping.len() <= HEAP_MAX_SIZE
 }
 
 #[cfg(test)]
@@ -270,35 +272,36 @@ mod tests {
 
     const MEBIBYTE: u64 = 1 << 20;
 
-    fn vma(start: u64, length: u64, rss: u64, name: &str) -> Mapping {
+    fn mapping(start: u64, length: u64, rss: u64, name: &str) -> Mapping {
         let permissions = if name.starts_with("/bin") { "r-xp" } else { "rw-p" };
         let made_up = Mapping::made_up(AddressRange::sized(start, length).unwrap(), permissions, name);
         Mapping { rss: Some(Bytes(rss)), ..made_up }
     }
 
-    fn split_of(vmas: &[Mapping], tracked: &[Tracked], stack_pointers: &[Address], native: u64) -> Split {
-        let runtimes = Runtimes::of(vmas);
-        let rss = Bytes(vmas.iter().filter_map(|vma| vma.rss).map(|size| size.0).sum());
+    fn split_of(mappings: &[Mapping], tracked: &[Tracked], stack_pointers: &[Address], native: u64) -> Split {
+        let runtimes = Runtimes::of(mappings);
+        let rss = Bytes(mappings.iter().filter_map(|mapping| mapping.rss).map(|size| size.0).sum());
         let contents = &Contents::default();
         let native = Bytes(native);
-        let evidence = Evidence { vmas, rss, runtimes: &runtimes, tracked, stack_pointers, contents, native };
+        let evidence =
+            Evidence { mappings, rss, runtimes: &runtimes, tracked, stack_pointers, contents, native };
         assert_eq!(division(&evidence), Division::Estimated);
         split(&evidence, Division::Estimated)
     }
 
     #[test]
     fn every_mapping_finds_its_part() {
-        let vmas = [
-            vma(0x40_0000, 4096, 1, "/bin/node"),
-            vma(0x40_1000, 4096, 2, ""), // .bss
-            vma(0x50_0000, 4096, 4, "[heap]"),
-            vma(0x1059_3790_0000, 4096, 8, ""),
-            vma(0x7f00_0000_0000, MEBIBYTE, 16, ""), // an arena
-            vma(0x7f10_0000_5000, 4096, 32, ""),
-            vma(0x7f10_0001_0000, 4096, 64, ""), // a thread's stack
-            vma(0x7fff_0000_0000, 4096, 128, "[stack]"),
+        let mappings = [
+            mapping(0x40_0000, 4096, 1, "/bin/node"),
+            mapping(0x40_1000, 4096, 2, ""), // .bss
+            mapping(0x50_0000, 4096, 4, "[heap]"),
+            mapping(0x1059_3790_0000, 4096, 8, ""),
+            mapping(0x7f00_0000_0000, MEBIBYTE, 16, ""), // an arena
+            mapping(0x7f10_0000_5000, 4096, 32, ""),
+            mapping(0x7f10_0001_0000, 4096, 64, ""), // a thread's stack
+            mapping(0x7fff_0000_0000, 4096, 128, "[stack]"),
         ];
-        let split = split_of(&vmas, &[], &[Address(0x7f10_0001_0800)], 5);
+        let split = split_of(&mappings, &[], &[Address(0x7f10_0001_0800)], 5);
         let expected = [
             (Part::Native, 5),
             (Part::Mapping, 32),
@@ -313,14 +316,14 @@ mod tests {
 
     #[test]
     fn what_the_window_saw_is_known_better_than_by_place() {
-        let vmas = [vma(0x7f10_0000_0000, 8 * MEBIBYTE, 6 * MEBIBYTE, "")];
+        let mappings = [mapping(0x7f10_0000_0000, 8 * MEBIBYTE, 6 * MEBIBYTE, "")];
         let tracked = |offset, part, resident| Tracked {
             range: AddressRange::sized(0x7f10_0000_0000 + offset, 2 * MEBIBYTE).unwrap(),
             part,
             resident: Bytes(resident),
         };
         let split = split_of(
-            &vmas,
+            &mappings,
             &[
                 tracked(0, Part::Mapping, MEBIBYTE),
                 tracked(2 * MEBIBYTE, Part::Managed, 2 * MEBIBYTE),
@@ -337,16 +340,16 @@ mod tests {
 
     #[test]
     fn blocks_that_were_never_written_are_not_resident() {
-        let split = split_of(&[vma(0x50_0000, MEBIBYTE, 4096, "[heap]")], &[], &[], 1 << 30);
+        let split = split_of(&[mapping(0x50_0000, MEBIBYTE, 4096, "[heap]")], &[], &[], 1 << 30);
         assert_eq!((split[&Part::Native], split[&Part::Allocator]), (4096, 0));
     }
 
     #[test]
     fn what_no_mapping_shows_is_unexplained() {
         let runtimes = Runtimes::default();
-        let vmas = [vma(0x50_0000, 4096, 4096, "[heap]")];
+        let mappings = [mapping(0x50_0000, 4096, 4096, "[heap]")];
         let evidence = Evidence {
-            vmas: &vmas,
+            mappings: &mappings,
             rss: Bytes(5000),
             runtimes: &runtimes,
             tracked: &[],
@@ -375,10 +378,10 @@ mod tests {
 
     #[test]
     fn what_is_free_in_arenas_is_kept_and_the_rest_of_them_is_held() {
-        let vmas = [
-            vma(0x50_0000, MEBIBYTE, 1000, "[heap]"),
-            vma(0x7f10_0000_5000, MEBIBYTE, 600, ""),
-            vma(0x7f20_0000_5000, MEBIBYTE, 80, ""),
+        let mappings = [
+            mapping(0x50_0000, MEBIBYTE, 1000, "[heap]"),
+            mapping(0x7f10_0000_5000, MEBIBYTE, 600, ""),
+            mapping(0x7f20_0000_5000, MEBIBYTE, 80, ""),
         ];
         let piece = |start, part, resident| Piece {
             range: AddressRange::sized(start, 4096).unwrap(),
@@ -391,12 +394,12 @@ mod tests {
             piece(0x7f10_0000_8000, Part::Managed, 100),
             piece(0x7f20_0000_6000, Part::Allocator, 80),
         ];
-        let kept = Some(Kept { bytes: Bytes(300), heaps: vec![vmas[0].range()] });
+        let kept = Some(Kept { bytes: Bytes(300), heaps: vec![mappings[0].range()] });
         let contents = Contents { pieces, kept };
         let grown = AddressRange::sized(0x7f20_0000_6800, 2048).unwrap();
         let tracked = Tracked { range: grown, part: Part::Allocator, resident: Bytes(50) };
         let evidence = Evidence {
-            vmas: &vmas,
+            mappings: &mappings,
             rss: Bytes(1680),
             runtimes: &Runtimes::default(),
             tracked: &[tracked],
@@ -426,17 +429,17 @@ mod tests {
             kept in prop::option::of(any::<u64>()), native in any::<u64>(), rss in 0..1_u64 << 62,
         ) {
             let mut start = 0;
-            let vmas: Vec<Mapping> = sizes.iter().map(|&(pages, resident, name)| {
+            let mappings: Vec<Mapping> = sizes.iter().map(|&(pages, resident, name)| {
                 start += pages * 4096;
                 let name = ["", "[heap]", "/bin/node", "[stack]"][name];
-                vma(start - pages * 4096, pages * 4096, resident.min(pages) * 4096, name)
+                mapping(start - pages * 4096, pages * 4096, resident.min(pages) * 4096, name)
             }).collect();
             let tracked: Vec<Tracked> = tracked.iter().map(|&(page, pages, resident, kind)| Tracked {
                 range: AddressRange::sized(page * 4096, pages * 4096).unwrap(),
                 part: [Part::Mapping, Part::Allocator, Part::Managed, Part::File][kind],
                 resident: Bytes(resident * 4096),
             }).collect();
-            let runtimes = Runtimes::of(&vmas);
+            let runtimes = Runtimes::of(&mappings);
             let pieces = pieces.iter().map(|&(page, pages, resident, is_managed)| Piece {
                 range: AddressRange::sized(page * 4096, pages * 4096).unwrap(),
                 part: if is_managed { Part::Managed } else { Part::Allocator },
@@ -444,7 +447,7 @@ mod tests {
             });
             let kept = kept.map(|bytes| Kept { bytes: Bytes(bytes), heaps: Vec::new() });
             let evidence = Evidence {
-                vmas: &vmas,
+                mappings: &mappings,
                 rss: Bytes(rss),
                 runtimes: &runtimes,
                 tracked: &tracked,
@@ -456,7 +459,7 @@ mod tests {
                 let split = split(&evidence, division);
                 prop_assert_eq!(split.values().sum::<i64>(), rss as i64);
                 prop_assert!(split.iter().all(|(&part, &bytes)| part == Part::Unexplained || bytes >= 0));
-                let seen: u64 = vmas.iter().filter_map(|vma| vma.rss).map(|size| size.0).sum();
+                let seen: u64 = mappings.iter().filter_map(|mapping| mapping.rss).map(|size| size.0).sum();
                 prop_assert_eq!(split[&Part::Unexplained], rss as i64 - seen as i64);
             }
         }
@@ -466,12 +469,12 @@ mod tests {
     fn a_real_process_is_explained() {
         let mut target = Target::start();
         let observe = |target: &Target, tracked: &[Tracked], native: u64| {
-            let vmas = residency::vmas(target.pid()).unwrap();
+            let mappings = residency::mappings(target.pid()).unwrap();
             let rss = residency::rss(target.pid()).unwrap();
-            let runtimes = Runtimes::of(&vmas);
+            let runtimes = Runtimes::of(&mappings);
             let contents = &Contents::default();
             let evidence = Evidence {
-                vmas: &vmas,
+                mappings: &mappings,
                 rss,
                 runtimes: &runtimes,
                 tracked,

@@ -93,11 +93,11 @@ pub fn swapped(pid: Pid) -> Result<Bytes, ResidencyError> {
 ///
 /// # Errors
 /// [`ResidencyError`].
-pub fn vmas(pid: Pid) -> Result<Vec<Mapping>, ResidencyError> {
+pub fn mappings(pid: Pid) -> Result<Vec<Mapping>, ResidencyError> {
     let path = proc_file(pid, "smaps");
     let read = || read_smaps(BufReader::with_capacity(1 << 16, File::open(&path)?));
-    let vmas = read().map_err(|error| ResidencyError::new(pid, &path, error))?;
-    if vmas.is_empty() { Err(ResidencyError::Gone(pid)) } else { Ok(vmas) }
+    let mappings = read().map_err(|error| ResidencyError::new(pid, &path, error))?;
+    if mappings.is_empty() { Err(ResidencyError::Gone(pid)) } else { Ok(mappings) }
 }
 
 /// The resident bytes of each of the given ranges, which must not overlap. `None` where a kernel before 6.7 would have
@@ -113,7 +113,8 @@ pub fn resident_bytes(pid: Pid, ranges: &[AddressRange]) -> Result<Vec<Option<By
     match scan(&pagemap, &sorted.ranges) {
         Ok(resident) => Ok(sorted.restore(resident.into_iter().map(Some))),
         Err(Errno::NOTTY | Errno::INVAL) => {
-            let resident = estimate(&vmas(pid)?, &sorted.ranges, &pagemap, PAGEMAP_BUDGET).map_err(failed)?;
+            let resident =
+                estimate(&mappings(pid)?, &sorted.ranges, &pagemap, PAGEMAP_BUDGET).map_err(failed)?;
             Ok(sorted.restore(resident))
         }
         Err(errno) => Err(failed(errno.into())),
@@ -235,18 +236,19 @@ fn add_regions(ranges: &[AddressRange], sizes: &mut [Bytes], regions: impl Itera
 /// The resident bytes of ascending ranges from the sizes of whole mappings, and from the page map (which has one 64-bit
 /// word a page) where a range is only a part of one.
 fn estimate(
-    vmas: &[Mapping],
+    mappings: &[Mapping],
     ranges: &[AddressRange],
     pagemap: &File,
     mut budget: u64,
 ) -> io::Result<Vec<Option<Bytes>>> {
     let mut resident = vec![Some(Bytes(0)); ranges.len()];
-    let resident_vmas = vmas.iter().filter_map(|vma| Some((vma, vma.rss.filter(|&rss| rss > Bytes(0))?)));
-    for (vma, rss) in resident_vmas {
-        let first = ranges.partition_point(|range| range.end <= vma.start);
+    let resident_mappings =
+        mappings.iter().filter_map(|mapping| Some((mapping, mapping.rss.filter(|&rss| rss > Bytes(0))?)));
+    for (mapping, rss) in resident_mappings {
+        let first = ranges.partition_point(|range| range.end <= mapping.start);
         for (range, size) in ranges[first..].iter().zip(&mut resident[first..]) {
-            let Some(part) = range.intersection(vma.range()) else { break };
-            let found = if part == vma.range() {
+            let Some(part) = range.intersection(mapping.range()) else { break };
+            let found = if part == mapping.range() {
                 Some(rss)
             } else {
                 present_bytes(pagemap, part, &mut budget)?.map(|bytes| bytes.min(rss))

@@ -58,15 +58,15 @@ mod tests {
             assert!(std::time::Instant::now() < deadline, "{pointers:?}");
             std::thread::yield_now();
         };
-        let vmas = residency::vmas(target.pid()).unwrap();
+        let mappings = residency::mappings(target.pid()).unwrap();
         let mut around: Vec<_> = pointers
             .iter()
-            .map(|sp| vmas.iter().position(|vma| vma.start <= *sp && *sp < vma.end).unwrap())
+            .map(|sp| mappings.iter().position(|mapping| mapping.start <= *sp && *sp < mapping.end).unwrap())
             .collect();
         around.sort_unstable();
         around.dedup();
         assert_eq!(around.len(), 4);
-        assert!(around.iter().any(|&index| vmas[index].name == "[stack]"));
+        assert!(around.iter().any(|&index| mappings[index].name == "[stack]"));
     }
 
     #[test]

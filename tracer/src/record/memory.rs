@@ -145,7 +145,9 @@ impl ResidentMemory {
     #[must_use]
     pub fn runtime(&self, managed: &ManagedHolders) -> Option<Runtime> {
         let seen = || {
-            self.latest.values().flat_map(|reading| Runtimes::of(&reading.vmas).iter().collect::<Vec<_>>())
+            self.latest
+                .values()
+                .flat_map(|reading| Runtimes::of(&reading.mappings).iter().collect::<Vec<_>>())
         };
         managed.runtimes().min().or_else(|| seen().min())
     }
@@ -155,10 +157,10 @@ impl ResidentMemory {
     pub fn shared_growth(&self) -> u64 {
         const NAMES: [&str; 3] = ["/memfd:", "/dev/shm/", "/SYSV"];
 
-        let is_shared = |vma: &&Mapping| NAMES.iter().any(|name| vma.is_named(name));
+        let is_shared = |mapping: &&Mapping| NAMES.iter().any(|name| mapping.is_named(name));
         let size = |readings: &BTreeMap<u16, Reading>| -> u64 {
-            let vmas = readings.values().flat_map(|reading| &reading.vmas);
-            vmas.filter(is_shared).filter_map(|vma| vma.rss).map(|size| size.0).sum()
+            let mappings = readings.values().flat_map(|reading| &reading.mappings);
+            mappings.filter(is_shared).filter_map(|mapping| mapping.rss).map(|size| size.0).sum()
         };
         size(&self.latest).saturating_sub(size(&self.before))
     }
@@ -166,8 +168,10 @@ impl ResidentMemory {
     /// The allocator that the targets use.
     #[must_use]
     pub fn allocator(&self) -> Option<&'static str> {
-        let vmas = self.latest.values().flat_map(|reading| &reading.vmas);
-        verdict::allocator_of(vmas.filter(|vma| vma.permissions.execute).filter_map(Mapping::file_name))
+        let mappings = self.latest.values().flat_map(|reading| &reading.mappings);
+        verdict::allocator_of(
+            mappings.filter(|mapping| mapping.permissions.execute).filter_map(Mapping::file_name),
+        )
     }
 }
 
@@ -207,7 +211,7 @@ fn split_of(readings: &BTreeMap<u16, Reading>, managed: &ManagedHolders, divisio
 #[derive(Debug)]
 struct Reading {
     rss: Bytes,
-    vmas: Vec<Mapping>,
+    mappings: Vec<Mapping>,
     stack_pointers: Vec<Address>,
     contents: Contents,
     tracked: Vec<(LiveRange, Bytes)>,
@@ -225,24 +229,24 @@ impl Reading {
         let mut rss_before = residency::rss(pid)?;
         let mut best: Option<(u64, Bytes, Vec<Mapping>)> = None;
         for _ in 0..Self::ATTEMPTS {
-            let vmas = residency::vmas(pid)?;
+            let mappings = residency::mappings(pid)?;
             let rss_after = residency::rss(pid)?;
-            let sum = Bytes(vmas.iter().filter_map(|vma| vma.rss).map(|size| size.0).sum());
+            let sum = Bytes(mappings.iter().filter_map(|mapping| mapping.rss).map(|size| size.0).sum());
             let rss = sum.clamp(rss_before.min(rss_after), rss_before.max(rss_after));
             let apart = rss.0.abs_diff(sum.0);
             if best.as_ref().is_none_or(|(least, ..)| apart < *least) {
-                best = Some((apart, rss, vmas));
+                best = Some((apart, rss, mappings));
             }
             if apart <= rss.0 / 256 {
                 break;
             }
             rss_before = rss_after;
         }
-        let (_, rss, vmas) = best.ok_or(ResidencyError::Gone(pid))?;
+        let (_, rss, mappings) = best.ok_or(ResidencyError::Gone(pid))?;
         let stack_pointers = threads::stack_pointers(pid);
-        let unclear = reconcile::unclear(&vmas, &Runtimes::of(&vmas), &stack_pointers);
-        let contents = Contents::of(pid, &vmas, &unclear)?;
-        Ok(Self { rss, vmas, stack_pointers, contents, tracked: Vec::new(), native: Bytes(0) })
+        let unclear = reconcile::unclear(&mappings, &Runtimes::of(&mappings), &stack_pointers);
+        let contents = Contents::of(pid, &mappings, &unclear)?;
+        Ok(Self { rss, mappings, stack_pointers, contents, tracked: Vec::new(), native: Bytes(0) })
     }
 
     /// What the parts are depends on what is known of the stacks by now.
@@ -253,9 +257,9 @@ impl Reading {
             resident,
         });
         use_it(&Evidence {
-            vmas: &self.vmas,
+            mappings: &self.mappings,
             rss: self.rss,
-            runtimes: &Runtimes::of(&self.vmas),
+            runtimes: &Runtimes::of(&self.mappings),
             tracked: &tracked.collect::<Vec<_>>(),
             stack_pointers: &self.stack_pointers,
             contents: &self.contents,

@@ -296,9 +296,9 @@ impl Kinds {
             known.push((live.range.start.0..live.range.end.0, kind));
         }
         let in_window: Vec<_> = known.iter().map(|(range, _)| range.clone()).collect();
-        for vma in vmas(process, when) {
-            let range = vma.0.start.0..vma.0.end.0;
-            known.extend(without(range, &in_window).into_iter().map(|range| (range, vma.1)));
+        for mapping in mappings(process, when) {
+            let range = mapping.0.start.0..mapping.0.end.0;
+            known.extend(without(range, &in_window).into_iter().map(|range| (range, mapping.1)));
         }
         known.sort_by_key(|(range, _)| range.start);
         Self { known }
@@ -328,22 +328,22 @@ impl Kinds {
 }
 
 /// Where files and heaps of runtimes are mapped. Looking for the latter takes time, so only at the end.
-fn vmas(process: &TracedProcess, when: When) -> Vec<(AddressRange, Option<Kind>)> {
+fn mappings(process: &TracedProcess, when: When) -> Vec<(AddressRange, Option<Kind>)> {
     let read = |when| match when {
-        When::Now => residency::vmas(process.target.pid()).ok(),
+        When::Now => residency::mappings(process.target.pid()).ok(),
         When::Affordable => None,
     };
-    let Some(vmas) = read(when) else {
+    let Some(mappings) = read(when) else {
         let initial = process.initial_mappings().unwrap_or_default();
         let files = initial.mappings.into_iter().filter(|(_, backing)| *backing == Backing::File);
         return files.map(|(range, _)| (range, None)).collect();
     };
-    let runtimes = Runtimes::of(&vmas);
-    let kind = |vma: &Mapping| match vma.backing() {
+    let runtimes = Runtimes::of(&mappings);
+    let kind = |mapping: &Mapping| match mapping.backing() {
         Backing::File => Some(None),
-        Backing::Anonymous => runtimes.of_vma(vma).map(|_| Some(Kind::Managed)),
+        Backing::Anonymous => runtimes.of_mapping(mapping).map(|_| Some(Kind::Managed)),
     };
-    vmas.iter().filter_map(|vma| Some((vma.range(), kind(vma)?))).collect()
+    mappings.iter().filter_map(|mapping| Some((mapping.range(), kind(mapping)?))).collect()
 }
 
 /// What is left of a range without others, which are sorted.

@@ -148,23 +148,24 @@ impl Arenas {
     }
 
     /// Finds them.
-    pub fn find(memory: &impl Memory, vmas: &[Mapping]) -> Option<Self> {
-        let first = vmas.iter().filter(|vma| may_have_main_arena(vma, vmas));
-        first.flat_map(|vma| tails_of_main_arena(memory, vma)).find_map(|tail| {
+    pub fn find(memory: &impl Memory, mappings: &[Mapping]) -> Option<Self> {
+        let first = mappings.iter().filter(|mapping| may_have_main_arena(mapping, mappings));
+        first.flat_map(|mapping| tails_of_main_arena(memory, mapping)).find_map(|tail| {
             LAYOUTS.iter().find_map(|layout| {
                 let at = Address(tail.0.checked_sub(8 * layout.top as u64)?);
-                Self::linked(memory, Arena::read(memory, at, *layout)?, vmas)
+                Self::linked(memory, Arena::read(memory, at, *layout)?, mappings)
             })
         })
     }
 
     /// Follows the ring of arenas.
-    fn linked(memory: &impl Memory, main: Arena, vmas: &[Mapping]) -> Option<Self> {
+    fn linked(memory: &impl Memory, main: Arena, mappings: &[Mapping]) -> Option<Self> {
         let (first, layout) = (main.at, main.layout);
         let mut found = Self { arenas: Vec::new(), heaps: Vec::new(), beginnings: Vec::new() };
         let top = Address(main.words[state::TOP]);
         // The kernel may show it as several mappings.
-        let heap = || vmas.iter().filter(|vma| vma.name == "[heap]").map(|vma| vma.range());
+        let heap =
+            || mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.range());
         let heap = AddressRange { start: heap().next()?.start, end: heap().next_back()?.end };
         if !(heap.start..heap.end).contains(&top) {
             return None;
@@ -238,23 +239,23 @@ fn beginning(first: Address, top: Address, end: Address) -> AddressRange {
 }
 
 /// Whether a mapping is the data of the C library, or of the program, which may contain it.
-fn may_have_main_arena(vma: &Mapping, vmas: &[Mapping]) -> bool {
+fn may_have_main_arena(mapping: &Mapping, mappings: &[Mapping]) -> bool {
     const MOST_DATA: u64 = 4 << 20;
 
     let is_libc =
-        vma.file_name().is_some_and(|file| file.starts_with("libc.so") || file.starts_with("libc-"));
-    let is_program = vmas.first().is_some_and(|first| first.name == vma.name);
-    vma.backing() == Backing::File
-        && !vma.permissions.execute
-        && vma.rss > Some(Bytes(0))
-        && vma.len() <= MOST_DATA
+        mapping.file_name().is_some_and(|file| file.starts_with("libc.so") || file.starts_with("libc-"));
+    let is_program = mappings.first().is_some_and(|first| first.name == mapping.name);
+    mapping.backing() == Backing::File
+        && !mapping.permissions.execute
+        && mapping.rss > Some(Bytes(0))
+        && mapping.len() <= MOST_DATA
         && (is_libc || is_program)
 }
 
 /// Where `top` of `main_arena` may be in a mapping. What is before and behind the lists can look like more of them.
-fn tails_of_main_arena(memory: &impl Memory, vma: &Mapping) -> Vec<Address> {
-    let words = words_of(memory, vma.range()).unwrap_or_default();
-    let places = words.windows(state::WORDS).zip((vma.start.0..).step_by(8));
+fn tails_of_main_arena(memory: &impl Memory, mapping: &Mapping) -> Vec<Address> {
+    let words = words_of(memory, mapping.range()).unwrap_or_default();
+    let places = words.windows(state::WORDS).zip((mapping.start.0..).step_by(8));
     places.filter(|(words, at)| is_tail_of_main_arena(words, *at)).map(|(_, at)| Address(at)).collect()
 }
 

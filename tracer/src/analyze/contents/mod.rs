@@ -80,17 +80,17 @@ impl Contents {
     ///
     /// # Errors
     /// What the kernel reports when the process has exited.
-    pub fn of(pid: Pid, vmas: &[Mapping], unclear: &[AddressRange]) -> Result<Self, ResidencyError> {
+    pub fn of(pid: Pid, mappings: &[Mapping], unclear: &[AddressRange]) -> Result<Self, ResidencyError> {
         let Ok(memory) = ProcessMemory::open(pid) else { return Ok(Self::default()) };
         // What was swapped out would be brought back.
         let is_swapped = residency::swapped(pid)? > Bytes(0);
-        let arenas = if is_swapped { None } else { Arenas::find(&memory, vmas) };
+        let arenas = if is_swapped { None } else { Arenas::find(&memory, mappings) };
         let is_heap = |range: AddressRange| {
             arenas.iter().flat_map(Arenas::heaps).any(|heap| heap.intersection(range).is_some())
         };
         let unclear: Vec<_> = unclear.iter().copied().filter(|range| !is_heap(*range)).collect();
         let present = residency::present(pid, &unclear)?;
-        let found = pieces(&memory, &present, &unclear, &Runtimes::of(vmas));
+        let found = pieces(&memory, &present, &unclear, &Runtimes::of(mappings));
         let ranges: Vec<_> = found.iter().map(|&(range, _)| range).collect();
         let resident = residency::resident_bytes(pid, &ranges)?;
         let piece =

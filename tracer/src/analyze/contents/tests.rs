@@ -10,9 +10,9 @@ use super::*;
 
 impl Contents {
     fn of_target(target: &Target) -> Self {
-        let vmas = residency::vmas(target.pid()).unwrap();
-        let unclear = reconcile::unclear(&vmas, &Runtimes::of(&vmas), &[]);
-        Self::of(target.pid(), &vmas, &unclear).unwrap()
+        let mappings = residency::mappings(target.pid()).unwrap();
+        let unclear = reconcile::unclear(&mappings, &Runtimes::of(&mappings), &[]);
+        Self::of(target.pid(), &mappings, &unclear).unwrap()
     }
 }
 
@@ -281,11 +281,11 @@ proptest! {
     fn nonsense_is_survived(words in nonsense()) {
         let memory = Words::new(0x10_0000, &words);
         let mapping = range(0x10_0000, 0x4000);
-        let vmas = libc_and_heap(mapping);
+        let mappings = libc_and_heap(mapping);
         let python = Runtimes::of(&[Mapping::made_up(mapping, "r-xp", "/bin/python3")]);
         let found = pieces(&memory, &[mapping], &[mapping], &python);
         prop_assert!(found.iter().all(|(piece, _)| piece.start >= mapping.start && piece.end <= mapping.end));
-        if let Some(arenas) = Arenas::find(&memory, &vmas) {
+        if let Some(arenas) = Arenas::find(&memory, &mappings) {
             let _ = arenas.free(&memory);
         }
         prop_assert!(memory.reads.get() < 1 << 20);

@@ -11,8 +11,8 @@ impl Target {
         let scanned = resident_bytes(self.pid(), ranges).unwrap();
         let pagemap = File::open(proc_file(self.pid(), "pagemap")).unwrap();
         let sorted = Sorted::new(ranges);
-        let vmas = vmas(self.pid()).unwrap();
-        let estimated = estimate(&vmas, &sorted.ranges, &pagemap, PAGEMAP_BUDGET).unwrap();
+        let mappings = mappings(self.pid()).unwrap();
+        let estimated = estimate(&mappings, &sorted.ranges, &pagemap, PAGEMAP_BUDGET).unwrap();
         assert_eq!(sorted.restore(estimated), scanned);
         scanned.into_iter().map(|bytes| bytes.unwrap().0).collect()
     }
@@ -135,7 +135,7 @@ fn a_large_part_of_a_mapping_is_not_read_page_by_page() {
         target.map("answer = mmap(1 << 40, flags=0x4022); madvise(answer, 1 << 40, 15); write(answer, 3)");
     let pagemap = File::open(proc_file(target.pid(), "pagemap")).unwrap();
     let ranges = [sized(at, 4096), sized(at + 4096, 1 << 39)];
-    let estimated = estimate(&vmas(target.pid()).unwrap(), &ranges, &pagemap, PAGEMAP_BUDGET).unwrap();
+    let estimated = estimate(&mappings(target.pid()).unwrap(), &ranges, &pagemap, PAGEMAP_BUDGET).unwrap();
     assert_eq!(estimated, [Some(Bytes(4096)), None]);
     // The newer call knows.
     assert_eq!(resident_bytes(target.pid(), &ranges).unwrap(), [Some(Bytes(4096)), Some(Bytes(8192))]);
@@ -150,8 +150,8 @@ fn rss_follows_what_is_touched_and_agrees_with_the_mappings() {
     let after = rss(target.pid()).unwrap().0;
     let grown = after - before;
     assert!((32 * MEBIBYTE..34 * MEBIBYTE).contains(&grown), "{grown}");
-    let vmas = vmas(target.pid()).unwrap();
-    let sum: u64 = vmas.iter().filter_map(|vma| vma.rss).map(|size| size.0).sum();
+    let mappings = mappings(target.pid()).unwrap();
+    let sum: u64 = mappings.iter().filter_map(|mapping| mapping.rss).map(|size| size.0).sum();
     // Per-CPU counters before Linux 6.17.
     assert!(sum.abs_diff(after) < MEBIBYTE, "{sum} {after}");
 }
@@ -170,7 +170,7 @@ fn a_process_that_is_gone_is_an_error_value() {
     assert!(waited.is_ok());
     let gone = |pid| {
         assert!(matches!(rss(pid), Err(ResidencyError::Gone(_))));
-        assert!(matches!(vmas(pid), Err(ResidencyError::Gone(_))));
+        assert!(matches!(mappings(pid), Err(ResidencyError::Gone(_))));
         let resident = resident_bytes(pid, &[sized(at, MEBIBYTE)]);
         assert!(matches!(resident, Err(ResidencyError::Gone(_))), "{resident:?}");
     };
