@@ -39,7 +39,7 @@ use tracer_ebpf::{
 use self::extents::Extents;
 use crate::{
     model::{Address, AddressRange, Kind},
-    target::Backing,
+    target::{Backing, Mapping},
 };
 
 /// The size of a page on x86_64.
@@ -65,24 +65,13 @@ pub struct InitialMappings {
 }
 
 impl InitialMappings {
-    /// Takes them from `/proc/PID/maps`. `heap_start` is where the heap begins while it is empty (`start_brk` in
-    /// `/proc/PID/stat`).
+    /// Those of a process that has these mapped. Where an empty heap begins is not among them.
     #[must_use]
-    pub fn from_maps(maps: &procfs::process::MemoryMaps, heap_start: Option<Address>) -> Self {
-        use procfs::process::MMapPath;
-
-        let range = |(start, end)| AddressRange { start: Address(start), end: Address(end) };
-        let backing = |path: &MMapPath| match path {
-            // How the kernel shows MAP_SHARED | MAP_ANONYMOUS.
-            MMapPath::Path(path) if path.as_os_str() == "/dev/zero (deleted)" => Backing::Anonymous,
-            MMapPath::Path(_) | MMapPath::Vsys(_) => Backing::File,
-            _ => Backing::Anonymous,
-        };
-        let heap_end =
-            maps.0.iter().filter(|map| map.pathname == MMapPath::Heap).map(|map| map.address.1).max();
+    pub fn of(mappings: &[Mapping]) -> Self {
+        let heap = mappings.iter().filter(|mapping| mapping.name == "[heap]");
         Self {
-            mappings: maps.0.iter().map(|map| (range(map.address), backing(&map.pathname))).collect(),
-            program_break: heap_end.map(Address).or(heap_start),
+            mappings: mappings.iter().map(|mapping| (mapping.range(), mapping.backing())).collect(),
+            program_break: heap.map(|mapping| mapping.end).max(),
         }
     }
 }

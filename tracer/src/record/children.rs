@@ -19,7 +19,7 @@ use super::{
     process::{Probed, TracedProcess},
 };
 use crate::{
-    analyze::mappings::MappingAccount,
+    analyze::mappings::{InitialMappings, MappingAccount},
     attach::Capture,
     drain::Change,
     model::{NotProbed, Pid, Process, ProcessEnd},
@@ -189,9 +189,9 @@ impl Family<'_> {
     fn introduce(&mut self, index: u16, target: Option<&Target>) {
         let Some(target) = target else { return };
         self.worker.add_process(index, target.pid());
-        match TracedProcess::mapped_by(target) {
-            Ok(initial) => self.mappings.add_process(index, initial),
-            Err(error) => log::debug!("cannot read the mappings of {}: {error:#}", target.comm()),
+        match target.mappings() {
+            Ok(mappings) => self.mappings.add_process(index, InitialMappings::of(&mappings)),
+            Err(error) => log::debug!("cannot read the mappings of {}: {error}", target.comm()),
         }
     }
 

@@ -234,21 +234,8 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone.
     pub fn initial_mappings(&self) -> Result<InitialMappings> {
-        Self::mapped_by(&self.target).with_context(|| self.unreadable())
-    }
-
-    /// What a process has mapped now.
-    ///
-    /// # Errors
-    /// When the process is gone.
-    pub fn mapped_by(target: &Target) -> Result<InitialMappings> {
-        let mappings = target.mappings()?;
-        let heap_end =
-            mappings.iter().filter(|mapping| mapping.name == "[heap]").map(|mapping| mapping.end).max();
-        Ok(InitialMappings {
-            mappings: mappings.iter().map(|mapping| (mapping.range(), mapping.backing())).collect(),
-            program_break: heap_end,
-        })
+        let mappings = self.target.mappings().with_context(|| self.unreadable())?;
+        Ok(InitialMappings::of(&mappings))
     }
 
     /// Why its mappings cannot be read.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::super::python_child::Target;
 use super::*;
+use crate::target::parse_maps;
 
 const ANONYMOUS: u64 = 0x22;
 const FILE: u64 = 0x2;
@@ -410,14 +411,11 @@ fn processes_do_not_mix() {
 
 #[test]
 fn initial_mappings_come_from_proc_maps() {
-    use procfs::FromRead;
-
     let text = b"00400000-00401000 r-xp 00000000 08:01 12 /usr/bin/cat\n\
         01000000-01021000 rw-p 00000000 00:00 0 [heap]\n\
         7f0000000000-7f0000001000 rw-s 00000000 00:01 1025 /dev/zero (deleted)\n\
         7f0000002000-7f0000003000 rw-p 00000000 00:00 0 \n";
-    let maps = procfs::process::MemoryMaps::from_read(&text[..]).unwrap();
-    let initial = InitialMappings::from_maps(&maps, Some(Address(1)));
+    let initial = InitialMappings::of(&parse_maps(text));
     let backings: Vec<_> = initial.mappings.iter().map(|&(_, backing)| backing).collect();
     use Backing::{Anonymous, File};
     assert_eq!(backings, [File, Anonymous, Anonymous, Anonymous]);
@@ -427,10 +425,9 @@ fn initial_mappings_come_from_proc_maps() {
 
 #[test]
 fn our_own_maps_can_be_taken() {
-    let me = procfs::process::Process::myself().unwrap();
-    let start_brk = me.stat().unwrap().start_brk.map(Address);
-    let initial = InitialMappings::from_maps(&me.maps().unwrap(), start_brk);
-    let here = Address(&raw const start_brk as u64);
+    let maps = std::fs::read("/proc/self/maps").unwrap();
+    let initial = InitialMappings::of(&parse_maps(&maps));
+    let here = Address(&raw const maps as u64);
     let around = |&(range, backing): &(AddressRange, Backing)| {
         range.start <= here && here < range.end && backing == Backing::Anonymous
     };
@@ -856,12 +853,11 @@ proptest! {
             }
             account.apply(&exit(call, args, result, index as u32));
 
-            let maps = procfs::process::Process::new(target.pid().0 as i32).unwrap().maps().unwrap();
-            let mapped = InitialMappings::from_maps(&maps, None).mappings.into_iter().map(|(range, _)| range);
-            let mapped: Vec<_> = mapped.filter_map(|range| range.intersection(arena)).collect();
+            let maps = std::fs::read(format!("/proc/{}/maps", target.pid())).unwrap();
+            let mapped = parse_maps(&maps).into_iter().filter_map(|mapping| mapping.range().intersection(arena));
             let known = account.spaces[&0].extents.within(arena).into_iter().map(|(range, _)| range);
             prop_assert_eq!(
-                page_set(known), page_set(mapped.into_iter()),
+                page_set(known), page_set(mapped),
                 "{:?} {:#x?} = {:#x}", call, args, result
             );
         }
