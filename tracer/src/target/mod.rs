@@ -9,6 +9,7 @@ mod error;
 pub mod launch;
 mod mapping;
 mod object;
+mod root;
 mod status;
 
 use std::ffi::OsString;
@@ -16,10 +17,10 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat, readlinkat};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 
@@ -30,6 +31,8 @@ pub use error::TargetError;
 pub(crate) use mapping::kibibytes;
 pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps, read_smaps};
 pub use object::{Object, Objects, Segment, Unopened};
+use root::Root;
+pub(crate) use root::open_regular;
 use status::{Stat, Status};
 
 /// A running process, held so that its pid cannot come to mean another one.
@@ -41,8 +44,10 @@ pub struct Target {
     comm: String,
     exe: Option<PathBuf>,
     command: Vec<String>,
+    user: u32,
     /// `/proc/PID`.
     proc: OwnedFd,
+    root: Option<Root>,
     /// Readable once the process has exited.
     pidfd: OwnedFd,
 }
@@ -92,6 +97,9 @@ impl Target {
         if exe.is_some() && is_32_bit(&proc).map_err(|source| TargetError::program(pid, source))? {
             return Err(TargetError::ThirtyTwoBit { pid, comm });
         }
+        let root = Root::of(&proc)
+            .inspect_err(|error| log::debug!("cannot open the root directory of {pid}: {error}"));
+        let user = fstat(&proc).map_err(io("learn its user"))?.st_uid;
         let command = read(&proc, "cmdline").map_err(io("read its command line"))?;
         Ok(Self {
             pid,
@@ -100,7 +108,9 @@ impl Target {
             comm,
             exe,
             command: split_command_line(&command),
+            user,
             proc,
+            root: root.ok(),
             pidfd,
         })
     }
@@ -124,10 +134,26 @@ impl Target {
         self.namespace_pids.last().map_or(self.pid, |&pid| Pid(pid))
     }
 
-    /// The root directory of the process, through which paths that it names can be opened.
+    /// Its effective user; root if it is not dumpable (`PR_SET_DUMPABLE`).
     #[must_use]
-    pub fn root(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root", self.pid))
+    pub const fn user(&self) -> u32 {
+        self.user
+    }
+
+    /// Opens a regular file as the process would find it at `path`: symbolic links cannot lead out of its root. That
+    /// stays reachable when the process has exited.
+    ///
+    /// # Errors
+    /// When there is none, or it may not be read.
+    pub fn open_in_root(&self, path: &Path, flags: OFlags) -> io::Result<File> {
+        let root = self.root.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        open_regular(&root.locate(path, flags)?)
+    }
+
+    /// How the process itself names a file that its mappings show under this path.
+    #[must_use]
+    pub fn own_path(&self, shown: &Path) -> PathBuf {
+        self.root.as_ref().map_or_else(|| shown.to_owned(), |root| root.own_path(shown))
     }
 
     /// The kernel's name for the process, at most 15 bytes.
@@ -162,7 +188,7 @@ impl Target {
     /// # Errors
     /// As [`Target::mappings`]. Files that cannot be opened are no error; they are listed with the reason.
     pub fn objects(&self) -> io::Result<Objects> {
-        Ok(object::open_all(&self.proc, &self.mappings()?, |_| true))
+        self.objects_where(|_| true)
     }
 
     /// As [`Target::objects`], but leaves alone the files for which `wanted` is false.
@@ -170,7 +196,7 @@ impl Target {
     /// # Errors
     /// As [`Target::mappings`].
     pub fn objects_where(&self, wanted: impl FnMut(FileId) -> bool) -> io::Result<Objects> {
-        Ok(object::open_all(&self.proc, &self.mappings()?, wanted))
+        Ok(object::open_all(&self.proc, self.root.as_ref(), &self.mappings()?, wanted))
     }
 
     /// Reads a whole file of the process' directory in `/proc`.

@@ -2,20 +2,20 @@
 //! was deleted or replaced since, and one of another mount namespace.
 //!
 //! The kernel's own link to the mapped file, `/proc/PID/map_files/START-END`, is exactly that, and needs
-//! `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`. Without them the path is opened under `/proc/PID/root` and compared
-//! with what `maps` says.
+//! `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`. Without them the path is opened in the root directory of the process and
+//! compared with what `maps` says.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, statat};
+use rustix::fs::{Mode, OFlags, Stat, fstat, major, minor, openat};
 use rustix::io::Errno;
 
+use super::root::{LOCATE, Root, is_regular, reopen};
 use super::{Device, FileId, Mapping};
 use crate::model::Address;
 
@@ -127,6 +127,7 @@ pub struct Unopened {
 /// Opens each file that has an executable mapping and for which `wanted` is true.
 pub(super) fn open_all(
     proc: &OwnedFd,
+    root: Option<&Root>,
     mappings: &[Mapping],
     mut wanted: impl FnMut(FileId) -> bool,
 ) -> Objects {
@@ -134,7 +135,7 @@ pub(super) fn open_all(
     for (id, segments) in executable_files(mappings) {
         let (Some(first), true) = (segments.first(), wanted(id)) else { continue };
         let path = PathBuf::from(&first.name);
-        match open_mapped(proc, first, &path) {
+        match open_mapped(proc, root, first) {
             Ok(Some((file, deleted))) => objects.opened.push(Object {
                 id,
                 path,
@@ -166,32 +167,37 @@ fn executable_files(mappings: &[Mapping]) -> Vec<(FileId, Vec<&Mapping>)> {
 }
 
 /// The mapped file and whether it is deleted; `None` when it is no ELF file.
-fn open_mapped(proc: &OwnedFd, mapping: &Mapping, path: &Path) -> Result<Option<(File, bool)>, Errno> {
+fn open_mapped(
+    proc: &OwnedFd,
+    root: Option<&Root>,
+    mapping: &Mapping,
+) -> Result<Option<(File, bool)>, Errno> {
     let link = format!("map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
-    let opened = match open_regular(proc, Path::new(&link)) {
-        // No right to use the link, or the mapping has changed since.
-        Err(Errno::PERM | Errno::ACCESS | Errno::NOENT) => open_by_path(proc, mapping, path)?,
-        // Another file has been mapped at the same addresses.
-        Ok(Some((_, stat))) if stat.st_ino != mapping.inode => open_by_path(proc, mapping, path)?,
+    let linked = openat(proc, link, LOCATE, Mode::empty());
+    let opened = match linked.and_then(|linked| open_if_mapped(&linked, mapping)) {
+        // No right to use the link, or the mapping has changed since, maybe to one of another file.
+        Err(Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::STALE) => open_by_path(root, mapping)?,
         opened => opened?,
     };
     Ok(opened.filter(|(file, _)| is_elf(file)).map(|(file, stat)| (file, stat.st_nlink == 0)))
 }
 
 /// Opens the path that the process names, in its own root directory, if it still is the mapped file.
-pub(super) fn open_by_path(
-    proc: &OwnedFd,
-    mapping: &Mapping,
-    path: &Path,
-) -> Result<Option<(File, Stat)>, Errno> {
-    // `maps` names files by their full path, so what follows `root` holds no link that could lead out of it.
-    let mut in_root = OsString::from("root");
-    in_root.push(path);
-    let opened = open_regular(proc, Path::new(&in_root))?;
-    if opened.as_ref().is_some_and(|(_, stat)| !is_mapped_by(stat, mapping)) {
+pub(super) fn open_by_path(root: Option<&Root>, mapping: &Mapping) -> Result<Option<(File, Stat)>, Errno> {
+    let (root, path) = root.zip(mapping.path()).ok_or(Errno::NOENT)?;
+    open_if_mapped(&root.locate(&root.own_path(path), OFlags::empty())?, mapping)
+}
+
+/// Opens what was located if it is the mapped file; `None` when that is not a regular one. A device can be mapped too.
+fn open_if_mapped(located: &OwnedFd, mapping: &Mapping) -> Result<Option<(File, Stat)>, Errno> {
+    let stat = fstat(located)?;
+    if !is_mapped_by(&stat, mapping) {
         return Err(Errno::STALE);
     }
-    Ok(opened)
+    if !is_regular(&stat) {
+        return Ok(None);
+    }
+    Ok(Some((reopen(located)?, stat)))
 }
 
 fn is_mapped_by(stat: &Stat, mapping: &Mapping) -> bool {
@@ -199,17 +205,6 @@ fn is_mapped_by(stat: &Stat, mapping: &Mapping) -> bool {
     // number is the same in both, and a file that replaced the mapped one has another.
     let device = Device { major: major(stat.st_dev), minor: minor(stat.st_dev) };
     stat.st_ino == mapping.inode && (device == mapping.device || device.major == 0)
-}
-
-/// Opens a regular file; `None` when it is something else: a device can be mapped too, and opening one can have effects.
-fn open_regular(proc: &OwnedFd, path: &Path) -> Result<Option<(File, Stat)>, Errno> {
-    let stat = statat(proc, path, AtFlags::empty())?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Ok(None);
-    }
-    let file = openat(proc, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
-    let stat = fstat(&file)?;
-    Ok(Some((file.into(), stat)))
 }
 
 fn is_elf(file: &File) -> bool {

@@ -208,7 +208,7 @@ fn processes_in_namespaces_of_their_own_are_opened() {
     assert_eq!(std::fs::read(object.uprobe_path()).expect("the link leads to the file"), cat);
     let mapping = target.mappings().expect("they can be listed");
     let mapping = mapping.iter().find(|mapping| mapping.path() == Some(&*program)).expect("it is mapped");
-    assert!(object::open_by_path(&target.proc, mapping, &program).is_ok_and(|opened| opened.is_some()));
+    assert!(object::open_by_path(target.root.as_ref(), mapping).is_ok_and(|opened| opened.is_some()));
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn deleted_and_replaced_programs_are_still_opened() {
         let mapping = target.mappings().expect("they can be listed");
         let mapping = mapping.iter().find(|mapping| mapping.path() == Some(&*program)).expect("it is mapped");
         let expected = if replaced { Errno::STALE } else { Errno::NOENT };
-        let opened = object::open_by_path(&target.proc, mapping, &program);
+        let opened = object::open_by_path(target.root.as_ref(), mapping);
         assert_eq!(opened.expect_err("it is not the mapped file"), expected);
     }
 }
