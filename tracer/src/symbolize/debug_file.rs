@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use object::{Object, ReadCache};
 
-use super::process::{self, Process};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use crate::target::{Target, open_regular};
 
 /// The directory of debug files, in the target's root and in the tracer's own.
 const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
@@ -21,10 +23,10 @@ pub(super) struct DebugLinks {
 }
 
 /// The debug file of the object at `path`, verified to belong to it. The target's own root is looked into first.
-pub(super) fn find(path: &Path, links: &DebugLinks, process: &Process) -> Option<File> {
+pub(super) fn find(path: &Path, links: &DebugLinks, target: Option<&Target>) -> Option<File> {
     candidates(path, links).into_iter().find_map(|candidate| {
-        let below_target = process.open_in_root(&candidate);
-        [below_target, process::open_on_host(&candidate)].into_iter().flatten().find(|file| {
+        let below_target = target.and_then(|target| target.open_in_root(&candidate, OFlags::empty()).ok());
+        [below_target, open_on_host(&candidate)].into_iter().flatten().find(|file| {
             let fits = belongs(file, links).unwrap_or_else(|error| {
                 log::debug!("cannot read debug file {}: {error}", candidate.display());
                 false
@@ -33,6 +35,11 @@ pub(super) fn find(path: &Path, links: &DebugLinks, process: &Process) -> Option
             fits
         })
     })
+}
+
+fn open_on_host(path: &Path) -> Option<File> {
+    let located = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    open_regular(&located).ok()
 }
 
 /// Where to look, as `gdb` does: by build id, then by the link's name beside the object, in `.debug` beside it, and

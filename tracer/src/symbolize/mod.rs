@@ -3,13 +3,12 @@
 //! # Files, not the process
 //! A target can exit, unload a library, or replace its files at any moment, and its pid can be given to another
 //! process. blazesym's own process source reads `/proc/PID` anew for each request, so a stack of a process that is
-//! gone cannot be named. Here the *files* of the executable mappings are opened when a mapping is first seen (through
-//! `/proc/PID/map_files`, which works for deleted files and in any mount namespace) and kept open; an address becomes
-//! a file offset, that an address as the file states it (svma), and blazesym is asked about the file alone.
+//! gone cannot be named. Here the *files* of the executable mappings are kept open, as `target` opened them when they were first
+//! seen; an address becomes a file offset, that an address as the file states it (svma), and blazesym is asked about the file
+//! alone.
 //!
-//! Which file was mapped where is not asked when a stack is named, but was written down when the kernel was told ([`CodeView`]):
-//! a stack is named by the list of mappings that it was walked by. (A symbolizer by itself, without such lists, reads the
-//! mappings, and remembers what has been unmapped until something else is mapped over it.)
+//! Which file was mapped where is not asked when a stack is named, but was written down when the kernel was given it ([`CodeView`]):
+//! a stack is named by the list of mappings that it was walked by, and not at all where there is none.
 //!
 //! # Never a guess
 //! Each source of names is bounded by what it claims to cover: debug information by its ranges, symbols by their size,
@@ -21,11 +20,9 @@
 mod debug_file;
 mod demangle;
 mod exports;
-mod mappings;
 mod object_file;
 mod perf_map;
 mod pool;
-mod process;
 mod view;
 mod worker;
 
@@ -36,67 +33,40 @@ pub use self::view::CodeView;
 pub use self::worker::{Names, Worker};
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
-use std::ops::Range;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use self::mappings::{AddressSpace, FileId, Mapping, Region};
 use self::object_file::{Function, ObjectFile};
 use self::perf_map::PerfMap;
 use self::pool::FramePool;
-use self::process::Process;
-use self::view::Views;
+use self::view::{Region, Views};
 use crate::drain::WalkedCode;
 use crate::model::{Address, Frame, Pid};
+use crate::target::{FileId, Mapping, Object, Target};
 
 /// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names; stacks share them.
 const CACHED_FRAMES: usize = 32 << 10;
 
-/// Regions that are no longer mapped and still remembered, before all of them are forgotten.
-const REMEMBERED_REGIONS: usize = 4096;
-
-/// An address that is nowhere mapped may belong to a library loaded just now, but broken stacks are full of such
-/// addresses: reading the mappings again for their sake takes at most one part in this many of the time.
-const REREAD_SHARE: u32 = 20;
+/// The largest vDSO that is believed; real ones are 8 to 16 KiB.
+const VDSO_LIMIT: u64 = 1 << 20;
 
 /// Names the code of one traced process. See the [module's documentation](self).
 ///
 /// Not `Send`, as blazesym is not: it lives on the thread that made it.
-pub struct Symbolizer {
-    process: Option<Rc<Process>>,
-    space: AddressSpace<Rc<Module>>,
+struct Symbolizer {
+    /// None of a process that was gone before it was looked at: its files name its stacks.
+    target: Option<Rc<Target>>,
     views: Views<Rc<Module>>,
     modules_opened: u64,
-    modules: HashMap<(Option<FileId>, PathBuf), Rc<Module>>,
+    modules: HashMap<(Option<FileId>, OsString), Rc<Module>>,
     perf_map: PerfMap,
     frames: FrameCache,
     pool: FramePool,
-    read: MappingsRead,
-}
-
-/// When the mappings were last read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MappingsRead {
-    /// Not since they changed.
-    No,
-    /// Then, and it took that long.
-    At(Instant, Duration),
-}
-
-/// Code that the target has, or had, mapped: what other stages and reports want to know of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MappedModule<'a> {
-    /// Where it is mapped.
-    pub range: Range<Address>,
-    /// Offset in the file of the first byte of `range`.
-    pub file_offset: u64,
-    /// Its path below the target's root, or the mapping's name; empty for anonymous memory.
-    pub path: &'a Path,
-    /// Its build id, in hex.
-    pub build_id: Option<&'a str>,
 }
 
 /// What a mapping shows.
@@ -104,7 +74,6 @@ struct Module {
     /// Unlike any other's of this symbolizer, past ones included.
     number: u64,
     name: String,
-    path: PathBuf,
     build_id: Option<String>,
     /// Whether it shows a file, so that offsets into it mean something.
     is_file: bool,
@@ -112,60 +81,37 @@ struct Module {
 }
 
 impl Symbolizer {
-    /// A symbolizer for process `pid`, which it identifies now and reads only when there is something to name.
-    /// It can do nothing for a process that does not exist.
-    #[must_use]
-    pub fn new(pid: Pid) -> Self {
-        let process = Process::open(pid);
+    /// A symbolizer for process `pid`, which it identifies now.
+    fn new(pid: Pid) -> Self {
         Self {
-            process: process
-                .inspect_err(|error| log::debug!("cannot open process {pid}: {error}"))
-                .ok()
-                .map(Rc::new),
-            space: AddressSpace::default(),
+            target: open(pid),
             views: Views::default(),
             modules_opened: 0,
             modules: HashMap::new(),
             perf_map: PerfMap::default(),
             frames: FrameCache::default(),
             pool: FramePool::default(),
-            read: MappingsRead::No,
         }
     }
 
     /// A symbolizer for a child of the process, which has the same code. When the child is gone already its stacks are those of its
     /// parent's code.
-    #[must_use]
-    pub fn fork(&self, child: Pid) -> Self {
-        let process = Process::open(child).ok().map(Rc::new);
+    fn fork(&self, child: Pid) -> Self {
         Self {
-            process: process.or_else(|| self.process.clone()),
-            space: self.space.clone(),
+            target: open(child).or_else(|| self.target.clone()),
             views: self.views.clone(),
             modules_opened: self.modules_opened,
             modules: self.modules.clone(),
             perf_map: PerfMap::default(),
             frames: FrameCache::default(),
-            read: self.read,
             pool: FramePool::default(),
         }
     }
 
-    /// The frames of one stack of return addresses, leaf first: for each address the functions inlined there,
-    /// innermost first, then the function they are in. What cannot be named is a frame with module and offset, or
-    /// with nothing but its address.
-    pub fn symbolize(&mut self, addresses: &[Address]) -> Vec<Arc<Frame>> {
-        self.read_mappings(addresses);
-        let regions: Vec<_> =
-            addresses.iter().map(|&address| self.space.find(call(address)).cloned()).collect();
-        self.name(addresses, &regions)
-    }
-
-    /// As [`Symbolizer::symbolize`], by what was mapped when the stack was walked.
-    pub fn symbolize_walked(&mut self, addresses: &[Address], walked: WalkedCode) -> Vec<Arc<Frame>> {
-        if self.views.is_empty() {
-            return self.symbolize(addresses);
-        }
+    /// The frames of one stack of return addresses, leaf first, by what was mapped when it was walked: for each address the
+    /// functions inlined there, innermost first, then the function they are in. What cannot be named is a frame with
+    /// module and offset, or with nothing but its address.
+    fn symbolize(&mut self, addresses: &[Address], walked: WalkedCode) -> Vec<Arc<Frame>> {
         let last = addresses.len().saturating_sub(1);
         let find = |(index, &address)| {
             self.views.find(call(address), walked, walked.last_is_unknown && index == last)
@@ -175,17 +121,10 @@ impl Symbolizer {
     }
 
     /// From now on stacks can come that were walked by this.
-    pub fn add_code(&mut self, view: &CodeView) {
-        let mut space = AddressSpace::default();
-        for mapping in &view.code {
-            let object = mapping.file_id().and_then(|id| view.objects.iter().find(|object| object.id == id));
-            // Opened anew: whoever reads through the other descriptor is not disturbed.
-            let file = object.and_then(|object| File::open(object.uprobe_path()).ok());
-            let mapping = Mapping::from(mapping);
-            let Some(module) = self.module(&mapping, file) else { return };
-            space.map(&mapping, module);
-        }
-        self.views.push(view, space);
+    fn add_code(&mut self, view: &CodeView) {
+        let region = |mapping| Region::new(mapping, self.module(mapping, view.object(mapping)));
+        let regions = view.code.iter().map(region).collect();
+        self.views.push(view, regions);
         self.modules.retain(|_, module| Rc::strong_count(module) > 1);
     }
 
@@ -200,21 +139,6 @@ impl Symbolizer {
         frames
     }
 
-    /// The target has mapped or unmapped code: what was derived from mappings that are replaced is not used any more.
-    pub fn mappings_changed(&mut self) {
-        self.read = MappingsRead::No;
-    }
-
-    /// Every executable mapping, by address; those that are gone included, unless something else is there now.
-    pub fn modules(&self) -> impl Iterator<Item = MappedModule<'_>> {
-        self.space.iter().map(|(range, region)| MappedModule {
-            file_offset: region.file_offset(range.start),
-            range: Address(range.start)..Address(range.end),
-            path: &region.module.path,
-            build_id: region.module.build_id.as_deref(),
-        })
-    }
-
     fn look_up(
         &mut self,
         address: Address,
@@ -222,9 +146,9 @@ impl Symbolizer {
         perf_map_is_current: &mut bool,
     ) -> Rc<[Arc<Frame>]> {
         let mut frame = Frame { ip: address, ..Frame::default() };
-        let Some(process) = self.process.as_ref().filter(|_| address.0 > 0) else {
+        if address.0 == 0 {
             return Rc::new([self.pool.share(frame)]);
-        };
+        }
         let call = call(address);
         if let Some(region) = region {
             let key = (address, region.module.number, region.file_offset(call));
@@ -232,7 +156,7 @@ impl Symbolizer {
                 return frames;
             }
             frame = region.module.frame(frame, region, call);
-            let functions = region.module.functions(region, call, process);
+            let functions = region.module.functions(region, call, self.target.as_deref());
             if !functions.is_empty() {
                 let named = functions.into_iter().map(|function| self.pool.share(name(&frame, function)));
                 let frames: Rc<[Arc<Frame>]> = named.collect();
@@ -241,8 +165,10 @@ impl Symbolizer {
             }
         }
         // From here on nothing is kept: the runtime can put other code there without mapping anything.
-        if !std::mem::replace(perf_map_is_current, true) {
-            self.perf_map.update(process);
+        if let Some(target) = &self.target
+            && !std::mem::replace(perf_map_is_current, true)
+        {
+            self.perf_map.update(target);
         }
         if let Some(name) = self.perf_map.find(call) {
             frame.function = Some(name.to_owned());
@@ -251,96 +177,58 @@ impl Symbolizer {
         Rc::new([self.pool.share(frame)])
     }
 
-    /// Makes the mappings current, if they have changed or do not cover `addresses`.
-    fn read_mappings(&mut self, addresses: &[Address]) {
-        let Some(process) = &self.process else { return };
-        let covers = |address: &Address| self.space.find(address.0.saturating_sub(1)).is_some();
-        match self.read {
-            MappingsRead::At(..) if addresses.iter().all(covers) => return,
-            MappingsRead::At(at, took) if at.elapsed() < took * REREAD_SHARE => return,
-            MappingsRead::At(..) | MappingsRead::No => {}
-        }
-        let start = Instant::now();
-        match process.maps() {
-            Ok(maps) => self.enter(mappings::parse(&maps)),
-            Err(error) => log::debug!("cannot read the mappings: {error}"),
-        }
-        self.read = MappingsRead::At(Instant::now(), start.elapsed());
-    }
-
-    fn enter(&mut self, mappings: impl Iterator<Item = Mapping>) {
-        let mut present = AddressSpace::default();
-        let mut changed = false;
-        for mapping in mappings {
-            let Some(module) = self.module(&mapping, None) else { return };
-            present.map(&mapping, Rc::clone(&module));
-            changed |= self.space.map(&mapping, module);
-        }
-        if self.space.len() > present.len() + REMEMBERED_REGIONS {
-            (self.space, changed) = (present, true);
-        }
-        if changed {
-            self.frames = FrameCache::default();
-        }
-        self.modules.retain(|_, module| Rc::strong_count(module) > 1);
-    }
-
-    /// The module that `mapping` shows, read from the file given or opened if need be. A file can be gone before it is opened, and
-    /// come back.
-    fn module(&mut self, mapping: &Mapping, file: Option<File>) -> Option<Rc<Module>> {
-        let process = self.process.as_ref()?;
-        let key = (mapping.file, mapping.path.clone());
+    /// The module that `mapping` shows, of a file that is open. A file can be gone before it is opened, and come back.
+    fn module(&mut self, mapping: &Mapping, object: Option<&Object>) -> Rc<Module> {
+        let key = (mapping.file_id(), mapping.name.clone());
         let known = self.modules.get(&key);
         if let Some(module) = known.filter(|module| module.object.is_some() || !module.is_file) {
-            return Some(Rc::clone(module));
+            return Rc::clone(module);
         }
         self.modules_opened += 1;
-        let module = Module::open(mapping, file, process, self.modules_opened);
+        let module = Module::open(mapping, object, self.target.as_deref(), self.modules_opened);
         match known {
-            Some(known) if module.object.is_none() => Some(Rc::clone(known)),
+            Some(known) if module.object.is_none() => Rc::clone(known),
             _ => {
                 let module = Rc::new(module);
                 self.modules.insert(key, Rc::clone(&module));
-                Some(module)
+                module
             }
         }
     }
 }
 
-/// A module is one file, opened: equal to itself only.
-impl PartialEq for Module {
-    fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self, other)
-    }
+fn open(pid: Pid) -> Option<Rc<Target>> {
+    let target = Target::open(pid).inspect_err(|error| log::debug!("not looked at for names: {error}"));
+    target.ok().map(Rc::new)
 }
 
 impl Module {
-    fn open(mapping: &Mapping, file: Option<File>, process: &Process, number: u64) -> Self {
-        let path = process.path_below_root(mapping);
-        let file = match mapping.file {
-            Some(_) if let Some(file) = file => Some(Ok(file)),
-            Some(id) => Some(process.open_mapped(mapping, id)),
-            None if mapping.path == Path::new("[vdso]") => Some(process.copy_vdso(&mapping.range)),
-            None => None,
+    fn open(mapping: &Mapping, object: Option<&Object>, target: Option<&Target>, number: u64) -> Self {
+        let file = match (object, target) {
+            // Opened anew: whoever reads through the other descriptor is not disturbed.
+            (Some(object), _) => Some(File::open(object.uprobe_path())),
+            (None, Some(target)) if mapping.name == "[vdso]" => Some(copy_vdso(target, mapping)),
+            (None, _) => None,
         };
+        let shown = PathBuf::from(&mapping.name);
         let object = file.and_then(|file| {
-            let object = file.and_then(|file| ObjectFile::open(file, path.clone()));
-            object.inspect_err(|error| log::debug!("no symbols for {}: {error}", mapping.path.display())).ok()
+            let path = target.map_or_else(|| shown.clone(), |target| target.own_path(&shown));
+            let object = file.and_then(|file| ObjectFile::open(file, path));
+            object.inspect_err(|error| log::debug!("no symbols for {}: {error}", shown.display())).ok()
         });
         Self {
             number,
-            name: mapping.module_name(),
+            name: module_name(mapping),
             build_id: object.as_ref().and_then(ObjectFile::build_id),
-            is_file: mapping.file.is_some() || object.is_some(),
+            is_file: mapping.file_id().is_some() || object.is_some(),
             object,
-            path,
         }
     }
 
-    fn functions(&self, region: &Region<Rc<Module>>, address: u64, process: &Process) -> Vec<Function> {
+    fn functions(&self, region: &Region<Rc<Module>>, address: u64, target: Option<&Target>) -> Vec<Function> {
         let Some(object) = &self.object else { return Vec::new() };
         let svma = object.svma(region.file_offset(address));
-        svma.map(|svma| object.functions(svma, process)).unwrap_or_default()
+        svma.map(|svma| object.functions(svma, target)).unwrap_or_default()
     }
 
     /// What a frame at the call at `call` says of its module.
@@ -355,6 +243,24 @@ impl Module {
             ..frame
         }
     }
+}
+
+/// What a frame in a mapping calls its module: the file's name, the mapping's name, or `[anon]`.
+fn module_name(mapping: &Mapping) -> String {
+    match mapping.path().and_then(Path::file_name) {
+        Some(file) => file.to_string_lossy().into_owned(),
+        None if mapping.name.is_empty() => "[anon]".to_owned(),
+        None => mapping.name.to_string_lossy().into_owned(),
+    }
+}
+
+/// The vDSO, an ELF file that exists in memory only, as a file.
+fn copy_vdso(target: &Target, vdso: &Mapping) -> io::Result<File> {
+    let mut bytes = vec![0; vdso.len().min(VDSO_LIMIT) as usize];
+    target.open_file("mem")?.read_exact_at(&mut bytes, vdso.start.0)?;
+    let copy = File::from(rustix::fs::memfd_create("vdso", rustix::fs::MemfdFlags::CLOEXEC)?);
+    copy.write_all_at(&bytes, 0)?;
+    Ok(copy)
 }
 
 fn name(base: &Frame, function: Function) -> Frame {

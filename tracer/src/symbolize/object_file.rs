@@ -18,7 +18,7 @@ use object::{Object as _, ObjectSection, ObjectSegment, ReadCache, SectionFlags,
 use super::debug_file::{self, DebugLinks};
 use super::demangle::{Name, demangle};
 use super::exports::Exports;
-use super::process::Process;
+use crate::target::Target;
 
 /// Mappings begin and end on pages, segments of a file need not.
 const PAGE: u64 = 4096;
@@ -60,8 +60,8 @@ impl ObjectFile {
     }
 
     /// The functions at `svma`, the innermost inlined one first; none when nothing is known of that address.
-    pub(super) fn functions(&self, svma: u64, process: &Process) -> Vec<Function> {
-        let names = self.names.get_or_init(|| self.open_names(process));
+    pub(super) fn functions(&self, svma: u64, target: Option<&Target>) -> Vec<Function> {
+        let names = self.names.get_or_init(|| self.open_names(target));
         let table = names.sources.iter().find_map(|source| source.table_symbol(svma, &self.headers.code));
         let described = names.sources.iter().find_map(|source| source.debug_symbol(svma, &self.headers.code));
         let start =
@@ -74,10 +74,10 @@ impl ObjectFile {
         )
     }
 
-    fn open_names(&self, process: &Process) -> Names {
+    fn open_names(&self, target: Option<&Target>) -> Names {
         let has_debug_info = self.headers.has_debug_info;
         let debug_file =
-            if has_debug_info { None } else { debug_file::find(&self.path, &self.headers.links, process) };
+            if has_debug_info { None } else { debug_file::find(&self.path, &self.headers.links, target) };
         let debug_file = debug_file.and_then(|file| Symbols::open(&file, true));
         let own = Symbols::open(&self.file, has_debug_info);
         Names {

@@ -7,12 +7,19 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use super::process::Process;
+use rustix::fs::OFlags;
+
+use crate::target::Target;
 
 /// Bytes of a perf map that are read; what a runtime appends after them is not seen. A long-running node service
 /// writes some tens of megabytes.
 const READ_LIMIT: u64 = 256 << 20;
+
+/// `st_mtime` and the time a process started come from clocks that differ by less than this.
+const CLOCK_SLACK: Duration = Duration::from_secs(2);
 
 /// The functions of a perf map, as far as it has been read.
 #[derive(Default)]
@@ -26,8 +33,8 @@ pub(super) struct PerfMap {
 
 impl PerfMap {
     /// Reads what the runtime has written since the last time.
-    pub(super) fn update(&mut self, process: &Process) {
-        if let Err(error) = self.try_update(process) {
+    pub(super) fn update(&mut self, target: &Target) {
+        if let Err(error) = self.try_update(target) {
             log::debug!("cannot read the perf map: {error}");
         }
     }
@@ -37,13 +44,13 @@ impl PerfMap {
         self.functions.find(address)
     }
 
-    fn try_update(&mut self, process: &Process) -> io::Result<()> {
+    fn try_update(&mut self, target: &Target) -> io::Result<()> {
         if self.replaced()? {
             *self = Self::default();
         }
         let (file, done) = match &mut self.source {
             Some(source) => source,
-            source => match process.open_perf_map() {
+            source => match open(target) {
                 Ok(file) => source.insert((file, 0)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => return Err(error),
@@ -66,6 +73,32 @@ impl PerfMap {
         let metadata = file.metadata()?;
         Ok(metadata.nlink() == 0 || metadata.len() < *done)
     }
+}
+
+/// The perf map that the target's runtime writes, if it is this process's.
+///
+/// Directories like `/tmp` are open to all: the file must belong to the target's user or to root, as `perf`
+/// demands, and must have been written since the target started (pids are small and reused in containers).
+fn open(target: &Target) -> io::Result<File> {
+    let path = format!("/tmp/perf-{}.map", target.inner_pid());
+    let file = target.open_in_root(Path::new(&path), OFlags::NOFOLLOW)?;
+    let metadata = file.metadata()?;
+    if metadata.uid() != target.user() && metadata.uid() != 0 {
+        return Err(io::Error::other(format!("{path} belongs to another user")));
+    }
+    let is_older = |started| metadata.modified().is_ok_and(|at| at + CLOCK_SLACK < started);
+    if since_epoch(target.start_time()).is_some_and(is_older) {
+        return Err(io::Error::other(format!("{path} is older than the process")));
+    }
+    Ok(file)
+}
+
+/// The time of so many clock ticks since boot.
+fn since_epoch(ticks: u64) -> Option<SystemTime> {
+    let since_boot = Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1));
+    let boot = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot: u64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.parse().ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(boot))?.checked_add(since_boot)
 }
 
 /// Ranges of code and their names. Of two that overlap the later one is right: memory of collected code is reused.
@@ -117,6 +150,15 @@ mod tests {
             None,
             "the rest of a function that is partly gone is not its code"
         );
+    }
+
+    #[test]
+    fn ticks_since_boot_are_a_time() {
+        let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+        let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+        let now = since_epoch((seconds * rustix::param::clock_ticks_per_second() as f64) as u64).unwrap();
+        let distance = now.duration_since(SystemTime::now()).unwrap_or_else(|error| error.duration());
+        assert!(distance < CLOCK_SLACK, "{distance:?}");
     }
 
     #[test]

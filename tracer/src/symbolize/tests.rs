@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -123,12 +124,24 @@ impl Program {
         self.child.wait().unwrap();
     }
 
+    /// What it has mapped now, as the kernel is given it.
+    fn view(&self, generation: u16) -> CodeView {
+        let target = Target::open(self.pid).unwrap();
+        let mut code = target.mappings().unwrap();
+        code.retain(|mapping| mapping.permissions.execute);
+        let objects = target.objects().unwrap().opened.into_iter().map(Arc::new).collect();
+        CodeView { process: 0, generation, changes: Some(generation.into()), code, objects }
+    }
+
+    /// One that knows what it has mapped now.
     fn symbolizer(&self) -> Symbolizer {
-        Symbolizer::new(self.pid)
+        let mut symbolizer = Symbolizer::new(self.pid);
+        symbolizer.add_code(&self.view(0));
+        symbolizer
     }
 
     fn frames(&self, symbolizer: &mut Symbolizer, name: &str) -> Vec<Arc<Frame>> {
-        symbolizer.symbolize(&[self.said[name]])
+        symbolizer.symbolize(&[self.said[name]], walked_by(0))
     }
 
     /// The label of the only frame of what it called `name`.
@@ -137,6 +150,11 @@ impl Program {
         assert_eq!(frames.len(), 1, "{frames:?}");
         frames[0].label()
     }
+}
+
+/// A walk by the list of this generation, which knew all code.
+fn walked_by(generation: u16) -> WalkedCode {
+    WalkedCode { changes: generation.into(), generation, last_is_unknown: false }
 }
 
 impl Drop for Program {
@@ -172,6 +190,7 @@ fn without_map_files_the_path_is_good_enough() {
     let test = std::env::current_exe().unwrap();
     for (name, succeeds) in [
         ("inlined_functions_come_first_with_their_lines", true),
+        ("a_program_in_a_root_of_its_own_is_named", true),
         ("a_deleted_and_replaced_program_is_read_by_what_is_mapped", false),
     ] {
         let name = format!("symbolize::tests::{name}");
@@ -245,8 +264,8 @@ fn no_name_reaches_beyond_its_symbol() {
 int main(int count, char **paths) { if (!dlopen(paths[1], RTLD_NOW)) abort(); rest(); }"#;
     let program = Program::start(Command::new(shop.compile("prog", source, "-O1")).arg(&library));
     let mut symbolizer = program.symbolizer();
-    symbolizer.symbolize(&[Address(1)]);
-    let mapped = symbolizer.modules().find(|module| module.path == library).unwrap();
+    let code = program.view(0).code;
+    let mapped = code.iter().find(|mapping| mapping.path() == Some(&library)).unwrap();
     let bytes = fs::read(&library).unwrap();
     let file = ::object::File::parse(&*bytes).unwrap();
     let symbols: Vec<(Range<u64>, String)> = (file.symbols().chain(file.dynamic_symbols()))
@@ -256,10 +275,10 @@ int main(int count, char **paths) { if (!dlopen(paths[1], RTLD_NOW)) abort(); re
     // In a shared library of one executable segment, as ld lays it out, svma and file offset of code are the same.
     let text = file.section_by_name(".text").unwrap();
     assert_eq!(text.file_range().unwrap().0, text.address());
-    let bias = mapped.range.start.0.wrapping_sub(mapped.file_offset);
+    let bias = mapped.start.0.wrapping_sub(mapped.file_offset);
     let (mut named, mut unnamed) = (0, 0);
     for svma in (text.address()..text.address() + text.size()).step_by(4099) {
-        let frame = symbolizer.symbolize(&[Address(bias + svma + 1)]).pop().unwrap();
+        let frame = symbolizer.symbolize(&[Address(bias + svma + 1)], walked_by(0)).pop().unwrap();
         assert_eq!(frame.offset, Some(format!("{:#x}", svma + 1)));
         let mut candidates = symbols.iter().filter(|(range, _)| range.contains(&svma)).map(|(_, name)| name);
         match &frame.function {
@@ -463,15 +482,27 @@ int main(void) { SAY("outer", outer()); SAY("puts", (char *)puts + 1); SAY("main
     );
     let path = shop.compile("prog", &source, "-O2 -g");
     let mut program = Program::start(&mut Command::new(&path));
-    let mut symbolizer = program.symbolizer();
+    let (mut symbolizer, view) = (program.symbolizer(), program.view(0));
     assert_eq!(program.label(&mut symbolizer, "main"), "main");
     program.kill();
     fs::remove_file(&path).unwrap();
-    symbolizer.mappings_changed();
-    assert_inlines(&program.frames(&mut symbolizer, "outer"), &source);
-    assert_eq!(program.frames(&mut symbolizer, "puts").last().unwrap().function.as_deref(), Some("puts"));
-    let mut late = program.symbolizer();
-    assert_eq!(program.label(&mut late, "main"), format!("[{}]", program.said["main"]));
+    let mut late = Symbolizer::new(program.pid);
+    late.add_code(&view);
+    for mut symbolizer in [symbolizer, late] {
+        assert_inlines(&program.frames(&mut symbolizer, "outer"), &source);
+        let puts = program.frames(&mut symbolizer, "puts");
+        assert_eq!(puts.last().unwrap().function.as_deref(), Some("puts"));
+    }
+}
+
+#[test]
+fn a_stack_that_was_walked_by_no_known_list_is_not_named() {
+    let shop = Workshop::new();
+    let program = Program::start(&mut Command::new(shop.compile("prog", INLINES, "-O2 -g")));
+    let bare = format!("[{}]", program.said["outer"]);
+    assert_eq!(program.label(&mut Symbolizer::new(program.pid), "outer"), bare);
+    let frames = program.symbolizer().symbolize(&[program.said["outer"]], walked_by(1));
+    assert_eq!((frames.len(), frames[0].label()), (1, bare));
 }
 
 #[test]
@@ -479,7 +510,7 @@ fn an_address_that_is_nowhere_is_itself() {
     let shop = Workshop::new();
     let program = Program::start(&mut Command::new(shop.compile("prog", INLINES, "-O2")));
     let addresses = [0, 1, 0x10, u64::MAX].map(Address);
-    let frames = program.symbolizer().symbolize(&addresses);
+    let frames = program.symbolizer().symbolize(&addresses, walked_by(0));
     assert_eq!(frames, addresses.map(|ip| Arc::new(Frame { ip, ..Frame::default() })));
 }
 
@@ -494,7 +525,7 @@ int main(int count, char **paths) {
 "#;
 
 #[test]
-fn an_unloaded_library_is_remembered_until_another_takes_its_place() {
+fn libraries_that_had_one_place_are_told_apart_by_when_stacks_were_walked() {
     let shop = Workshop::new();
     let library = |name: &str, function: &str| {
         shop.compile(name, &format!("int {function}(void) {{ return 1; }}"), "-O1 -shared -fPIC")
@@ -503,20 +534,19 @@ fn an_unloaded_library_is_remembered_until_another_takes_its_place() {
     let mut program =
         Program::start(Command::new(shop.compile("prog", LIBRARIES, "-O1")).args([first, second]));
     let mut symbolizer = program.symbolizer();
-    assert_eq!(program.label(&mut symbolizer, "first"), "function");
     program.go_on();
-    symbolizer.mappings_changed();
-    assert_eq!(program.label(&mut symbolizer, "first"), "function");
+    symbolizer.add_code(&program.view(1));
     program.go_on();
+    symbolizer.add_code(&program.view(2));
     assert_eq!(program.said["first"], program.said["second"], "this test needs both at one address");
-    symbolizer.mappings_changed();
-    assert_eq!(program.label(&mut symbolizer, "second"), "other_function");
-    let paths: Vec<_> = symbolizer.modules().map(|module| module.path.to_owned()).collect();
-    assert!(!paths.contains(&shop.path("first.so")), "{paths:?}");
+    let mut label =
+        |generation| symbolizer.symbolize(&[program.said["first"]], walked_by(generation))[0].label();
+    let none = format!("[{}]", program.said["first"]);
+    assert_eq!([0, 1, 2].map(&mut label), ["function", &none, "other_function"]);
 }
 
 #[test]
-fn a_library_loaded_without_notice_is_found() {
+fn code_that_no_list_had_yet_is_named_by_the_next_one() {
     let shop = Workshop::new();
     let library = shop.compile("first.so", "int function(void) { return 1; }", "-O1 -shared -fPIC");
     let source = r#"
@@ -527,10 +557,15 @@ int main(int count, char **paths) {
 }"#;
     let mut program = Program::start(Command::new(shop.compile("prog", source, "-O1")).arg(library));
     let mut symbolizer = program.symbolizer();
-    assert_eq!(program.label(&mut symbolizer, "main"), "main");
     program.go_on();
-    symbolizer.read = MappingsRead::At(Instant::now(), Duration::ZERO);
-    assert_eq!(program.label(&mut symbolizer, "function"), "function");
+    let stack = [program.said["main"], program.said["function"]];
+    let behind = WalkedCode { changes: 1, generation: 0, last_is_unknown: true };
+    let labels = |symbolizer: &mut Symbolizer| {
+        symbolizer.symbolize(&stack, behind).iter().map(|frame| frame.label()).collect::<Vec<_>>()
+    };
+    assert_eq!(labels(&mut symbolizer), ["main".to_owned(), format!("[{}]", stack[1])]);
+    symbolizer.add_code(&program.view(1));
+    assert_eq!(labels(&mut symbolizer), ["main", "function"]);
 }
 
 #[test]
@@ -612,6 +647,16 @@ fn with_own_namespaces(root: &Path) -> Program {
 }
 
 #[test]
+fn a_program_in_a_root_of_its_own_is_named() {
+    if !privileged() {
+        return;
+    }
+    let shop = Workshop::new();
+    let program = with_own_root(&container(&shop, INLINES));
+    assert_inlines(&program.frames(&mut program.symbolizer(), "outer"), INLINES);
+}
+
+#[test]
 fn debug_files_are_found_in_the_targets_root() {
     if !privileged() {
         return;
@@ -666,7 +711,6 @@ fn a_perf_map_of_an_earlier_process_or_another_user_is_not_believed() {
 fn a_corrupt_object_costs_no_more_than_its_names() {
     let shop = Workshop::new();
     let path = shop.compile("prog", INLINES, "-O2 -g");
-    let process = Process::open(Pid(std::process::id())).unwrap();
     let main = symbol(&path, "outer").start;
     let bytes = fs::read(&path).unwrap();
     let file = ::object::File::parse(&*bytes).unwrap();
@@ -678,7 +722,7 @@ fn a_corrupt_object_costs_no_more_than_its_names() {
             bytes[at as usize] = value;
             fs::write(&corrupt, bytes).unwrap();
             let object = ObjectFile::open(fs::File::open(&corrupt).unwrap(), corrupt.clone()).unwrap();
-            let functions = object.functions(main, &process);
+            let functions = object.functions(main, None);
             assert_eq!(functions.last().unwrap().name.text, "outer");
             fs::remove_file(&corrupt).unwrap();
         }

@@ -1,11 +1,12 @@
 //! What a process had mapped at one time, and which of these a stack was walked by.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use super::mappings::{AddressSpace, FileId, Mapping, Region};
 use crate::drain::WalkedCode;
-use crate::target::{self, Object};
+use crate::model::AddressRange;
+use crate::target::{Mapping, Object};
 
 /// The executable mappings of a process, as they were handed to the walk in the kernel: stacks that were walked by them are named by
 /// them, whatever is mapped by the time that a stack is named.
@@ -18,21 +19,16 @@ pub struct CodeView {
     /// How often the code of the process had changed; none if it changed while its mappings were read.
     pub changes: Option<u32>,
     /// The mappings.
-    pub code: Vec<target::Mapping>,
+    pub code: Vec<Mapping>,
     /// The files that they show, as far as they could be opened.
     pub objects: Vec<Arc<Object>>,
 }
 
-/// The mapping in this stage's terms.
-impl From<&target::Mapping> for Mapping {
-    fn from(mapping: &target::Mapping) -> Self {
-        let device = (mapping.device.major, mapping.device.minor);
-        Self {
-            range: mapping.start.0..mapping.end.0,
-            file_offset: mapping.file_offset,
-            file: (mapping.inode != 0).then_some(FileId { device, inode: mapping.inode }),
-            path: mapping.name.clone().into(),
-        }
+impl CodeView {
+    /// The file that a mapping shows, if it could be opened.
+    pub(super) fn object(&self, mapping: &Mapping) -> Option<&Object> {
+        let id = mapping.file_id()?;
+        self.objects.iter().find(|object| object.id == id).map(|object| &**object)
     }
 }
 
@@ -47,7 +43,28 @@ pub(super) struct Views<M>(VecDeque<View<M>>);
 struct View<M> {
     generation: u16,
     changes: Option<u32>,
-    space: AddressSpace<M>,
+    /// By ascending address.
+    regions: Rc<[Region<M>]>,
+}
+
+/// A part of the address space, and whose code is there.
+#[derive(Clone, Debug)]
+pub(super) struct Region<M> {
+    range: AddressRange,
+    file_offset: u64,
+    /// Whose code it is.
+    pub(super) module: M,
+}
+
+impl<M> Region<M> {
+    pub(super) fn new(mapping: &Mapping, module: M) -> Self {
+        Self { range: mapping.range(), file_offset: mapping.file_offset, module }
+    }
+
+    /// The offset in the mapped file of the byte at `address`.
+    pub(super) fn file_offset(&self, address: u64) -> u64 {
+        self.file_offset.wrapping_add(address.wrapping_sub(self.range.start.0))
+    }
 }
 
 impl<M> Default for Views<M> {
@@ -56,17 +73,13 @@ impl<M> Default for Views<M> {
     }
 }
 
-impl<M: Clone + PartialEq> Views<M> {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Adds the newest.
-    pub(super) fn push(&mut self, view: &CodeView, space: AddressSpace<M>) {
+impl<M: Clone> Views<M> {
+    /// Adds the newest, whose mappings show these regions.
+    pub(super) fn push(&mut self, view: &CodeView, regions: Rc<[Region<M>]>) {
         if self.0.len() == KEPT {
             self.0.pop_front();
         }
-        self.0.push_back(View { generation: view.generation, changes: view.changes, space });
+        self.0.push_back(View { generation: view.generation, changes: view.changes, regions });
     }
 
     /// What was at `address` when a stack was walked. Of the frame that is in no list, what the next list has there, unless code has
@@ -80,7 +93,8 @@ impl<M: Clone + PartialEq> Views<M> {
                 view.generation == walked.generation
             }
         })?;
-        view.space.find(address).cloned()
+        let before = view.regions.partition_point(|region| region.range.end.0 <= address);
+        view.regions.get(before).filter(|region| region.range.start.0 <= address).cloned()
     }
 }
 
@@ -91,9 +105,8 @@ mod tests {
     fn views() -> Views<&'static str> {
         let mut views = Views::default();
         for (generation, changes, module) in [(0, 0, "first"), (1, 2, "second"), (2, 3, "third")] {
-            let mapping = Mapping { range: 0x1000..0x2000, file_offset: 0, file: None, path: module.into() };
-            let mut space = AddressSpace::default();
-            space.map(&mapping, module);
+            let range = AddressRange::sized(0x1000, 0x1000).unwrap();
+            let mapping = Mapping::made_up(range, "r-xp", module);
             let view = CodeView {
                 process: 0,
                 generation,
@@ -101,7 +114,7 @@ mod tests {
                 code: Vec::new(),
                 objects: Vec::new(),
             };
-            views.push(&view, space);
+            views.push(&view, [Region::new(&mapping, module)].into());
         }
         views
     }
@@ -114,7 +127,7 @@ mod tests {
         };
         assert_eq!(found(0x1800, walked(0, 0), false), Some("first"));
         assert_eq!(found(0x1800, walked(1, 3), false), Some("second"));
-        assert_eq!(found(0x2000, walked(1, 3), false), None);
+        assert_eq!([0xfff, 0x2000].map(|address| found(address, walked(1, 3), false)), [None; 2]);
         assert_eq!(found(0x1800, walked(9, 0), false), None, "no such view");
         assert_eq!(found(0x1800, walked(0, 2), true), Some("second"));
         assert_eq!(found(0x1800, walked(0, 1), true), None, "code came and went before it was looked at");

@@ -156,7 +156,7 @@ fn name_stacks(queue: &Receiver<Job>, names: &Names) {
             }
             Job::Name { number, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {
-                    Some(symbolizer) => symbolizer.symbolize_walked(&frames, walked),
+                    Some(symbolizer) => symbolizer.symbolize(&frames, walked),
                     None => frames.iter().map(|&ip| Arc::new(Frame { ip, ..Frame::default() })).collect(),
                 };
                 names.insert(number, frames);
