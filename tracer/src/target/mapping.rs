@@ -74,8 +74,8 @@ impl Mapping {
     #[must_use]
     pub fn backing(&self) -> Backing {
         // Zeroes too are mapped from a device, and shared anonymous memory is shown as a deleted file of the same name
-        // (`shmem_zero_setup` in mm/shmem.c).
-        let is_zeroes = self.inode == 0 || self.name == "/dev/zero";
+        // (`shmem_zero_setup` in mm/shmem.c); what `MAP_HUGETLB` maps, as one of hugetlbfs (fs/hugetlbfs/inode.c).
+        let is_zeroes = self.inode == 0 || self.name == "/dev/zero" || self.name == "/anon_hugepage";
         if is_zeroes { Backing::Anonymous } else { Backing::File }
     }
 
@@ -356,11 +356,12 @@ Rss:                   0 kB
     #[test]
     fn memory_of_zeroes_is_anonymous() {
         let backing = |line: &str| parse_one(line).backing();
-        // As Linux 6.18 shows a shared, and a private mapping of /dev/zero.
+        // As Linux 6.18 shows a shared and a private mapping of /dev/zero, and MAP_HUGETLB.
         let shared =
             "7ff98378d000-7ff98378e000 rw-s 00000000 00:01 1168                       /dev/zero (deleted)";
         let private = "7ff98378c000-7ff98378d000 rw-p 00000000 00:06 4                          /dev/zero";
-        assert_eq!([shared, private].map(backing), [Backing::Anonymous; 2]);
+        let huge = "7f3bf5200000-7f3bf5400000 rw-p 00000000 00:11 230950                     /anon_hugepage (deleted)";
+        assert_eq!([shared, private, huge].map(backing), [Backing::Anonymous; 3]);
         assert_eq!(backing("1000-2000 rw-p 00000000 00:00 0 [heap]"), Backing::Anonymous);
         let memfd =
             "7ff9835d2000-7ff9835d3000 rw-s 00000000 00:01 1170                       /memfd:x y (deleted)";
