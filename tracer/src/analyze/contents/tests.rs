@@ -183,7 +183,7 @@ fn arena(at: u64, index: usize, top: u64) -> Vec<u64> {
 }
 
 /// A process with an arena whose `top` is at an index, and a heap: a free block, the record of a thread, and the top.
-fn heap_of_glibc(index: usize, record: &[u64]) -> (Words, Vec<Vma>) {
+fn heap_of_glibc(index: usize, record: &[u64]) -> (Words, Vec<Mapping>) {
     let (data, heap, top) = (0x70_0000, 0x10_0000, 0x10_2000);
     let mut blocks = vec![0; 0x800];
     blocks[0x20 / 8 + 1] = 0x111;
@@ -196,15 +196,12 @@ fn heap_of_glibc(index: usize, record: &[u64]) -> (Words, Vec<Vma>) {
     let head = data + 0x200 + 8 * (index as u64 + 2) - 16;
     memory[0x40 + index + 2..][..2].fill(heap + 0x20);
     blocks[0x20 / 8 + 2..][..2].fill(head);
-    let vma = |start, name: &str, backing| Vma {
-        range: range(start, if start == heap { 0x4000 } else { 0x1000 }),
-        backing,
-        executable: false,
-        name: name.to_owned(),
-        rss: Bytes(0x1000),
+    let mapping = |start, name| {
+        let range = range(start, if start == heap { 0x4000 } else { 0x1000 });
+        Mapping { rss: Some(Bytes(0x1000)), ..Mapping::made_up(range, "rw-p", name) }
     };
-    let vmas = vec![vma(data, "/lib/libc.so.6", Backing::File), vma(heap, "[heap]", Backing::Anonymous)];
-    (Words::new(data, &memory).and(heap, &blocks), vmas)
+    let mappings = vec![mapping(data, "/lib/libc.so.6"), mapping(heap, "[heap]")];
+    (Words::new(data, &memory).and(heap, &blocks), mappings)
 }
 
 /// The record of a thread that keeps 3 blocks of 32 bytes, and one of 64.
@@ -259,7 +256,6 @@ fn what_is_no_record_of_a_thread_is_not_counted() {
     }
 }
 
-/// Words that look like something now and then.
 /// The data of the C library and the first heap, both in this memory.
 fn libc_and_heap(range: AddressRange) -> [Mapping; 2] {
     ["/lib/libc.so.6", "[heap]"].map(|name| {
@@ -268,6 +264,7 @@ fn libc_and_heap(range: AddressRange) -> [Mapping; 2] {
     })
 }
 
+/// Words that look like something now and then.
 fn nonsense() -> impl Strategy<Value = Vec<u64>> {
     let address = (0..0x800_u64).prop_map(|word| 0x10_0000 + word * 8);
     let word = prop_oneof![Just(0), address.clone(), address, 0..0x1000_u64, any::<u64>(), Just(0x20002)];
