@@ -15,6 +15,8 @@
 
 pub mod bpf;
 mod browser;
+mod cgroup;
+mod chance;
 mod leftovers;
 mod lines;
 mod process;
@@ -26,6 +28,8 @@ mod tracer;
 mod turn;
 
 pub use browser::Browser;
+pub use cgroup::MemoryGroup;
+pub use chance::{Chance, faults};
 pub use leftovers::{assert_text_is_pristine, modified_text};
 pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};

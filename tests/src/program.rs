@@ -263,8 +263,14 @@ impl Running {
     /// Lets it begin its work, or go on to what comes next.
     #[track_caller]
     pub fn go(&mut self) {
+        self.say("go");
+    }
+
+    /// Says a line to it.
+    #[track_caller]
+    pub fn say(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("its input is open");
-        stdin.write_all(b"go\n").expect("it reads its input");
+        stdin.write_all(format!("{line}\n").as_bytes()).expect("it reads its input");
     }
 
     /// Waits until its work is done.

@@ -8,6 +8,7 @@ mod command;
 mod deb;
 mod demo;
 mod dist;
+mod faults;
 mod licences;
 mod lint;
 mod npm;
@@ -45,6 +46,15 @@ enum Xtask {
     Scenarios,
     /// Run the kernel tests on other kernels, in virtual machines.
     Vm(vm::Options),
+    /// Kill tracers and targets, and starve tracers, at random moments. As root.
+    Faults {
+        /// So many faults of each kind.
+        #[arg(long, default_value_t = 1000)]
+        count: u32,
+        /// What the choices are drawn from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Check format, lints, documentation, licences and scripts.
     Lint,
     /// Measure what tracing costs (as root) and what reports take, and write it into the documents.
@@ -83,6 +93,7 @@ impl Xtask {
             }
             Self::Vm(options) => vm::vm(workspace, &options),
             Self::Scenarios => scenarios::scenarios(workspace),
+            Self::Faults { count, seed } => faults::faults(workspace, count, seed),
             Self::Lint => lint::lint(workspace),
             Self::Bench { what } => bench::bench(workspace, &what),
             Self::Dist => dist::dist(workspace),
