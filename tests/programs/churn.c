@@ -1,21 +1,22 @@
-// Eight threads make four million pairs of malloc and free in all, and leak a known set.
+// Eight threads make four million pairs of malloc and free in all, or as many a thread as the argument says, and leak a known set.
 #include <pthread.h>
 
 #include "protocol.h"
 
-enum { THREADS = 8, PAIRS = 500000, LEAK_EVERY = 1000, SIZE = 40, LEAKED_SIZE = 24 };
+enum { THREADS = 8, LEAK_EVERY = 1000, SIZE = 40, LEAKED_SIZE = 24 };
 
+static unsigned long pairs = 500000;
 static pthread_barrier_t start, end;
 
 CALLER void churn(void) {
-    for (int i = 0; i < PAIRS; i++) {
+    for (unsigned long i = 0; i < pairs; i++) {
         void *volatile block = malloc(SIZE);
         free(block);
     }
 }
 
 CALLER void leak_some(void) {
-    for (int i = 0; i < PAIRS / LEAK_EVERY; i++) KEEP(malloc(LEAKED_SIZE));
+    for (unsigned long i = 0; i < pairs / LEAK_EVERY; i++) KEEP(malloc(LEAKED_SIZE));
 }
 
 static void *run(void *unused) {
@@ -29,7 +30,8 @@ static void *run(void *unused) {
     return unused;
 }
 
-int main(void) {
+int main(int arguments, char **argument) {
+    if (arguments > 1) pairs = strtoul(argument[1], NULL, 10);
     pthread_barrier_init(&start, NULL, THREADS + 1);
     pthread_barrier_init(&end, NULL, THREADS + 1);
     for (int i = 0; i < THREADS; i++) {
@@ -38,8 +40,8 @@ int main(void) {
     }
     pthread_barrier_wait(&start);
 
-    expect_native("leak_some", "malloc", THREADS * (PAIRS / LEAK_EVERY), LEAKED_SIZE);
-    expect_freed((unsigned long)THREADS * PAIRS, (unsigned long)THREADS * PAIRS * SIZE);
+    expect_native("leak_some", "malloc", THREADS * (pairs / LEAK_EVERY), LEAKED_SIZE);
+    expect_freed(THREADS * pairs, THREADS * pairs * SIZE);
     ready();
     pthread_barrier_wait(&start);
     pthread_barrier_wait(&end);
