@@ -22,11 +22,11 @@ const COMPLETIONS: [(&str, &str); 3] = [
 const DOCUMENTS: [&str; 6] =
     ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "LICENSES-OF-DEPENDENCIES", "docs", "tracer-ebpf"];
 
-/// Makes `tracer_VERSION_ARCH.deb` in a directory. `archive` holds what goes into it.
+/// Makes `tracer_VERSION_ARCH.deb` in a directory, and returns where it is. `archive` holds what goes into it.
 ///
 /// # Errors
 /// When a file cannot be written or `dpkg-deb` fails.
-pub fn pack(workspace: &Path, archive: &Path, directory: &Path) -> Result<()> {
+pub fn pack(workspace: &Path, archive: &Path, directory: &Path) -> Result<PathBuf> {
     let architecture = command::output(Command::new("dpkg").arg("--print-architecture"))?;
     let architecture = architecture.trim();
     let version = env!("CARGO_PKG_VERSION");
@@ -43,7 +43,8 @@ pub fn pack(workspace: &Path, archive: &Path, directory: &Path) -> Result<()> {
     let mut build = Command::new("dpkg-deb");
     // Older systems cannot unpack what newer ones pack by default.
     build.args(["--root-owner-group", "-Zxz", "--build"]).arg(&root).arg(&package);
-    command::run_quietly(&format!("packing {}", package.display()), &mut build)
+    command::run_quietly(&format!("packing {}", package.display()), &mut build)?;
+    Ok(package)
 }
 
 /// Puts everything where Debian has it.

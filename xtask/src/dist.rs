@@ -29,11 +29,19 @@ const COMMANDS: [&str; 4] = ["report", "diff", "doctor", "plan"];
 /// The completions: the shell, and the file where it looks for them.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "tracer.bash"), ("zsh", "_tracer"), ("fish", "tracer.fish")];
 
+/// What was packed.
+pub struct Packed {
+    /// The binary of the archive.
+    pub binary: PathBuf,
+    /// The package for Debian, where it can be made.
+    pub debian: Option<PathBuf>,
+}
+
 /// Makes `target/dist/tracer-VERSION-ARCH-linux.tar.gz`, and with `dpkg-deb` `target/dist/tracer_VERSION_ARCH.deb`.
 ///
 /// # Errors
 /// When the tracer does not build or a package cannot be written.
-pub fn dist(workspace: &Path) -> Result<()> {
+pub fn dist(workspace: &Path) -> Result<Packed> {
     setup::programs(&[("strip", "binutils")], "packing")?;
     let binary = build(workspace)?;
     let name = format!("tracer-{}-{}-linux", env!("CARGO_PKG_VERSION"), env::consts::ARCH);
@@ -64,11 +72,13 @@ pub fn dist(workspace: &Path) -> Result<()> {
         &format!("packing {}", archive.display()),
         tar.args(["--owner=0", "--group=0", "--sort=name", &name]),
     )?;
-    if found_in_path("dpkg-deb") {
-        return deb::pack(workspace, &stage, &directory);
-    }
-    command::step("no package for Debian: dpkg-deb is not installed");
-    Ok(())
+    let debian = if found_in_path("dpkg-deb") {
+        Some(deb::pack(workspace, &stage, &directory)?)
+    } else {
+        command::step("no package for Debian: dpkg-deb is not installed");
+        None
+    };
+    Ok(Packed { binary: stage.join("tracer"), debian })
 }
 
 /// Builds the tracer so that it needs no library of the system, and returns where it is.

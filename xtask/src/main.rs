@@ -9,6 +9,7 @@ mod deb;
 mod demo;
 mod dist;
 mod faults;
+mod distributions;
 mod licences;
 mod lint;
 mod npm;
@@ -65,6 +66,8 @@ enum Xtask {
     },
     /// Pack the release binary, as an archive and as a package for Debian.
     Dist,
+    /// Judge the packed tracer on other distributions, and write the table into docs/distributions.md. As root.
+    Distributions,
 }
 
 fn main() -> ExitCode {
@@ -96,7 +99,8 @@ impl Xtask {
             Self::Faults { count, seed } => faults::faults(workspace, count, seed),
             Self::Lint => lint::lint(workspace),
             Self::Bench { what } => bench::bench(workspace, &what),
-            Self::Dist => dist::dist(workspace),
+            Self::Dist => dist::dist(workspace).map(drop),
+            Self::Distributions => distributions::distributions(workspace),
         }
     }
 }
