@@ -70,12 +70,14 @@ pub enum Division {
     Estimated,
 }
 
-/// How the memory of allocators can be divided: measured where at most a twentieth of it is not glibc's.
+/// How the memory of allocators can be divided: measured where at most a twentieth of it is not glibc's, and where there is
+/// none, as in a command that has just been launched.
 #[must_use]
 pub fn division(evidence: &Evidence) -> Division {
     let sorted = Sorted::new(evidence);
-    let is_glibcs = evidence.contents.kept.is_some() && sorted.foreign * 20 <= sorted.of_allocators();
-    if is_glibcs { Division::Measured } else { Division::Estimated }
+    let of_allocators = sorted.of_allocators();
+    let is_glibcs = evidence.contents.kept.is_some() && sorted.foreign * 20 <= of_allocators;
+    if is_glibcs || of_allocators == 0 { Division::Measured } else { Division::Estimated }
 }
 
 /// Splits the resident memory.
@@ -342,6 +344,25 @@ mod tests {
     fn blocks_that_were_never_written_are_not_resident() {
         let split = split_of(&[mapping(0x50_0000, MEBIBYTE, 4096, "[heap]")], &[], &[], 1 << 30);
         assert_eq!((split[&Part::Native], split[&Part::Allocator]), (4096, 0));
+    }
+
+    #[test]
+    fn where_allocators_have_nothing_yet_nothing_is_estimated() {
+        let division_of = |vmas: &[Vma]| {
+            division(&Evidence {
+                vmas,
+                rss: Bytes(4096),
+                runtimes: &Runtimes::default(),
+                tracked: &[],
+                stack_pointers: &[],
+                contents: &Contents::default(),
+                native: Bytes(0),
+            })
+        };
+        let program = vma(0x40_0000, 4096, 4096, "/bin/program");
+        assert_eq!(division_of(std::slice::from_ref(&program)), Division::Measured);
+        let heap = vma(0x50_0000, 4096, 4096, "[heap]");
+        assert_eq!(division_of(&[program, heap]), Division::Estimated);
     }
 
     #[test]
