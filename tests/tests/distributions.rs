@@ -3,11 +3,12 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
-use tracer_tests::{Expect, Report, Running, Stack, Tracer, programs_dir, trace};
+use tracer_tests::{Expect, Report, Running, Stack, Tracer, programs_dir, trace, wait_until};
 
 /// Where the root directories are.
 const DIRECTORY: &str = "TRACER_DISTRIBUTIONS";
@@ -40,7 +41,7 @@ fn musl() {
     let root = Root::open("musl");
     let family = root.judge_live_blocks("/srv/tracer/live_blocks");
     let tarball = root.judge_tracer_in_it("/srv/tracer/tracer");
-    let cells = ["musl alone", "musl", &family, "", "", "", "", &tarball, ""];
+    let cells = ["musl alone", "musl", &family, "", "", "", "", "", "", &tarball, ""];
     root.leave_row(&cells);
 }
 
@@ -60,7 +61,9 @@ fn judge_glibc(name: &str, title: &str) {
         &root.judge_kept(),
         &root.judge_python(),
         &root.judge_node(),
+        &root.judge_java(),
         &root.judge_redis(),
+        &root.judge_nginx(),
         &root.judge_tracer_in_it("/srv/tracer/tracer"),
         &root.judge_tracer_in_it("/usr/bin/tracer"),
     ];
@@ -85,8 +88,7 @@ impl Root {
     /// What a program in it prints.
     #[track_caller]
     fn output(&self, words: &[&str]) -> String {
-        let mut command = Command::new("chroot");
-        let output = command.arg(&self.path).args(words).output().expect("chroot can be run");
+        let output = self.contained(words).output().expect("unshare can be run");
         let (stdout, stderr) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{words:?} in {} succeeds: {stdout}{stderr}", self.name);
@@ -213,25 +215,66 @@ impl Root {
     }
 
     #[track_caller]
+    fn judge_java(&self) -> String {
+        self.put(&programs_dir().join("java/Buffers.java"));
+        self.output(&["javac", "-d", "/srv/tracer", "/srv/tracer/Buffers.java"]);
+        let version = self.output(&["java", "--version"]);
+        let mut program = self.start(&["java", "-XX:+PreserveFramePointer", "-cp", "/srv/tracer", "Buffers"]);
+        let report = trace(&mut program);
+        report.assert_exact();
+        let buffers: Vec<_> =
+            report.stacks.iter().filter(|stack| stack.passes("Unsafe_AllocateMemory0")).collect();
+        let objects: u64 = buffers.iter().map(|stack| stack.outstanding_objects).sum();
+        let bytes: u64 = buffers.iter().map(|stack| stack.outstanding_bytes).sum();
+        assert_eq!((objects, bytes), (50, 50 * 100_000), "in {}: {:#?}", self.name, report.outlines());
+        program.assert_unharmed();
+        format!("{} {}", version.split(' ').nth(1).unwrap_or("?"), stacks_of(&report))
+    }
+
+    #[track_caller]
+    fn judge_nginx(&self) -> String {
+        let socket = "/srv/tracer/nginx.sock";
+        let _ = fs::remove_file(self.path.join(&socket[1..]));
+        let configuration = format!(
+            "daemon off; master_process off; error_log /dev/null; pid /srv/tracer/nginx.pid; events {{}} \
+             http {{ access_log off; gzip on; gzip_types *; gzip_min_length 1; \
+             server {{ listen unix:{socket}; root /usr/include; }} }}"
+        );
+        fs::write(self.path.join(PLACE).join("nginx.conf"), configuration).expect("there is room");
+        let server = Server::start(self.contained(&["nginx", "-c", "/srv/tracer/nginx.conf"]));
+        let connect = || std::os::unix::net::UnixStream::connect(self.path.join(&socket[1..])).ok();
+        wait_until("nginx takes connections", || connect().map(drop));
+        let recording = Tracer::new().pid(server.pid()).start();
+        for _ in 0..100 {
+            let mut connection = connect().expect("it takes connections");
+            let request = "GET /stdio.h HTTP/1.0\r\nAccept-Encoding: gzip\r\n\r\n";
+            connection.write_all(request.as_bytes()).expect("it reads");
+            let mut answer = Vec::new();
+            connection.read_to_end(&mut answer).expect("it answers");
+            assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+        }
+        let report = recording.interrupt().report();
+        drop(server);
+        report.assert_exact();
+        assert!(report.events.allocations >= 100, "{:?}", report.events);
+        stacks_of(&report)
+    }
+
+    #[track_caller]
     fn judge_redis(&self) -> String {
         let socket = "/srv/tracer/redis.sock";
         let words = ["redis-server", "--port", "0", "--unixsocket", socket, "--save", ""];
-        let mut server = self.contained(&words);
-        let mut server = server.stdout(std::process::Stdio::null()).spawn().expect("unshare can be run");
-        tracer_tests::wait_until("redis answers", || {
+        let server = Server::start(self.contained(&words));
+        wait_until("redis answers", || {
             let mut ping = Command::new("chroot");
             ping.arg(&self.path).args(["redis-cli", "-s", socket, "ping"]);
             ping.output().ok().filter(|output| output.stdout.starts_with(b"PONG")).map(drop)
         });
-        let parent = server.id();
-        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-        let pid = children.expect("it runs").trim().parse().expect("it has one child");
         let version = self.output(&["redis-server", "--version"]);
-        let recording = Tracer::new().pid(pid).start();
+        let recording = Tracer::new().pid(server.pid()).start();
         self.output(&["redis-benchmark", "-s", socket, "-q", "-t", "set,lpush", "-n", "2000", "-r", "1000"]);
         let report = recording.interrupt().report();
-        server.kill().expect("it runs");
-        server.wait().expect("it was started here");
+        drop(server);
         report.assert_exact();
         let version = version.split("v=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("?");
         format!("{version} {}", stacks_of(&report))
@@ -272,6 +315,32 @@ impl Root {
         let row = format!("| {} |\n", cells.join(" | "));
         let path = self.path.with_extension("row");
         fs::write(path, row).expect("the directory is writable");
+    }
+}
+
+/// A server that was started in a pid namespace; both end when this is dropped.
+struct Server(Child);
+
+impl Server {
+    #[track_caller]
+    fn start(mut command: Command) -> Self {
+        Self(command.stdout(Stdio::null()).spawn().expect("unshare can be run"))
+    }
+
+    /// Its pid, as the tests' namespace numbers it.
+    #[track_caller]
+    fn pid(&self) -> u32 {
+        let parent = self.0.id();
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        children.expect("it runs").trim().parse().expect("it has one child")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already; there is nobody to tell about it.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -14,13 +14,14 @@ use crate::{bench::document, command, dist, privilege, run, setup};
 const DEBIAN: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
 
 /// What is traced in them.
-const PACKAGES: [&str; 5] = ["gcc", "libc6-dev", "python3", "nodejs", "redis-server"];
+const PACKAGES: [&str; 7] =
+    ["gcc", "libc6-dev", "python3", "nodejs", "default-jdk-headless", "redis-server", "nginx-light"];
 
 /// Where the tests look for programs and packages.
 const PLACE: &str = "srv/tracer";
 
-const HEAD: &str = "| system | C library | malloc family | what glibc says is free | python | node | redis | tracer of the archive \
-                    | of the package |\n|---|---|---|---|---|---|---|---|---|\n";
+const HEAD: &str = "| system | C library | malloc family | what glibc says is free | python | node | java | redis | nginx | tracer of the archive \
+                    | of the package |\n|---|---|---|---|---|---|---|---|---|---|---|\n";
 
 /// Makes the roots, judges tracer on each, and writes the table into `docs/distributions.md`.
 ///
