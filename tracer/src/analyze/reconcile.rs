@@ -348,9 +348,9 @@ mod tests {
 
     #[test]
     fn where_allocators_have_nothing_yet_nothing_is_estimated() {
-        let division_of = |vmas: &[Vma]| {
+        let division_of = |mappings: &[Mapping]| {
             division(&Evidence {
-                vmas,
+                mappings,
                 rss: Bytes(4096),
                 runtimes: &Runtimes::default(),
                 tracked: &[],
@@ -359,9 +359,9 @@ mod tests {
                 native: Bytes(0),
             })
         };
-        let program = vma(0x40_0000, 4096, 4096, "/bin/program");
+        let program = mapping(0x40_0000, 4096, 4096, "/bin/program");
         assert_eq!(division_of(std::slice::from_ref(&program)), Division::Measured);
-        let heap = vma(0x50_0000, 4096, 4096, "[heap]");
+        let heap = mapping(0x50_0000, 4096, 4096, "[heap]");
         assert_eq!(division_of(&[program, heap]), Division::Estimated);
     }
 
