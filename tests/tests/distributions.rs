@@ -222,8 +222,10 @@ impl Root {
         let mut program = self.start(&["java", "-XX:+PreserveFramePointer", "-cp", "/srv/tracer", "Buffers"]);
         let report = trace(&mut program);
         report.assert_exact();
+        // The function of libjvm that calls `os::malloc` does so by a tail call in some versions: it has no frame then.
+        let keeps_buffers = |stack: &&Stack| stack.outstanding_bytes >= 100_000 && stack.passes("JavaMain");
         let buffers: Vec<_> =
-            report.stacks.iter().filter(|stack| stack.passes("Unsafe_AllocateMemory0")).collect();
+            report.stacks.iter().filter(keeps_buffers).filter(|s| s.api == "malloc").collect();
         let objects: u64 = buffers.iter().map(|stack| stack.outstanding_objects).sum();
         let bytes: u64 = buffers.iter().map(|stack| stack.outstanding_bytes).sum();
         assert_eq!((objects, bytes), (50, 50 * 100_000), "in {}: {:#?}", self.name, report.outlines());
