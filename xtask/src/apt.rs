@@ -67,6 +67,33 @@ pub fn unpack(packages: &[&str], part: &str, directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Where this machine gets Debian's packages from.
+///
+/// # Errors
+/// When it is no Debian, or the lists of packages cannot be had.
+pub fn mirror() -> Result<String> {
+    if let Some(mirror) = known_mirror()? {
+        return Ok(mirror);
+    }
+    update()?;
+    known_mirror()?.context("apt has no lists of Debian's packages: is this Debian?")
+}
+
+fn known_mirror() -> Result<Option<String>> {
+    let format = "$(REPO_URI) $(ORIGIN) $(CODENAME)";
+    let mut targets = Command::new("apt-get");
+    let text = command::output(targets.args(["indextargets", "--format", format, "Created-By: Packages"]))?;
+    Ok(mirror_in(&text))
+}
+
+/// The one of these that has whole releases, and not only updates.
+fn mirror_in(targets: &str) -> Option<String> {
+    targets.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+        [uri, "Debian", codename] if !codename.contains('-') => Some(uri.to_owned()),
+        _ => None,
+    })
+}
+
 /// Nothing is removed, nothing is asked, and another apt that is at work is waited for.
 const OPTIONS: [&str; 4] =
     ["--yes", "--no-remove", "--no-install-recommends", "--option=DPkg::Lock::Timeout=300"];
@@ -75,4 +102,21 @@ fn apt_get(subcommand: &str) -> Result<Command> {
     let mut apt = privilege::as_root("env", &[])?;
     apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", subcommand]).args(OPTIONS);
     Ok(apt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_has_whole_releases() {
+        let targets = "\
+http://packages.test/cloud/ Cloud cloud-bookworm
+http://mirror.test/debian-security/ Debian bookworm-security
+http://mirror.test/debian/ Debian bookworm-updates
+http://mirror.test/debian/ Debian bookworm
+";
+        assert_eq!(mirror_in(targets).as_deref(), Some("http://mirror.test/debian/"));
+        assert_eq!(mirror_in("http://packages.test/  \n"), None);
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{bench::document, command, dist, privilege, run, setup};
+use crate::{apt, bench::document, command, dist, privilege, run, setup};
 
 /// Debian's releases, from the oldest that is looked after: glibc 2.31, 2.36, 2.41, and the latest.
 const DEBIAN: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
@@ -62,7 +62,7 @@ fn debian(directory: &Path, suite: &str) -> Result<PathBuf> {
         fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))?;
     }
     let mut bootstrap = Command::new("debootstrap");
-    bootstrap.args(["--variant=minbase", suite]).arg(&root).arg(mirror()?);
+    bootstrap.args(["--variant=minbase", suite]).arg(&root).arg(apt::mirror()?);
     command::run_quietly(&format!("getting {suite}"), &mut bootstrap)?;
     // No service starts because it is installed.
     let policy = root.join("usr/sbin/policy-rc.d");
@@ -75,17 +75,6 @@ fn debian(directory: &Path, suite: &str) -> Result<PathBuf> {
     command::run_quietly(&format!("installing {} in {suite}", PACKAGES.join(", ")), &mut install)?;
     fs::write(&done, "")?;
     Ok(root)
-}
-
-/// Where this machine's own packages come from.
-fn mirror() -> Result<String> {
-    let mut targets = Command::new("apt-get");
-    targets.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]);
-    let targets = command::output(&mut targets)?;
-    let mirror = targets.lines().find(|uri| uri.ends_with("/debian/"));
-    Ok(mirror
-        .context("apt knows no mirror of Debian: the distributions are made from its sources")?
-        .to_owned())
 }
 
 /// Puts the packed tracer into a root: as a file, and installed.

@@ -6,9 +6,9 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::command;
+use crate::{apt, command};
 
 /// Where a kernel comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Archive {
         for directory in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(home.join(directory))?;
         }
-        fs::write(home.join("sources.list"), format!("deb {} {suite} main\n", mirror()?))?;
+        fs::write(home.join("sources.list"), format!("deb {} {suite} main\n", apt::mirror()?))?;
         let mut update = archive.apt("apt-get");
         command::run_quietly(&format!("reading what {suite} has"), update.arg("update"))?;
         Ok(archive)
@@ -120,22 +120,6 @@ fn kernel_packages(depends: &str) -> Vec<String> {
         rest.is_some_and(|rest| rest.starts_with(|letter: char| letter.is_ascii_digit()))
     };
     names.filter(is_kernel).map(str::to_owned).collect()
-}
-
-/// Where this machine gets Debian's packages from.
-fn mirror() -> Result<String> {
-    let format = "$(REPO_URI) $(ORIGIN) $(CODENAME)";
-    let mut targets = Command::new("apt-get");
-    let text = command::output(targets.args(["indextargets", "--format", format, "Created-By: Packages"]))?;
-    // Not the one that has only security updates.
-    let main = text.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
-        [uri, "Debian", codename] if !codename.contains('-') => Some(uri.to_owned()),
-        _ => None,
-    });
-    match main {
-        Some(uri) => Ok(uri),
-        None => bail!("apt has no lists of Debian's packages: run `apt-get update` on a Debian machine"),
-    }
 }
 
 #[cfg(test)]
