@@ -124,8 +124,13 @@ const fn with(name: &'static str, kernel: Source, parameters: &'static str, setu
 /// Every machine.
 pub const MACHINES: &[Machine] = &[
     kernel("6.1", LINUX_6_1, FOUR_LEVELS),
-    kernel("6.12", LINUX_6_12, FOUR_LEVELS),
-    Machine { tests: SMOKE_BUT_RIGHTS, ..kernel("newest, 5-level paging", NEWEST, FIVE_LEVELS) },
+    kernel("6.12, 5-level paging", LINUX_6_12, FIVE_LEVELS),
+    // One test of a hundred misses a run of a program there: see `SMOKE_BUT_RIGHTS`.
+    Machine {
+        tests: SMOKE_BUT_RIGHTS,
+        in_ci: false,
+        ..kernel("newest, 5-level paging", NEWEST, FIVE_LEVELS)
+    },
     Machine {
         kernel: cloud("bullseye"),
         tests: &[],
@@ -144,7 +149,7 @@ pub const MACHINES: &[Machine] = &[
         ..kernel("newest RT", real_time("trixie-backports"), FOUR_LEVELS)
     },
     Machine { cpu: FIVE_LEVELS, ..with("6.1, 5-level paging", LINUX_6_1, "", "") },
-    Machine { cpu: FIVE_LEVELS, ..with("6.12, 5-level paging", LINUX_6_12, "", "") },
+    with("6.12, 4-level paging", LINUX_6_12, "", ""),
     with("6.12, nokaslr", LINUX_6_12, "nokaslr", ""),
     with("6.12, mitigations=off", LINUX_6_12, "mitigations=off", ""),
     Machine { processors: "1", ..with("6.12, one processor", LINUX_6_12, "", "") },
