@@ -418,7 +418,9 @@ fn a_second_interrupt_leaves_at_once() {
 #[test]
 fn a_lost_terminal_keeps_the_recording() {
     let mut program = blocks(1000, 10);
-    let recording = Tracer::new().pid(program.pid()).start();
+    // Who runs the tests under nohup has the signal ignored, and tracer keeps to that.
+    let tracer = Tracer::new().through(["env", "--default-signal=HUP"]);
+    let recording = tracer.pid(program.pid()).start();
     program.work();
     recording.signal(Signal::HUP);
     let report = recording.wait().report();

@@ -124,7 +124,10 @@ fn more_processes_than_there_is_room_for_are_counted() {
     assert_eq!(report.events.lost["process_not_followed"], 1100 - 1023);
     let crowd: u64 = (1..1024).map(|process| report.native_of(process).0).sum();
     assert_eq!(crowd, 1023 * 100);
-    assert!(finished.stdout.iter().any(|line| line.contains("than can be followed (1,024)")), "{finished:#?}");
+    assert!(
+        finished.stdout.iter().any(|line| line.contains("than can be followed (1,024)")),
+        "{finished:#?}"
+    );
 }
 
 // ---- choosing targets
