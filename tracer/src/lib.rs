@@ -18,6 +18,8 @@ pub mod drain;
 
 pub mod symbolize;
 
+pub mod memory;
+
 pub mod analyze;
 
 pub mod report;

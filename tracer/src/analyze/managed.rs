@@ -377,8 +377,8 @@ impl Runtimes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::residency;
     use super::*;
+    use crate::memory::residency;
     use crate::model::{AddressRange, Pid};
 
     /// `module:function` or `module`, leaf first.

@@ -25,7 +25,6 @@
 //! Read a target's mappings *after* its probes are attached: events from between are then replayed over a state that
 //! contains them, which ends in the same state.
 
-pub(super) mod extents;
 #[cfg(test)]
 mod tests;
 
@@ -36,14 +35,10 @@ use tracer_ebpf::{
     mapping_call::flag,
 };
 
-use self::extents::Extents;
 use crate::{
-    model::{Address, AddressRange, Kind},
+    model::{Address, AddressRange, Extents, Kind, PAGE_BYTES},
     target::{Backing, Mapping},
 };
-
-/// The size of a page on x86_64.
-pub const PAGE_BYTES: u64 = 4096;
 
 /// The end of the largest address space of a process on x86_64 (five-level page tables).
 const ADDRESSES_END: u64 = 1 << 56;

@@ -18,8 +18,8 @@
 
 use std::collections::BTreeMap;
 
-use super::contents::Contents;
 use super::managed::{Runtime, Runtimes};
+use crate::memory::contents::Contents;
 use crate::model::{Address, AddressRange, Bytes, Part, PartSize};
 use crate::target::{Backing, Mapping};
 
@@ -267,10 +267,10 @@ fn is_arena(mapping: &Mapping) -> bool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::contents::{Kept, Piece};
-    use super::super::python_child::Target;
-    use super::super::residency;
     use super::*;
+    use crate::memory::contents::{Kept, Piece};
+    use crate::memory::python_child::Target;
+    use crate::memory::residency;
 
     const MEBIBYTE: u64 = 1 << 20;
 

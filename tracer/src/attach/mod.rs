@@ -3,7 +3,7 @@
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
 //! however it ends.
 
-mod extents;
+mod gaps;
 mod grace;
 mod kernel_types;
 pub mod overhead;

@@ -10,7 +10,7 @@ use tracer_ebpf::{
     unwind::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES, Mapping, cache::Key},
 };
 
-use super::{extents::Extents, shared::SharedArray, tables::array};
+use super::{gaps::Gaps, shared::SharedArray, tables::array};
 use crate::unwind::{Rules, Table};
 
 /// How much room the arrays have.
@@ -45,8 +45,8 @@ pub struct UnwindTables {
     cache: SharedArray<Word>,
     numbers: Rules,
     rules_written: usize,
-    page_room: Extents,
-    row_room: Extents,
+    page_room: Gaps,
+    row_room: Gaps,
     /// The tables by number, at least as far as numbers were given.
     tables: Vec<Option<Stretches>>,
     /// The number to begin to look for a free one at: the longer ago a number was used, the better.
@@ -80,8 +80,8 @@ impl UnwindTables {
             cache: array(ebpf, "UNWIND_CACHE", 1 << CACHE_BITS)?,
             numbers: Rules::new(),
             rules_written: 0,
-            page_room: Extents::new(sizes.page_chunks * Chunk::LENGTH),
-            row_room: Extents::new(sizes.row_chunks * Chunk::LENGTH),
+            page_room: Gaps::new(sizes.page_chunks * Chunk::LENGTH),
+            row_room: Gaps::new(sizes.row_chunks * Chunk::LENGTH),
             tables: vec![None; MAX_TABLES as usize],
             next_number: 0,
             lists: HashMap::new(),

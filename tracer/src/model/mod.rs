@@ -3,13 +3,15 @@
 //! A [`Profile`] is the whole result of a recording. The JSON report (`tracer.report/2`) is all of it, with the frames of its
 //! stacks in a table; every other report is a view of it.
 
+mod extents;
 pub mod loss;
 mod profile;
 mod units;
 
+pub use extents::Extents;
 pub use profile::{
     End, Events, Frame, Kind, Memory, Mode, NotProbed, Overhead, Part, PartSize, Process, ProcessEnd,
     Profile, SCHEMA, Settings, StackReport, TimelinePoint, Totals, Verdict, VerdictSummary, Window,
 };
 pub use tracer_ebpf::stop::Stop;
-pub use units::{Address, AddressRange, Bytes, Pid};
+pub use units::{Address, AddressRange, Bytes, PAGE_BYTES, Pid};

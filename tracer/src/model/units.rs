@@ -53,6 +53,9 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
+/// The size of a page on x86_64.
+pub const PAGE_BYTES: u64 = 4096;
+
 /// The addresses from `start` up to, not including, `end`. Empty when `end` is not above `start`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressRange {

@@ -7,17 +7,18 @@ mod address_space;
 mod allocators;
 mod budget;
 mod children;
+mod clock;
 mod code;
 mod console;
 mod findings;
-mod memory;
+mod growth;
 mod onlooker;
 mod process;
 mod requests;
+mod resident_memory;
 mod retire;
 mod sampling;
 mod session;
-mod touched;
 
 use std::{
     fs::File,
@@ -41,7 +42,7 @@ use tokio::{
 pub use self::{
     console::Console, findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request,
 };
-use self::{memory::When, requests::Requests, session::Session};
+use self::{requests::Requests, resident_memory::When, session::Session};
 use crate::{
     cli::Subject,
     model::{Bytes, End, Mode, Pid, Profile},

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::python_child::Target;
 use super::*;
+use crate::memory::python_child::Target;
 use crate::target::parse_maps;
 
 const ANONYMOUS: u64 = 0x22;

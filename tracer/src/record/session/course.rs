@@ -6,10 +6,11 @@ use tracer_ebpf::{counter::Counter, stack::StackTotals};
 
 use super::{
     super::{
-        memory::{self, Readings, When},
-        touched::Touched,
+        clock::now_ns,
+        growth::Touched,
+        resident_memory::{self, Readings, When},
     },
-    Session, now_ns,
+    Session,
 };
 use crate::{
     analyze::history::Source,
@@ -34,7 +35,7 @@ impl Session {
         self.look_at_memory(when);
         let by_process = self.native_by_process();
         let was_read = reading.is_some();
-        let rss = reading.as_ref().map(Readings::rss).or_else(|| memory::rss(&self.processes));
+        let rss = reading.as_ref().map(Readings::rss).or_else(|| resident_memory::rss(&self.processes));
         if let Some(reading) = reading {
             self.resident.keep(reading, &self.mappings, &by_process);
         }
@@ -127,7 +128,7 @@ impl Session {
         let events = self.events_so_far();
         let lost = Counter::ALL.iter().filter(|counter| counter.loss().is_some());
         let lost = lost.map(|&counter| self.capture.tables().count(counter)).sum();
-        let rss = self.window.rss_before.zip(memory::rss(&self.processes));
+        let rss = self.window.rss_before.zip(resident_memory::rss(&self.processes));
         Status {
             elapsed: Duration::from_nanos(now.saturating_sub(self.window.opened_ns)),
             events_per_second: self.rate.update(now, events),

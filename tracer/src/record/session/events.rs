@@ -11,10 +11,11 @@ use tracer_ebpf::{
 use super::{
     super::{
         children::Family,
+        clock::now_ns,
         process::{TracedProcess, Trampoline},
         retire,
     },
-    Session, now_ns,
+    Session,
 };
 use crate::drain::Event;
 

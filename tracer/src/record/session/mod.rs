@@ -8,11 +8,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::time::{ClockId, clock_gettime};
 use tracer_ebpf::{live::STACK_BITS, process::MAX_PROCESSES};
 
 use self::course::Rate;
@@ -20,17 +19,19 @@ use super::{
     Config, allocators,
     budget::Budget,
     children::Children,
+    clock::now_ns,
     code::CodeFiles,
-    memory::{self, ResidentMemory, When},
+    growth::Touched,
     process::{TracedProcess, planner},
+    resident_memory::{self, ResidentMemory, When},
     retire::Retirement,
     sampling::Sampler,
-    touched::Touched,
 };
 use crate::{
-    analyze::{history::History, managed::ManagedHolders, mappings::MappingAccount, residency},
+    analyze::{history::History, managed::ManagedHolders, mappings::MappingAccount},
     attach::{Capture, Settings, Sizes},
     drain::{Drain, NewStack},
+    memory::residency,
     model::{Bytes, End, Mode, Pid, TimelinePoint},
     plan::Planner,
     symbolize::{Names, Worker},
@@ -241,7 +242,7 @@ impl Session {
 
     fn begin_window(&mut self) {
         self.find_trampolines();
-        self.window.rss_before = memory::rss(&self.processes);
+        self.window.rss_before = resident_memory::rss(&self.processes);
         if let Some(first) = self.resident.read(&self.processes, When::Now) {
             self.resident.keep(first, &self.mappings, &BTreeMap::new());
         }
@@ -367,14 +368,4 @@ impl Session {
 fn resident(processes: &[TracedProcess]) -> Bytes {
     let sizes = processes.iter().filter_map(|process| residency::rss(process.target.pid()).ok());
     Bytes(sizes.map(|bytes| bytes.0).sum())
-}
-
-/// The monotonic clock.
-pub(super) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

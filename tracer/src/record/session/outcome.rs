@@ -9,8 +9,14 @@ use anyhow::{Context as _, Result};
 use tracer_ebpf::stack::mapping_call;
 
 use super::{
-    super::{budget::Budget, findings::Findings, process::TracedProcess, touched::Touched},
-    Session, nanos, now_ns,
+    super::{
+        budget::Budget,
+        clock::{nanos, now_ns},
+        findings::Findings,
+        growth::Touched,
+        process::TracedProcess,
+    },
+    Session,
 };
 use crate::{
     analyze::outcome::{Counted, KnownStack},

@@ -5,14 +5,17 @@ use std::cell::Cell;
 use proptest::prelude::*;
 
 use super::super::python_child::Target;
-use super::super::reconcile;
 use super::*;
+use crate::target::Backing;
 
 impl Contents {
     fn of_target(target: &Target) -> Self {
         let mappings = residency::mappings(target.pid()).unwrap();
-        let unclear = reconcile::unclear(&mappings, &Runtimes::of(&mappings), &[]);
-        Self::of(target.pid(), &mappings, &unclear).unwrap()
+        let unclear = mappings.iter().filter(|mapping| {
+            mapping.name.is_empty() && mapping.backing() == Backing::Anonymous && mapping.rss > Some(Bytes(0))
+        });
+        let unclear: Vec<_> = unclear.map(Mapping::range).collect();
+        Self::of(target.pid(), &mappings, &unclear, true).unwrap()
     }
 }
 
@@ -34,7 +37,7 @@ impl Words {
     }
 }
 
-impl Memory for Words {
+impl ReadMemory for Words {
     fn read(&self, Address(at): Address, buffer: &mut [u8]) -> bool {
         self.reads.set(self.reads.get() + 1);
         let wanted = buffer.as_chunks_mut().0;
@@ -91,7 +94,7 @@ fn pieces_are_found_among_what_is_in_memory() {
     let mappings = [range(0x10_0000, 0x8_0000), range(0x18_0000, 0x10_0000)];
     // The inside of the second block was never touched; the third page of the mapping is somebody's.
     let present = [range(0x10_0000, 0x1000), range(0x12_0000, 0x1000), range(0x18_0000, 0x8_0000)];
-    let found = pieces(&memory, &present, &mappings, &Runtimes::default());
+    let found = pieces(&memory, &present, &mappings, false);
     assert_eq!(
         found,
         [(range(0x10_0000, 0x4_0000), Part::Allocator), (range(0x19_0000, 0x2_0000), Part::Allocator)]
@@ -279,8 +282,7 @@ proptest! {
         let memory = Words::new(0x10_0000, &words);
         let mapping = range(0x10_0000, 0x4000);
         let mappings = libc_and_heap(mapping);
-        let python = Runtimes::of(&[Mapping::made_up(mapping, "r-xp", "/bin/python3")]);
-        let found = pieces(&memory, &[mapping], &[mapping], &python);
+        let found = pieces(&memory, &[mapping], &[mapping], true);
         prop_assert!(found.iter().all(|(piece, _)| piece.start >= mapping.start && piece.end <= mapping.end));
         if let Some(arenas) = Arenas::find(&memory, &mappings) {
             let _ = arenas.free(&memory);

@@ -3,7 +3,7 @@
 //! Arenas (256 KiB, and 1 MiB from 3.10) are mapped anonymously and have no header. They consist of pools of 4 KiB, and
 //! of 16 KiB from 3.10, each with a header whose fields follow from each other.
 
-use super::Memory;
+use super::ReadMemory;
 use crate::model::Address;
 
 /// `POOL_SIZE`: with a radix tree (3.10), and before.
@@ -19,7 +19,7 @@ const HEADER_BYTES: u64 = 48;
 const LARGEST_BLOCK: u64 = 512;
 
 /// The length of the pool that begins at an address, if one does.
-pub(super) fn pool(memory: &impl Memory, at: Address) -> Option<u64> {
+pub(super) fn pool(memory: &impl ReadMemory, at: Address) -> Option<u64> {
     if !at.0.is_multiple_of(POOL_BYTES[1]) {
         return None;
     }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Address, AddressRange};
+use super::{Address, AddressRange};
 
 /// Disjoint, non-empty ranges in ascending order, each with a value. Neighbours that touch and hold equal values are
 /// one extent, so cutting and putting back leaves no seams.
 #[derive(Clone, Debug)]
-pub(in crate::analyze) struct Extents<T> {
+pub struct Extents<T> {
     by_start: BTreeMap<u64, (u64, T)>,
 }
 
@@ -19,17 +19,17 @@ impl<T> Default for Extents<T> {
 
 impl<T: Copy + PartialEq> Extents<T> {
     /// Every extent, ascending.
-    pub(in crate::analyze) fn iter(&self) -> impl Iterator<Item = (AddressRange, T)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (AddressRange, T)> + '_ {
         self.by_start.iter().map(|(&start, &(end, value))| (range(start, end), value))
     }
 
     /// How many extents there are.
-    pub(in crate::analyze) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.by_start.len()
     }
 
     /// What the given range holds, cut to it.
-    pub(in crate::analyze) fn within(&self, wanted: AddressRange) -> Vec<(AddressRange, T)> {
+    pub fn within(&self, wanted: AddressRange) -> Vec<(AddressRange, T)> {
         let AddressRange { start: Address(start), end: Address(end) } = wanted;
         let before = self.by_start.range(..start).next_back();
         let inside = self.by_start.range(start..end.max(start));
@@ -41,7 +41,7 @@ impl<T: Copy + PartialEq> Extents<T> {
     }
 
     /// Empties the given range, and returns what it held, cut to it.
-    pub(in crate::analyze) fn take(&mut self, wanted: AddressRange) -> Vec<(AddressRange, T)> {
+    pub fn take(&mut self, wanted: AddressRange) -> Vec<(AddressRange, T)> {
         if wanted.is_empty() {
             return Vec::new();
         }
@@ -54,7 +54,7 @@ impl<T: Copy + PartialEq> Extents<T> {
     }
 
     /// Fills the given range, and returns what it held.
-    pub(in crate::analyze) fn put(&mut self, wanted: AddressRange, value: T) -> Vec<(AddressRange, T)> {
+    pub fn put(&mut self, wanted: AddressRange, value: T) -> Vec<(AddressRange, T)> {
         let held = self.take(wanted);
         if wanted.is_empty() {
             return held;

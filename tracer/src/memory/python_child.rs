@@ -6,8 +6,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use crate::model::Pid;
 
 /// A child that carries out Python statements; `mmap(bytes, flags, touched_pages)` answers with an address.
-pub(super) struct Target {
-    pub(super) child: Child,
+pub(crate) struct Target {
+    pub(crate) child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
@@ -41,7 +41,7 @@ while line := sys.stdin.readline():
 
 impl Target {
     /// Starts it.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut child = Command::new("python3")
             .args(["-c", PROGRAM])
             .stdin(Stdio::piped())
@@ -54,12 +54,12 @@ impl Target {
     }
 
     /// Its pid.
-    pub(super) fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid(self.child.id())
     }
 
     /// Runs a statement and returns `answer`.
-    pub(super) fn run(&mut self, statement: &str) -> i64 {
+    pub(crate) fn run(&mut self, statement: &str) -> i64 {
         writeln!(self.input, "{statement}").unwrap();
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();

@@ -14,17 +14,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use super::managed::{Runtime, Runtimes};
-use super::mappings::PAGE_BYTES;
 use super::residency::{self, ResidencyError};
-use crate::model::{Address, AddressRange, Bytes, Part, Pid};
+use crate::model::{Address, AddressRange, Bytes, PAGE_BYTES, Part, Pid};
 use crate::target::Mapping;
 
 use self::glibc::Arenas;
 pub use glibc::Kept;
 
 /// Memory that can be read.
-pub trait Memory {
+pub trait ReadMemory {
     /// Fills `buffer` with what is at `at`, and tells whether all of it could be read.
     fn read(&self, at: Address, buffer: &mut [u8]) -> bool;
 
@@ -49,7 +47,7 @@ impl ProcessMemory {
     }
 }
 
-impl Memory for ProcessMemory {
+impl ReadMemory for ProcessMemory {
     fn read(&self, Address(at): Address, buffer: &mut [u8]) -> bool {
         self.0.read_exact_at(buffer, at).is_ok()
     }
@@ -76,11 +74,17 @@ pub struct Piece {
 }
 
 impl Contents {
-    /// Looks into a process's memory. `unclear` are those of its mappings of which nothing else tells whose they are.
+    /// Looks into a process's memory. `unclear` are those of its mappings of which nothing else tells whose they are, and
+    /// `has_python` is whether some of it may be CPython's.
     ///
     /// # Errors
     /// What the kernel reports when the process has exited.
-    pub fn of(pid: Pid, mappings: &[Mapping], unclear: &[AddressRange]) -> Result<Self, ResidencyError> {
+    pub fn of(
+        pid: Pid,
+        mappings: &[Mapping],
+        unclear: &[AddressRange],
+        has_python: bool,
+    ) -> Result<Self, ResidencyError> {
         let Ok(memory) = ProcessMemory::open(pid) else { return Ok(Self::default()) };
         // What was swapped out would be brought back.
         let is_swapped = residency::swapped(pid)? > Bytes(0);
@@ -90,7 +94,7 @@ impl Contents {
         };
         let unclear: Vec<_> = unclear.iter().copied().filter(|range| !is_heap(*range)).collect();
         let present = residency::present(pid, &unclear)?;
-        let found = pieces(&memory, &present, &unclear, &Runtimes::of(mappings));
+        let found = pieces(&memory, &present, &unclear, has_python);
         let ranges: Vec<_> = found.iter().map(|&(range, _)| range).collect();
         let resident = residency::resident_bytes(pid, &ranges)?;
         let piece =
@@ -118,12 +122,11 @@ const MOST_LOOKS: usize = 1 << 16;
 
 /// Finds the pieces in mappings. `present` are the addresses that are in memory, by ascending address.
 fn pieces(
-    memory: &impl Memory,
+    memory: &impl ReadMemory,
     present: &[AddressRange],
     mappings: &[AddressRange],
-    runtimes: &Runtimes,
+    has_python: bool,
 ) -> Vec<(AddressRange, Part)> {
-    let has_python = runtimes.iter().any(|runtime| runtime == Runtime::CPython);
     let mut found: Vec<(AddressRange, Part)> = Vec::new();
     let mut looks = 0;
     let mut next = Address(0);

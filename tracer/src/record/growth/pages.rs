@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 
 use tracer_ebpf::event::{MappingCall, MappingEvent};
 
-use super::mappings::{PAGE_BYTES, Totals, extents::Extents};
-use crate::model::{Address, AddressRange};
+use crate::{
+    analyze::mappings::Totals,
+    model::{Address, AddressRange, Extents, PAGE_BYTES},
+};
 
 /// Ranges of pages that one process can have, some 100 bytes each. Neighbours touched by one stack are one range.
 const MAX_EXTENTS: usize = 1 << 19;
@@ -150,12 +152,6 @@ impl TouchedPages {
     /// The sums of the window, by process and stack.
     pub fn totals(&self) -> impl Iterator<Item = ((u16, u32), Totals)> + '_ {
         self.totals.iter().map(|(&of, &totals)| (of, totals))
-    }
-
-    /// How many faults were seen.
-    #[must_use]
-    pub const fn faults(&self) -> u64 {
-        self.faults
     }
 
     /// Faults for which there was no room.

@@ -24,8 +24,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use self::pagemap_scan::PageRegion;
-use super::mappings::PAGE_BYTES;
-use crate::model::{Address, AddressRange, Bytes, Pid};
+use crate::model::{Address, AddressRange, Bytes, PAGE_BYTES, Pid};
 use crate::target::{Mapping, kibibytes, read_smaps};
 
 /// Why the resident size is not known.

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, ops::Range};
 
 /// The gaps of an array.
 #[derive(Clone, Debug)]
-pub(super) struct Extents {
+pub(super) struct Gaps {
     /// End of each gap, by its start. No two touch.
     gaps: BTreeMap<u32, u32>,
 }
 
-impl Extents {
+impl Gaps {
     /// An array of so many elements, of which nobody has any.
     pub(super) fn new(length: u32) -> Self {
         Self { gaps: BTreeMap::from([(0, length)]) }
@@ -53,30 +53,30 @@ mod tests {
 
     #[test]
     fn what_is_given_back_is_one_gap_again() {
-        let mut extents = Extents::new(30);
-        let [a, b, c] = [10, 10, 10].map(|length| extents.take(length).expect("room"));
-        assert_eq!(extents.take(1), None);
-        extents.give_back(b.clone());
-        assert_eq!(extents.take(11), None);
-        extents.give_back(a);
-        extents.give_back(c);
-        assert_eq!(extents.take(30), Some(0..30));
-        assert_eq!((extents.take(0), extents.take(usize::MAX)), (None, None));
+        let mut room = Gaps::new(30);
+        let [a, b, c] = [10, 10, 10].map(|length| room.take(length).expect("room"));
+        assert_eq!(room.take(1), None);
+        room.give_back(b.clone());
+        assert_eq!(room.take(11), None);
+        room.give_back(a);
+        room.give_back(c);
+        assert_eq!(room.take(30), Some(0..30));
+        assert_eq!((room.take(0), room.take(usize::MAX)), (None, None));
     }
 
     proptest! {
         /// Against the naive model: an array of owners.
         #[test]
         fn nobody_gets_what_another_has(calls in prop::collection::vec((any::<bool>(), 1_usize..40), 0..200)) {
-            let mut extents = Extents::new(256);
+            let mut room = Gaps::new(256);
             let mut owned = [false; 256];
             let mut taken: Vec<Range<u32>> = Vec::new();
             for (give, length) in calls {
                 if give && !taken.is_empty() {
                     let range = taken.swap_remove(length % taken.len());
                     range.clone().for_each(|index| owned[index as usize] = false);
-                    extents.give_back(range);
-                } else if let Some(range) = extents.take(length) {
+                    room.give_back(range);
+                } else if let Some(range) = room.take(length) {
                     prop_assert_eq!(range.len(), length);
                     for index in range.clone() {
                         prop_assert!(!std::mem::replace(&mut owned[index as usize], true));
@@ -87,7 +87,7 @@ mod tests {
                     prop_assert!(longest < Some(length), "there was room for {length}");
                 }
             }
-            let gaps: u32 = extents.gaps.iter().map(|(start, end)| end - start).sum();
+            let gaps: u32 = room.gaps.iter().map(|(start, end)| end - start).sum();
             prop_assert_eq!(gaps as usize, owned.iter().filter(|owned| !**owned).count());
         }
     }

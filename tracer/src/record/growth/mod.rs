@@ -1,26 +1,31 @@
 //! Growth mode: no probes, but the page faults that make memory resident, at a bounded rate, and what of it still is.
 
+mod pages;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fs::File,
-    ops::Range,
 };
 
 use anyhow::Result;
 use tracer_ebpf::event::{MappingCall, MappingEvent};
 
-use super::{memory::Pace, memory::When, process::TracedProcess, session::now_ns};
+use self::pages::{Touch, TouchedPages, scaled};
+use super::{
+    clock::now_ns,
+    process::TracedProcess,
+    resident_memory::{Pace, When},
+};
 use crate::{
     analyze::{
         history::Source,
         managed::{ManagedHolders, Runtimes},
-        mappings::{Holder, LiveRange, MappingAccount, PAGE_BYTES, Totals},
+        mappings::{Holder, LiveRange, MappingAccount, Totals},
         outcome::WeighedRange,
-        residency,
-        touched::{Touch, TouchedPages, scaled},
     },
     attach::Capture,
-    model::{AddressRange, Bytes, Kind},
+    memory::residency,
+    model::{AddressRange, Bytes, Extents, Kind, PAGE_BYTES},
     target::{Backing, Mapping},
 };
 
@@ -278,52 +283,34 @@ fn is_fault(event: &MappingEvent) -> bool {
     event.call == MappingCall::PageFault as u8
 }
 
-/// What kind of memory is where in a process.
-struct Kinds {
-    /// Sorted and apart; the kind is none where memory counts otherwise, or not at all.
-    known: Vec<(Range<u64>, Option<Kind>)>,
-}
+/// What kind of memory a process has where. The kind is none where memory counts otherwise, or not at all.
+struct Kinds(Extents<Option<Kind>>);
 
 impl Kinds {
     fn of(process: &TracedProcess, account: &MappingAccount, managed: &ManagedHolders, when: When) -> Self {
-        let mut known = Vec::new();
+        let mut known = Extents::default();
+        for (range, kind) in mappings(process, when) {
+            known.put(range, kind);
+        }
         for live in account.live().filter(|live| live.holder.process == process.index) {
             let kind = match managed.judged(live.holder).kind {
                 Kind::Mapping | Kind::File | Kind::Native => None,
                 Kind::Managed => Some(Kind::Managed),
                 Kind::Allocator => Some(Kind::Mapping),
             };
-            known.push((live.range.start.0..live.range.end.0, kind));
+            known.put(live.range, kind);
         }
-        let in_window: Vec<_> = known.iter().map(|(range, _)| range.clone()).collect();
-        for mapping in mappings(process, when) {
-            let range = mapping.0.start.0..mapping.0.end.0;
-            known.extend(without(range, &in_window).into_iter().map(|range| (range, mapping.1)));
-        }
-        known.sort_by_key(|(range, _)| range.start);
-        Self { known }
+        Self(known)
     }
 
     /// The parts of a range, and the kind of each.
     fn split(&self, range: AddressRange) -> Vec<(AddressRange, Option<Kind>)> {
-        let mut parts = Vec::new();
-        let mut at = range.start;
-        let first = self.known.partition_point(|(known, _)| known.end <= range.start.0);
-        for (known, kind) in &self.known[first..] {
-            if known.start >= range.end.0 {
-                break;
-            }
-            let part = AddressRange {
-                start: at.max(crate::model::Address(known.start)),
-                end: range.end.min(crate::model::Address(known.end)),
-            };
-            parts.push((AddressRange { start: at, end: part.start }, Some(Kind::Mapping)));
-            parts.push((part, *kind));
-            at = part.end;
+        let mut parts = Extents::default();
+        parts.put(range, Some(Kind::Mapping));
+        for (part, kind) in self.0.within(range) {
+            parts.put(part, kind);
         }
-        parts.push((AddressRange { start: at, end: range.end }, Some(Kind::Mapping)));
-        parts.retain(|(part, _)| !part.is_empty());
-        parts
+        parts.iter().collect()
     }
 }
 
@@ -344,18 +331,4 @@ fn mappings(process: &TracedProcess, when: When) -> Vec<(AddressRange, Option<Ki
         Backing::Anonymous => runtimes.of_mapping(mapping).map(|_| Some(Kind::Managed)),
     };
     mappings.iter().filter_map(|mapping| Some((mapping.range(), kind(mapping)?))).collect()
-}
-
-/// What is left of a range without others, which are sorted.
-fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut left = Vec::new();
-    let mut start = range.start;
-    let first = others.partition_point(|other| other.end <= range.start);
-    for other in others[first..].iter().take_while(|other| other.start < range.end) {
-        left.push(start..other.start);
-        start = start.max(other.end);
-    }
-    left.push(start..range.end);
-    left.retain(|range| range.start < range.end);
-    left
 }

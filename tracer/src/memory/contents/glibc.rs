@@ -5,10 +5,9 @@
 //! to where the arena begins. Only one layout makes it do that: of a version that has another one, nothing is said.
 //! Free chunks are counted list by list. A list that changes while it is walked shows that by links that do not fit.
 
-use super::Memory;
-use crate::analyze::mappings::PAGE_BYTES;
-use crate::analyze::residency::ResidencyError;
-use crate::model::{Address, AddressRange, Bytes};
+use super::ReadMemory;
+use crate::memory::residency::ResidencyError;
+use crate::model::{Address, AddressRange, Bytes, PAGE_BYTES};
 use crate::target::{Backing, Mapping};
 
 /// `struct malloc_state` from `top` on, in words of 8 bytes. All versions have that part alike.
@@ -91,7 +90,7 @@ const SMALLEST_MAPPED: u64 = 64 << 10;
 
 /// The length of the block of `malloc` that begins at an address with a mapping of its own, if one does. Its size is that
 /// of the mapping, and from 2.43 on without the header.
-pub(super) fn mapped_block(memory: &impl Memory, at: Address, end: Address) -> Option<u64> {
+pub(super) fn mapped_block(memory: &impl ReadMemory, at: Address, end: Address) -> Option<u64> {
     const HEADER: u64 = 16;
 
     let [before, size] = memory.words(at)?;
@@ -114,7 +113,7 @@ struct Arena {
 }
 
 impl Arena {
-    fn read(memory: &impl Memory, at: Address, layout: Layout) -> Option<Self> {
+    fn read(memory: &impl ReadMemory, at: Address, layout: Layout) -> Option<Self> {
         let words = memory.words(Address(at.0.checked_add(8 * layout.top as u64)?))?;
         let arena = Self { at, layout, words };
         let top = arena.words[state::TOP];
@@ -148,7 +147,7 @@ impl Arenas {
     }
 
     /// Finds them.
-    pub fn find(memory: &impl Memory, mappings: &[Mapping]) -> Option<Self> {
+    pub fn find(memory: &impl ReadMemory, mappings: &[Mapping]) -> Option<Self> {
         let first = mappings.iter().filter(|mapping| may_have_main_arena(mapping, mappings));
         first.flat_map(|mapping| tails_of_main_arena(memory, mapping)).find_map(|tail| {
             LAYOUTS.iter().find_map(|layout| {
@@ -159,7 +158,7 @@ impl Arenas {
     }
 
     /// Follows the ring of arenas.
-    fn linked(memory: &impl Memory, main: Arena, mappings: &[Mapping]) -> Option<Self> {
+    fn linked(memory: &impl ReadMemory, main: Arena, mappings: &[Mapping]) -> Option<Self> {
         let (first, layout) = (main.at, main.layout);
         let mut found = Self { arenas: Vec::new(), heaps: Vec::new(), beginnings: Vec::new() };
         let top = Address(main.words[state::TOP]);
@@ -188,7 +187,7 @@ impl Arenas {
 
     /// The heaps of an arena, from that with its top on: each begins with the arena's address and that of the previous one
     /// (`struct heap_info`).
-    fn add_heaps(&mut self, memory: &impl Memory, arena: &Arena) -> Option<()> {
+    fn add_heaps(&mut self, memory: &impl ReadMemory, arena: &Arena) -> Option<()> {
         let mut heap = arena.words[state::TOP] & !(HEAP_BYTES - 1);
         for _ in 0..MOST_ARENAS {
             let [of, previous] = memory.words(Address(heap))?;
@@ -209,7 +208,7 @@ impl Arenas {
     }
 
     /// Counts what is free in them; `None` if that is too much to count, or changes too fast.
-    pub fn free(self, memory: &impl Memory) -> Option<Free> {
+    pub fn free(self, memory: &impl ReadMemory) -> Option<Free> {
         let mut free = Free { heaps: self.heaps, ..Free::default() };
         for arena in &self.arenas {
             let top = arena.words[state::TOP];
@@ -253,14 +252,14 @@ fn may_have_main_arena(mapping: &Mapping, mappings: &[Mapping]) -> bool {
 }
 
 /// Where `top` of `main_arena` may be in a mapping. What is before and behind the lists can look like more of them.
-fn tails_of_main_arena(memory: &impl Memory, mapping: &Mapping) -> Vec<Address> {
+fn tails_of_main_arena(memory: &impl ReadMemory, mapping: &Mapping) -> Vec<Address> {
     let words = words_of(memory, mapping.range()).unwrap_or_default();
     let places = words.windows(state::WORDS).zip((mapping.start.0..).step_by(8));
     places.filter(|(words, at)| is_tail_of_main_arena(words, *at)).map(|(_, at)| Address(at)).collect()
 }
 
 /// The words of a range of addresses.
-fn words_of(memory: &impl Memory, range: AddressRange) -> Option<Vec<u64>> {
+fn words_of(memory: &impl ReadMemory, range: AddressRange) -> Option<Vec<u64>> {
     let mut bytes = vec![0; usize::try_from(range.bytes()).ok()?];
     let is_read = memory.read(range.start, &mut bytes);
     is_read.then(|| bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
@@ -308,7 +307,7 @@ impl Free {
     }
 
     /// Adds the chunks of a list of `bins`; `None` when it changes too fast.
-    fn add_list(&mut self, memory: &impl Memory, arena: &Arena, list: usize) -> Option<()> {
+    fn add_list(&mut self, memory: &impl ReadMemory, arena: &Arena, list: usize) -> Option<()> {
         const ATTEMPTS: usize = 4;
 
         let head = Address(arena.word_at(state::LISTS + 2 * list).0 - LINKS);
@@ -323,7 +322,7 @@ impl Free {
         })
     }
 
-    fn walk(&mut self, memory: &impl Memory, head: Address) -> Option<()> {
+    fn walk(&mut self, memory: &impl ReadMemory, head: Address) -> Option<()> {
         let [first, _] = memory.words(Address(head.0 + LINKS))?;
         let (mut previous, mut at) = (head.0, first);
         while at != head.0 {
@@ -341,7 +340,7 @@ impl Free {
 
     /// Adds the chunks of a list of `fastbinsY`, which are all of one size. From 2.32 on links are obfuscated
     /// (`PROTECT_PTR`), and blocks are aligned to 16 bytes.
-    fn add_fast_list(&mut self, memory: &impl Memory, arena: &Arena, list: usize) -> Option<()> {
+    fn add_fast_list(&mut self, memory: &impl ReadMemory, arena: &Arena, list: usize) -> Option<()> {
         let size = SMALLEST_CHUNK + 16 * list as u64;
         let [mut at] = memory.words(Address(arena.at.0 + 8 * (arena.layout.fast_lists + list) as u64))?;
         while at != 0 {
@@ -359,7 +358,7 @@ impl Free {
     }
 
     /// Adds the blocks that threads keep for themselves (`tcache`). Their records are among the first blocks of heaps.
-    fn add_tcaches(&mut self, memory: &impl Memory, beginning: AddressRange) {
+    fn add_tcaches(&mut self, memory: &impl ReadMemory, beginning: AddressRange) {
         let Some(words) = words_of(memory, beginning) else { return };
         // Chunks are aligned to 16 bytes.
         for (index, size) in words.iter().enumerate().skip(1).step_by(2) {

@@ -5,15 +5,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{process::TracedProcess, session::now_ns};
+use super::{clock::now_ns, process::TracedProcess};
 use crate::{
     analyze::{
-        contents::Contents,
         managed::{ManagedHolders, Runtime, Runtimes},
         mappings::{LiveRange, MappingAccount},
         reconcile::{self, Division, Evidence, Split, Tracked},
+        verdict,
+    },
+    memory::{
+        contents::Contents,
         residency::{self, ResidencyError},
-        threads, verdict,
+        threads,
     },
     model::{Address, AddressRange, Bytes, Memory, Part},
     target::Mapping,
@@ -244,8 +247,10 @@ impl Reading {
         }
         let (_, rss, mappings) = best.ok_or(ResidencyError::Gone(pid))?;
         let stack_pointers = threads::stack_pointers(pid);
-        let unclear = reconcile::unclear(&mappings, &Runtimes::of(&mappings), &stack_pointers);
-        let contents = Contents::of(pid, &mappings, &unclear)?;
+        let runtimes = Runtimes::of(&mappings);
+        let unclear = reconcile::unclear(&mappings, &runtimes, &stack_pointers);
+        let has_python = runtimes.iter().any(|runtime| runtime == Runtime::CPython);
+        let contents = Contents::of(pid, &mappings, &unclear, has_python)?;
         Ok(Self { rss, mappings, stack_pointers, contents, tracked: Vec::new(), native: Bytes(0) })
     }
 
