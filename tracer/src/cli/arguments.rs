@@ -2,24 +2,25 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::config::{CommandLine, Drawing, Keep, Percent, RecordConfig, Subject, Verbosity, ViewConfig};
-use super::heading;
+use super::config::{Drawing, Keep, RecordConfig, Verbosity, ViewConfig};
 use super::values::{
     parse_allocator, parse_format, parse_interval, parse_percent, parse_pid, parse_positive_time,
     parse_prefix, parse_sample, parse_size, parse_time, parse_verdict, time,
 };
+use super::{heading, plain};
 use crate::model::{Bytes, Kind, Mode, Pid, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
+use crate::record::{self, Percent};
 use crate::report::Format;
 use crate::report::destination::Destination;
-use crate::target::choice::Choice;
+use crate::target::{CommandLine, Subject, choice::Choice};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -197,7 +198,7 @@ pub(super) struct RecordArguments {
 
     /// `growth` needs no probes and slows the target by next to nothing: it shows which code makes the process' memory grow,
     /// not which of it is never freed. Also for targets without a malloc (Go).
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = RecordConfig::default().mode, help_heading = heading::TARGET)]
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = record::Config::default().mode, help_heading = heading::TARGET)]
     mode: Mode,
 
     /// How long to record (`30s`, `5m`) [default: until Ctrl-C or the target ends].
@@ -216,7 +217,7 @@ pub(super) struct RecordArguments {
     format: Option<Format>,
 
     /// Count only blocks at least this old at the end.
-    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = time(RecordConfig::default().min_age), help_heading = heading::COUNTED)]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = time(record::Config::default().min_age), help_heading = heading::COUNTED)]
     min_age: Duration,
 
     /// Count only requests of at least this size (`4096`, `512KiB`).
@@ -262,7 +263,7 @@ pub(super) struct RecordArguments {
     max_live: Option<u64>,
 
     /// Time between two points of the timeline.
-    #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(RecordConfig::default().interval), help_heading = heading::WINDOW)]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(record::Config::default().interval), help_heading = heading::WINDOW)]
     interval: Duration,
 
     #[command(flatten)]
@@ -318,7 +319,7 @@ impl RecordArguments {
     /// An option that was given and says which allocations to look at.
     fn about_allocations(&self) -> Option<&'static str> {
         let options = [
-            ("--sample", self.sample != RecordConfig::default().sample),
+            ("--sample", self.sample != record::Config::default().sample),
             ("--max-overhead", self.max_overhead.is_some()),
             ("--min-size", self.min_size.is_some()),
             ("--max-size", self.max_size.is_some()),
@@ -361,20 +362,16 @@ impl RecordArguments {
             (false, 1) => Verbosity::Verbose,
             (false, _) => Verbosity::Debug,
         };
-        Ok(RecordConfig {
-            subject: subject(self.pids, self.names, self.cgroups, self.launch, self.as_root)
-                .map_err(wrong)?,
+        let subject =
+            subject(self.pids, self.names, self.cgroups, self.launch, self.as_root).map_err(wrong)?;
+        let recording = record::Config {
+            command_output: if self.tui { command_output(&subject) } else { None },
+            subject,
             follow: self.follow,
             duration: self.duration,
-            outputs,
             min_age: self.min_age,
             min_size: self.min_size,
             max_size: self.max_size,
-            include: self.include.into_iter().map(Kind::from).collect(),
-            only: self.only,
-            top: self.top,
-            drawing: self.drawing,
-            fail_on: self.fail_on,
             sample: self.sample,
             max_overhead: self.max_overhead,
             max_live: self.max_live,
@@ -382,6 +379,15 @@ impl RecordArguments {
             declarations: self.allocators.into(),
             mode: self.mode,
             mark_after: self.mark_after,
+        };
+        Ok(RecordConfig {
+            recording,
+            outputs,
+            include: self.include.into_iter().map(Kind::from).collect(),
+            only: self.only,
+            top: self.top,
+            drawing: self.drawing,
+            fail_on: self.fail_on,
             tui: self.tui,
             verbosity,
             color,
@@ -406,6 +412,13 @@ fn subject(
         None if names.is_empty() && cgroups.is_empty() => Subject::Processes(pids),
         None => Subject::Chosen(Choice { pids, names, cgroups }),
     })
+}
+
+/// Where a launched command writes while the terminal is in use.
+fn command_output(subject: &Subject) -> Option<PathBuf> {
+    let Subject::Command(command) = subject else { return None };
+    let name = Path::new(&command.program).file_name().unwrap_or_default();
+    Some(PathBuf::from(format!("tracer-{}.out", plain(&name.to_string_lossy()))))
 }
 
 fn first_repeated<T: Ord>(items: &[T]) -> Option<&T> {

@@ -1,20 +1,18 @@
 //! What the command line says, complete and valid.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use clap::{Args, ColorChoice};
 
 use super::values::{parse_pattern, parse_size, parse_verdict};
-use super::{default_output, heading, plain};
-use crate::model::{Bytes, Kind, Mode, Pid, Process, Verdict};
+use super::{default_output, heading};
+use crate::model::{Bytes, Kind, Pid, Process, Verdict};
 use crate::plan::Declarations;
+use crate::record;
 use crate::report::destination::{Destination, Place};
 use crate::report::filter::Filter;
 use crate::report::{FlameOrder, Format, Options, Weight};
-use crate::target::choice::Choice;
 
 /// What to draw again of a saved recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,23 +99,13 @@ pub struct Keep {
     pub only: Vec<Verdict>,
 }
 
-/// What to record and how.
+/// What to record, and what to show of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordConfig {
-    /// What to trace.
-    pub subject: Subject,
-    /// Whether to trace the targets' children, too.
-    pub follow: bool,
-    /// How long; until Ctrl-C or the end of the target when absent.
-    pub duration: Option<Duration>,
+    /// What to record.
+    pub recording: record::Config,
     /// The reports to write; none asks for [`default_output`].
     pub outputs: Vec<Destination>,
-    /// Count only blocks at least this old at the end.
-    pub min_age: Duration,
-    /// Count only requests of at least this many bytes.
-    pub min_size: Option<Bytes>,
-    /// Count only requests of at most this many bytes.
-    pub max_size: Option<Bytes>,
     /// Kinds to draw besides `native` and `mapping`.
     pub include: BTreeSet<Kind>,
     /// Only stacks with one of these verdicts; empty for any.
@@ -128,57 +116,31 @@ pub struct RecordConfig {
     pub drawing: Drawing,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
-    /// Mean bytes between sampled allocations; 0 tracks every one.
-    pub sample: Bytes,
-    /// The most that tracing may take of the target's CPU time.
-    pub max_overhead: Option<Percent>,
-    /// Live blocks to make room for; sized for the targets when absent.
-    pub max_live: Option<u64>,
-    /// Time between two points of the timeline.
-    pub interval: Duration,
-    /// Allocators that only the user knows.
-    pub declarations: Declarations,
-    /// What to look at.
-    pub mode: Mode,
-    /// Leave out what is allocated before so much time has passed.
-    pub mark_after: Option<Duration>,
     /// Whether to show the recording as it goes on, all over the terminal.
     pub tui: bool,
+    /// Whether to show the status line while recording.
+    pub progress: bool,
     /// How much is said on standard error.
     pub verbosity: Verbosity,
     /// When to use colour.
     pub color: ColorChoice,
-    /// Whether to show the status line while recording.
-    pub progress: bool,
 }
 
 impl Default for RecordConfig {
     /// No process, which the command line does not allow, and the default of every option.
     fn default() -> Self {
         Self {
-            subject: Subject::Processes(Vec::new()),
-            follow: false,
-            duration: None,
+            recording: record::Config::default(),
             outputs: Vec::new(),
-            min_age: Duration::ZERO,
-            min_size: None,
-            max_size: None,
             include: BTreeSet::new(),
             only: Vec::new(),
             top: 10,
             drawing: Drawing::default(),
             fail_on: None,
-            sample: Bytes(0),
-            max_overhead: None,
-            max_live: None,
-            interval: Duration::from_secs(1),
-            declarations: Declarations::default(),
-            mode: Mode::Allocations,
-            mark_after: None,
             tui: false,
+            progress: true,
             verbosity: Verbosity::Normal,
             color: ColorChoice::Auto,
-            progress: true,
         }
     }
 }
@@ -206,60 +168,10 @@ impl RecordConfig {
         Filter { only: self.only.iter().copied().collect(), ..Filter::default() }
     }
 
-    /// Where a launched command writes while the terminal is in use.
-    #[must_use]
-    pub fn command_output(&self) -> Option<PathBuf> {
-        let Subject::Command(command) = &self.subject else { return None };
-        let name = Path::new(&command.program).file_name().unwrap_or_default();
-        self.tui.then(|| PathBuf::from(format!("tracer-{}.out", plain(&name.to_string_lossy()))))
-    }
-
     /// Whether nothing is said of what goes well.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.verbosity == Verbosity::Quiet
-    }
-}
-
-/// What to trace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Subject {
-    /// Running processes, each once.
-    Processes(Vec<Pid>),
-    /// Running processes, by what they are.
-    Chosen(Choice),
-    /// A command to start.
-    Command(CommandLine),
-}
-
-impl Subject {
-    /// Whether it is a command to start.
-    #[must_use]
-    pub const fn is_command(&self) -> bool {
-        matches!(self, Self::Command(_))
-    }
-}
-
-/// A command to start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandLine {
-    /// The program, searched in `PATH` unless it has a slash.
-    pub program: OsString,
-    /// Its arguments.
-    pub arguments: Vec<OsString>,
-    /// Whether it stays root under sudo.
-    pub as_root: bool,
-}
-
-/// A part of a whole, in thousandths of a per cent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Percent(pub u32);
-
-impl Percent {
-    /// The part of one.
-    #[must_use]
-    pub fn share(self) -> f64 {
-        f64::from(self.0) / 100_000.0
     }
 }
 

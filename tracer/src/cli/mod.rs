@@ -17,10 +17,7 @@ use clap::{ColorChoice, CommandFactory as _, Parser as _};
 use clap_complete::Shell;
 
 use self::arguments::{Cli, Sub};
-pub use self::config::{
-    CommandLine, DiffConfig, Drawing, Keep, Percent, PlanConfig, RecordConfig, ReportConfig, Subject,
-    Verbosity, ViewConfig,
-};
+pub use self::config::{DiffConfig, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig};
 use crate::model::Pid;
 use crate::report::Format;
 use crate::report::destination::{Destination, Place, WriteError};

@@ -3,19 +3,21 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::config::Drawing;
 use super::*;
 use crate::model::{Bytes, Kind, Mode, Verdict};
 use crate::plan::Declarations;
+use crate::record::{self, Percent};
 use crate::report::destination::Place;
 use crate::report::{FlameOrder, Weight};
-use crate::target::choice::Choice;
+use crate::target::{CommandLine, Subject, choice::Choice};
 
 fn parse(arguments: &str) -> Result<Action, clap::Error> {
     let words = std::iter::once("tracer").chain(arguments.split_whitespace());
     parse_from(words.map(OsString::from))
 }
 
-fn record(arguments: &str) -> RecordConfig {
+fn parsed(arguments: &str) -> RecordConfig {
     match parse(arguments) {
         Ok(Action::Record(config)) => *config,
         other => panic!("{arguments}: {other:?}"),
@@ -36,33 +38,25 @@ fn the_definitions_are_consistent() {
 #[test]
 fn without_options_everything_has_its_default() {
     let subject = Subject::Processes(vec![Pid(42)]);
-    assert_eq!(record("--pid 42"), RecordConfig { subject, ..RecordConfig::default() });
+    let recording = record::Config { subject, ..record::Config::default() };
+    assert_eq!(parsed("--pid 42"), RecordConfig { recording, ..RecordConfig::default() });
 }
 
 #[test]
 fn every_option_arrives() {
-    let config = record(
+    let config = parsed(
         "-p 1 --pid 2 --follow -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
          --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB \
          --max-live 1000 --interval 2s --mark-after 5s --tui -vv --color never --symbol-prefix my_ \
          --allocator lib.so:malloc=get,free=put",
     );
-    let expected = RecordConfig {
+    let recording = record::Config {
         subject: Subject::Processes(vec![Pid(1), Pid(2)]),
         follow: true,
         duration: Some(Duration::from_secs(90)),
-        outputs: vec![
-            Destination { format: Format::Svg, place: Place::Path("a.svg".into()) },
-            Destination { format: Format::Folded, place: Place::Stdout },
-        ],
         min_age: Duration::from_millis(500),
         min_size: Some(Bytes(4096)),
         max_size: Some(Bytes(1 << 20)),
-        include: BTreeSet::from([Kind::File, Kind::Managed]),
-        only: vec![Verdict::Leaking],
-        top: 3,
-        drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
-        fail_on: Some(Bytes(1536)),
         sample: Bytes(512 << 10),
         max_overhead: None,
         max_live: Some(1000),
@@ -73,14 +67,27 @@ fn every_option_arrives() {
         },
         mode: Mode::Allocations,
         mark_after: Some(Duration::from_secs(5)),
+        command_output: None,
+    };
+    let expected = RecordConfig {
+        recording,
+        outputs: vec![
+            Destination { format: Format::Svg, place: Place::Path("a.svg".into()) },
+            Destination { format: Format::Folded, place: Place::Stdout },
+        ],
+        include: BTreeSet::from([Kind::File, Kind::Managed]),
+        only: vec![Verdict::Leaking],
+        top: 3,
+        drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
+        fail_on: Some(Bytes(1536)),
         tui: true,
         verbosity: Verbosity::Debug,
         color: ColorChoice::Never,
         progress: true,
     };
     assert_eq!(config, expected);
-    assert_eq!(record("--max-overhead 2.5% --pid 1").max_overhead, Some(Percent(2500)));
-    assert!(!record("-q --pid 1").progress && !record("--no-progress --pid 1").progress);
+    assert_eq!(parsed("--max-overhead 2.5% --pid 1").recording.max_overhead, Some(Percent(2500)));
+    assert!(!parsed("-q --pid 1").progress && !parsed("--no-progress --pid 1").progress);
 }
 
 #[test]
@@ -90,8 +97,8 @@ fn processes_are_chosen_by_what_they_are() {
         names: vec!["node".into(), "nginx".into()],
         cgroups: vec!["system.slice/a.service".into()],
     };
-    let config = record("--name node --name nginx --cgroup system.slice/a.service --pid 1 --follow");
-    assert_eq!((config.subject, config.follow), (Subject::Chosen(choice), true));
+    let config = parsed("--name node --name nginx --cgroup system.slice/a.service --pid 1 --follow");
+    assert_eq!((config.recording.subject, config.recording.follow), (Subject::Chosen(choice), true));
 }
 
 #[test]
@@ -101,7 +108,10 @@ fn a_command_keeps_its_own_options() {
         arguments: vec!["--pid".into(), "0".into(), "--".into(), "doctor".into()],
         as_root: true,
     };
-    assert_eq!(record("--as-root -d 1s -- node --pid 0 -- doctor").subject, Subject::Command(command));
+    assert_eq!(
+        parsed("--as-root -d 1s -- node --pid 0 -- doctor").recording.subject,
+        Subject::Command(command)
+    );
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use clap::{ValueEnum, builder::PossibleValue};
 use tracer_ebpf::sampling::Sampling;
 
-use super::config::Percent;
-use crate::model::{Bytes, Pid, Verdict};
+use crate::model::{Bytes, Mode, Pid, Verdict};
 use crate::plan::{Allocator, SymbolPrefix};
-use crate::report::Format;
+use crate::record::Percent;
 use crate::report::filter::pattern;
+use crate::report::{FlameOrder, Format, Weight};
 
 /// Shorter intervals would cost more to look than there is to see.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -97,4 +98,47 @@ pub(super) fn parse_verdict(name: &str) -> Result<Verdict, String> {
 
 pub(super) fn parse_format(name: &str) -> Result<Format, String> {
     Format::from_name(name).map_err(|error| error.to_string())
+}
+
+impl ValueEnum for Mode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Allocations, Self::Growth]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Allocations => {
+                PossibleValue::new("allocations").help("Every allocation, and what is not freed")
+            }
+            Self::Growth => PossibleValue::new("growth")
+                .help("Only what makes the process' memory grow: mappings and page faults, no probes"),
+        })
+    }
+}
+
+impl ValueEnum for Weight {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Bytes, Self::Objects]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Bytes => PossibleValue::new("bytes")
+                .help("Outstanding bytes of native memory, resident bytes of mappings"),
+            Self::Objects => PossibleValue::new("objects").help("Outstanding blocks and mappings"),
+        })
+    }
+}
+
+impl ValueEnum for FlameOrder {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Flame, Self::Icicle]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Flame => PossibleValue::new("flame").help("From the bottom, callers below callees"),
+            Self::Icicle => PossibleValue::new("icicle").help("From the top, callers above callees"),
+        })
+    }
 }

@@ -24,7 +24,7 @@ impl<T: Copy + PartialEq> Extents<T> {
     }
 
     /// How many extents there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.by_start.len()
     }
 

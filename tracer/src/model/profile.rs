@@ -150,13 +150,13 @@ pub struct Settings {
 }
 
 /// What a recording looks at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Every allocation, and what is not freed.
     #[default]
     Allocations,
-    /// Only what makes the process' memory grow: mappings and page faults, no probes
+    /// Only what makes the process' memory grow: mappings and page faults, no probes.
     Growth,
 }
 

@@ -7,10 +7,10 @@ use anyhow::{Result, bail};
 
 use super::process::TracedProcess;
 use crate::{
-    cli::Subject,
     model::Mode,
     plan::{Allocator, Catalog, Declarations, ObjectPlan, declared},
     report::human::printable,
+    target::Subject,
 };
 
 /// What was looked at for allocators, and what was found there.

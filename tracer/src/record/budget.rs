@@ -25,6 +25,18 @@ const LEAST_CPU_NS: u64 = PERIOD_NS / 50;
 /// How many periods in a row there must be room before more is kept.
 const PATIENCE: u32 = 3;
 
+/// A part of a whole, in thousandths of a per cent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub u32);
+
+impl Percent {
+    /// The part of one.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        f64::from(self.0) / 100_000.0
+    }
+}
+
 /// A budget in force.
 pub struct Budget {
     max: f64,

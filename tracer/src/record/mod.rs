@@ -9,7 +9,6 @@ mod budget;
 mod children;
 mod clock;
 mod code;
-mod console;
 mod findings;
 mod growth;
 mod onlooker;
@@ -40,19 +39,18 @@ use tokio::{
 };
 
 pub use self::{
-    console::Console, findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request,
+    budget::Percent, findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request,
 };
 use self::{requests::Requests, resident_memory::When, session::Session};
 use crate::{
-    cli::Subject,
     model::{Bytes, End, Mode, Pid, Profile},
     plan::Declarations,
     readable, signals,
-    target::{Target, choice::Choice, launch::Launched},
+    target::{Subject, Target, choice::Choice, launch::Launched},
 };
 
 /// What to record.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// What to trace.
     pub subject: Subject,
@@ -68,8 +66,8 @@ pub struct Config {
     pub sample: Bytes,
     /// Whether to trace the children of the targets, too.
     pub follow: bool,
-    /// The most that tracing may take of the targets' CPU time, as a share of it.
-    pub max_overhead: Option<f64>,
+    /// The most that tracing may take of the targets' CPU time.
+    pub max_overhead: Option<Percent>,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
@@ -82,6 +80,28 @@ pub struct Config {
     pub mark_after: Option<Duration>,
     /// Where the output of a launched command goes; to the tracer's own if not given.
     pub command_output: Option<PathBuf>,
+}
+
+impl Default for Config {
+    /// Nobody is traced, by the default of every option.
+    fn default() -> Self {
+        Self {
+            subject: Subject::Processes(Vec::new()),
+            duration: None,
+            min_age: Duration::ZERO,
+            min_size: None,
+            max_size: None,
+            sample: Bytes(0),
+            follow: false,
+            max_overhead: None,
+            max_live: None,
+            interval: Duration::from_secs(1),
+            declarations: Declarations::default(),
+            mode: Mode::Allocations,
+            mark_after: None,
+            command_output: None,
+        }
+    }
 }
 
 /// What came of a recording.

@@ -90,7 +90,7 @@ impl Options {
 }
 
 /// What makes a stack large.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weight {
     /// Outstanding bytes of native memory, resident bytes of mappings.
     Bytes,
@@ -118,7 +118,7 @@ impl Weight {
 }
 
 /// Which way a flame graph grows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlameOrder {
     /// From the bottom, callers below callees.
     Flame,

@@ -11,6 +11,7 @@ mod mapping;
 mod object;
 mod root;
 mod status;
+mod subject;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,6 +35,7 @@ pub use object::{Object, Objects, Segment, Unopened};
 use root::Root;
 pub(crate) use root::open_regular;
 use status::{Stat, Status};
+pub use subject::{CommandLine, Subject};
 
 /// A running process, held so that its pid cannot come to mean another one.
 #[derive(Debug)]

@@ -105,7 +105,7 @@ impl Onlooker for Tui<'_> {
         let (news, heard) = channel();
         self.screen = Some(Screen::open(State::default(), self.theme, heard, self.requests.clone())?);
         self.news = Some(news);
-        let place = self.config.command_output();
+        let place = self.config.recording.command_output.as_ref();
         let output = place.map(|place| format!("the command writes to {}; ", place.display()));
         self.tell(News::Message(format!("{}{line}", output.unwrap_or_default())));
         Ok(())

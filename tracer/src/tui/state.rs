@@ -120,14 +120,6 @@ impl Order {
 }
 
 impl State {
-    /// The recording of this process has begun.
-    #[must_use]
-    pub fn new(target: &str) -> Self {
-        let mut state = Self::default();
-        state.set_target(target);
-        state
-    }
-
     /// Says who is recorded.
     pub fn set_target(&mut self, target: &str) {
         self.target = printable(target).into_owned();
@@ -281,7 +273,8 @@ mod tests {
     use crate::report::{Options, fixtures, view::drawn_stacks};
 
     fn state() -> State {
-        let mut state = State::new("node (1234)");
+        let mut state = State::default();
+        state.set_target("node (1234)");
         state.take_profile(profile());
         state
     }

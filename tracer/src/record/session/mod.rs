@@ -180,8 +180,10 @@ impl Session {
             Mode::Allocations => None,
             Mode::Growth => Some(Touched::attach(&processes, &mut capture)?),
         };
-        let budget =
-            config.max_overhead.map(|max| Budget::new(max, sampler.level(), &mut capture)).transpose()?;
+        let budget = config
+            .max_overhead
+            .map(|max| Budget::new(max.share(), sampler.level(), &mut capture))
+            .transpose()?;
         let drain = Drain::new(capture.take_events()?)?;
         Ok(Self {
             config: config.clone(),

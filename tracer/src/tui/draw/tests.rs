@@ -11,8 +11,14 @@ use crate::{
     tui::state::Vitals,
 };
 
+fn recording(target: &str) -> State {
+    let mut state = State::default();
+    state.set_target(target);
+    state
+}
+
 fn shown(profile: Profile) -> State {
-    let mut state = State::new("node (1234)");
+    let mut state = recording("node (1234)");
     for step in 0..40_u64 {
         state.take_vitals(Vitals {
             elapsed: Duration::from_secs(step),
@@ -52,7 +58,7 @@ fn a_leak_at_both_sizes() {
 
 #[test]
 fn before_the_first_look() {
-    insta::assert_snapshot!("first_80x24", cells(&State::new("node (1234)"), 80, 24));
+    insta::assert_snapshot!("first_80x24", cells(&recording("node (1234)"), 80, 24));
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::io::{self, Write as _};
 
 use anyhow::Result;
 
-use super::{Findings, Onlooker};
 use crate::{
     cli::RecordConfig,
+    record::{Findings, Onlooker},
     report::{
         snapshot::{self, Background},
         status::{Status, StatusLine},

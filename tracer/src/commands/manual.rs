@@ -8,21 +8,15 @@ use clap_complete::Shell;
 use crate::cli;
 
 /// Writes the completions of a shell.
-pub fn write_completions(shell: Shell, out: &mut dyn io::Write) {
+pub(super) fn write_completions(shell: Shell, out: &mut dyn io::Write) {
     clap_complete::generate(shell, &mut cli::command(), "tracer", out);
-}
-
-/// The commands that have a man page of their own.
-#[must_use]
-pub fn commands() -> Vec<String> {
-    cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
 }
 
 /// Writes the man page of the tracer, or of one of its commands.
 ///
 /// # Errors
 /// When it cannot be written. A command that is not known has the page of the tracer.
-pub fn write_man(command: Option<&str>, out: &mut dyn io::Write) -> io::Result<()> {
+pub(super) fn write_man(command: Option<&str>, out: &mut dyn io::Write) -> io::Result<()> {
     clap_mangen::Man::new(page_of(command)).render(&mut &mut *out)
 }
 
@@ -57,9 +51,10 @@ mod tests {
         assert!(man(None).contains("\\-\\-min\\-age") && man(None).contains("tracer\\-report(1)"));
         assert!(man(Some("report")).contains(".TH tracer-report 1"));
         assert!(man(Some("report")).contains("\\-\\-focus") && man(Some("report")).contains("\\-\\-color"));
-        assert!(
-            commands().iter().all(|command| man(Some(command)).contains(&format!(".TH tracer-{command} 1")))
-        );
+        assert!(cli::command().get_subcommands().all(|command| {
+            let name = command.get_name();
+            man(Some(name)).contains(&format!(".TH tracer-{name} 1"))
+        }));
     }
 
     #[test]

@@ -1,0 +1,92 @@
+//! What the command line asks for, done: one place that decides what is printed where, and the exit status.
+
+mod console;
+mod logging;
+mod manual;
+mod record;
+mod report;
+mod terminal;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+
+use self::terminal::is_colored;
+use crate::{
+    cli::{self, Action, Exit, PlanConfig},
+    doctor,
+    record::plan_of,
+    target::{Target, launch::LaunchError},
+};
+
+/// Does what the command line of this process says, and gives its exit status.
+#[must_use]
+pub fn run() -> ExitCode {
+    raise_descriptor_limit();
+    let done = match cli::parse() {
+        Action::Record(config) => record::record(&config),
+        Action::Doctor { color } => diagnose(color),
+        Action::Plan(config) => show_plan(&config),
+        Action::Report(config) => report::draw_again(&config),
+        Action::Diff(config) => report::compare(&config),
+        Action::Completions(shell) => {
+            manual::write_completions(shell, &mut io::stdout().lock());
+            Ok(Exit::Done)
+        }
+        Action::Man(command) => manual::write_man(command.as_deref(), &mut io::stdout().lock())
+            .map(|()| Exit::Done)
+            .context("cannot write the man page"),
+    };
+    done.unwrap_or_else(|error| {
+        _ = writeln!(io::stderr(), "tracer: {}", one_line(&error));
+        match error.downcast_ref::<LaunchError>() {
+            Some(error) => Exit::Command(error.exit_code()),
+            None => Exit::Failed,
+        }
+    })
+    .into()
+}
+
+/// Every library of a target takes a few descriptors. The limit that processes start with is low for the sake of `select(2)`, which is
+/// not used here.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Without it, small targets still work.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// What went wrong and why, in one line. A cause that has been told already is not told again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    // The verifier's log is for those who ask for it.
+    match line.split_once('\n') {
+        Some((first, rest)) => {
+            log::debug!("{rest}");
+            first.trim_end().to_owned()
+        }
+        None => line,
+    }
+}
+
+fn diagnose(color: clap::ColorChoice) -> Result<Exit> {
+    let checks = doctor::check();
+    print!("{}", doctor::render(&checks, is_colored(color, &io::stdout())));
+    Ok(if doctor::can_trace(&checks) { Exit::Done } else { Exit::Failed })
+}
+
+fn show_plan(config: &PlanConfig) -> Result<Exit> {
+    let target = Target::open(config.pid)?;
+    print!("{}", plan_of(&target, &config.declarations)?);
+    Ok(Exit::Done)
+}

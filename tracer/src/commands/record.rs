@@ -1,0 +1,107 @@
+//! A recording as the command line asks for it, and its reports.
+
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::{
+    console::Console,
+    logging::start_log,
+    terminal::{is_colored, on_terminal, unless_nobody_reads},
+};
+use crate::{
+    cli::{self, Exit, RecordConfig, Verbosity},
+    doctor,
+    model::Profile,
+    record::{self, Onlooker, Recorded},
+    report::{
+        Options, Report as _,
+        destination::{Destination, Place, write_all},
+        text::Text,
+    },
+    target::launch::exit_code,
+    tui::{self, Tui},
+};
+
+/// Records, and writes the reports.
+pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
+    start_log(config);
+    if config.tui {
+        tui::check_terminal()?;
+    }
+    let missing = doctor::required_capabilities_missing();
+    if !missing.is_empty() {
+        bail!("not permitted: {} missing; run it with sudo (`tracer doctor` says more)", missing.join(", "));
+    }
+    for destination in &config.outputs {
+        destination.check()?;
+    }
+    if config.outputs.is_empty() {
+        cli::check_default_directory()?;
+    }
+    let mut recorded = run(config)?;
+    config.filter().apply(&mut recorded.profile);
+
+    let written = write_reports(config, &recorded.profile);
+    // Not before the reports are written: the command may go on for long.
+    let command = recorded.command.map(|mut command| command.wait()).transpose()?;
+    written?;
+    if let Some(failure) = recorded.failure {
+        return Err(failure.context("the recording ended early"));
+    }
+    let limit = config.fail_on.is_some_and(|limit| recorded.profile.totals.weight_bytes >= limit.0);
+    Ok(match command {
+        _ if limit => Exit::LimitReached,
+        Some(status) if !status.success() => Exit::Command(exit_code(status)),
+        _ => Exit::Done,
+    })
+}
+
+/// Records, and shows what happens as the command line asks for. A snapshot that is being written is waited for.
+fn run(config: &RecordConfig) -> Result<Recorded> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (requests, keys) = unbounded_channel();
+    let mut onlooker: Box<dyn Onlooker> = match config.tui {
+        true => Box::new(Tui::new(config, is_colored(config.color, &io::stdout()), requests)),
+        false => Box::new(Console::new(config)),
+    };
+    runtime.block_on(record::record(&config.recording, keys, &mut *onlooker))
+}
+
+/// Writes every report, and the summary to standard output, or to standard error when a report goes there.
+fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
+    let destinations = config.destinations(&profile.target);
+    let options = config.view();
+    let (written, errors) = write_all(&destinations, profile, &options);
+
+    let on_stderr = destinations.iter().any(|destination| destination.place == Place::Stdout);
+    let summarised = summarise(config, profile, options, &written, on_stderr);
+    let mut errors = errors.into_iter();
+    let Some(first) = errors.next() else { return summarised.context("cannot write the summary") };
+    for error in errors {
+        _ = writeln!(io::stderr(), "tracer: {error}");
+    }
+    Err(first.into())
+}
+
+/// Prints the summary.
+fn summarise(
+    config: &RecordConfig,
+    profile: &Profile,
+    options: Options,
+    written: &[&Destination],
+    on_stderr: bool,
+) -> io::Result<()> {
+    let summary = Text { written };
+    let printed = if !on_stderr {
+        let options = on_terminal(options, config.color, &io::stdout());
+        summary.write(profile, &options, &mut io::stdout().lock())
+    } else if config.verbosity > Verbosity::Quiet {
+        let options = on_terminal(options, config.color, &io::stderr());
+        summary.write(profile, &options, &mut io::stderr().lock())
+    } else {
+        Ok(())
+    };
+    unless_nobody_reads(printed)
+}
