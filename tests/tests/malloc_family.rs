@@ -1,6 +1,6 @@
 //! Every function of the malloc family, and what calls of it can do besides returning.
 
-use tracer_tests::{Program, Running, Tracer, compile, trace};
+use tracer_tests::{Program, Running, Tracer, compile, trace, trace_with};
 
 #[test]
 fn every_function_of_the_family() {
@@ -29,6 +29,15 @@ fn the_outermost_call_counts_and_one_that_never_returned_blinds_nobody() {
     report.assert_nothing_lost_but(&["never_returned"]);
     report.check_account(&program.expect);
     assert!((1..=51).contains(&report.events.lost["never_returned"]), "{:?}", report.events);
+    program.assert_unharmed();
+}
+
+#[test]
+fn threads_that_end_inside_an_allocator_leave_their_room_to_others() {
+    let mut program = Program::new("dying_threads.c").start();
+    let report = trace_with(&mut program, Tracer::new().options(["--symbol-prefix", "dying_"]));
+    report.assert_nothing_lost_but(&["never_returned"]);
+    report.check_leaks(&program.expect);
     program.assert_unharmed();
 }
 

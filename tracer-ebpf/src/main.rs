@@ -121,6 +121,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// A thread exits.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
+    calls::thread_exits();
     children::exited(ctx.arg(0));
     0
 }

@@ -12,7 +12,7 @@ use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
     probe::{Arg, Cookie, ResultPlace, Signature, WayOut},
-    process::{Gate, ProcessState},
+    process::ProcessState,
     size::saturating_product,
     thread::{Fate, InFlight},
     unwind::{Frame, Registers, Via},
@@ -23,8 +23,8 @@ use super::{
     capture::{self, CaptureRequest},
     count::count,
     live,
-    mappings::current_index,
     maps::{PROCESSES, follows, sampling, size_is_tracked},
+    processes::{current_index, open_process},
     threads::{self, Record},
 };
 
@@ -38,13 +38,6 @@ fn cookie<C: EbpfContext>(ctx: &C) -> Option<Cookie> {
         return Some(cookie);
     }
     Some(Cookie { process: current_index()?, ..cookie })
-}
-
-/// The state of a process whose window is open.
-#[inline(always)]
-pub fn open_process(index: u32) -> Option<&'static ProcessState> {
-    let process = PROCESSES.get(index)?;
-    (process.gate.load() == Gate::Open as u64).then_some(process)
 }
 
 /// Whether a probe that is at entry and return sees a return: at the entry the kernel stands where the probe is.
@@ -146,6 +139,19 @@ fn abandon(call: &InFlight) {
     if call.old_key != 0 {
         live::freed(&call.old);
     }
+}
+
+/// The current thread exits: a call that it is in never returns, and the record is another's from here on.
+#[inline(always)]
+pub fn thread_exits() -> Option<()> {
+    let record = threads::current()?;
+    let call = record.get();
+    let process = PROCESSES.get(Cookie::from_bits(call.cookie).process.into());
+    if process.is_some_and(|process| belongs_to(call, process)) {
+        abandon(call);
+    }
+    record.release();
+    Some(())
 }
 
 /// Return of an allocating function: accounts the block.

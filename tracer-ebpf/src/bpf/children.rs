@@ -17,8 +17,8 @@ use tracer_ebpf::{
 
 use super::{
     count::count,
-    mappings::{current_index, current_tgid},
-    maps::{EVENTS, PROCESS_COUNT, PROCESS_INDEX, PROCESSES, live_threads, task_pid},
+    maps::{EVENTS, PROCESS_COUNT, PROCESS_INDEX, PROCESSES, follows, live_threads, task_pid},
+    processes::{current_index, current_tgid},
 };
 
 /// Flags of clone(2).
@@ -43,7 +43,7 @@ pub fn forked(ctx: &RawTracePointContext) -> Option<()> {
     let tgid = read_kernel_word(task.wrapping_add(task_pid()))?;
     if clone_flags & CLONE_VM != 0 {
         // It works in its parent's memory until it executes a program.
-        return PROCESS_INDEX.insert(tgid, u32::from(index), 0).ok();
+        return enter(tgid, index);
     }
     let child = begin(Origin { index, executed: false }, parent, tgid)?;
     debug!(ctx, "process {} was forked: number {}, of number {}", tgid, child, index);
@@ -64,9 +64,12 @@ pub fn executed(ctx: &RawTracePointContext) -> Option<()> {
     tell(ProcessChange::Executed, began?, index)
 }
 
-/// A thread of the current process exits.
+/// A thread of the current process exits. Whether it is the last one matters only where children are followed.
 #[inline(always)]
 pub fn exited(task: u64) -> Option<()> {
+    if !follows() {
+        return None;
+    }
     let (index, process) = current()?;
     let [signal, live] = live_threads();
     let signal = read_kernel(task.wrapping_add(signal))?;
@@ -104,10 +107,21 @@ fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<u16> {
     process.code_changes_seen.store(if from.executed { 0 } else { origin.code_changes_seen.load() });
     process.code_changes.store(changes);
     process.code.store(if from.executed { CodeList::default().to_bits() } else { origin.code.load() });
+    // Without an entry nothing comes from it, so user space must not take it for one that is traced.
+    enter(tgid, index as u16)?;
     process.gate.store(origin.gate.load());
     process.tgid.store(tgid.into());
-    PROCESS_INDEX.insert(tgid, index, 0).ok()?;
     Some(index as u16)
+}
+
+/// From now on the process has this index. Counts it when there is no room.
+#[inline(always)]
+fn enter(tgid: u32, index: u16) -> Option<()> {
+    let entered = PROCESS_INDEX.insert(tgid, u32::from(index), 0).ok();
+    if entered.is_none() {
+        count(Counter::ProcessNotFollowed);
+    }
+    entered
 }
 
 /// An index that nobody has.

@@ -5,8 +5,8 @@ use tracer_ebpf::{event::EventKind, process::Gate, stack::StackHeader};
 
 use super::{
     children,
-    mappings::current_index,
     maps::{EVENTS, PROCESSES, follows},
+    processes::current_index,
 };
 
 /// A process has executed a program. User space sees the gate at its next look, and at once by the ring buffer.

@@ -12,8 +12,8 @@ use super::{
     arch::{self, UserRegisters},
     capture::{self, CaptureRequest},
     count::count,
-    mappings::current_process,
     maps::EVENTS,
+    processes::current_process,
 };
 
 /// A page fault at an address.

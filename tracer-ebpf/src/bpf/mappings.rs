@@ -1,56 +1,22 @@
 //! The mapping family: system calls that change mappings, streamed to user space.
 
-use aya_ebpf::{
-    bindings::bpf_pidns_info,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_get_ns_current_pid_tgid},
-};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use tracer_ebpf::{
     counter::Counter,
     event::{EventKind, MappingCall, MappingEvent, NO_STACK},
     mapping_call::Stretch,
-    process::ProcessState,
     stack::mapping_api,
     unwind::Frame,
 };
 
 use super::{
     arch::{self, UserRegisters},
-    calls::open_process,
     capture::{self, CaptureRequest},
     count::count,
-    maps::{EVENTS, PROCESS_INDEX, pid_namespace},
+    maps::EVENTS,
+    processes::current_process,
     threads, unwind,
 };
-
-/// The current process, if its window is open.
-#[inline(always)]
-pub fn current_process() -> Option<(u16, &'static ProcessState)> {
-    let index = current_index()?;
-    Some((index, open_process(index.into())?))
-}
-
-/// The index of the current process, if it is traced.
-#[inline(always)]
-pub fn current_index() -> Option<u16> {
-    let tgid = current_tgid()?;
-    // SAFETY: the entry of a process is written before it runs, and changed by none but itself.
-    let index = *unsafe { PROCESS_INDEX.get(tgid) }?;
-    Some(index as u16)
-}
-
-/// The number of the current process where user space knows it; none when it is not there.
-#[inline(always)]
-pub fn current_tgid() -> Option<u32> {
-    let Some((device, inode)) = pid_namespace() else {
-        return Some((bpf_get_current_pid_tgid() >> 32) as u32);
-    };
-    let mut numbers = bpf_pidns_info { pid: 0, tgid: 0 };
-    // SAFETY: the helper writes to `numbers` alone, and is told its size.
-    let status = unsafe {
-        bpf_get_ns_current_pid_tgid(device, inode, &raw mut numbers, size_of::<bpf_pidns_info>() as u32)
-    };
-    if status == 0 { Some(numbers.tgid) } else { None }
-}
 
 /// Entry of a system call.
 #[inline(always)]

@@ -17,8 +17,6 @@ use tracer_ebpf::{
     unwind::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES},
 };
 
-use super::unwind::Walk;
-
 /// `BPF_F_MMAPABLE`: user space maps the array and reads it as memory.
 const MMAPABLE: u32 = 1 << 10;
 /// `BPF_F_NO_PREALLOC`: memory is taken as entries come.
@@ -52,10 +50,6 @@ pub static CAPTURE_OWNERS: Array<SlotSet> = Array::with_max_entries(CAPTURE_SETS
 /// Stacks that are being walked.
 #[map]
 pub static CAPTURES: Array<Capture> = Array::with_max_entries(CAPTURE_SETS * WAYS as u32, 0);
-
-/// The walks that fill them.
-#[map]
-pub static WALKS: Array<Walk> = Array::with_max_entries(CAPTURE_SETS * WAYS as u32, 0);
 
 /// The live table. User space sets the number of buckets, a power of two.
 #[map]

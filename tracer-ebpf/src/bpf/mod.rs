@@ -11,5 +11,6 @@ mod live;
 pub mod mappings;
 mod maps;
 pub mod private_stack;
+mod processes;
 mod threads;
 mod unwind;

@@ -6,11 +6,13 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::bpf_loop;
+use aya_ebpf::{helpers::generated::bpf_loop, macros::map, maps::Array};
 use tracer_ebpf::{
     process::{CodeList, ProcessState},
+    slots::WAYS,
     stack::{MAX_FRAMES, StackHash, StackWindow},
     stop::Stop,
+    thread::CAPTURE_SETS,
     unwind::{
         CACHE_BITS, Chunk, Frame, MAX_PAGE_PROBES, Mapping, Memory, Row, RowSearch, Rule, Search,
         TableHeader, Tables, cache::Key, step,
@@ -21,7 +23,7 @@ use super::{
     arch,
     maps::{
         CAPTURES, PROCESSES, UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS, UNWIND_RULES,
-        UNWIND_TABLES, WALKS,
+        UNWIND_TABLES,
     },
 };
 
@@ -119,6 +121,10 @@ pub struct Walk {
     /// The number of the capture that takes the frames.
     capture: u32,
 }
+
+/// The walks that fill the captures: each has the number of its capture. Nobody else's, so they are here.
+#[map]
+static WALKS: Array<Walk> = Array::with_max_entries(CAPTURE_SETS * WAYS as u32, 0);
 
 /// By what a stack was walked.
 #[derive(Clone, Copy)]

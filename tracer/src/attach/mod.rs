@@ -329,12 +329,13 @@ impl Capture {
         self.programs.load_all()
     }
 
-    /// Attaches to the system calls that change mappings, and to `exec`.
+    /// Attaches to the system calls that change mappings, to `exec`, and to the exit of threads.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_system_calls(&mut self) -> Result<()> {
         self.attach_raw_tracepoint("process_exec", c"sched_process_exec")?;
+        self.attach_raw_tracepoint("process_exit", c"sched_process_exit")?;
         if let Err(error) = self.attach_single_system_calls() {
             self.tracepoints.clear();
             log::warn!(

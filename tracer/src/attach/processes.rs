@@ -61,8 +61,7 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses.
     pub fn follow_children(&mut self) -> Result<()> {
-        self.attach_raw_tracepoint("process_fork", c"task_newtask")?;
-        self.attach_raw_tracepoint("process_exit", c"sched_process_exit")
+        self.attach_raw_tracepoint("process_fork", c"task_newtask")
     }
 
     /// Whether children are followed.

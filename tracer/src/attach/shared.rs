@@ -25,8 +25,6 @@ unsafe impl Shared for StackTotals {}
 // SAFETY: as above.
 unsafe impl Shared for Stripe {}
 // SAFETY: as above.
-unsafe impl Shared for super::tables::RecordWords {}
-// SAFETY: as above.
 unsafe impl Shared for Chunk {}
 // SAFETY: it is the word that the others are made of.
 unsafe impl Shared for Word {}

@@ -17,7 +17,7 @@ use tracer_ebpf::{
     thread::{InFlight, RECORD_SETS},
 };
 
-use super::shared::SharedArray;
+use super::shared::{Shared, SharedArray};
 
 /// Sizes of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,11 +129,7 @@ fn map_data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
     }
 }
 
-pub(super) fn array<T: super::shared::Shared>(
-    ebpf: &Ebpf,
-    name: &str,
-    length: u32,
-) -> Result<SharedArray<T>> {
+pub(super) fn array<T: Shared>(ebpf: &Ebpf, name: &str, length: u32) -> Result<SharedArray<T>> {
     SharedArray::map(map_data(ebpf, name)?.fd(), length as usize)
         .with_context(|| format!("cannot map the BPF array {name}"))
 }
@@ -244,6 +240,9 @@ impl SharedTables {
             .filter_map(|(owner, record)| if owner == 0 { None } else { record.old_block(self.processes()) })
     }
 }
+
+// SAFETY: it is made of words.
+unsafe impl Shared for RecordWords {}
 
 impl RecordWords {
     /// The block that the recorded call is about to release.
