@@ -120,3 +120,13 @@ http://mirror.test/debian/ Debian bookworm
         assert_eq!(mirror_in("http://packages.test/  \n"), None);
     }
 }
+
+/// Installs the packages of programs that are not in `PATH`.
+///
+/// # Errors
+/// See [`install`].
+pub fn programs(programs: &[(&str, &str)], why: &str) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| !found_in_path(program));
+    let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    if packages.is_empty() { Ok(()) } else { install(&packages, why) }
+}

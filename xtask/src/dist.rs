@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{command, deb, licences, privilege::found_in_path, run::cargo, setup};
+use crate::{apt, command, deb, licences, privilege::found_in_path, run::cargo};
 
 /// What is packed beside the binary: what the README refers to. The BPF programs in it are under a licence of their own.
 const FILES: [&str; 7] = [
@@ -42,7 +42,7 @@ pub struct Packed {
 /// # Errors
 /// When the tracer does not build or a package cannot be written.
 pub fn dist(workspace: &Path) -> Result<Packed> {
-    setup::programs(&[("strip", "binutils")], "packing")?;
+    apt::programs(&[("strip", "binutils")], "packing")?;
     let binary = build(workspace)?;
     let name = format!("tracer-{}-{}-linux", env!("CARGO_PKG_VERSION"), env::consts::ARCH);
     let directory = workspace.join("target/dist");

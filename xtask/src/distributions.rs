@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{apt, bench::document, command, dist, privilege, run, setup};
+use crate::{apt, bench::document, command, dist, privilege, run};
 
 /// Debian's releases, from the oldest that is looked after: glibc 2.31, 2.36, 2.41, and the latest.
 const DEBIAN: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
@@ -31,7 +31,7 @@ pub fn distributions(workspace: &Path) -> Result<()> {
     ensure!(privilege::is_root(), "programs are traced in roots of their own: run it as root");
     privilege::check_kernel()?;
     let needed = [("debootstrap", "debootstrap"), ("musl-gcc", "musl-tools"), ("dpkg-deb", "dpkg")];
-    setup::programs(&needed, "the distributions")?;
+    apt::programs(&needed, "the distributions")?;
     let packed = dist::dist(workspace)?;
     let directory = workspace.join("target/distributions");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     bpf_toolchain::{self, Source},
-    command,
+    command, imports,
     privilege::found_in_path,
     run::cargo,
     setup,
@@ -22,6 +22,8 @@ pub fn lint(workspace: &Path) -> Result<()> {
         "checking the scripts",
         Command::new("bash").args(["-n", ".ci/run"]).current_dir(workspace),
     )?;
+    command::step("checking the imports");
+    imports::check(workspace)?;
     let mut clippy = cargo(workspace);
     clippy.args(["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]);
     command::run("linting the workspace", &mut clippy)?;

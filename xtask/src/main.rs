@@ -10,6 +10,7 @@ mod demo;
 mod dist;
 mod distributions;
 mod faults;
+mod imports;
 mod licences;
 mod lint;
 mod npm;

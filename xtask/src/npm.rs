@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use crate::{bpf_toolchain, command, privilege::found_in_path, setup};
+use crate::{apt, bpf_toolchain, command, privilege::found_in_path};
 
 /// Installs a package (`name@version`) unless its `file` is there, and returns where that is.
 ///
@@ -21,7 +21,7 @@ pub fn install(workspace: &Path, package: &str, file: &str) -> Result<PathBuf> {
         return Ok(found);
     }
     if !found_in_path("npm") {
-        setup::programs(&[("npm", "npm")], package)?;
+        apt::programs(&[("npm", "npm")], package)?;
     }
     let mut npm = Command::new("npm");
     npm.args(["install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", package, "--prefix"])

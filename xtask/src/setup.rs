@@ -61,7 +61,7 @@ pub fn build_tools(workspace: &Path) -> Result<()> {
         Err(_) => install_bpf_toolchain(workspace)?,
     };
     command::step(&format!("the BPF programs come from {source}"));
-    programs(&[("g++", "g++")], "the programs with known leaks")
+    apt::programs(&[("g++", "g++")], "the programs with known leaks")
 }
 
 /// Gets what the tests need besides.
@@ -69,7 +69,7 @@ pub fn build_tools(workspace: &Path) -> Result<()> {
 /// # Errors
 /// What is missing and cannot be got, and what to do.
 pub fn programs_of_tests(workspace: &Path) -> Result<()> {
-    programs(PROGRAMS_OF_TESTS, "the tests")?;
+    apt::programs(PROGRAMS_OF_TESTS, "the tests")?;
     let is_missing = |library: &str| !Path::new("/usr/lib/x86_64-linux-gnu").join(library).exists();
     let missing = ALLOCATORS_OF_TESTS.iter().filter(|(library, _)| is_missing(library));
     let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
@@ -97,16 +97,6 @@ pub fn clippy_for_bpf(compiler: &Compiler) -> Result<()> {
         apt::install(&[CLIPPY_PACKAGE], "linting the BPF programs")?;
     }
     Ok(())
-}
-
-/// Installs the packages of programs that are not in `PATH`.
-///
-/// # Errors
-/// See [`apt::install`].
-pub fn programs(programs: &[(&str, &str)], why: &str) -> Result<()> {
-    let missing = programs.iter().filter(|(program, _)| !found_in_path(program));
-    let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
-    if packages.is_empty() { Ok(()) } else { apt::install(&packages, why) }
 }
 
 /// Installs what is missing of a compiler and a linker for the BPF programs.
@@ -145,7 +135,7 @@ fn build_linker(workspace: &Path) -> Result<()> {
         let packages = [format!("llvm-{LLVM}-dev"), format!("libpolly-{LLVM}-dev")];
         apt::install(&packages.each_ref().map(String::as_str), "bpf-linker")?;
     }
-    programs(&[("g++", "g++")], "bpf-linker")?;
+    apt::programs(&[("g++", "g++")], "bpf-linker")?;
     let mut install = Command::new("cargo");
     install.args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"]);
     install.arg(format!("--features=llvm-{LLVM}"));

@@ -10,6 +10,7 @@ mod children;
 mod clock;
 mod code;
 mod findings;
+mod found;
 mod growth;
 mod onlooker;
 mod process;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::probe::{Cookie, WayOut};
 
-use super::{address_space::last_page, allocators::Found};
+use super::{address_space::last_page, found::Found};
 use crate::{
     analyze::mappings::InitialMappings,
     attach::{Capture, ProbedEvent, Site},

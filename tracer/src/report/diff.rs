@@ -140,7 +140,14 @@ impl<'a> Diff<'a> {
     /// Writes it in one of the formats that it has: flame graph, folded stacks with two columns, JSON.
     pub fn write(&self, format: Format, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
         match format {
-            Format::Svg => svg::write_diff(self, options, out),
+            Format::Svg => {
+                let (_, after) = self.totals();
+                let lines = match options.weight.of_amount(after) {
+                    0 => Vec::new(),
+                    _ => self.folded(options.weight, svg::SEMICOLON),
+                };
+                svg::write_diff(self.title(), self.subtitle(), &lines, options, out)
+            }
             Format::Folded => {
                 self.folded(options.weight, ":").iter().try_for_each(|line| writeln!(out, "{line}"))
             }

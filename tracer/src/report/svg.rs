@@ -9,7 +9,6 @@ use std::io;
 use inferno::flamegraph::color::{self, StrokeColor};
 use inferno::flamegraph::{self, Direction, TextTruncateDirection};
 
-use super::diff::{Diff, StackDiff};
 use super::human::{Span, counted, moment, printable};
 use super::text::plus_minus;
 use super::tree::Tree;
@@ -37,16 +36,19 @@ impl Report for Svg {
     }
 }
 
-/// The differential flame graph: as wide as the newer recording, red what grew, blue what shrank.
-pub fn write_diff(diff: &Diff<'_>, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
-    let after = |stack: &StackDiff<'_>| options.weight.of_amount(stack.after);
-    let total = diff.stacks.iter().fold(0, |sum: u64, stack| sum.saturating_add(after(stack)));
-    let (title, subtitle) = (diff.title(), diff.subtitle());
-    if total == 0 {
+/// A differential flame graph, from lines of a stack, its weight before and its weight after: as wide as what was after, red what
+/// grew, blue what shrank.
+pub fn write_diff(
+    title: String,
+    subtitle: String,
+    lines: &[String],
+    options: &Options,
+    out: &mut dyn io::Write,
+) -> io::Result<()> {
+    if lines.is_empty() {
         return out.write_all(empty(&title, &subtitle).as_bytes());
     }
-    let picture = Picture { title, subtitle, legend: String::new(), palette: None, options };
-    picture.draw(&diff.folded(options.weight, SEMICOLON), out)
+    Picture { title, subtitle, legend: String::new(), palette: None, options }.draw(lines, out)
 }
 
 /// What is around the boxes of a flame graph.
@@ -88,7 +90,7 @@ impl Picture<'_> {
 
 /// Stands for `;` on the way through inferno, which reads it as the end of a name. It is private to us (U+E000 to U+F8FF
 /// mean nothing in Unicode), and [`finish`] puts the semicolon back.
-const SEMICOLON: &str = "\u{e000}";
+pub(super) const SEMICOLON: &str = "\u{e000}";
 
 /// How many of the narrowest boxes are as wide as the picture: they take half a pixel. Narrower ones would be nothing but rows that look
 /// empty, and take seconds in a large profile.

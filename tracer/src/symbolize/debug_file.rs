@@ -1,5 +1,6 @@
 //! Finds the separate file that holds an object's debug information, where distributions and build systems put it.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -47,10 +48,7 @@ fn open_on_host(path: &Path) -> Option<File> {
 fn candidates(path: &Path, links: &DebugLinks) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     if let Some((first, rest)) = links.build_id.as_ref().and_then(|id| id.split_first()) {
-        paths.push(
-            format!("{DEBUG_DIRECTORY}/.build-id/{first:02x}/{}.debug", super::object_file::to_hex(rest))
-                .into(),
-        );
+        paths.push(format!("{DEBUG_DIRECTORY}/.build-id/{first:02x}/{}.debug", to_hex(rest)).into());
     }
     if let (Some((name, _)), Some(directory)) = (&links.link, path.parent()) {
         let below_debug = Path::new(DEBUG_DIRECTORY).join(directory.strip_prefix("/").unwrap_or(directory));
@@ -86,6 +84,13 @@ fn crc32(mut file: &File) -> io::Result<u32> {
             count => hasher.update(&buffer[..count]),
         }
     }
+}
+
+pub(super) fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 #[cfg(test)]

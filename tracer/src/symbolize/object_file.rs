@@ -2,7 +2,6 @@
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
-use std::fmt::Write;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -15,7 +14,7 @@ use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 use object::{Object as _, ObjectSection, ObjectSegment, ReadCache, SectionFlags, SegmentFlags, elf};
 
-use super::debug_file::{self, DebugLinks};
+use super::debug_file::{self, DebugLinks, to_hex};
 use super::demangle::{Name, demangle};
 use super::exports::Exports;
 use crate::target::Target;
@@ -245,13 +244,6 @@ impl Function {
             inlined,
         }
     }
-}
-
-pub(super) fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use self::{
     boot::Outcome,
     machines::{MACHINES, Machine},
 };
-use crate::{run, setup};
+use crate::{apt, run};
 
 /// Which machines are started.
 #[derive(Args)]
@@ -47,7 +47,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// # Errors
 /// When a kernel cannot be had, a test fails, or a kernel complains.
 pub fn vm(workspace: &Path, options: &Options) -> Result<()> {
-    setup::programs(PROGRAMS, "virtual machines")?;
+    apt::programs(PROGRAMS, "virtual machines")?;
     run::build(workspace)?;
     let is_chosen = |machine: &&Machine| {
         (options.full || machine.in_ci)

@@ -1,0 +1,57 @@
+//! Which allocators a process has.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use crate::{
+    plan::{Allocator, Catalog, Declarations, ObjectPlan, declared},
+    report::human::printable,
+};
+
+/// What was looked at for allocators, and what was found there.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    files: BTreeSet<PathBuf>,
+    /// Functions, probed or not.
+    functions: BTreeSet<String>,
+}
+
+impl Found {
+    /// A file was looked at.
+    pub fn add_file(&mut self, path: PathBuf) {
+        self.files.insert(path);
+    }
+
+    /// This is to be probed in a file.
+    pub fn add_plan(&mut self, plan: &ObjectPlan, catalog: &Catalog) {
+        self.functions.extend(plan.names(catalog));
+    }
+
+    /// Adds what was found in another process.
+    pub fn extend(&mut self, other: &Self) {
+        self.files.extend(other.files.iter().cloned());
+        self.functions.extend(other.functions.iter().cloned());
+    }
+
+    /// What of the declarations was not found, in words that follow "has no".
+    #[must_use]
+    pub fn lacks(&self, declarations: &Declarations) -> Option<String> {
+        if let Some(allocator) = declarations.allocators.iter().find(|allocator| !self.has_file(allocator)) {
+            return Some(self.no_file(allocator));
+        }
+        let is_used = |prefix: &str| self.functions.iter().any(|name| name.starts_with(prefix));
+        let unused =
+            declarations.prefixes.iter().map(|prefix| prefix.as_str()).find(|prefix| !is_used(prefix));
+        unused.map(|prefix| format!("function {prefix}malloc, nor another of the family with this prefix"))
+    }
+
+    fn has_file(&self, allocator: &Allocator) -> bool {
+        self.files.iter().any(|path| allocator.is_in(path))
+    }
+
+    fn no_file(&self, allocator: &Allocator) -> String {
+        let file = allocator.file.rsplit('/').next().unwrap_or(&allocator.file);
+        let names = self.files.iter().filter_map(|path| path.file_name()?.to_str());
+        let near = declared::suggestion(&declared::near(file, names));
+        format!("mapped file {}{}", printable(&allocator.file), printable(&near))
+    }
+}
