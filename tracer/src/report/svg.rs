@@ -29,8 +29,13 @@ impl Report for Svg {
         let mut tree = Tree::new(profile, &view);
         tree.prune(view.weight, view.total / NARROWEST);
         let hues = hues(&tree);
-        let picture =
-            Picture { title, subtitle, legend: legend(&hues), palette: Some(palette(&hues)), options };
+        let picture = Picture {
+            title,
+            legend: legend(&hues, &subtitle),
+            palette: Some(palette(&hues)),
+            subtitle,
+            options,
+        };
         let lines: Vec<String> = tree.folded(view.weight, SEMICOLON).collect();
         picture.draw(&lines, out)
     }
@@ -193,11 +198,11 @@ fn palette(hues: &HashMap<String, Hue>) -> color::PaletteMap {
     palette
 }
 
-/// What the colours of this picture mean, left of the subtitle; a narrow window has no room for it.
-fn legend(hues: &HashMap<String, Hue>) -> String {
-    let mut text = String::from(
-        "<style type=\"text/css\">@media (max-width: 1100px) { #legend { display:none } }</style><g id=\"legend\">",
-    );
+/// What the colours of this picture mean. The subtitle is right of it; where the window has no room for both, it stands alone.
+fn legend(hues: &HashMap<String, Hue>, subtitle: &str) -> String {
+    /// A character of the font, in pixels.
+    const LETTER: usize = 7;
+    let mut text = String::from("<g id=\"legend\">");
     let mut x = 10;
     for hue in Hue::ALL {
         if !hues.values().any(|used| used == hue) {
@@ -210,10 +215,15 @@ fn legend(hues: &HashMap<String, Hue>) -> String {
             text,
             r#"<rect x="{x}" y="39" width="10" height="10" fill="rgb({r},{g},{b})"/><text x="{text_x}" y="48">{name}</text>"#
         );
-        // A character of the font is 7 pixels wide.
-        x = text_x + 7 * name.len() + 10;
+        x = text_x + LETTER * name.len() + 10;
     }
-    text + "</g>"
+    let both = x + (LETTER + 1) * subtitle.chars().count() + 20;
+    let style = format!(
+        "<style type=\"text/css\">@media (max-width: {both}px) {{ #legend {{ display:none }} }} @media (min-width: {}px) {{ \
+         #subtitle {{ text-anchor:end; transform:translateX(calc(50vw - 24px)) }} }}</style>",
+        both + 1
+    );
+    style + &text + "</g>"
 }
 
 /// The families of colours.

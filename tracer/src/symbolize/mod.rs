@@ -227,7 +227,11 @@ impl Module {
 
     fn functions(&self, region: &Region<Rc<Module>>, address: u64, target: Option<&Target>) -> Vec<Function> {
         let Some(object) = &self.object else { return Vec::new() };
-        let svma = object.svma(region.file_offset(address));
+        let file_offset = region.file_offset(address);
+        if object.returns_from_signal(file_offset + 1) {
+            return vec![Function::signal_handler_called()];
+        }
+        let svma = object.svma(file_offset);
         svma.map(|svma| object.functions(svma, target)).unwrap_or_default()
     }
 

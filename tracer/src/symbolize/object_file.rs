@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 
@@ -56,6 +57,15 @@ impl ObjectFile {
     pub(super) fn svma(&self, file_offset: u64) -> Option<u64> {
         let segment = self.headers.segments.iter().find(|segment| segment.pages().contains(&file_offset))?;
         Some(file_offset.wrapping_sub(segment.file.start).wrapping_add(segment.svma))
+    }
+
+    /// Whether the code at `file_offset` is what the kernel lets a signal handler return to: it does nothing but call
+    /// `rt_sigreturn`. C libraries give it no symbol.
+    pub(super) fn returns_from_signal(&self, file_offset: u64) -> bool {
+        /// `mov $15, %rax; syscall`
+        const RESTORER: [u8; 9] = [0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
+        let mut code = [0; RESTORER.len()];
+        self.file.read_exact_at(&mut code, file_offset).is_ok() && code == RESTORER
     }
 
     /// The functions at `svma`, the innermost inlined one first; none when nothing is known of that address.
@@ -235,6 +245,12 @@ fn functions(symbol: &Sym<'_>, name: &str) -> Vec<Function> {
 }
 
 impl Function {
+    /// What calls a signal handler, as debuggers call it.
+    pub(super) fn signal_handler_called() -> Self {
+        let name = demangle("<signal handler called>");
+        Self { name, file: None, line: None, inlined: false }
+    }
+
     fn new(symbol: &str, location: Option<&CodeInfo<'_>>, inlined: bool) -> Self {
         Self {
             name: demangle(symbol),
