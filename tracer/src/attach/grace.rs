@@ -18,7 +18,7 @@ use super::sys;
 pub fn wait() -> io::Result<()> {
     const ARRAY: u32 = 2;
     const ARRAY_OF_MAPS: u32 = 12;
-    let inner = sys::create_map(ARRAY, None)?;
-    let outer = sys::create_map(ARRAY_OF_MAPS, Some(inner.as_fd()))?;
-    sys::set_only_element(outer.as_fd(), inner.as_raw_fd().cast_unsigned())
+    let inner = sys::create_map(ARRAY, 1, None)?;
+    let outer = sys::create_map(ARRAY_OF_MAPS, 1, Some(inner.as_fd()))?;
+    sys::set_element(outer.as_fd(), 0, inner.as_raw_fd().cast_unsigned())
 }

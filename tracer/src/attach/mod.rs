@@ -37,6 +37,7 @@ use tracer_ebpf::{probe::Cookie, process::CodeList, sampling::Sampling, unwind::
 use self::{
     kernel_types::TaskOffsets,
     programs::Programs,
+    tracepoint::Tracepoints,
     uprobes::{At, Places, UprobeLinks},
 };
 pub use self::{
@@ -77,7 +78,7 @@ pub struct Capture {
     windows_are_open: Cell<bool>,
     /// Links: what is dropped is detached.
     probes: Vec<OwnedFd>,
-    tracepoints: Vec<OwnedFd>,
+    tracepoints: Tracepoints,
     /// They see the whole machine, and cost the kernel nothing to take away.
     raw_tracepoints: Vec<OwnedFd>,
     sample_level: u32,
@@ -198,7 +199,7 @@ impl Capture {
             follows: settings.follow,
             windows_are_open: Cell::new(false),
             probes: Vec::new(),
-            tracepoints: Vec::new(),
+            tracepoints: Tracepoints::default(),
             raw_tracepoints: Vec::new(),
             sample_level: settings.sample_level,
             places: Default::default(),
@@ -337,7 +338,6 @@ impl Capture {
         self.attach_raw_tracepoint("process_exec", c"sched_process_exec")?;
         self.attach_raw_tracepoint("process_exit", c"sched_process_exit")?;
         if let Err(error) = self.attach_single_system_calls() {
-            self.tracepoints.clear();
             log::warn!(
                 "every system call of the machine is looked at, not only those that change mappings: {error:#}"
             );
@@ -349,12 +349,15 @@ impl Capture {
 
     fn attach_single_system_calls(&mut self) -> Result<()> {
         let tracefs = tracefs::Tracefs::open()?;
+        let mut tracepoints = Tracepoints::with_room_for(SYSTEM_CALLS.len() as u32);
         for (tracepoint, name) in SYSTEM_CALLS {
             let id = tracefs.tracepoint_id("syscalls", tracepoint)?;
-            let link = tracepoint::attach(id, self.programs.get(name)?)
+            let program = self.programs.get(name)?;
+            tracepoints
+                .attach(id, program)
                 .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
-            self.tracepoints.push(link);
         }
+        self.tracepoints = tracepoints;
         Ok(())
     }
 

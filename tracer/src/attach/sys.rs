@@ -162,8 +162,8 @@ pub fn open_raw_tracepoint(name: &CStr, program: BorrowedFd<'_>) -> io::Result<O
     unsafe { bpf(RAW_TRACEPOINT_OPEN, &attributes) }
 }
 
-/// Makes a map of one element of 4 bytes.
-pub fn create_map(map_type: u32, inner_map: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+/// Makes a map of so many elements of 4 bytes.
+pub fn create_map(map_type: u32, max_entries: u32, inner_map: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Create {
         map_type: u32,
@@ -174,13 +174,13 @@ pub fn create_map(map_type: u32, inner_map: Option<BorrowedFd<'_>>) -> io::Resul
         inner_map: RawFd,
     }
     let inner_map = inner_map.map_or(0, |map| map.as_raw_fd());
-    let attributes = Create { map_type, key_size: 4, value_size: 4, max_entries: 1, flags: 0, inner_map };
+    let attributes = Create { map_type, key_size: 4, value_size: 4, max_entries, flags: 0, inner_map };
     // SAFETY: the attributes are those of the command, and hold no pointers.
     unsafe { bpf(MAP_CREATE, &attributes) }
 }
 
-/// Sets element 0 of a map of one element of 4 bytes.
-pub fn set_only_element(map: BorrowedFd<'_>, value: u32) -> io::Result<()> {
+/// Sets an element of a map of elements of 4 bytes.
+pub fn set_element(map: BorrowedFd<'_>, key: u32, value: u32) -> io::Result<()> {
     #[repr(C)]
     struct Update {
         map: RawFd,
@@ -189,7 +189,6 @@ pub fn set_only_element(map: BorrowedFd<'_>, value: u32) -> io::Result<()> {
         value: u64,
         flags: u64,
     }
-    let key = 0_u32;
     let attributes = Update {
         map: map.as_raw_fd(),
         padding: 0,

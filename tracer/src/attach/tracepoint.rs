@@ -1,25 +1,54 @@
-//! Attaches a program to a tracepoint by its number, so that no mounted tracefs is needed.
+//! Attaches programs to tracepoints by their numbers, so that no mounted tracefs is needed.
+//!
+//! The kernel lets one tracepoint go at a time: it waits for the programs (25 ms) under the mutex of BPF's events, and for the
+//! tracepoint itself (another 45 ms) under that of all trace events. The first is waited for, so that no program runs any more. The
+//! second need not be: an event that an array of perf events holds, too, is destroyed by a kernel thread when the array is gone.
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use super::sys::{PerfEvent, link_perf_event};
+use super::sys::{self, PerfEvent};
 
-/// Runs `program` at tracepoint number `id`, for every process and on every CPU, until the result is dropped.
-///
-/// # Errors
-/// When the kernel refuses: no permission (`CAP_PERFMON`; where `perf_event_paranoid` is 3, as on Debian, `CAP_SYS_ADMIN`), or
-/// no such tracepoint.
-pub fn attach(id: u64, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    link_perf_event(open(id)?.as_fd(), program, 0)
+/// What is attached to tracepoints, until this is dropped.
+#[derive(Default)]
+pub struct Tracepoints {
+    links: Vec<OwnedFd>,
+    /// Holds the events beyond their links; without it, dropping a link destroys its event.
+    events: Option<OwnedFd>,
+}
+
+impl Tracepoints {
+    /// Nothing is attached yet; room for so many.
+    pub fn with_room_for(count: u32) -> Self {
+        const PERF_EVENT_ARRAY: u32 = 4;
+        let events = sys::create_map(PERF_EVENT_ARRAY, count, None);
+        let waits = |error: &io::Error| log::debug!("letting tracepoints go will take its time: {error}");
+        Self { links: Vec::new(), events: events.inspect_err(waits).ok() }
+    }
+
+    /// Runs `program` at tracepoint number `id`, for every process and on every CPU.
+    ///
+    /// # Errors
+    /// When the kernel refuses: no permission (`CAP_PERFMON`; where `perf_event_paranoid` is 3, as on Debian, `CAP_SYS_ADMIN`), or
+    /// no such tracepoint.
+    pub fn attach(&mut self, id: u64, program: BorrowedFd<'_>) -> io::Result<()> {
+        let event = open(id)?;
+        let link = sys::link_perf_event(event.as_fd(), program, 0)?;
+        if let (Some(events), Ok(next)) = (&self.events, u32::try_from(self.links.len())) {
+            let held = sys::set_element(events.as_fd(), next, event.as_raw_fd().cast_unsigned());
+            held.unwrap_or_else(|error| log::debug!("a tracepoint is let go with its link: {error}"));
+        }
+        self.links.push(link);
+        Ok(())
+    }
 }
 
 /// The perf event of a tracepoint.
 ///
 /// # Errors
-/// As [`attach`].
+/// As [`Tracepoints::attach`].
 pub fn open(id: u64) -> io::Result<OwnedFd> {
     /// `PERF_TYPE_TRACEPOINT`
     const TRACEPOINT: u32 = 2;
