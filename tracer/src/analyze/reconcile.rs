@@ -45,7 +45,7 @@ pub struct Evidence<'a> {
     pub runtimes: &'a Runtimes,
     /// What was mapped in the window.
     pub tracked: &'a [Tracked],
-    /// The stack pointers of its threads, as far as they are known: what contains one is a stack.
+    /// The stack pointers of its threads, as far as they are known, in ascending order: what contains one is a stack.
     pub stack_pointers: &'a [Address],
     /// What its memory says about itself.
     pub contents: &'a Contents,
@@ -238,13 +238,19 @@ fn classify(mappings: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address
         Part::Managed
     } else if mapping.backing() == Backing::File || is_data_of_object(mappings, index) {
         Part::File
-    } else if stack_pointers.iter().any(|&sp| mapping.start <= sp && sp < mapping.end) {
+    } else if contains_one_of(mapping.range(), stack_pointers) {
         Part::Stack
     } else if is_arena(mapping) {
         Part::Allocator
     } else {
         Part::Mapping
     }
+}
+
+/// Whether one of ascending addresses is in a range.
+fn contains_one_of(range: AddressRange, addresses: &[Address]) -> bool {
+    let first = addresses.partition_point(|&address| address < range.start);
+    addresses.get(first).is_some_and(|&address| address < range.end)
 }
 
 /// Whether it is the uninitialised data (`.bss`) of the object whose mapping ends where it begins.
@@ -314,6 +320,16 @@ mod tests {
             (Part::Unexplained, 0),
         ];
         assert_eq!(split, Split::from(expected));
+    }
+
+    #[test]
+    fn a_range_contains_what_is_between_its_ends() {
+        let range = AddressRange { start: Address(10), end: Address(20) };
+        let contains = |addresses: &[u64]| {
+            contains_one_of(range, &addresses.iter().copied().map(Address).collect::<Vec<_>>())
+        };
+        assert!(contains(&[10]) && contains(&[1, 19, 30]) && contains(&[12, 13]));
+        assert!(!contains(&[]) && !contains(&[9, 20]) && !contains(&[20]) && !contains(&[1, 9]));
     }
 
     #[test]

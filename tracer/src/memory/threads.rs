@@ -5,14 +5,17 @@ use std::path::Path;
 
 use crate::model::{Address, Pid};
 
-/// The stack pointers of the threads that are in a system call, most of them at any moment. A thread that is running,
-/// or that ends meanwhile, is left out.
+/// The stack pointers of the threads that are in a system call, most of them at any moment, in ascending order. A thread that
+/// is running, or that ends meanwhile, is left out.
 ///
 /// Read from `/proc/PID/task/TID/syscall`, for which we need the same permission as for tracing the process.
 #[must_use]
 pub fn stack_pointers(pid: Pid) -> Vec<Address> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    threads.flatten().filter_map(|thread| stack_pointer(&thread.path())).collect()
+    let mut pointers: Vec<Address> =
+        threads.flatten().filter_map(|thread| stack_pointer(&thread.path())).collect();
+    pointers.sort_unstable();
+    pointers
 }
 
 fn stack_pointer(thread: &Path) -> Option<Address> {
