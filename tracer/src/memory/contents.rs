@@ -92,7 +92,10 @@ impl Contents {
         let is_heap = |range: AddressRange| {
             arenas.iter().flat_map(Arenas::heaps).any(|heap| heap.intersection(range).is_some())
         };
-        let unclear: Vec<_> = unclear.iter().copied().filter(|range| !is_heap(*range)).collect();
+        // A process can have tens of thousands of mappings: what is too small costs nothing.
+        let can_tell = |range: AddressRange| has_python || glibc::can_hold_block(range);
+        let unclear: Vec<_> =
+            unclear.iter().copied().filter(|&range| can_tell(range) && !is_heap(range)).collect();
         let present = residency::present(pid, &unclear)?;
         let found = pieces(&memory, &present, &unclear, has_python);
         let ranges: Vec<_> = found.iter().map(|&(range, _)| range).collect();
@@ -137,7 +140,7 @@ fn pieces(
             let mapping = mappings.partition_point(|mapping| mapping.end <= at);
             let Some(end) = mappings.get(mapping).map(|mapping| mapping.end) else { break };
             let block = || Some((glibc::mapped_block(memory, at, end)?, Part::Allocator));
-            let pool = || Some((cpython::pool(memory, at).filter(|_| has_python)?, Part::Managed));
+            let pool = || Some((has_python.then(|| cpython::pool(memory, at))??, Part::Managed));
             let Some((length, part)) = block().or_else(pool) else {
                 at.0 += PAGE_BYTES;
                 continue;

@@ -78,7 +78,7 @@ impl CodeFiles {
     /// Reads the tables of what the process has mapped. It is no error when it is gone: there is nothing to walk then.
     pub fn read(&mut self, target: &Target) {
         let Ok(mappings) = target.mappings() else { return };
-        let Ok(objects) = target.objects_where(|id| !self.files.contains_key(&id)) else { return };
+        let objects = target.objects_among(&mappings, |id| !self.files.contains_key(&id));
         for object in objects.opened {
             self.read_object(object);
         }

@@ -198,7 +198,13 @@ impl Target {
     /// # Errors
     /// As [`Target::mappings`].
     pub fn objects_where(&self, wanted: impl FnMut(FileId) -> bool) -> io::Result<Objects> {
-        Ok(object::open_all(&self.proc, self.root.as_ref(), &self.mappings()?, wanted))
+        Ok(self.objects_among(&self.mappings()?, wanted))
+    }
+
+    /// As [`Target::objects_where`], by what it had mapped when that was read.
+    #[must_use]
+    pub fn objects_among(&self, mappings: &[Mapping], wanted: impl FnMut(FileId) -> bool) -> Objects {
+        object::open_all(&self.proc, self.root.as_ref(), mappings, wanted)
     }
 
     /// Reads a whole file of the process' directory in `/proc`.

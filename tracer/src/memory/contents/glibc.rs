@@ -88,11 +88,19 @@ const MOST_ARENAS: usize = 1 << 12;
 /// Blocks from this size on are looked for among mappings. `malloc` maps those of 128 KiB and more, unless told otherwise.
 const SMALLEST_MAPPED: u64 = 64 << 10;
 
+/// Whether a block of `malloc` with a mapping of its own has room in a range.
+pub(super) const fn can_hold_block(range: AddressRange) -> bool {
+    range.bytes() >= SMALLEST_MAPPED
+}
+
 /// The length of the block of `malloc` that begins at an address with a mapping of its own, if one does. Its size is that
 /// of the mapping, and from 2.43 on without the header.
 pub(super) fn mapped_block(memory: &impl ReadMemory, at: Address, end: Address) -> Option<u64> {
     const HEADER: u64 = 16;
 
+    if !can_hold_block(AddressRange { start: at, end }) {
+        return None;
+    }
     let [before, size] = memory.words(at)?;
     let chunk = size & !FLAGS;
     let length = if chunk.is_multiple_of(PAGE_BYTES) { chunk } else { chunk.saturating_add(HEADER) };

@@ -71,6 +71,17 @@ fn a_block_with_a_mapping_of_its_own_has_a_header() {
 }
 
 #[test]
+fn memory_that_can_hold_nothing_is_not_read() {
+    let words = Words::new(0x7f00_0000_0000, &[0; 8]);
+    let small: Vec<_> = (0..100).map(|index| range(0x7f00_0000_0000 + index * 0x2_0000, 0x8000)).collect();
+    assert_eq!(pieces(&words, &small, &small, false), []);
+    assert_eq!(words.reads.get(), 0);
+    let large = range(0x7f00_0000_0000, 0x1_2000);
+    assert_eq!(pieces(&words, &[large], &[large], false), []);
+    assert_eq!(words.reads.get(), 3, "once for each page that a block can begin at");
+}
+
+#[test]
 fn a_pool_of_python_has_a_header() {
     // 3 blocks of 48 bytes are given out of a pool of 16 KiB, the fourth is free.
     let (at, class) = (0x7f00_0000_4000, 2);
