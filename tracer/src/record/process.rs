@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     os::unix::fs::FileExt as _,
     rc::Rc,
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -42,7 +43,7 @@ pub struct TracedProcess {
     /// Its place in the tables.
     pub index: u16,
     /// The process itself.
-    pub target: Target,
+    pub target: Arc<Target>,
     probed: Probed,
     probes: usize,
     found: Found,
@@ -59,7 +60,7 @@ impl TracedProcess {
 
     /// A process with this place in the tables. The files in `probed` have their probes.
     pub fn new(index: u16, target: Target, probed: Probed) -> Self {
-        Self { index, target, probed, probes: 0, found: Found::default() }
+        Self { index, target: Arc::new(target), probed, probes: 0, found: Found::default() }
     }
 
     /// From now on the files that have been probed are these, for others too.

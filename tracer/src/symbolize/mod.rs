@@ -20,6 +20,7 @@
 mod debug_file;
 mod demangle;
 mod exports;
+mod modules;
 mod object_file;
 mod perf_map;
 mod pool;
@@ -41,6 +42,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use self::modules::SharedModules;
 use self::object_file::{Function, ObjectFile};
 use self::perf_map::PerfMap;
 use self::pool::FramePool;
@@ -60,10 +62,10 @@ const VDSO_LIMIT: u64 = 1 << 20;
 /// Not `Send`, as blazesym is not: it lives on the thread that made it.
 struct Symbolizer {
     /// None of a process that was gone before it was looked at: its files name its stacks.
-    target: Option<Rc<Target>>,
+    target: Option<Arc<Target>>,
     views: Views<Rc<Module>>,
-    modules_opened: u64,
     modules: HashMap<(Option<FileId>, OsString), Rc<Module>>,
+    shared: SharedModules,
     perf_map: PerfMap,
     frames: FrameCache,
     pool: FramePool,
@@ -71,7 +73,7 @@ struct Symbolizer {
 
 /// What a mapping shows.
 struct Module {
-    /// Unlike any other's of this symbolizer, past ones included.
+    /// Unlike any other's, past ones included.
     number: u64,
     name: String,
     build_id: Option<String>,
@@ -82,12 +84,17 @@ struct Module {
 
 impl Symbolizer {
     /// A symbolizer for process `pid`, which it identifies now.
-    fn new(pid: Pid) -> Self {
+    fn new(pid: Pid, shared: &SharedModules) -> Self {
+        Self::of(open(pid), shared)
+    }
+
+    /// A symbolizer for a process.
+    fn of(target: Option<Arc<Target>>, shared: &SharedModules) -> Self {
         Self {
-            target: open(pid),
+            target,
             views: Views::default(),
-            modules_opened: 0,
             modules: HashMap::new(),
+            shared: shared.clone(),
             perf_map: PerfMap::default(),
             frames: FrameCache::default(),
             pool: FramePool::default(),
@@ -100,8 +107,8 @@ impl Symbolizer {
         Self {
             target: open(child).or_else(|| self.target.clone()),
             views: self.views.clone(),
-            modules_opened: self.modules_opened,
             modules: self.modules.clone(),
+            shared: self.shared.clone(),
             perf_map: PerfMap::default(),
             frames: FrameCache::default(),
             pool: FramePool::default(),
@@ -184,12 +191,12 @@ impl Symbolizer {
         if let Some(module) = known.filter(|module| module.object.is_some() || !module.is_file) {
             return Rc::clone(module);
         }
-        self.modules_opened += 1;
-        let module = Module::open(mapping, object, self.target.as_deref(), self.modules_opened);
+        let target = self.target.as_deref();
+        let module =
+            self.shared.get_or(mapping, target, |number| Module::open(mapping, object, target, number));
         match known {
             Some(known) if module.object.is_none() => Rc::clone(known),
             _ => {
-                let module = Rc::new(module);
                 self.modules.insert(key, Rc::clone(&module));
                 module
             }
@@ -197,9 +204,9 @@ impl Symbolizer {
     }
 }
 
-fn open(pid: Pid) -> Option<Rc<Target>> {
+fn open(pid: Pid) -> Option<Arc<Target>> {
     let target = Target::open(pid).inspect_err(|error| log::debug!("not looked at for names: {error}"));
-    target.ok().map(Rc::new)
+    target.ok().map(Arc::new)
 }
 
 impl Module {

@@ -135,7 +135,7 @@ impl Program {
 
     /// One that knows what it has mapped now.
     fn symbolizer(&self) -> Symbolizer {
-        let mut symbolizer = Symbolizer::new(self.pid);
+        let mut symbolizer = Symbolizer::new(self.pid, &SharedModules::default());
         symbolizer.add_code(&self.view(0));
         symbolizer
     }
@@ -486,7 +486,7 @@ int main(void) { SAY("outer", outer()); SAY("puts", (char *)puts + 1); SAY("main
     assert_eq!(program.label(&mut symbolizer, "main"), "main");
     program.kill();
     fs::remove_file(&path).unwrap();
-    let mut late = Symbolizer::new(program.pid);
+    let mut late = Symbolizer::new(program.pid, &SharedModules::default());
     late.add_code(&view);
     for mut symbolizer in [symbolizer, late] {
         assert_inlines(&program.frames(&mut symbolizer, "outer"), &source);
@@ -500,7 +500,7 @@ fn a_stack_that_was_walked_by_no_known_list_is_not_named() {
     let shop = Workshop::new();
     let program = Program::start(&mut Command::new(shop.compile("prog", INLINES, "-O2 -g")));
     let bare = format!("[{}]", program.said["outer"]);
-    assert_eq!(program.label(&mut Symbolizer::new(program.pid), "outer"), bare);
+    assert_eq!(program.label(&mut Symbolizer::new(program.pid, &SharedModules::default()), "outer"), bare);
     let frames = program.symbolizer().symbolize(&[program.said["outer"]], walked_by(1));
     assert_eq!((frames.len(), frames[0].label()), (1, bare));
 }

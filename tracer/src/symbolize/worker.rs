@@ -14,9 +14,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::{CodeView, Symbolizer};
+use super::{CodeView, Symbolizer, modules::SharedModules};
 use crate::drain::{NewStack, WalkedCode};
 use crate::model::{Address, Frame, Pid};
+use crate::target::Target;
 
 /// What is named so far; more of it from moment to moment while the thread runs.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +46,7 @@ impl Names {
 
 enum Job {
     AddProcess(u16, Pid),
+    AddTarget(u16, Arc<Target>),
     /// A child of the first process.
     Fork(u16, u16, Pid),
     Name {
@@ -87,6 +89,11 @@ impl Worker {
     /// Makes a process known by its index.
     pub fn add_process(&self, index: u16, pid: Pid) {
         let _ = self.jobs.send(Job::AddProcess(index, pid));
+    }
+
+    /// Makes a process known that is held already.
+    pub fn add_target(&self, index: u16, target: &Arc<Target>) {
+        let _ = self.jobs.send(Job::AddTarget(index, Arc::clone(target)));
     }
 
     /// Makes a process known that was forked: it has its parent's code, whether it can still be looked at or not.
@@ -144,15 +151,19 @@ impl Worker {
 }
 
 fn name_stacks(queue: &Receiver<Job>, names: &Names) {
+    let modules = SharedModules::default();
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
-                symbolizers.insert(index, Symbolizer::new(pid));
+                symbolizers.insert(index, Symbolizer::new(pid, &modules));
+            }
+            Job::AddTarget(index, target) => {
+                symbolizers.insert(index, Symbolizer::of(Some(target), &modules));
             }
             Job::Fork(parent, child, pid) => {
                 let forked = symbolizers.get(&parent).map(|parent| parent.fork(pid));
-                symbolizers.insert(child, forked.unwrap_or_else(|| Symbolizer::new(pid)));
+                symbolizers.insert(child, forked.unwrap_or_else(|| Symbolizer::new(pid, &modules)));
             }
             Job::Name { number, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {

@@ -33,6 +33,7 @@ pub(crate) use mapping::kibibytes;
 pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps, read_smaps};
 pub use object::{Object, Objects, Segment, Unopened};
 use root::Root;
+pub use root::RootId;
 pub(crate) use root::open_regular;
 use status::{Stat, Status};
 pub use subject::{CommandLine, Subject};
@@ -150,6 +151,12 @@ impl Target {
     pub fn open_in_root(&self, path: &Path, flags: OFlags) -> io::Result<File> {
         let root = self.root.as_ref().ok_or(io::ErrorKind::NotFound)?;
         open_regular(&root.locate(path, flags)?)
+    }
+
+    /// Which directory its root is, if that could be opened.
+    #[must_use]
+    pub fn root_id(&self) -> Option<RootId> {
+        self.root.as_ref().and_then(Root::id)
     }
 
     /// How the process itself names a file that its mappings show under this path.

@@ -13,6 +13,13 @@ use rustix::io::Errno;
 /// Finds a file without opening it yet.
 pub(crate) const LOCATE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
+/// Which directory a root is, as long as somebody holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RootId {
+    device: u64,
+    inode: u64,
+}
+
 /// A root directory, which stays reachable when its process has exited.
 #[derive(Debug)]
 pub(super) struct Root {
@@ -28,6 +35,11 @@ impl Root {
         let directory = openat(proc, "root", LOCATE | OFlags::DIRECTORY, Mode::empty())?;
         let path = OsString::from_vec(readlinkat(proc, "root", Vec::new())?.into_bytes());
         Ok(Self { directory, path: path.into() })
+    }
+
+    /// Which directory it is.
+    pub(super) fn id(&self) -> Option<RootId> {
+        fstat(&self.directory).ok().map(|stat| RootId { device: stat.st_dev, inode: stat.st_ino })
     }
 
     /// How the process itself names a file that `maps` shows under this path.

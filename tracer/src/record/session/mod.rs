@@ -149,7 +149,7 @@ impl Session {
         let worker = Worker::start().context("no thread can be had to find names on")?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
-            worker.add_process(process.index, process.target.pid());
+            worker.add_target(process.index, &process.target);
             if let Err(error) = process.attach(&mut capture, &planner) {
                 // A child may come to its end at any time.
                 if targets.contains(&process.target.pid()) || !process.target.has_exited() {
