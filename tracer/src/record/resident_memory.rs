@@ -3,7 +3,7 @@
 //! Reading takes time from the target too: the kernel walks its page tables with its memory map locked, 7 to 9 ms for
 //! each GiB. So each kind of reading is only made when the ones before it took less than a hundredth of the time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{clock::now_ns, process::TracedProcess};
 use crate::{
@@ -32,6 +32,8 @@ pub struct ResidentMemory {
     before: BTreeMap<u16, Reading>,
     latest: BTreeMap<u16, Reading>,
     reading_pace: Pace,
+    rss: Option<Bytes>,
+    rss_pace: Pace,
 }
 
 /// Whether a look may wait.
@@ -47,25 +49,24 @@ impl ResidentMemory {
     /// Reads how much of each live mapping is resident. What cannot be read stays as it was.
     pub fn look_at_mappings(&mut self, processes: &[TracedProcess], account: &MappingAccount, when: When) {
         let Some(started) = self.look_pace.begin(when) else { return };
-        let live: Vec<LiveRange> = account.live().collect();
-        for process in running(processes) {
-            let ranges: Vec<_> = live
-                .iter()
-                .filter(|live| live.holder.process == process.index)
-                .map(|live| live.range)
-                .collect();
-            if ranges.is_empty() {
+        let mut live = by_process(account.live());
+        let mut looked_at = HashSet::new();
+        let mut found = Vec::new();
+        for process in processes {
+            let Some(live) = live.remove(&process.index).filter(|_| !process.target.has_exited()) else {
                 continue;
-            }
+            };
+            let ranges: Vec<_> = live.iter().map(|live| live.range).collect();
             match residency::resident_bytes(process.target.pid(), &ranges) {
                 Ok(resident) => {
-                    self.ranges.retain(|&(index, _), _| index != process.index);
-                    let known = ranges.into_iter().map(|range| (process.index, range)).zip(resident);
-                    self.ranges.extend(known);
+                    looked_at.insert(process.index);
+                    found.extend(ranges.into_iter().map(|range| (process.index, range)).zip(resident));
                 }
                 Err(error) => log::debug!("cannot read what is resident of {}: {error}", process.name()),
             }
         }
+        self.ranges.retain(|(index, _), _| !looked_at.contains(index));
+        self.ranges.extend(found);
         self.look_pace.end(started);
     }
 
@@ -97,8 +98,9 @@ impl ResidentMemory {
         account: &MappingAccount,
         native: &BTreeMap<u16, u64>,
     ) {
+        let mut live = by_process(account.live());
         for (index, reading) in &mut readings {
-            let live = account.live().filter(|live| live.holder.process == *index);
+            let live = live.remove(index).unwrap_or_default().into_iter();
             reading.tracked = live.filter_map(|live| Some((live, self.of_range(&live)?))).collect();
             reading.native = Bytes(native.get(index).copied().unwrap_or(0));
         }
@@ -107,6 +109,17 @@ impl ResidentMemory {
         } else {
             self.latest.extend(readings);
         }
+    }
+
+    /// The resident set size of the targets that still run, as it was when it was last read.
+    pub fn rss(&mut self, processes: &[TracedProcess], when: When) -> Option<Bytes> {
+        if let Some(started) = self.rss_pace.begin(when) {
+            let sizes: Vec<_> =
+                running(processes).filter_map(|process| residency::rss(process.target.pid()).ok()).collect();
+            self.rss = (!sizes.is_empty()).then(|| Bytes(sizes.iter().map(|size| size.0).sum()));
+            self.rss_pace.end(started);
+        }
+        self.rss
     }
 
     /// A process has gone while others go on: what it had is no longer part of what they have together.
@@ -190,11 +203,10 @@ impl Readings {
     }
 }
 
-/// The resident set size of the targets that still run.
-pub fn rss(processes: &[TracedProcess]) -> Option<Bytes> {
-    let sizes: Vec<_> =
-        running(processes).filter_map(|process| residency::rss(process.target.pid()).ok()).collect();
-    if sizes.is_empty() { None } else { Some(Bytes(sizes.iter().map(|size| size.0).sum())) }
+fn by_process(live: impl Iterator<Item = LiveRange>) -> BTreeMap<u16, Vec<LiveRange>> {
+    let mut ranges: BTreeMap<u16, Vec<LiveRange>> = BTreeMap::new();
+    live.for_each(|live| ranges.entry(live.holder.process).or_default().push(live));
+    ranges
 }
 
 fn running(processes: &[TracedProcess]) -> impl Iterator<Item = &TracedProcess> {

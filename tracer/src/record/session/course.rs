@@ -8,7 +8,7 @@ use super::{
     super::{
         clock::now_ns,
         growth::Touched,
-        resident_memory::{self, Readings, When},
+        resident_memory::{Readings, When},
     },
     Session,
 };
@@ -35,7 +35,10 @@ impl Session {
         self.look_at_memory(when);
         let by_process = self.native_by_process();
         let was_read = reading.is_some();
-        let rss = reading.as_ref().map(Readings::rss).or_else(|| resident_memory::rss(&self.processes));
+        let rss = match &reading {
+            Some(reading) => Some(reading.rss()),
+            None => self.resident.rss(&self.processes, when),
+        };
         if let Some(reading) = reading {
             self.resident.keep(reading, &self.mappings, &by_process);
         }
@@ -128,7 +131,7 @@ impl Session {
         let events = self.events_so_far();
         let lost = Counter::ALL.iter().filter(|counter| counter.loss().is_some());
         let lost = lost.map(|&counter| self.capture.tables().count(counter)).sum();
-        let rss = self.window.rss_before.zip(resident_memory::rss(&self.processes));
+        let rss = self.window.rss_before.zip(self.resident.rss(&self.processes, When::Affordable));
         Status {
             elapsed: Duration::from_nanos(now.saturating_sub(self.window.opened_ns)),
             events_per_second: self.rate.update(now, events),

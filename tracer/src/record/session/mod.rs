@@ -23,7 +23,7 @@ use super::{
     code::CodeFiles,
     growth::Touched,
     process::{TracedProcess, planner},
-    resident_memory::{self, ResidentMemory, When},
+    resident_memory::{ResidentMemory, When},
     retire::Retirement,
     sampling::Sampler,
 };
@@ -244,7 +244,7 @@ impl Session {
 
     fn begin_window(&mut self) {
         self.find_trampolines();
-        self.window.rss_before = resident_memory::rss(&self.processes);
+        self.window.rss_before = self.resident.rss(&self.processes, When::Now);
         if let Some(first) = self.resident.read(&self.processes, When::Now) {
             self.resident.keep(first, &self.mappings, &BTreeMap::new());
         }
