@@ -11,6 +11,7 @@ use super::{
         resident_memory::{Readings, When},
     },
     Session,
+    events::LOOKS_FOR_TRAMPOLINES,
 };
 use crate::{
     analyze::history::Source,
@@ -125,7 +126,7 @@ impl Session {
 
     /// What the recording looks like right now.
     pub fn status(&mut self) -> Status<'_> {
-        self.find_trampolines();
+        self.find_trampolines(LOOKS_FOR_TRAMPOLINES);
         let now = now_ns();
         let (bytes, objects) = self.native_outstanding();
         let events = self.events_so_far();

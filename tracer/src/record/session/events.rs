@@ -19,8 +19,18 @@ use super::{
 };
 use crate::drain::Event;
 
-/// Processes whose return trampoline is looked for at one time: their mappings are read for it. A child has what its parent has.
-const LOOKS_FOR_TRAMPOLINES: usize = 16;
+/// Processes whose return trampoline is looked for at one time while they run: their mappings are read for it. A child has what its
+/// parent has.
+pub(super) const LOOKS_FOR_TRAMPOLINES: usize = 16;
+
+/// What is known of the return trampolines.
+#[derive(Default)]
+pub(super) struct Trampolines {
+    /// The processes that have it.
+    made: BTreeSet<u16>,
+    /// How often one was looked for.
+    looks: usize,
+}
 
 impl Session {
     /// Takes what the kernel has to say.
@@ -144,19 +154,24 @@ impl Session {
         self.stale_code_due_ns = ended_ns + (ended_ns - began_ns) * PARTS;
     }
 
-    /// Tells the programs where probed functions return to, until it is certain.
-    pub(super) fn find_trampolines(&mut self) {
-        let unmade = |process: &&TracedProcess| !self.trampolines_made.contains(&process.index);
-        let some: Vec<_> = self.processes.iter().filter(unmade).take(LOOKS_FOR_TRAMPOLINES).collect();
+    /// Tells the programs where probed functions return to, until it is certain; of so many processes at most.
+    pub(super) fn find_trampolines(&mut self, most: usize) {
+        let Trampolines { made, looks } = &mut self.trampolines;
+        let is_unmade = |process: &&TracedProcess| !made.contains(&process.index);
+        let unmade: Vec<_> = self.processes.iter().filter(is_unmade).collect();
+        // A process that never allocates has none: it must not keep others from their turn.
+        let first = if unmade.is_empty() { 0 } else { *looks % unmade.len() };
+        let some = unmade[first..].iter().chain(&unmade[..first]).take(most);
         for process in some {
-            let (address, made) = match process.trampoline() {
+            *looks += 1;
+            let (address, is_made) = match process.trampoline() {
                 Some(Trampoline::Made(address)) => (address, true),
                 Some(Trampoline::Expected(address)) => (address, false),
                 None => continue,
             };
             self.capture.set_trampoline(process.index, address);
-            if made {
-                self.trampolines_made.insert(process.index);
+            if is_made {
+                made.insert(process.index);
             }
         }
     }

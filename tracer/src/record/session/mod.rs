@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::{live::STACK_BITS, process::MAX_PROCESSES};
 
-use self::course::Rate;
+use self::{course::Rate, events::Trampolines};
 use super::{
     Config, allocators,
     budget::Budget,
@@ -73,7 +73,7 @@ pub struct Session {
     stale_code_due_ns: u64,
     /// Numbers of stacks whose last frame is in code that was not known when they were made.
     unnamed: Vec<u32>,
-    trampolines_made: BTreeSet<u16>,
+    trampolines: Trampolines,
     mapping_events: u64,
     /// Runs of programs that were missed, and events that could not be read, before the window.
     missed_before: u64,
@@ -210,7 +210,7 @@ impl Session {
             stale_code: BTreeSet::new(),
             stale_code_due_ns: 0,
             unnamed: Vec::new(),
-            trampolines_made: BTreeSet::new(),
+            trampolines: Trampolines::default(),
             mapping_events: 0,
             missed_before: 0,
             malformed_before: 0,
@@ -243,7 +243,7 @@ impl Session {
     }
 
     fn begin_window(&mut self) {
-        self.find_trampolines();
+        self.find_trampolines(usize::MAX);
         self.window.rss_before = self.resident.rss(&self.processes, When::Now);
         if let Some(first) = self.resident.read(&self.processes, When::Now) {
             self.resident.keep(first, &self.mappings, &BTreeMap::new());
