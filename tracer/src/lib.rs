@@ -15,6 +15,7 @@
 
 pub mod model;
 
+mod descriptors;
 mod kernel;
 mod readable;
 mod signals;

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use self::terminal::is_colored;
 use crate::{
     cli::{self, Action, Exit, PlanConfig},
-    doctor,
+    descriptors, doctor,
     record::plan_of,
     target::{Target, launch::LaunchError},
 };
@@ -25,7 +25,7 @@ use crate::{
 /// Does what the command line of this process says, and gives its exit status.
 #[must_use]
 pub fn run() -> ExitCode {
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     let done = match cli::parse() {
         Action::Record(config) => record::record(&config),
         Action::Doctor { color } => diagnose(color),
@@ -48,15 +48,6 @@ pub fn run() -> ExitCode {
         }
     })
     .into()
-}
-
-/// Every library of a target takes a few descriptors. The limit that processes start with is low for the sake of `select(2)`, which is
-/// not used here.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    // Without it, small targets still work.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// What went wrong and why, in one line. A cause that has been told already is not told again.

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     analyze::{history::History, managed::ManagedHolders, mappings::MappingAccount},
     attach::{Capture, Settings, Sizes},
+    descriptors,
     drain::{Drain, NewStack},
     memory::residency,
     model::{Bytes, End, Mode, Pid, TimelinePoint},
@@ -116,6 +117,7 @@ impl Session {
         if targets.len() > MAX_PROCESSES as usize {
             bail!("{} processes are too many: {MAX_PROCESSES} at most can be traced at once", targets.len());
         }
+        descriptors::make_room_for(targets.len())?;
         let mut parts = Parts::begin();
         let mut processes: Vec<_> =
             targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;

@@ -31,6 +31,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use rustix::process::{Signal, kill_process};
 
 use super::{FileId, Object, Target};
+use crate::descriptors;
 use crate::model::{Address, Pid};
 use ptrace::{Held, Stop};
 use user::InvokingUser;
@@ -133,6 +134,7 @@ impl Launched {
             command.env("HOME", &account.home).env("USER", &account.name).env("LOGNAME", &account.name);
         }
         let before_exec = move || {
+            descriptors::restore_limit()?;
             user.as_ref().map_or(Ok(()), InvokingUser::become_user)?;
             ptrace::trace_me()
         };
