@@ -3,7 +3,7 @@
 use crate::{atomic::Word, unwind::MAX_CODE_MAPPINGS};
 
 /// How many processes one recording can trace.
-pub const MAX_PROCESSES: u32 = 1024;
+pub const MAX_PROCESSES: u32 = 4096;
 
 /// The state of a traced process.
 #[derive(Debug, Default)]

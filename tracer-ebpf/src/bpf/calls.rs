@@ -23,18 +23,17 @@ use super::{
     capture::{self, CaptureRequest},
     count::count,
     live,
-    maps::{PROCESSES, follows, sampling, size_is_tracked},
+    maps::{PROCESSES, sampling, shares_probes, size_is_tracked},
     processes::{current_index, open_process},
     threads::{self, Record},
 };
 
-/// The cookie of the probe. Where children are followed a probe is everybody's, and the current process belongs in it; none when
-/// that is not traced.
+/// The cookie of the probe. Where a probe is everybody's, the current process belongs in it; none when that is not traced.
 #[inline(always)]
 fn cookie<C: EbpfContext>(ctx: &C) -> Option<Cookie> {
     // SAFETY: the helper reads the cookie of the probe whose context this is.
     let cookie = Cookie::from_bits(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
-    if !follows() {
+    if !shares_probes() {
         return Some(cookie);
     }
     Some(Cookie { process: current_index()?, ..cookie })

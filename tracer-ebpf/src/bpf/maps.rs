@@ -129,9 +129,12 @@ static SAMPLE_RATE: Global<u64> = Global::new(0);
 /// See [`Sampling::certain_size`].
 #[unsafe(no_mangle)]
 static SAMPLE_CERTAIN_SIZE: Global<u64> = Global::new(0);
-/// Not 0 when children are followed: then probes are everybody's, and the current process tells whose call it is.
+/// Not 0 when children are followed.
 #[unsafe(no_mangle)]
 static FOLLOWS: Global<u32> = Global::new(0);
+/// Not 0 when probes are everybody's, and the current process tells whose call it is.
+#[unsafe(no_mangle)]
+static SHARES_PROBES: Global<u32> = Global::new(0);
 /// Offset of `pid` in the kernel's `struct task_struct`.
 #[unsafe(no_mangle)]
 static TASK_PID: Global<u32> = Global::new(0);
@@ -146,6 +149,12 @@ static SIGNAL_LIVE: Global<u32> = Global::new(0);
 #[inline(always)]
 pub fn follows() -> bool {
     FOLLOWS.load() != 0
+}
+
+/// Whether probes are everybody's.
+#[inline(always)]
+pub fn shares_probes() -> bool {
+    SHARES_PROBES.load() != 0
 }
 
 /// Offset of `pid` in the kernel's `struct task_struct`.

@@ -35,7 +35,6 @@ use aya_log::EbpfLogger;
 use tracer_ebpf::{probe::Cookie, process::CodeList, sampling::Sampling, unwind::Mapping};
 
 use self::{
-    kernel_types::TaskOffsets,
     programs::Programs,
     tracepoint::Tracepoints,
     uprobes::{At, Places, UprobeLinks},
@@ -63,6 +62,8 @@ pub struct Settings {
     pub sample_level: u32,
     /// Whether the children of traced processes are traced, too.
     pub follow: bool,
+    /// How many processes will be traced from the start that can have their probes in common.
+    pub alike: usize,
 }
 
 /// The programs in the kernel, and what they are attached to.
@@ -73,8 +74,9 @@ pub struct Capture {
     unwind: UnwindTables,
     programs: Programs,
     links: UprobeLinks,
-    /// Whether probes are everybody's; see [`processes`].
     follows: bool,
+    /// Whether probes are everybody's; see [`processes`].
+    shares_probes: bool,
     windows_are_open: Cell<bool>,
     /// Links: what is dropped is detached.
     probes: Vec<OwnedFd>,
@@ -155,8 +157,10 @@ impl Capture {
         let namespace = pid_namespace();
         // The programs are loaded without the messages that nobody would see.
         let log_level = log::max_level() as u8;
-        let follows = u32::from(settings.follow);
-        let task = if settings.follow { processes::task_offsets(namespace)? } else { TaskOffsets::default() };
+        let links = UprobeLinks::of_this_kernel();
+        log::info!("uprobes are attached by {links:?}");
+        let (shares_probes, task) = processes::sharing(settings, links, namespace)?;
+        let (follows, shares) = (u32::from(settings.follow), u32::from(shares_probes));
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("LIVE", sizes.live_buckets)
@@ -175,14 +179,13 @@ impl Capture {
             .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
             .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
             .override_global("FOLLOWS", &follows, true)
+            .override_global("SHARES_PROBES", &shares, true)
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_SIGNAL", &task.signal, true)
             .override_global("SIGNAL_LIVE", &task.live, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
         let mut ebpf = loader.load(object).context("the kernel does not take the BPF maps")?;
-        let links = UprobeLinks::of_this_kernel();
-        log::info!("uprobes are attached by {links:?}");
         let programs = Programs::new(object, &ebpf, links)?;
         let messages = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
@@ -197,6 +200,7 @@ impl Capture {
             programs,
             links,
             follows: settings.follow,
+            shares_probes,
             windows_are_open: Cell::new(false),
             probes: Vec::new(),
             tracepoints: Tracepoints::default(),
@@ -285,13 +289,13 @@ impl Capture {
         }
     }
 
-    /// Attaches the probes of one file, which this process can open by that path, to one process; to all of them where children are
-    /// followed.
+    /// Attaches the probes of one file, which this process can open by that path, to one process; to all of them where probes are
+    /// shared.
     ///
     /// # Errors
     /// When the kernel refuses: the file or process is gone, or there is no permission.
     pub fn attach_probes(&mut self, file: &Path, sites: &[Site], pid: Pid) -> Result<()> {
-        let scope = (!self.follows).then_some(pid);
+        let scope = (!self.shares_probes).then_some(pid);
         for site in sites {
             match site.event {
                 ProbedEvent::Allocate | ProbedEvent::AllocateToExits => self.places[0].add(site.cost),
@@ -311,7 +315,7 @@ impl Capture {
     }
 
     fn uprobe_programs(&self) -> &'static [UprobeProgram] {
-        if self.follows && self.links == UprobeLinks::Sessions { SESSION_UPROBES } else { UPROBES }
+        if self.shares_probes && self.links == UprobeLinks::Sessions { SESSION_UPROBES } else { UPROBES }
     }
 
     /// Begins to load the programs that every allocator's probes need, while there is something else to do.

@@ -1,14 +1,15 @@
 //! The traced processes as the programs know them: their indexes, their windows, and the children that join them.
 //!
 //! Where children are followed, a probe is not one process' but everybody's who has the file mapped: only so is it there when a child,
-//! or the program that a child executes, runs its first instruction. The programs leave at once when the current process is not
-//! traced. What that costs the others is in docs/overhead.md.
+//! or the program that a child executes, runs its first instruction. Where many processes are traced it is, too: the kernel looks at
+//! every process that has the file mapped to attach a link, and again to let it go, and at every link when a probe is hit. The programs
+//! leave at once when the current process is not traced. What that costs the others is in docs/overhead.md.
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::HashMap;
 use tracer_ebpf::process::{Gate, MAX_PROCESSES, Origin, ProcessState};
 
-use super::{Capture, kernel_types::TaskOffsets};
+use super::{Capture, Settings, kernel_types::TaskOffsets, uprobes::UprobeLinks};
 use crate::model::{Address, Pid};
 
 /// What the programs that follow children must know of the kernel. `namespace` is the tracer's pid namespace, 0 for the machine's.
@@ -19,6 +20,28 @@ pub(super) fn task_offsets(namespace: (u64, u64)) -> Result<TaskOffsets> {
         );
     }
     TaskOffsets::of_this_kernel().context("children cannot be followed")
+}
+
+/// Whether probes are everybody's, and what the programs must know of the kernel. `namespace` as for [`task_offsets`].
+pub(super) fn sharing(
+    settings: &Settings,
+    links: UprobeLinks,
+    namespace: (u64, u64),
+) -> Result<(bool, TaskOffsets)> {
+    if settings.follow {
+        return Ok((true, task_offsets(namespace)?));
+    }
+    if settings.alike <= links.most_apart() {
+        return Ok((false, TaskOffsets::default()));
+    }
+    // A pid must be forgotten before it is given to somebody else, whose calls these probes see, too.
+    match TaskOffsets::of_this_kernel() {
+        Ok(offsets) => Ok((true, offsets)),
+        Err(error) => {
+            log::warn!("each process gets probes of its own, which takes time: {error:#}");
+            Ok((false, TaskOffsets::default()))
+        }
+    }
 }
 
 impl Capture {
@@ -56,18 +79,27 @@ impl Capture {
         }
     }
 
-    /// Lets the children of traced processes join them from now on.
+    /// Lets the children of traced processes join them from now on, where they are followed.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn follow_children(&mut self) -> Result<()> {
-        self.attach_raw_tracepoint("process_fork", c"task_newtask")
+    pub fn watch_processes(&mut self) -> Result<()> {
+        if self.follows {
+            self.attach_raw_tracepoint("process_fork", c"task_newtask")?;
+        }
+        Ok(())
     }
 
     /// Whether children are followed.
     #[must_use]
     pub fn follows(&self) -> bool {
         self.follows
+    }
+
+    /// Whether probes are everybody's who has the file mapped.
+    #[must_use]
+    pub fn shares_probes(&self) -> bool {
+        self.shares_probes
     }
 
     /// The states of all processes that have an index.

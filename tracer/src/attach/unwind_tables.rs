@@ -191,7 +191,7 @@ impl UnwindTables {
         if let Some(lists) = known.filter(|lists| lists.capacity >= count) {
             return Some(lists);
         }
-        let capacity = (count + count / 2).max(64);
+        let capacity = (count + count / 2).max(16);
         let first = self.next_mapping;
         let end = first.checked_add(capacity.checked_mul(2)?).filter(|&end| end <= MAX_CODE_MAPPINGS)?;
         self.next_mapping = end;

@@ -60,6 +60,16 @@ impl UprobeLinks {
         }
     }
 
+    /// How many processes have links of their own at most. More have them in common, and with everybody else: the work for N links
+    /// grows with the square of N, and what they cost others does not.
+    pub(super) const fn most_apart(self) -> usize {
+        match self {
+            // The probes of one process take a second to come out, those of the next another one.
+            Self::PerfEvents => 2,
+            Self::Many | Self::Sessions => 16,
+        }
+    }
+
     /// The kind of link that a program is loaded for.
     pub(super) fn attach_type(self, at: At) -> u32 {
         match (self, at) {

@@ -269,6 +269,7 @@ fn load_programs() -> Result<()> {
         sampling: Sampling::with_mean(0),
         sample_level: 0,
         follow: false,
+        alike: 1,
     };
     Capture::load(&settings)?.load_all_programs()
 }

@@ -52,7 +52,7 @@ pub struct Family<'a> {
 }
 
 impl Children {
-    /// From now on children join. Those that the processes have already are added to them.
+    /// From now on children join, where they are followed. Those that the processes have already are added to them.
     ///
     /// # Errors
     /// When the kernel refuses, or there are too many.
@@ -62,12 +62,12 @@ impl Children {
         code: &mut CodeFiles,
     ) -> Result<Self> {
         let children = Self::default();
+        capture.watch_processes()?;
+        if capture.shares_probes() {
+            processes.iter_mut().for_each(|process| process.share(&children.probed));
+        }
         if !capture.follows() {
             return Ok(children);
-        }
-        capture.follow_children()?;
-        for process in processes.iter_mut() {
-            process.share(&children.probed);
         }
         // A child that was forked before that, and that of a child.
         let mut next = 0;

@@ -24,7 +24,7 @@ use crate::{
     target::{FileId, Object, Target},
 };
 
-/// What has been probed. Where children are followed a probe is everybody's, so all processes have this in common.
+/// What has been probed. Where a probe is everybody's all processes have this in common.
 pub type Probed = Rc<RefCell<ProbedFiles>>;
 
 /// The files that have been probed.
@@ -34,7 +34,7 @@ pub struct ProbedFiles {
     functions: HashMap<FileId, usize>,
     /// Functions whose calls are not seen.
     pub not_probed: Vec<NotProbed>,
-    /// The offsets of the probes in each, where children are followed.
+    /// The offsets of the probes in each, where probes are everybody's.
     places: HashSet<Vec<u64>>,
 }
 
@@ -133,7 +133,7 @@ impl TracedProcess {
         let mut sites: Vec<Site> =
             plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
         sites.extend(self.exits(&plan));
-        if capture.follows() && self.is_probed_elsewhere(object, &sites) {
+        if capture.shares_probes() && self.is_probed_elsewhere(object, &sites) {
             log::debug!(
                 "{} is a file that has been probed already, under another name",
                 object.path.display()
