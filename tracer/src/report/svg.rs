@@ -27,7 +27,8 @@ impl Report for Svg {
             return out.write_all(empty(&title, &subtitle).as_bytes());
         }
         let mut tree = Tree::new(profile, &view);
-        tree.prune(view.weight, view.total / NARROWEST);
+        // Of thousands of processes alike each is narrower: those that are as heavy as any are drawn.
+        tree.prune(view.weight, (view.total / NARROWEST).min(tree.heaviest(view.weight)));
         let hues = hues(&tree);
         let picture = Picture {
             title,
@@ -376,6 +377,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Pid, Process, StackReport};
     use crate::report::fixtures;
 
     fn render(profile: &Profile, options: &Options) -> String {
@@ -391,6 +393,17 @@ mod tests {
             (Some((head, _)), Some((_, tail))) => format!("{head}{tail}").replace("><", ">\n<"),
             _ => svg,
         }
+    }
+
+    #[test]
+    fn many_processes_alike_are_drawn() {
+        let mut profile = fixtures::several();
+        let (process, stack) = (profile.processes[0].clone(), profile.stacks[1].clone());
+        let pids = || (10..10 + 3 * NARROWEST as u32).map(Pid);
+        profile.processes = pids().map(|pid| Process { pid, ..process.clone() }).collect();
+        profile.stacks = pids().map(|pid| StackReport { pid: Some(pid), ..stack.clone() }).collect();
+        let svg = render(&profile, &Options::default());
+        assert_eq!(svg.matches("<title>ngx_alloc").count(), profile.processes.len());
     }
 
     #[test]

@@ -79,6 +79,12 @@ impl<'a> Tree<'a> {
         totals
     }
 
+    /// What the heaviest of the outermost boxes weighs.
+    pub fn heaviest(&self, weight: Weight) -> u64 {
+        let outermost = self.nodes.iter().zip(self.totals(weight)).filter(|(node, _)| node.depth == 1);
+        outermost.map(|(_, total)| total).max().unwrap_or(0)
+    }
+
     /// Gives what is lighter than `least` to its caller.
     pub fn prune(&mut self, weight: Weight, least: u64) {
         let totals = self.totals(weight);
