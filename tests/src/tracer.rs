@@ -42,6 +42,7 @@ pub struct Tracer {
     target: Vec<OsString>,
     target_pid: Option<u32>,
     shares_target: bool,
+    alone: bool,
     output: Option<PathBuf>,
     directory: TempDir,
 }
@@ -64,6 +65,7 @@ impl Tracer {
             target: Vec::new(),
             target_pid: None,
             shares_target: false,
+            alone: false,
             output: Some(directory.path().join("report.json")),
             directory,
         }
@@ -133,6 +135,13 @@ impl Tracer {
         self
     }
 
+    /// Says that it has its probes in everybody's code, as it has for many targets: see [`Turn`].
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
     /// Starts it, and waits until the window is open.
     #[track_caller]
     pub fn start(self) -> Recording {
@@ -157,7 +166,7 @@ impl Tracer {
             words.extend(["-o".into(), file.into()]);
         }
         words.extend(self.target.iter().cloned());
-        let turn = Turn::take(self.options.iter().any(|option| option == "--follow"));
+        let turn = Turn::take(self.alone || self.options.iter().any(|option| option == "--follow"));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(self.directory.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

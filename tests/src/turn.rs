@@ -6,7 +6,7 @@ use crate::program::build_dir;
 
 /// Held by a recording until nothing of it is left.
 ///
-/// One that follows children has its probes in everybody who maps the same files, the targets of other tests included: these would
+/// One that follows children, or traces many processes, has its probes in everybody who maps the same files, the targets of other tests included: these would
 /// be slow, and their code not what it should be. So it records alone.
 #[derive(Debug)]
 pub(crate) struct Turn {

@@ -116,16 +116,16 @@ fn without_following_the_end_at_exec_says_what_to_do() {
 #[test]
 fn more_processes_than_there_is_room_for_are_counted() {
     let program = Program::new("family.c").build();
-    let finished = following().launch([program.into_os_string(), "crowd".into(), "1100".into()]).run();
+    let finished = following().launch([program.into_os_string(), "crowd".into(), "4200".into()]).run();
     let report = finished.report();
     report.assert_nothing_lost_but(&["process_not_followed"]);
     report.assert_sums();
-    assert_eq!(report.processes.len(), 1024);
-    assert_eq!(report.events.lost["process_not_followed"], 1100 - 1023);
-    let crowd: u64 = (1..1024).map(|process| report.native_of(process).0).sum();
-    assert_eq!(crowd, 1023 * 100);
+    assert_eq!(report.processes.len(), 4096);
+    assert_eq!(report.events.lost["process_not_followed"], 4200 - 4095);
+    let crowd: u64 = (1..4096).map(|process| report.native_of(process).0).sum();
+    assert_eq!(crowd, 4095 * 100);
     assert!(
-        finished.stdout.iter().any(|line| line.contains("than can be followed (1,024)")),
+        finished.stdout.iter().any(|line| line.contains("than can be followed (4,096)")),
         "{finished:#?}"
     );
 }

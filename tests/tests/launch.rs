@@ -41,6 +41,14 @@ fn its_first_allocation_is_seen() {
     assert!(report.events.allocations > 0, "{:?}", report.events);
 }
 
+/// tracer needs more descriptors than programs start with, and takes what it may.
+#[test]
+fn it_has_the_limit_of_descriptors_that_tracer_was_given() {
+    let tracer = Tracer::new().through(["prlimit", "--nofile=600:2000"]);
+    let finished = tracer.launch(["sh", "-c", "ulimit -Sn; ulimit -Hn"]).run();
+    assert!(finished.stdout.windows(2).any(|lines| lines == ["600", "2000"]), "{finished:#?}");
+}
+
 #[test]
 fn its_exit_status_is_passed_on() {
     let finished = Tracer::new().launch(["sh", "-c", "exit 7"]).run();

@@ -295,7 +295,12 @@ impl Session {
 
     /// The line that says that the window is open.
     pub fn announcement(&self) -> String {
-        let names: Vec<_> = self.processes.iter().map(TracedProcess::name).collect();
+        /// More names than that are not read.
+        const NAMED: usize = 16;
+        let whose = match &self.processes[..] {
+            processes if processes.len() > NAMED => format!("{} processes", processes.len()),
+            processes => processes.iter().map(TracedProcess::name).collect::<Vec<_>>().join(", "),
+        };
         let probes: usize = self.processes.iter().map(TracedProcess::probes).sum();
         let until = match self.config.duration {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
@@ -305,7 +310,7 @@ impl Session {
             Mode::Allocations => format!("{probes} allocator functions probed"),
             Mode::Growth => "page faults and mappings, no probes".to_owned(),
         };
-        format!("recording {} {until}: {how}", names.join(", "))
+        format!("recording {whose} {until}: {how}")
     }
 
     /// Ready when there are events.
