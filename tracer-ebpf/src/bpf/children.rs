@@ -17,7 +17,7 @@ use tracer_ebpf::{
 
 use super::{
     count::count,
-    maps::{EVENTS, PROCESS_COUNT, PROCESS_INDEX, PROCESSES, follows, live_threads, task_pid},
+    maps::{EVENTS, PROCESS_COUNT, PROCESS_INDEX, PROCESSES, live_threads, shares_probes, task_pid},
     processes::{current_index, current_tgid},
 };
 
@@ -64,10 +64,10 @@ pub fn executed(ctx: &RawTracePointContext) -> Option<()> {
     tell(ProcessChange::Executed, began?, index)
 }
 
-/// A thread of the current process exits. Whether it is the last one matters only where children are followed.
+/// A thread of the current process exits. Whether it is the last one matters only where probes are everybody's.
 #[inline(always)]
 pub fn exited(task: u64) -> Option<()> {
-    if !follows() {
+    if !shares_probes() {
         return None;
     }
     let (index, process) = current()?;
