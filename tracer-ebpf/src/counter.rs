@@ -65,7 +65,7 @@ counters! {
     SampleFreed = 12, "sampled_frees";
     /// A child or a new program of a followed process for which there was no place among the traced processes.
     ProcessNotFollowed = 13, "process_not_followed",
-        lost: "more processes appeared than can be followed (1,024)";
+        lost: "more processes appeared than can be followed (4,096)";
 }
 
 /// How many counters there are; a power of two, so that indexes are masked.
