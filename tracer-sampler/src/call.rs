@@ -1,0 +1,311 @@
+//! What is done before and after a call that may be sampled. The machine code of `entry` calls it.
+
+use core::{
+    ffi::{c_char, c_void},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use crate::{
+    kernel,
+    set::{Sampled, Set},
+    settings::{self, USUAL_MEAN, VARIABLE},
+    thread::{Entropy, Thread},
+};
+
+/// The sampled blocks that are live.
+pub static SAMPLED: Set = Set::new();
+
+/// Mean bytes between samples. Whoever traces the process may write to it at any time, from outside: that is what it is exported for.
+#[unsafe(no_mangle)]
+pub static tracer_sampler_mean: AtomicU64 = AtomicU64::new(USUAL_MEAN);
+
+/// Sampled blocks for which the set had no room: they are not told.
+#[unsafe(no_mangle)]
+pub static tracer_sampler_dropped: AtomicU64 = AtomicU64::new(0);
+
+/// A call under way, as the machine code lays it out on the stack.
+#[repr(C)]
+pub struct Call {
+    /// What the probe says: the block. Set by [`after`] and its like.
+    pub block: u64,
+    /// What the probe says: its size.
+    pub size: u64,
+    /// What the probe says: its weight. Before the call, what the new block will weigh; 0 when it is not sampled.
+    pub weight: u64,
+    /// What the call returned.
+    pub result: u64,
+    /// The budget to go on with after the call; [`Thread::NESTED`] when it is as it should be.
+    pub budget: u64,
+    /// The thread.
+    pub thread: *mut Thread,
+    /// What was known of the block that it releases; of `operator new`, which releases none, the draws before it.
+    pub old_size: u64,
+    /// What it weighed; 0 when it was not sampled.
+    pub old_weight: u64,
+    /// The arguments.
+    pub arguments: [u64; 3],
+}
+
+/// What makes the draws of one thread differ from those of another, and of one process from those of its parent.
+struct OfThread(u64);
+
+impl Entropy for OfThread {
+    fn seed(&self) -> u64 {
+        unsafe extern "C" {
+            fn getauxval(kind: u64) -> u64;
+        }
+        /// The address of 16 random bytes.
+        const RANDOM: u64 = 25;
+        // SAFETY: it only looks into the auxiliary vector.
+        let random = unsafe { getauxval(RANDOM) } as *const u64;
+        // SAFETY: the kernel puts 16 bytes there.
+        let random = if random.is_null() { 0 } else { unsafe { random.read_unaligned() } };
+        random ^ self.0
+    }
+
+    fn process(&self) -> u64 {
+        kernel::process_id()
+    }
+}
+
+impl Call {
+    fn thread(&mut self) -> &mut Thread {
+        // SAFETY: the machine code puts the current thread's state there.
+        unsafe { &mut *self.thread }
+    }
+
+    /// Counts what the call asks for.
+    fn count(&mut self, size: u64) {
+        let entropy = OfThread(self.thread.addr() as u64);
+        let mean = tracer_sampler_mean.load(Relaxed);
+        self.size = size;
+        // No allocator gives more.
+        self.weight = if size > i64::MAX as u64 { 0 } else { self.thread().count(size, mean, &entropy) };
+    }
+
+    /// As [`Call::count`]; until the call ends, nothing that it calls is counted: one allocator's `calloc` is another one's `malloc`.
+    fn count_outermost(&mut self, size: u64) {
+        self.count(size);
+        self.budget = core::mem::replace(&mut self.thread().budget, Thread::NESTED);
+    }
+
+    /// The call has ended with this block. Whether the probe is to fire.
+    fn end(&mut self, block: u64) -> u64 {
+        if block == 0 || self.weight == 0 {
+            return 0;
+        }
+        self.block = block;
+        let sampled = Sampled { size: self.size, weight: self.weight };
+        if SAMPLED.insert(block, sampled) {
+            return 1;
+        }
+        tracer_sampler_dropped.fetch_add(1, Relaxed);
+        0
+    }
+}
+
+/// The call that the machine code made room for.
+///
+/// # Safety
+/// The pointer must be what the machine code passes.
+unsafe fn of<'a>(call: *mut Call) -> &'a mut Call {
+    // SAFETY: the caller answers for it.
+    unsafe { &mut *call }
+}
+
+/// Before `malloc(size)`.
+pub unsafe extern "C" fn before_sized(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.count(call.arguments[0]);
+    0
+}
+
+/// Before `operator new(size)`. It may leave by an exception, behind which nobody could say that calls are counted again. So it is
+/// counted when it returns, and unless what it called was counted: jemalloc's calls `malloc` if it has no block at hand.
+pub unsafe extern "C" fn before_new(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.budget = call.thread().budget;
+    call.old_size = call.thread().draws();
+    0
+}
+
+/// After `operator new(size)`.
+pub unsafe extern "C" fn after_new(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    let (budget, draws) = (call.budget, call.old_size);
+    if call.result == 0 || call.thread().budget != budget || call.thread().draws() != draws {
+        return 0;
+    }
+    call.count(call.arguments[0]);
+    call.end(call.result)
+}
+
+/// Before `reallocarray(old, count, size)`: as [`before_realloc`].
+pub unsafe extern "C" fn before_reallocarray(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    let [old, count, size] = call.arguments;
+    call.release_and_count(old, count.saturating_mul(size))
+}
+
+/// Before `valloc(size)`.
+pub unsafe extern "C" fn before_outermost(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.count_outermost(call.arguments[0]);
+    0
+}
+
+/// Before `memalign(alignment, size)`.
+pub unsafe extern "C" fn before_aligned(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.count_outermost(call.arguments[1]);
+    0
+}
+
+/// Before `posix_memalign(block, alignment, size)`.
+pub unsafe extern "C" fn before_posix(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.count_outermost(call.arguments[2]);
+    0
+}
+
+/// Before `calloc(count, size)`.
+pub unsafe extern "C" fn before_calloc(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.count_outermost(call.arguments[0].saturating_mul(call.arguments[1]));
+    0
+}
+
+/// Before `realloc(old, size)`: 1 when the release of the old block is to be told. It is told now, since another thread can be given
+/// its address before this call returns.
+pub unsafe extern "C" fn before_realloc(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    let [old, size, _] = call.arguments;
+    call.release_and_count(old, size)
+}
+
+/// Whether somebody listens to the probe of allocations.
+fn looked_at() -> bool {
+    unsafe extern "C" {
+        static otel_memory_alloc_semaphore: AtomicU16;
+    }
+    use core::sync::atomic::AtomicU16;
+    // SAFETY: it is defined in `entry`, and is but read and written whole.
+    unsafe { otel_memory_alloc_semaphore.load(Relaxed) != 0 }
+}
+
+/// After a call that gives a block: 1 when the probe is to fire.
+pub unsafe extern "C" fn after(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.end(call.result)
+}
+
+/// As [`after`], for calls of which what they called was not counted.
+pub unsafe extern "C" fn after_outermost(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.go_on();
+    call.end(call.result)
+}
+
+/// After `posix_memalign`, which returns 0 and puts the block where its first argument points.
+pub unsafe extern "C" fn after_posix(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.go_on();
+    if call.result as u32 != 0 {
+        return 0;
+    }
+    // SAFETY: the call has just written it.
+    let block = unsafe { *(call.arguments[0] as *const u64) };
+    call.end(block)
+}
+
+/// After `realloc`. One that failed has left the old block as it was, so it is told again.
+pub unsafe extern "C" fn after_realloc(call: *mut Call) -> u64 {
+    // SAFETY: as the machine code has it.
+    let call = unsafe { of(call) };
+    call.go_on();
+    let old = call.arguments[0];
+    if call.result != 0 || call.size == 0 || call.old_weight == 0 {
+        return call.end(call.result);
+    }
+    (call.size, call.weight) = (call.old_size, call.old_weight);
+    call.end(old)
+}
+
+impl Call {
+    /// Takes the old block out of the set, and counts the new one. Whether the release of the old one is to be told.
+    fn release_and_count(&mut self, old: u64, size: u64) -> u64 {
+        let removed = SAMPLED.remove(old);
+        self.old_weight = 0;
+        if let Some(Sampled { size, weight }) = removed {
+            (self.old_size, self.old_weight) = (size, weight);
+        }
+        if looked_at() {
+            self.count_outermost(size);
+        } else {
+            (self.size, self.weight, self.budget) = (size, 0, Thread::NESTED);
+        }
+        removed.is_some().into()
+    }
+
+    /// What is called from now on is counted again.
+    fn go_on(&mut self) {
+        let budget = self.budget;
+        if budget != Thread::NESTED {
+            self.thread().budget = budget;
+        }
+    }
+}
+
+/// Before a block is released: 1 when that is to be told.
+pub unsafe extern "C" fn before_free(block: u64) -> u64 {
+    SAMPLED.remove(block).is_some().into()
+}
+
+/// Reads the environment. glibc passes it to what runs at the start; musl passes nothing, but has it by then.
+pub unsafe extern "C" fn start(_count: usize, _arguments: *const c_void, passed: *const *const c_char) {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    // SAFETY: the C library defines it.
+    let own = unsafe { environ };
+    // SAFETY: one of the two is the environment, which ends with a null pointer: musl has set its own by now.
+    let setting = unsafe { variable(if own.is_null() { passed } else { own }) };
+    if let Some(mean) = setting {
+        // A tracer that was here first has the last word.
+        let _ = tracer_sampler_mean.compare_exchange(USUAL_MEAN, mean, Relaxed, Relaxed);
+    }
+}
+
+/// What the environment says of the mean.
+unsafe fn variable(mut environment: *const *const c_char) -> Option<u64> {
+    /// Longer is no number.
+    const LONGEST: usize = 32;
+    let name = VARIABLE.as_bytes();
+    // SAFETY: the environment is an array of strings that ends with a null pointer; no string is read beyond its end.
+    unsafe {
+        while !(*environment).is_null() {
+            let text = *environment;
+            if name.iter().enumerate().all(|(at, &byte)| *text.add(at) as u8 == byte)
+                && *text.add(name.len()) == b'=' as c_char
+            {
+                let value = text.add(name.len() + 1).cast::<u8>();
+                let length = (0..LONGEST).find(|&at| *value.add(at) == 0)?;
+                return settings::parse_bytes(core::slice::from_raw_parts(value, length));
+            }
+            environment = environment.add(1);
+        }
+        None
+    }
+}

@@ -1,0 +1,31 @@
+//! `libtracer_sampler.so`: samples the allocations of the process that it is preloaded into, and fires a USDT probe for each block
+//! that it sampled and for each of these that is released: `otel_memory:alloc(ptr, size, weight)` and `otel_memory:free(ptr)`.
+//!
+//! While nobody looks (the probe's semaphore is 0) a call costs one comparison more. While somebody does, each thread has a *budget*
+//! of bytes, drawn at random ([`interval`]), and the block that exhausts it is sampled. So a call that is not sampled costs a
+//! subtraction and never a trap. What is sampled is remembered ([`set`]), so that exactly its release is told.
+//!
+//! Rules that everything here keeps, since it runs inside `malloc`, anywhere, before and after `main`, in signal handlers and in
+//! children of `vfork`: no allocation, no lock, no function of the C library but `dl_iterate_phdr`, once (`lookup`), and no call
+//! that changes `errno`. It links to no library, so it works with glibc and musl of any version.
+//!
+//! - [`interval`]: how many bytes until the next sample.
+//! - [`thread`]: the budget of a thread, and what a sampled block stands for.
+//! - [`set`]: the sampled blocks that are live.
+//! - `call`: what is done before and after a call that may be sampled.
+//! - `lookup`: finds the allocator behind this library.
+//! - `entry`: the functions themselves and the probes.
+#![cfg_attr(not(test), no_std)]
+
+pub mod interval;
+mod kernel;
+pub mod set;
+pub mod settings;
+pub mod thread;
+
+#[cfg(feature = "library")]
+mod call;
+#[cfg(feature = "library")]
+mod entry;
+#[cfg(feature = "library")]
+mod lookup;
