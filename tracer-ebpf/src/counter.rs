@@ -59,9 +59,10 @@ counters! {
         lost: "mappings changed faster than the tracer could read: give it a free CPU";
     /// Allocations that were left out of the sample.
     Unsampled = 10, "unsampled_allocations";
-    /// Allocations that were kept in the sample; not counted without sampling.
+    /// Allocations that were kept in the sample, and those that blocks stand for which the process itself sampled, in parts of an
+    /// [`OBJECT`](crate::sampling::OBJECT); not counted without sampling.
     Sampled = 11, "sampled_allocations";
-    /// Releases of blocks that were kept in the sample; not counted without sampling.
+    /// Releases of such blocks, in the same parts; not counted without sampling.
     SampleFreed = 12, "sampled_frees";
     /// A child or a new program of a followed process for which there was no place among the traced processes.
     ProcessNotFollowed = 13, "process_not_followed",
@@ -82,10 +83,10 @@ pub struct Stripe {
 }
 
 impl Stripe {
-    /// Adds one.
+    /// Adds to a counter.
     #[inline(always)]
-    pub fn add(&self, counter: Counter) {
-        self.counters[counter as usize].add(1);
+    pub fn add(&self, counter: Counter, number: u64) {
+        self.counters[counter as usize].add(number);
     }
 
     /// The value of one counter in this copy.

@@ -1,7 +1,7 @@
 //! The contract between the BPF programs and user space.
 //!
 //! Everything that both sides touch is defined here, once: what a probe's cookie says ([`probe`]), the tables in memory that both
-//! map ([`process`], [`thread`], [`live`], [`stack`], [`counter`]), which allocations are kept ([`sampling`]), the events of the ring buffer ([`event`], [`stack`]), how a stack is
+//! map ([`process`], [`thread`], [`live`], [`stack`], [`counter`]), which allocations are kept ([`sampling`]), the events of the ring buffer ([`event`], [`stack`]), what a process tells of itself ([`usdt`]), how a stack is
 //! walked ([`unwind`]) and every reason a walk ends ([`stop`]). The tables are made of atomics, so they are used with no `unsafe` on either side. The crate is
 //! `no_std`: the BPF programs and the host build the same source, and what can be tested without a kernel is tested here, on
 //! the host.
@@ -22,3 +22,4 @@ pub mod stack;
 pub mod stop;
 pub mod thread;
 pub mod unwind;
+pub mod usdt;

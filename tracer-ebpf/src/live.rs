@@ -10,7 +10,7 @@
 
 use crate::{
     atomic::Word,
-    sampling::{LEVEL_BITS, LEVELS},
+    sampling::{LEVEL_BITS, LEVELS, Sampling, Weight},
 };
 
 /// Blocks a bucket holds. With the count of blocks elsewhere it fills four cache lines.
@@ -84,6 +84,9 @@ pub struct Block {
     pub stack: u32,
     /// The level of [sampling](crate::sampling) that it was kept at.
     pub level: u32,
+    /// How many objects it stands for, in parts of an [`OBJECT`](crate::sampling::OBJECT), where its process chose that; 0 where
+    /// size and level say it.
+    pub objects: u64,
 }
 
 /// A packed block: 24 bits size, 17 bits stack, 3 bits level, 20 bits time of birth.
@@ -125,11 +128,21 @@ const fn unpack_time(bits: u64) -> u64 {
 }
 
 impl Block {
-    /// The block in 8 bytes; `None` when its size (16 MiB and more) or stack does not fit.
+    /// How much it stands for.
+    #[must_use]
+    #[inline(always)]
+    pub const fn weight(self, sampling: Sampling) -> Weight {
+        match self.objects {
+            0 => sampling.weight(self.size, self.level),
+            objects => Weight::of(self.size, objects),
+        }
+    }
+
+    /// The block in 8 bytes; `None` when its size (16 MiB and more) or stack does not fit, or its process chose its weight.
     #[must_use]
     #[inline(always)]
     pub const fn pack(self) -> Option<u64> {
-        if self.size >> SIZE_BITS != 0 || self.stack >> STACK_BITS != 0 {
+        if self.size >> SIZE_BITS != 0 || self.stack >> STACK_BITS != 0 || self.objects != 0 {
             return None;
         }
         Some(
@@ -149,6 +162,7 @@ impl Block {
             born_ns: unpack_time(bits >> TIME_AT),
             stack: (bits >> SIZE_BITS) as u32 & ((1 << STACK_BITS) - 1),
             level: (bits >> LEVEL_AT) as u32 & (LEVELS - 1),
+            objects: 0,
         }
     }
 }
@@ -253,10 +267,17 @@ mod tests {
 
     #[test]
     fn blocks_round_trip_and_what_does_not_fit_says_so() {
-        let block = Block { size: (1 << 24) - 1, stack: (1 << 17) - 1, born_ns: 1 << 20, level: LEVELS - 1 };
+        let block = Block {
+            size: (1 << 24) - 1,
+            stack: (1 << 17) - 1,
+            born_ns: 1 << 20,
+            level: LEVELS - 1,
+            objects: 0,
+        };
         assert_eq!(Block::unpack(block.pack().unwrap()), block);
         assert_eq!(Block { size: 1 << 24, ..block }.pack(), None);
         assert_eq!(Block { stack: 1 << 17, ..block }.pack(), None);
+        assert_eq!(Block { objects: 1, ..block }.pack(), None);
     }
 
     #[test]

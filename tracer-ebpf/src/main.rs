@@ -20,7 +20,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
-use crate::bpf::{calls, children, exec, faults, mappings, private_stack};
+use crate::bpf::{calls, children, exec, faults, mappings, private_stack, usdt};
 
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
@@ -66,6 +66,22 @@ pub fn exited(ctx: ProbeContext) -> u32 {
 pub fn release(ctx: ProbeContext) -> u32 {
     private_stack::forgo(&ctx);
     calls::release(&ctx);
+    0
+}
+
+/// A process says that it allocated a block, which it sampled.
+#[uprobe]
+pub fn usdt_alloc(ctx: ProbeContext) -> u32 {
+    private_stack::forgo(&ctx);
+    usdt::alloc(&ctx);
+    0
+}
+
+/// A process says that it releases a block that it sampled.
+#[uprobe]
+pub fn usdt_free(ctx: ProbeContext) -> u32 {
+    private_stack::forgo(&ctx);
+    usdt::free(&ctx);
     0
 }
 

@@ -22,6 +22,9 @@ const LEVEL_SHIFT: u32 = 2;
 pub const OBJECT: u64 = 1 << OBJECT_BITS;
 const OBJECT_BITS: u32 = 16;
 
+/// As much as a process can address.
+const MOST_BYTES: u64 = 1 << 47;
+
 /// What stands for certainty: probabilities are multiples of 2^-32.
 const CERTAIN: u64 = 1 << 32;
 /// Fixed point of `y = s / (mean * ln 2)`, for which `exp(-s / mean) = 2^-y`.
@@ -62,6 +65,20 @@ impl Weight {
         // For what a sampling makes this is below 2^63: 23 times the largest mean at most, times 2^16.
         let bytes = size.wrapping_mul(objects).wrapping_add(OBJECT / 2) >> OBJECT_BITS;
         Self { bytes, objects }
+    }
+
+    /// How many objects a block stands for, in parts of an [`OBJECT`], of which a process says that it stands for so many bytes. At
+    /// least itself.
+    #[must_use]
+    #[inline(always)]
+    pub const fn objects_of(size: u64, weight: u64) -> u64 {
+        // Nobody has as much memory; and what is multiplied must not overflow.
+        if size >= MOST_BYTES || weight >= MOST_BYTES {
+            return OBJECT;
+        }
+        let size = if size == 0 { 1 } else { size };
+        let objects = ((weight << OBJECT_BITS) + size / 2) / size;
+        if objects < OBJECT { OBJECT } else { objects }
     }
 
     /// Objects, rounded.
@@ -225,6 +242,25 @@ mod tests {
                     let allowed = 2e-5 * size as f64 + probability;
                     assert!((bytes - size as f64).abs() < allowed, "{size} of {mean} at {level}: {bytes}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_in_bytes_say_how_many_objects_there_are() {
+        assert_eq!(Weight::objects_of(100, 100), OBJECT);
+        assert_eq!(Weight::objects_of(100, 250), 5 * OBJECT / 2);
+        assert_eq!(Weight::objects_of(100, 1), OBJECT, "it stands for itself at least");
+        assert_eq!(Weight::objects_of(0, 512), 512 * OBJECT);
+        assert_eq!(Weight::objects_of(1 << 47, 1 << 48), OBJECT);
+        for size in sizes() {
+            for weight in [size, size + 512, 3 * size + 7] {
+                let back = Weight::of(size, Weight::objects_of(size, weight)).bytes;
+                let allowed = size as f64 / OBJECT as f64 + 1.0;
+                assert!(
+                    size == 0 || (back as f64 - weight as f64).abs() <= allowed,
+                    "{size} {weight} {back}"
+                );
             }
         }
     }

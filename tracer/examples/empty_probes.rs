@@ -42,7 +42,7 @@ fn attach(target: &Target, at_entries: bool) -> Result<Vec<OwnedFd>> {
         for probe in Planner::default().plan(&bytes)?.probes {
             let site = probe.place.site();
             let moved_by = if at_entries { u64::from(site.offset_in_function) } else { 0 };
-            let place = Places::from_iter([(site.file_offset - moved_by, 0)]);
+            let place = Places::from_iter([(site.file_offset - moved_by, 0, None)]);
             let moments: &[At] = match probe.place {
                 Place::EntryAndReturn(_) => &[At::Entry, At::Return],
                 Place::Entry { .. } | Place::EntryAndExits { .. } => &[At::Entry],

@@ -2,9 +2,11 @@
 
 use aya_ebpf::{
     bindings::pt_regs,
-    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs},
+    helpers::generated::{
+        bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
+    },
 };
-use tracer_ebpf::{event::MappingCall, probe::Arg, unwind::Registers};
+use tracer_ebpf::{event::MappingCall, probe::Arg, unwind::Registers, usdt::Register};
 
 /// The size of a return address on the stack.
 pub const WORD: u64 = 8;
@@ -89,6 +91,19 @@ impl UserRegisters {
             4 => r8,
             _ => r9,
         }
+    }
+
+    /// A register by its place among the others.
+    #[inline(always)]
+    pub fn by_place(self, register: Register) -> u64 {
+        let mut value = 0_u64;
+        // The verifier allows no context pointer with a computed offset to be read, but to be given to this helper.
+        // SAFETY: the destination is one word long, and the offset is one of the registers'.
+        unsafe {
+            let source = self.0.cast::<u8>().add(register.offset() as usize);
+            bpf_probe_read_kernel((&raw mut value).cast(), size_of::<u64>() as u32, source.cast());
+        }
+        value
     }
 
     /// The arguments of the system call that the thread is in.

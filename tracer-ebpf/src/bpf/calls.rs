@@ -13,6 +13,7 @@ use tracer_ebpf::{
     live::{Block, BlockKey},
     probe::{Arg, Cookie, ResultPlace, Signature, WayOut},
     process::ProcessState,
+    sampling::OBJECT,
     size::saturating_product,
     thread::{Fate, InFlight},
     unwind::{Frame, Registers, Via},
@@ -21,7 +22,7 @@ use tracer_ebpf::{
 use super::{
     arch::{self, UserRegisters, WORD},
     capture::{self, CaptureRequest},
-    count::count,
+    count::{count, count_many},
     live,
     maps::{PROCESSES, sampling, shares_probes, size_is_tracked},
     processes::{current_index, open_process},
@@ -270,9 +271,9 @@ fn account(cookie: Cookie, process: &ProcessState, call: &InFlight, address: u64
     let stack = capture::stack(&request);
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
-    let block = Block { size: call.size, born_ns, stack, level: call.level };
+    let block = Block { size: call.size, born_ns, stack, level: call.level, objects: 0 };
     if !sampling().keeps_every_one() {
-        count(Counter::Sampled);
+        count_many(Counter::Sampled, OBJECT);
     }
     if live::insert(key, block) {
         live::allocated(&block);

@@ -12,10 +12,16 @@ pub fn cpu() -> u32 {
     unsafe { bpf_get_smp_processor_id() }
 }
 
-/// Adds one to a counter. Which copy does not matter for the sum, so being preempted here is harmless.
+/// Adds one to a counter.
 #[inline(always)]
 pub fn count(counter: Counter) {
+    count_many(counter, 1);
+}
+
+/// Adds to a counter. Which copy does not matter for the sum, so being preempted here is harmless.
+#[inline(always)]
+pub fn count_many(counter: Counter, number: u64) {
     if let Some(stripe) = COUNTERS.get(cpu() & (STRIPES - 1)) {
-        stripe.add(counter);
+        stripe.add(counter, number);
     }
 }

@@ -7,7 +7,7 @@ use tracer_ebpf::{
 };
 
 use super::{
-    count::count,
+    count::{count, count_many},
     maps::{LIVE, SPILL, TOTALS, live_buckets, sampling},
 };
 
@@ -58,13 +58,19 @@ fn find_and_take(key: BlockKey) -> Option<Block> {
 /// Puts a block in. `false`, and counted, when there is no room.
 #[inline(always)]
 pub fn insert(key: BlockKey, block: Block) -> bool {
-    put(key.to_bits(), block.size, block.born_ns, block.stack, block.level) != 0
+    put(
+        key.to_bits(),
+        block.size,
+        block.born_ns,
+        u64::from(block.stack) | u64::from(block.level) << 32,
+        block.objects,
+    ) != 0
 }
 
-/// Puts a block in; 0 when there is no room. A global function, so that the verifier looks at it once and not after every way that leads here.
+/// Puts a block in; 0 when there is no room. Two numbers share an argument, of which there are five. A global function, so that the verifier looks at it once and not after every way that leads here.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn put(key: u64, size: u64, born_ns: u64, stack: u32, level: u32) -> u32 {
+extern "C" fn put(key: u64, size: u64, born_ns: u64, stack_and_level: u64, objects: u64) -> u32 {
     let Some(key) = BlockKey::from_bits(key) else { return 0 };
     // An allocator gives no address twice: the release of a block that is still there was not seen.
     if let Some(old) = take(key) {
@@ -72,7 +78,8 @@ extern "C" fn put(key: u64, size: u64, born_ns: u64, stack: u32, level: u32) -> 
         freed(&old);
     }
     let Some(bucket) = LIVE.get(key.bucket(live_buckets())) else { return 0 };
-    let block = Block { size, born_ns, stack, level };
+    let (stack, level) = (stack_and_level as u32, (stack_and_level >> 32) as u32);
+    let block = Block { size, born_ns, stack, level, objects };
     if let Some(value) = block.pack()
         && bucket.insert(key, value)
     {
@@ -91,12 +98,35 @@ extern "C" fn put(key: u64, size: u64, born_ns: u64, stack: u32, level: u32) -> 
 /// Counts the release of a block under the stack that allocated it.
 #[inline(always)]
 pub fn freed(block: &Block) {
-    if let Some(totals) = TOTALS.get(block.stack) {
-        totals.add_freed(weight(block));
-    }
+    add_freed(block, weight(block));
     if !sampling().keeps_every_one() {
-        count(Counter::SampleFreed);
+        count_many(Counter::SampleFreed, OBJECT);
     }
+}
+
+/// As [`freed`], of a block that its process sampled: the calls that were left out are not seen, so those that it stands for are counted.
+#[inline(always)]
+pub fn freed_of_sample(block: &Block) {
+    let weight = weight(block);
+    add_freed(block, weight);
+    count_many(Counter::SampleFreed, weight.objects);
+}
+
+#[inline(always)]
+fn add_freed(block: &Block, weight: Weight) {
+    if let Some(totals) = TOTALS.get(block.stack) {
+        totals.add_freed(weight);
+    }
+}
+
+/// Counts an allocation of which the process sampled a block.
+#[inline(always)]
+pub fn allocated_of_sample(block: &Block) {
+    let weight = weight(block);
+    if let Some(totals) = TOTALS.get(block.stack) {
+        totals.add_allocated(weight);
+    }
+    count_many(Counter::Sampled, weight.objects);
 }
 
 /// Counts an allocation under its stack.
@@ -110,13 +140,17 @@ pub fn allocated(block: &Block) {
 /// How much a block stands for.
 #[inline(always)]
 fn weight(block: &Block) -> Weight {
-    let objects = if sampling().keeps_every_one() { OBJECT } else { objects(block.size, block.level) };
+    let objects = match block.objects {
+        0 if sampling().keeps_every_one() => OBJECT,
+        0 => objects(block.size, block.level),
+        objects => objects,
+    };
     Weight::of(block.size, objects)
 }
 
 /// How many objects a block stands for.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn objects(size: u64, level: u32) -> u64 {
+pub extern "C" fn objects(size: u64, level: u32) -> u64 {
     sampling().objects(size, level)
 }

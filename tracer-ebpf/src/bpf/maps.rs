@@ -15,6 +15,7 @@ use tracer_ebpf::{
     stack::{Capture, StackTotals},
     thread::{CAPTURE_SETS, InFlight, RECORD_SETS},
     unwind::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES},
+    usdt::{Arguments, MAX_ARGUMENTS},
 };
 
 /// `BPF_F_MMAPABLE`: user space maps the array and reads it as memory.
@@ -66,6 +67,10 @@ pub static STACKS: Array<SlotSet> = Array::with_max_entries(1, MMAPABLE);
 /// Totals by stack number; eight for each set of [`STACKS`].
 #[map]
 pub static TOTALS: Array<StackTotals> = Array::with_max_entries(1, MMAPABLE);
+
+/// Where the arguments of USDT probes are.
+#[map]
+pub static USDT_ARGUMENTS: Array<Arguments> = Array::with_max_entries(MAX_ARGUMENTS, MMAPABLE);
 
 /// Counters of everything else.
 #[map]

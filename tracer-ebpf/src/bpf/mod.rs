@@ -14,3 +14,4 @@ pub mod private_stack;
 mod processes;
 mod threads;
 mod unwind;
+pub mod usdt;

@@ -108,7 +108,7 @@ pub fn held_by_stack(
         let window_ns = window_ns(key.process());
         let age_ns = window_ns.saturating_sub(block.born_ns);
         let stack = held.entry(block.stack).or_insert_with(|| Held::nothing(window_ns));
-        let weight = sampling.weight(block.size, block.level);
+        let weight = block.weight(sampling);
         stack.births.add(block.born_ns, Bytes(weight.bytes));
         stack.born_variance += variance(weight);
         if age_ns >= min_age_ns {
@@ -416,7 +416,7 @@ pub(super) mod tests {
     }
 
     fn block(address: u64, size: u64, born_ns: u64, stack: u32) -> (BlockKey, Block) {
-        (BlockKey::new(0, address).unwrap(), Block { size, born_ns, stack, level: 0 })
+        (BlockKey::new(0, address).unwrap(), Block { size, born_ns, stack, level: 0, objects: 0 })
     }
 
     fn counted() -> Counted {

@@ -32,7 +32,7 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{probe::Cookie, process::CodeList, sampling::Sampling, unwind::Mapping};
+use tracer_ebpf::{process::CodeList, sampling::Sampling, unwind::Mapping, usdt::Argument};
 
 use self::{
     programs::Programs,
@@ -94,7 +94,9 @@ pub struct Site {
     /// Offset of the probed instruction in its file.
     pub offset: u64,
     /// What the probe tells the program.
-    pub cookie: Cookie,
+    pub cookie: u64,
+    /// Offset of the word that the kernel counts up while the probe is there.
+    pub semaphore: Option<u64>,
     /// What happens there.
     pub event: ProbedEvent,
     /// What a hit costs.
@@ -112,6 +114,10 @@ pub enum ProbedEvent {
     Exit,
     /// Entry of a function that only releases a block.
     Release,
+    /// The process says that it allocated a block.
+    UsdtAlloc,
+    /// The process says that it releases a block.
+    UsdtFree,
 }
 
 /// A program that runs at some of the probes.
@@ -124,6 +130,9 @@ const UPROBES: &[UprobeProgram] = &[
     ("allocated", At::Return, &[ProbedEvent::Allocate]),
     ("exited", At::Entry, &[ProbedEvent::Exit]),
     ("release", At::Entry, &[ProbedEvent::Release]),
+    // Releases first: the process tells of none whose allocation it did not tell, and samples from the moment of the other on.
+    ("usdt_free", At::Entry, &[ProbedEvent::UsdtFree]),
+    ("usdt_alloc", At::Entry, &[ProbedEvent::UsdtAlloc]),
 ];
 
 /// Those of probes that are in other processes, too, which take no notice of returns: the program says so at the entry. The others
@@ -133,6 +142,8 @@ const SESSION_UPROBES: &[UprobeProgram] = &[
     ("allocate", At::Entry, &[ProbedEvent::AllocateToExits]),
     ("exited", At::Entry, &[ProbedEvent::Exit]),
     ("release", At::Entry, &[ProbedEvent::Release]),
+    ("usdt_free", At::Entry, &[ProbedEvent::UsdtFree]),
+    ("usdt_alloc", At::Entry, &[ProbedEvent::UsdtAlloc]),
 ];
 
 /// The tracepoints of the system calls that change mappings, and the program for each.
@@ -300,18 +311,28 @@ impl Capture {
             match site.event {
                 ProbedEvent::Allocate | ProbedEvent::AllocateToExits => self.places[0].add(site.cost),
                 ProbedEvent::Release => self.places[1].add(site.cost),
-                ProbedEvent::Exit => {}
+                ProbedEvent::Exit | ProbedEvent::UsdtAlloc | ProbedEvent::UsdtFree => {}
             }
         }
         for &(name, at, events) in self.uprobe_programs() {
             let sites = sites.iter().filter(|site| events.contains(&site.event));
-            let places: Places = sites.map(|site| (site.offset, site.cookie.to_bits())).collect();
+            let places: Places = sites.map(|site| (site.offset, site.cookie, site.semaphore)).collect();
             if !places.is_empty() {
                 let program = self.programs.get(name)?;
                 self.probes.extend(self.links.attach(program, file, &places, at, scope)?);
             }
         }
         Ok(())
+    }
+
+    /// The place of the arguments of a USDT probe, for its cookie.
+    ///
+    /// # Errors
+    /// When there are too many different ones.
+    pub fn place_of_arguments(&self, arguments: &[Argument]) -> Result<u16> {
+        self.tables
+            .place_of_arguments(arguments)
+            .context("there are too many USDT probes with different arguments")
     }
 
     fn uprobe_programs(&self) -> &'static [UprobeProgram] {

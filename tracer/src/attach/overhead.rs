@@ -119,7 +119,8 @@ impl Capture {
         let signature = Signature { size: arg, count: None, old: arg, result: ResultPlace::Register };
         let cookie =
             Cookie { process: (MAX_PROCESSES - 1) as u16, api: 0, signature, way_out: WayOut::Trampoline };
-        let site = Site { offset: file_offset(function)?, cookie, event, cost: Cost::Emulated };
+        let offset = file_offset(function)?;
+        let site = Site { offset, cookie: cookie.to_bits(), semaphore: None, event, cost: Cost::Emulated };
         let bare_ns = call_ns(function);
         let attached_before = self.probes.len();
         let places = self.places;

@@ -97,6 +97,8 @@ const PROGRAMS: &[(&str, Option<At>)] = &[
     ("call", Some(At::Both)),
     ("exited", Some(At::Entry)),
     ("release", Some(At::Entry)),
+    ("usdt_alloc", Some(At::Entry)),
+    ("usdt_free", Some(At::Entry)),
     ("mapping_enter", None),
     ("mapping_exit", None),
     ("any_syscall_enter", None),

@@ -5,7 +5,7 @@ use std::{io, marker::PhantomData, os::fd::AsFd, ptr::NonNull};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use tracer_ebpf::{
     atomic::Word, counter::Stripe, live::LiveBucket, process::ProcessState, slots::SlotSet,
-    stack::StackTotals, unwind::Chunk,
+    stack::StackTotals, unwind::Chunk, usdt::Arguments,
 };
 
 /// Types that may be changed by others at any time: made of [`Word`]s alone, so any bytes are a value.
@@ -22,6 +22,8 @@ unsafe impl Shared for SlotSet {}
 unsafe impl Shared for LiveBucket {}
 // SAFETY: as above; its last 24 bytes are padding, which nothing reads.
 unsafe impl Shared for StackTotals {}
+// SAFETY: as above.
+unsafe impl Shared for Arguments {}
 // SAFETY: as above.
 unsafe impl Shared for Stripe {}
 // SAFETY: as above.

@@ -79,6 +79,8 @@ pub struct UprobeLink<'a> {
     pub offsets: &'a [u64],
     /// One for each offset, or none.
     pub cookies: &'a [u64],
+    /// One for each offset, or none: the word that the kernel counts up in each process while the probe is in it; 0 for none.
+    pub reference_counts: &'a [u64],
     /// At the return of the functions that begin at the offsets.
     pub at_return: bool,
     /// 0 for every process.
@@ -104,8 +106,10 @@ impl UprobeLink<'_> {
             padding: u32,
         }
         const RETURN: u32 = 1;
-        let Self { program, attach_type, path, offsets, cookies, at_return, pid } = self;
-        if !cookies.is_empty() && cookies.len() != offsets.len() {
+        let list = |list: &[u64]| if list.is_empty() { 0 } else { list.as_ptr() as u64 };
+        let Self { program, attach_type, path, offsets, cookies, reference_counts, at_return, pid } = self;
+        let is_of_each = |list: &[u64]| list.is_empty() || list.len() == offsets.len();
+        if !is_of_each(cookies) || !is_of_each(reference_counts) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let attributes = Create {
@@ -115,8 +119,8 @@ impl UprobeLink<'_> {
             flags: 0,
             path: path.as_ptr() as u64,
             offsets: offsets.as_ptr() as u64,
-            reference_counts: 0,
-            cookies: if cookies.is_empty() { 0 } else { cookies.as_ptr() as u64 },
+            reference_counts: list(reference_counts),
+            cookies: list(cookies),
             count: offsets.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?,
             flags_of_uprobes: if at_return { RETURN } else { 0 },
             pid,

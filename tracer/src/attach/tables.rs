@@ -15,6 +15,7 @@ use tracer_ebpf::{
     slots::{SlotSet, WAYS as SET_WAYS},
     stack::{MAX_STACKS, NO_ROOM, RETIRED, StackTotals},
     thread::{InFlight, RECORD_SETS},
+    usdt::{Argument, Arguments, MAX_ARGUMENTS},
 };
 
 use super::shared::{Shared, SharedArray};
@@ -74,6 +75,7 @@ pub struct SharedTables {
     stacks: SharedArray<SlotSet>,
     totals: SharedArray<StackTotals>,
     counters: SharedArray<Stripe>,
+    usdt_arguments: SharedArray<Arguments>,
     records: SharedArray<RecordWords>,
     record_owners: SharedArray<SlotSet>,
 }
@@ -102,6 +104,7 @@ impl SharedTables {
             stacks: array(ebpf, "STACKS", sizes.stack_sets)?,
             totals: array(ebpf, "TOTALS", sizes.stacks())?,
             counters: array(ebpf, "COUNTERS", STRIPES)?,
+            usdt_arguments: array(ebpf, "USDT_ARGUMENTS", MAX_ARGUMENTS)?,
             records: array(ebpf, "RECORDS", RECORD_SETS * SET_WAYS as u32)?,
             record_owners: array(ebpf, "RECORD_OWNERS", RECORD_SETS)?,
         };
@@ -204,6 +207,20 @@ impl SharedTables {
         self.counters.elements().iter().map(|stripe| stripe.get(counter)).sum()
     }
 
+    /// The place of these arguments of a USDT probe, which are put there if they are new; none when there is no room.
+    #[must_use]
+    pub(super) fn place_of_arguments(&self, arguments: &[Argument]) -> Option<u16> {
+        let is_free = |there: &Arguments| there.get(0).is_none();
+        let wanted =
+            |there: &Arguments| (0..Arguments::MOST).all(|at| there.get(at) == arguments.get(at).copied());
+        let places = self.usdt_arguments.elements();
+        let at = places.iter().position(|there| is_free(there) || wanted(there))?;
+        if is_free(&places[at]) {
+            places[at].set(arguments);
+        }
+        u16::try_from(at).ok()
+    }
+
     /// Every block that is live, while others may be changing the table. At rest it is exact: blocks that a `realloc` was about to
     /// release when the window closed are among them.
     pub fn live_blocks(&self) -> impl Iterator<Item = (BlockKey, Block)> + '_ {
@@ -260,7 +277,8 @@ impl RecordWords {
         let (stack, level) = (stack_and_level as u32, (stack_and_level >> 32) as u32);
         let size = word(block + offset_of!(Block, size));
         let born_ns = word(block + offset_of!(Block, born_ns));
-        Some((key, Block { size, born_ns, stack, level }))
+        let objects = word(block + offset_of!(Block, objects));
+        Some((key, Block { size, born_ns, stack, level, objects }))
     }
 }
 

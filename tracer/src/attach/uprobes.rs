@@ -94,9 +94,11 @@ impl UprobeLinks {
         let path = CString::new(file.as_os_str().as_bytes())?;
         if self == Self::PerfEvents {
             let event_type = perf_event_type()?;
-            let places = places.offsets.iter().zip(&places.cookies);
-            let attach = |(&offset, &cookie)| {
-                let event = open_perf_event(event_type, &path, offset, at, scope)?;
+            let semaphores = places.semaphores.iter().copied().chain(std::iter::repeat(0));
+            let places = places.offsets.iter().zip(&places.cookies).zip(semaphores);
+            let attach = |((&offset, &cookie), semaphore)| {
+                let place = PerfPlace { path: &path, offset, semaphore };
+                let event = open_perf_event(event_type, place, at, scope)?;
                 sys::link_perf_event(event.as_fd(), program, cookie)
             };
             return Ok(places.map(attach).collect::<io::Result<_>>()?);
@@ -107,6 +109,7 @@ impl UprobeLinks {
             path: &path,
             offsets: &places.offsets,
             cookies: &places.cookies,
+            reference_counts: &places.semaphores,
             at_return: at == At::Return,
             pid: scope.map_or(0, |pid| pid.0),
         };
@@ -119,6 +122,8 @@ impl UprobeLinks {
 pub struct Places {
     offsets: Vec<u64>,
     cookies: Vec<u64>,
+    /// Offsets of their semaphores, 0 for none; empty when none has one.
+    semaphores: Vec<u64>,
 }
 
 impl Places {
@@ -129,11 +134,19 @@ impl Places {
     }
 }
 
-impl FromIterator<(u64, u64)> for Places {
-    /// Takes offsets and cookies.
-    fn from_iter<I: IntoIterator<Item = (u64, u64)>>(places: I) -> Self {
-        let (offsets, cookies) = places.into_iter().unzip();
-        Self { offsets, cookies }
+impl FromIterator<(u64, u64, Option<u64>)> for Places {
+    /// Takes offsets, cookies and semaphores.
+    fn from_iter<I: IntoIterator<Item = (u64, u64, Option<u64>)>>(places: I) -> Self {
+        let mut all = Self::default();
+        for (offset, cookie, semaphore) in places {
+            all.offsets.push(offset);
+            all.cookies.push(cookie);
+            all.semaphores.push(semaphore.unwrap_or(0));
+        }
+        if all.semaphores.iter().all(|&semaphore| semaphore == 0) {
+            all.semaphores.clear();
+        }
+        all
     }
 }
 
@@ -163,8 +176,16 @@ fn makes_links(attach_type: u32) -> bool {
     // all else in order. (libbpf's `probe_uprobe_multi_link` does the same.)
     let refused = |pid| {
         let (program, path) = (program.as_fd(), c"/");
-        let link =
-            UprobeLink { program, attach_type, path, offsets: &[0], cookies: &[], at_return: false, pid };
+        let link = UprobeLink {
+            program,
+            attach_type,
+            path,
+            offsets: &[0],
+            cookies: &[],
+            reference_counts: &[],
+            at_return: false,
+            pid,
+        };
         link.create().err().and_then(|error| error.raw_os_error())
     };
     // Until Linux 6.10 a link for a process was for one thread of it. With that mended no process has the number -1, and the
@@ -183,24 +204,37 @@ pub fn perf_event_type() -> Result<u32> {
     number.trim().parse().with_context(|| format!("{TYPE} is no number"))
 }
 
+/// Where a uprobe goes.
+#[derive(Clone, Copy, Debug)]
+pub struct PerfPlace<'a> {
+    /// The file.
+    pub path: &'a CStr,
+    /// Offset of the instruction.
+    pub offset: u64,
+    /// Offset of the word that the kernel counts up while the probe is there; 0 for none.
+    pub semaphore: u64,
+}
+
 /// Makes a uprobe that is a perf event.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn open_perf_event(
     event_type: u32,
-    path: &CStr,
-    offset: u64,
+    place: PerfPlace<'_>,
     at: At,
     scope: Option<Pid>,
 ) -> io::Result<OwnedFd> {
     /// `format/retprobe` of the event source.
     const RETURN: u64 = 1;
+    /// `format/ref_ctr_offset`: the upper half.
+    const SEMAPHORE_SHIFT: u32 = 32;
+    let semaphore = u32::try_from(place.semaphore).map_err(|_| io::ErrorKind::InvalidInput)?;
     let event = PerfEvent {
         event_type,
-        config: if at == At::Return { RETURN } else { 0 },
-        config1: path.as_ptr() as u64,
-        config2: offset,
+        config: if at == At::Return { RETURN } else { 0 } | (u64::from(semaphore) << SEMAPHORE_SHIFT),
+        config1: place.path.as_ptr() as u64,
+        config2: place.offset,
         ..PerfEvent::default()
     };
     // SAFETY: of an event of this type `config1` is the path, which outlives the call.

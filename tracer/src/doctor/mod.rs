@@ -3,10 +3,7 @@
 //! [`check`] tries, each check by itself: it loads the programs, makes a uprobe that cannot be, holds a command. What it concludes is
 //! pure code over what came of that, and [`render`] only writes it down.
 
-use std::{
-    ffi::{CStr, OsStr},
-    fs, io,
-};
+use std::{ffi::OsStr, fs, io};
 
 use anyhow::Result;
 use rustix::thread::{CapabilitySet, capabilities};
@@ -15,7 +12,7 @@ use tracer_ebpf::sampling::Sampling;
 use crate::{
     attach::{
         Capture, Settings, Sizes, UnwindSizes, check_following, check_tracepoints,
-        uprobes::{At, UprobeLinks, open_perf_event, perf_event_type},
+        uprobes::{At, PerfPlace, UprobeLinks, open_perf_event, perf_event_type},
     },
     kernel,
     model::Pid,
@@ -303,9 +300,9 @@ fn jit(value: io::Result<String>) -> Check {
 /// No capability tells: CAP_PERFMON used to be enough; with the fix of CVE-2025-38466, which stable kernels have too, only
 /// CAP_SYS_ADMIN is.
 fn may_make_uprobes() -> Result<()> {
-    const NO_FILE: &CStr = c"/proc/self/no-such-file";
+    const NOWHERE: PerfPlace<'_> = PerfPlace { path: c"/proc/self/no-such-file", offset: 0, semaphore: 0 };
     let own = Pid(std::process::id());
-    match open_perf_event(perf_event_type()?, NO_FILE, 0, At::Entry, Some(own)) {
+    match open_perf_event(perf_event_type()?, NOWHERE, At::Entry, Some(own)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }

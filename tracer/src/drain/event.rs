@@ -3,8 +3,9 @@
 use thiserror::Error;
 use tracer_ebpf::{
     event::{EventKind, MappingCall, MappingEvent, ProcessChange},
-    stack::{MAX_FRAMES, StackHeader},
+    stack::{MAX_FRAMES, StackHeader, mapping_call},
     stop::Stop,
+    usdt::INSIDE,
 };
 
 use crate::model::Address;
@@ -139,7 +140,15 @@ impl Fields<'_> {
         let last_is_unknown = self.u16()?.to_ne_bytes()[0] != 0;
         let walked = WalkedCode { changes, generation, last_is_unknown };
         let depth = usize::from(depth).min(MAX_FRAMES);
-        let frames = (0..depth).map(|_| self.u64().map(Address)).collect::<Result<_, _>>()?;
+        let mut frames = (0..depth).map(|_| self.u64().map(Address)).collect::<Result<Vec<_>, _>>()?;
+        let mut api = api;
+        if mapping_call(api).is_none() && api & INSIDE != 0 {
+            api &= !INSIDE;
+            // The function that was called is no caller. Where it is all that is known, it stays.
+            if frames.len() > 1 {
+                frames.remove(0);
+            }
+        }
         Ok(NewStack { number, process, api, stop, tid, frames, walked })
     }
 

@@ -36,6 +36,12 @@ impl Api {
         matches!(self.name.get(..4), Some("_Znw" | "_Zna" | "_Zdl" | "_Zda"))
     }
 
+    /// Whether other files call it by this name, so that a library in front of the allocator gets the calls.
+    #[must_use]
+    pub fn is_interposable(&self) -> bool {
+        self.is_operator() || C.iter().any(|(name, _)| *name == self.name)
+    }
+
     /// What people call it: `operator new[]` for `_Znam`, otherwise the name itself.
     #[must_use]
     pub fn display_name(&self) -> &str {

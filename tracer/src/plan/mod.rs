@@ -22,6 +22,7 @@
 //! - [`exits`]: where functions return that must not have a return probe.
 //! - `forward`: which functions only call another one that is probed.
 //! - `table`: a plan as text.
+//! - [`usdt`]: probes by which a file tells itself what it allocates.
 //! - [`placement`]: what is known about the place of a probe; `arch` finds it by disassembly.
 
 pub mod api;
@@ -32,6 +33,7 @@ mod forward;
 mod object;
 pub mod placement;
 mod table;
+pub mod usdt;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -45,6 +47,7 @@ pub use declared::{Allocator, Declarations};
 pub use exits::{Exit, Exits};
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
 pub use table::PlanTable;
+pub use usdt::{Telling, Told, UsdtProbe};
 
 use arch::x86_64::{Candidate, Function, Need, long_branches};
 use declared::Numbered;
@@ -52,7 +55,9 @@ use exits::ExitFinder;
 use forward::forwards;
 use object::{Named, Object, Symbols};
 use placement::Spot;
+use usdt::telling;
 
+use crate::model::Bytes;
 use crate::unwind::unwinds_through;
 
 /// Why a file has no plan.
@@ -92,6 +97,8 @@ pub struct ObjectPlan {
     pub probes: Vec<PlannedProbe>,
     /// Allocator functions that are not probed.
     pub skipped: Vec<Skipped>,
+    /// What the file tells of its blocks itself, where a sample is wanted.
+    pub telling: Telling,
 }
 
 impl ObjectPlan {
@@ -193,6 +200,8 @@ impl Skipped {
 pub struct Planner {
     /// The functions to look for.
     pub catalog: Catalog,
+    /// Mean bytes between samples where a sample is wanted: then what files tell of the blocks that they sample is looked for.
+    pub sample: Option<Bytes>,
     pub(crate) declared: Vec<Numbered>,
 }
 
@@ -262,6 +271,20 @@ impl Planner {
             forwards: forwards(&object, &symbols, &self.catalog),
             exits: OnceCell::new(),
         };
+        let (mut told, unusable) = telling(&object, &symbols);
+        if self.sample.is_some() {
+            skipped.extend(unusable);
+        }
+        let is_sampler = told.is_sampler();
+        if self.sample.is_none() {
+            told = Telling::default();
+        }
+        if is_sampler {
+            let names: Vec<_> = symbols.functions.values().flat_map(|named| self.names(named)).collect();
+            let why = "it passes every call on to the allocator behind it".to_owned();
+            skipped.push(skip(names.join(", "), why, Omission::SeenElsewhere));
+            return Ok(ObjectPlan { probes: Vec::new(), skipped, telling: told });
+        }
         let mut drafts = Vec::new();
         for (&svma, named) in &symbols.functions {
             match self.draft(&scope, svma, named) {
@@ -279,7 +302,7 @@ impl Planner {
                 }
             }
         }
-        Ok(ObjectPlan { probes, skipped })
+        Ok(ObjectPlan { probes, skipped, telling: told })
     }
 
     /// Whether the file has an allocator of its own, beside operators that call one.

@@ -12,7 +12,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Rela, SectionHeade
 use super::PlanError;
 use super::api::{Api, ApiId, Catalog, UNSUPPORTED};
 
-type File<'data> = ElfFile64<'data, LittleEndian>;
+pub(super) type File<'data> = ElfFile64<'data, LittleEndian>;
 
 /// No allocator has a tenth as many functions.
 const MAX_FUNCTIONS: usize = 1024;
@@ -180,7 +180,15 @@ impl<'data> Object<'data> {
         })
     }
 
-    fn names_of(&self, table: &SymbolTable<'data, elf::FileHeader64<LittleEndian>>) -> Option<&'data [u8]> {
+    /// The file as it was parsed.
+    pub(super) fn elf(&self) -> &File<'data> {
+        &self.file
+    }
+
+    pub(super) fn names_of(
+        &self,
+        table: &SymbolTable<'data, elf::FileHeader64<LittleEndian>>,
+    ) -> Option<&'data [u8]> {
         let section = self.file.elf_section_table().section(table.string_section()).ok()?;
         section.data(LittleEndian, self.data).ok()
     }
@@ -207,6 +215,12 @@ impl Symbols {
     /// The address of a function.
     pub(super) fn address_of(&self, api: ApiId) -> Option<u64> {
         self.functions.iter().find_map(|(&svma, named)| named.apis.contains(&api).then_some(svma))
+    }
+
+    /// The function that an address is in.
+    pub(super) fn function_with(&self, svma: u64) -> Option<ApiId> {
+        let (start, named) = self.functions.range(..=svma).next_back()?;
+        named.apis.first().copied().filter(|_| svma - start < named.size)
     }
 
     /// Whether the file defines this function, usable or not.
@@ -241,7 +255,7 @@ impl Symbols {
 
 /// The name at an offset of a string table, without its symbol version; none when it is longer than `longest`. Reads no
 /// further than that, however long the string that the file claims.
-fn name_at(names: &[u8], offset: u32, longest: usize) -> Option<&[u8]> {
+pub(super) fn name_at(names: &[u8], offset: u32, longest: usize) -> Option<&[u8]> {
     const END: [u8; 2] = [0, b'@'];
     let rest = names.get(usize::try_from(offset).ok()?..)?;
     let rest = &rest[..rest.len().min(longest + 1)];

@@ -1,6 +1,9 @@
 //! A plan as text: every probe with its place and the reason for it, then what is not probed.
 
-use std::fmt;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use super::{Catalog, Exits, ObjectPlan, Place, PlannedProbe};
 
@@ -49,6 +52,26 @@ impl PlanTable<'_> {
     }
 }
 
+impl PlanTable<'_> {
+    /// The probes by which the file tells of its blocks: those that are alike in one line.
+    fn write_told(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut alike: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
+        for probe in &self.plan.telling.probes {
+            let function = probe.function.and_then(|id| self.catalog.get(id));
+            let place =
+                function.map_or_else(|| format!("{:#x}", probe.svma), |api| api.display_name().to_owned());
+            let semaphore = if probe.semaphore.is_some() { "by semaphore" } else { "without semaphore" };
+            let kind = (probe.event.name(), &probe.format, &probe.instruction, semaphore);
+            alike.entry(kind).or_default().insert(place);
+        }
+        for ((name, arguments, instruction, semaphore), places) in alike {
+            let places = places.into_iter().collect::<Vec<_>>().join(", ");
+            writeln!(f, "with --sample: {name} `{arguments}`, {instruction}, {semaphore}: in {places}")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for PlanTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rows = vec![HEADINGS.map(str::to_owned)];
@@ -64,6 +87,7 @@ impl fmt::Display for PlanTable<'_> {
                 writeln!(f, "{last}")?;
             }
         }
+        self.write_told(f)?;
         for skipped in &self.plan.skipped {
             writeln!(f, "not probed: {}: {}", skipped.name, skipped.why)?;
         }

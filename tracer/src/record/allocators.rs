@@ -30,9 +30,9 @@ pub fn check(
         Some(lack) => bail!(has_no(processes, &lack)),
         None => {}
     }
-    let mut without = processes.iter().filter(|process| process.probes() == 0);
+    let mut without = processes.iter().filter(|process| !is_probed(process));
     let Some(first) = without.next() else { return Ok(()) };
-    if processes.iter().any(|process| process.probes() > 0) {
+    if processes.iter().any(is_probed) {
         for process in std::iter::once(first).chain(without) {
             log::warn!("{} has no allocator that tracer knows: only its mappings are traced", process.name());
         }
@@ -44,6 +44,10 @@ pub fn check(
         );
     }
     Ok(())
+}
+
+fn is_probed(process: &TracedProcess) -> bool {
+    process.probes() + process.telling() > 0
 }
 
 fn has_no(processes: &[TracedProcess], what: &str) -> String {

@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use anyhow::Result;
-use tracer_ebpf::{counter::Counter, sampling::LEVELS};
+use tracer_ebpf::{
+    counter::Counter,
+    sampling::{LEVELS, OBJECT},
+};
 
 use super::sampling::Sampler;
 use crate::{
@@ -100,7 +103,7 @@ impl Budget {
             return;
         }
         let cpu_ns = pids.filter_map(|pid| Some((pid, cpu_ns(pid)?))).collect();
-        let kept = capture.tables().count(Counter::Sampled);
+        let kept = capture.tables().count(Counter::Sampled) / OBJECT;
         let reading = Reading { at_ns: now_ns, cpu_ns, runs: capture.runs(), kept };
         let load = self.last.as_ref().map(|last| Load::between(last, &reading, self.costs));
         self.last = Some(reading);

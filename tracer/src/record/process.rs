@@ -9,16 +9,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tracer_ebpf::probe::{Cookie, WayOut};
+use tracer_ebpf::{
+    probe::{Cookie, WayOut},
+    usdt::UsdtCookie,
+};
 
 use super::{address_space::last_page, found::Found};
 use crate::{
     analyze::mappings::InitialMappings,
     attach::{Capture, ProbedEvent, Site},
-    model::{Address, Mode, NotProbed, Pid},
+    model::{Address, Bytes, Mode, NotProbed, Pid},
     plan::{
-        Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, Place, PlanError, PlanTable, PlannedProbe,
-        Planner, Skipped,
+        Api, Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, Place, PlanError, PlanTable,
+        PlannedProbe, Planner, Skipped, Telling, Told, UsdtProbe,
     },
     report::human::{counted, printable},
     target::{FileId, Object, Target},
@@ -46,6 +49,10 @@ pub struct TracedProcess {
     pub target: Arc<Target>,
     probed: Probed,
     probes: usize,
+    /// Where its sampler has the word that says how many bytes are between samples.
+    mean: Option<Address>,
+    /// How many USDT probes it has by which it tells of its blocks itself.
+    telling: usize,
     found: Found,
 }
 
@@ -60,7 +67,8 @@ impl TracedProcess {
 
     /// A process with this place in the tables. The files in `probed` have their probes.
     pub fn new(index: u16, target: Target, probed: Probed) -> Self {
-        Self { index, target: Arc::new(target), probed, probes: 0, found: Found::default() }
+        let target = Arc::new(target);
+        Self { index, target, probed, probes: 0, mean: None, telling: 0, found: Found::default() }
     }
 
     /// From now on the files that have been probed are these, for others too.
@@ -71,6 +79,11 @@ impl TracedProcess {
     /// How many functions are probed.
     pub fn probes(&self) -> usize {
         self.probes
+    }
+
+    /// How many probes it has by which it tells itself which blocks it sampled.
+    pub fn telling(&self) -> usize {
+        self.telling
     }
 
     /// The functions whose calls are not seen.
@@ -99,7 +112,14 @@ impl TracedProcess {
             self.probed.borrow_mut().functions.insert(unopened.id, 0);
             log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
         }
-        objects.opened.iter().try_for_each(|object| self.attach_new(object, capture, planner))
+        let plans: Vec<_> =
+            objects.opened.iter().map(|object| self.plan(object, planner)).collect::<Result<_>>()?;
+        // Where one file tells of the blocks of all, the functions of those before it are not to be probed either.
+        self.telling += plans.iter().flatten().map(|plan| told_probes(plan).len()).sum::<usize>();
+        for (object, plan) in objects.opened.iter().zip(plans) {
+            self.attach_planned(object, plan, capture, planner)?;
+        }
+        Ok(())
     }
 
     /// As [`TracedProcess::attach`], for one file.
@@ -107,38 +127,70 @@ impl TracedProcess {
     /// # Errors
     /// As [`TracedProcess::attach`].
     pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
-        let is_known = || self.probed.borrow_mut().functions.insert(object.id, 0).is_some();
-        if planner.catalog.is_empty() || is_known() {
+        if planner.catalog.is_empty() || self.probed.borrow().functions.contains_key(&object.id) {
             return Ok(());
         }
-        let functions = self.attach_object(object, capture, planner)?;
+        let plan = self.plan(object, planner)?;
+        self.telling += plan.iter().map(|plan| told_probes(plan).len()).sum::<usize>();
+        self.attach_planned(object, plan, capture, planner)
+    }
+
+    /// What is to be probed in a file; none where that cannot be told, which is a warning.
+    fn plan(&self, object: &Object, planner: &Planner) -> Result<Option<ObjectPlan>> {
+        match plan(object, planner) {
+            Ok(plan) => Ok(Some(plan)),
+            Err(error) if matches!(error.downcast_ref(), Some(PlanError::NotDefined { .. })) => Err(error),
+            Err(error) => {
+                log::warn!("{}: {error:#}", self.name());
+                Ok(None)
+            }
+        }
+    }
+
+    fn attach_planned(
+        &mut self,
+        object: &Object,
+        plan: Option<ObjectPlan>,
+        capture: &mut Capture,
+        planner: &Planner,
+    ) -> Result<()> {
+        self.found.add_file(object.path.clone());
+        let functions = match plan {
+            Some(plan) => self.attach_object(object, plan, capture, planner)?,
+            None => 0,
+        };
         self.probed.borrow_mut().functions.insert(object.id, functions);
         self.probes += functions;
         Ok(())
     }
 
     /// Attaches the probes of a file, and tells how many functions they are in.
-    fn attach_object(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<usize> {
-        self.found.add_file(object.path.clone());
-        let plan = match plan(object, planner) {
-            Ok(plan) => plan,
-            Err(error) if matches!(error.downcast_ref(), Some(PlanError::NotDefined { .. })) => {
-                return Err(error);
-            }
-            Err(error) => {
-                log::warn!("{}: {error:#}", self.name());
-                return Ok(0);
-            }
-        };
+    fn attach_object(
+        &mut self,
+        object: &Object,
+        mut plan: ObjectPlan,
+        capture: &mut Capture,
+        planner: &Planner,
+    ) -> Result<usize> {
+        self.found.add_plan(&plan, &planner.catalog);
+        if self.telling > 0 {
+            self.leave_out_told(object, &mut plan, &planner.catalog);
+        }
         let mut sites: Vec<Site> =
             plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
         sites.extend(self.exits(&plan));
+        for probe in told_probes(&plan) {
+            sites.push(self.told_site(probe, capture)?);
+        }
+        if let Some(address) = mean_of(object, &plan.telling) {
+            self.mean = Some(address);
+            self.set_mean(planner);
+        }
         if capture.shares_probes() && self.is_probed_elsewhere(object, &sites) {
             log::debug!(
                 "{} is a file that has been probed already, under another name",
                 object.path.display()
             );
-            self.found.add_plan(&plan, &planner.catalog);
             return Ok(plan.probes.len());
         }
         if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
@@ -147,15 +199,58 @@ impl TracedProcess {
             }
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
-        self.found.add_plan(&plan, &planner.catalog);
         self.tell_of_plan(object, &plan, &planner.catalog);
         Ok(plan.probes.len())
+    }
+
+    /// Leaves out the functions whose blocks the process tells of itself: those of a file that tells of them, and those of allocators
+    /// that any file could call by the usual names, so that whoever stands in front of them gets the calls. What such an allocator has
+    /// under other names is behind the usual ones (mimalloc's `malloc` calls its `mi_malloc`).
+    ///
+    /// The program comes before everybody when names are looked up: what it defines itself, nobody else tells of.
+    fn leave_out_told(&self, object: &Object, plan: &mut ObjectPlan, catalog: &Catalog) {
+        let is_usual = |probe: &PlannedProbe| catalog.get(probe.api).is_some_and(Api::is_interposable);
+        let stands_behind = || !self.target.is_program(object) && plan.probes.iter().any(is_usual);
+        if plan.telling.is_complete() || stands_behind() {
+            plan.probes.clear();
+            plan.skipped.retain(|skipped| Told::is_one(&skipped.name));
+        }
+    }
+
+    /// The site of a probe by which the process tells of a block.
+    fn told_site(&self, probe: &UsdtProbe, capture: &Capture) -> Result<Site> {
+        let arguments = capture.place_of_arguments(&probe.arguments)?;
+        let cookie = UsdtCookie { process: self.index, api: probe.api(), arguments };
+        Ok(Site {
+            offset: probe.file_offset,
+            cookie: cookie.to_bits(),
+            semaphore: probe.semaphore,
+            event: match probe.event {
+                Told::Alloc => ProbedEvent::UsdtAlloc,
+                Told::Free => ProbedEvent::UsdtFree,
+            },
+            cost: Cost::Emulated,
+        })
+    }
+
+    /// Tells its sampler how many bytes are to be between samples. Where that cannot be it goes on with what it had: its weights say
+    /// what that is. To be done again when a program has been loaded: the loader puts the library's data over what was there.
+    pub fn set_mean(&self, planner: &Planner) {
+        let (Some(address), Some(mean)) = (self.mean, planner.sample) else { return };
+        match self.target.write_word(address, mean.0) {
+            Ok(()) => log::info!("{}: it samples one in {mean}", self.name()),
+            Err(error) => log::warn!("{}: it samples at its own rate: {error}", self.name()),
+        }
     }
 
     /// Says what is probed in a file and what could not be.
     fn tell_of_plan(&self, object: &Object, plan: &ObjectPlan, catalog: &Catalog) {
         let path = object.path.display().to_string();
         let (file, probes) = (printable(&path), plan.probes.len());
+        if !told_probes(plan).is_empty() {
+            let probes = counted(plan.telling.probes.len() as u64, "USDT probe");
+            log::info!("{}: {file} tells which blocks it samples, by {probes}", self.name());
+        }
         if probes > 0 {
             log::info!("{}: {} probed in {file}", self.name(), counted(probes as u64, "allocator function"));
         }
@@ -192,8 +287,9 @@ impl TracedProcess {
         let mut sites = BTreeMap::new();
         for probe in &plan.probes {
             let Place::EntryAndExits { exits, .. } = &probe.place else { continue };
-            let cookie = self.cookie(probe);
-            let site = |offset| Site { offset, cookie, event: ProbedEvent::Exit, cost: Cost::SingleStepped };
+            let cookie = self.cookie(probe).to_bits();
+            let (event, cost) = (ProbedEvent::Exit, Cost::SingleStepped);
+            let site = |offset| Site { offset, cookie, semaphore: None, event, cost };
             sites.extend(exits.known.iter().map(|exit| (exit.file_offset, site(exit.file_offset))));
         }
         sites.into_values().collect()
@@ -220,7 +316,8 @@ impl TracedProcess {
         );
         Site {
             offset: site.file_offset,
-            cookie: self.cookie(probe),
+            cookie: self.cookie(probe).to_bits(),
+            semaphore: None,
             event: match probe.place {
                 Place::EntryAndReturn(_) => ProbedEvent::Allocate,
                 Place::EntryAndExits { .. } => ProbedEvent::AllocateToExits,
@@ -280,14 +377,14 @@ pub enum Trampoline {
 /// # Errors
 /// When the process is gone, or one of its files is not what it should be.
 pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
-    let planner = planner(declarations, Mode::Allocations);
+    let planner = Planner { sample: Some(Bytes(0)), ..planner(declarations, Mode::Allocations, None) };
     let mut text = String::new();
     let mut found = Found::default();
     for object in target.objects()?.opened {
         found.add_file(object.path.clone());
         let plan = plan(&object, &planner)?;
         found.add_plan(&plan, &planner.catalog);
-        if !plan.probes.is_empty() || !plan.skipped.is_empty() {
+        if !plan.probes.is_empty() || !plan.skipped.is_empty() || !plan.telling.probes.is_empty() {
             let separator = if text.is_empty() { "" } else { "\n" };
             text += &format!("{separator}{}\n", object.path.display());
             text += &PlanTable { plan: &plan, catalog: &planner.catalog }.to_string();
@@ -302,12 +399,24 @@ pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
     Ok(text)
 }
 
-/// What plans the probes; of growth mode it knows no allocator.
-pub fn planner(declarations: &Declarations, mode: Mode) -> Planner {
+/// What plans the probes; of growth mode it knows no allocator. Where a sample is wanted, what a process samples itself is one.
+pub fn planner(declarations: &Declarations, mode: Mode, sample: Option<Bytes>) -> Planner {
     if mode == Mode::Growth {
         return Planner { catalog: Catalog::empty(), ..Planner::default() };
     }
-    Planner::default().with(declarations)
+    Planner { sample, ..Planner::default().with(declarations) }
+}
+
+/// Where the sampler in a file has the word that says how many bytes are between samples.
+fn mean_of(object: &Object, telling: &Telling) -> Option<Address> {
+    let (svma, probe) = (telling.mean_svma?, telling.probes.first()?);
+    let place = object.address_of(probe.file_offset)?;
+    Some(Address(place.0.wrapping_sub(probe.svma).wrapping_add(svma)))
+}
+
+/// The probes by which a file tells of its blocks; none where it does not tell of both what it allocates and what it releases.
+fn told_probes(plan: &ObjectPlan) -> &[UsdtProbe] {
+    if plan.telling.is_complete() { &plan.telling.probes } else { &[] }
 }
 
 fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {

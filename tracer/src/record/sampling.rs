@@ -95,7 +95,8 @@ impl Sampler {
             };
             (sum(StackTotals::allocated) + count(Counter::LiveTableFull), sum(StackTotals::freed))
         } else {
-            (count(Counter::Sampled) + count(Counter::Unsampled), count(Counter::SampleFreed))
+            let objects = |counter| (count(counter) + OBJECT / 2) / OBJECT;
+            (objects(Counter::Sampled) + count(Counter::Unsampled), objects(Counter::SampleFreed))
         };
         Calls { allocations, frees, unmatched_frees: count(Counter::UnmatchedFree) }
     }
@@ -110,7 +111,7 @@ struct Left {
 
 fn left(blocks: impl Iterator<Item = (BlockKey, Block)>, sampling: Sampling) -> Left {
     blocks.fold(Left::default(), |sum, (_, block)| {
-        let objects = sampling.weight(block.size, block.level).objects as f64 / OBJECT as f64;
+        let objects = block.weight(sampling).objects as f64 / OBJECT as f64;
         Left { objects: sum.objects + objects, variance: sum.variance + objects * (objects - 1.0) }
     })
 }
@@ -122,7 +123,8 @@ fn left(blocks: impl Iterator<Item = (BlockKey, Block)>, sampling: Sampling) -> 
 fn divided(allocations: u64, all_frees: u64, left: Left) -> Calls {
     let released = (allocations as f64 - left.objects).max(0.0);
     let others = all_frees as f64 - released;
-    let unmatched_frees = if others > 3.0 * left.variance.sqrt() { others.round() as u64 } else { 0 };
+    // What was rounded may be one.
+    let unmatched_frees = if others > 3.0 * left.variance.sqrt() + 1.0 { others.round() as u64 } else { 0 };
     let unmatched_frees = unmatched_frees.min(all_frees);
     Calls { allocations, frees: all_frees - unmatched_frees, unmatched_frees }
 }

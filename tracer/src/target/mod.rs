@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,7 +26,7 @@ use rustix::fs::{CWD, Mode, OFlags, fstat, openat, readlinkat};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use crate::model::{Pid, Process};
+use crate::model::{Address, Pid, Process};
 
 pub use cpu_clock::cpu_ns;
 pub use error::TargetError;
@@ -228,6 +229,21 @@ impl Target {
     /// As [`Target::read`].
     pub fn open_file(&self, name: &str) -> io::Result<File> {
         Ok(open(&self.proc, name)?)
+    }
+
+    /// Whether this is the file of its program, not of a library.
+    #[must_use]
+    pub fn is_program(&self, object: &Object) -> bool {
+        self.exe.as_ref() == Some(&object.path)
+    }
+
+    /// Writes eight bytes of its memory. To be done with what is there to be written by others, and nothing else.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn write_word(&self, address: Address, value: u64) -> io::Result<()> {
+        let memory: File = openat(&self.proc, "mem", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?.into();
+        memory.write_all_at(&value.to_ne_bytes(), address.0)
     }
 
     /// Whether the process has exited. Its descriptor ([`AsFd`]) becomes readable when it does.

@@ -43,6 +43,9 @@ use crate::{
 const MAX_STACKS: u32 = 1 << 17;
 const _: () = assert!(MAX_STACKS <= 1 << STACK_BITS);
 
+/// Blocks of which the process chose the weight, at the most.
+const MOST_CHOSEN: u64 = 1 << 20;
+
 /// Between the first sizes of every stack, of which a verdict takes a dozen: a little less than the time between looks, so that
 /// each look is due.
 const HISTORY_SPACING_NS: u64 = 180_000_000;
@@ -123,6 +126,12 @@ impl Session {
             targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;
         let sampler = Sampler::new(config.sample, config.max_overhead.is_some());
         let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
+        let sizes = Sizes::with_room_for(max_live, MAX_STACKS);
+        // Blocks of which the process chose the weight have their place beside the table.
+        let spilled_blocks = match config.sample.0 {
+            0 => sizes.spilled_blocks,
+            _ => sizes.spilled_blocks.max(max_live.min(MOST_CHOSEN) as u32),
+        };
         let mut code = CodeFiles::new();
         for process in &processes {
             code.read(&process.target);
@@ -130,7 +139,7 @@ impl Session {
         parts.done("reading unwind tables");
         let mut capture = Capture::load(&Settings {
             unwind: code.sizes(),
-            sizes: Sizes::with_room_for(max_live, MAX_STACKS),
+            sizes: Sizes { spilled_blocks, ..sizes },
             min_size: config.min_size.map_or(0, |size| size.0),
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
             sampling: sampler.sampling(),
@@ -149,7 +158,9 @@ impl Session {
         let children = Children::join(&mut capture, &mut processes, &mut code)?;
         capture.attach_system_calls()?;
         parts.done("attaching to system calls");
-        let planner = planner(&config.declarations, config.mode);
+        // A probe of a followed process is everybody's, and not all of them tell of their blocks.
+        let sample = (config.sample.0 > 0 && !config.follow).then_some(config.sample);
+        let planner = planner(&config.declarations, config.mode, sample);
         let worker = Worker::start().context("no thread can be had to find names on")?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
@@ -280,6 +291,7 @@ impl Session {
             }
             anyhow::Ok(())
         })?;
+        process.set_mean(planner);
         self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
         if let Some(worker) = &self.worker {
@@ -306,7 +318,14 @@ impl Session {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
         };
+        let telling: usize = self.processes.iter().map(TracedProcess::telling).sum();
         let how = match self.config.mode {
+            Mode::Allocations if telling > 0 && probes == 0 => {
+                format!("sampled within, {telling} USDT probes")
+            }
+            Mode::Allocations if telling > 0 => {
+                format!("sampled within, {telling} USDT probes, and {probes} allocator functions probed")
+            }
             Mode::Allocations => format!("{probes} allocator functions probed"),
             Mode::Growth => "page faults and mappings, no probes".to_owned(),
         };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tracer_ebpf::stack::mapping_call;
+use tracer_ebpf::{stack::mapping_call, usdt::NO_API};
 
 use super::{
     super::{
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     analyze::outcome::{Counted, KnownStack},
     model::{Events, Memory, NotProbed, Pid, Profile, Settings, Window, loss},
-    plan::ApiId,
+    plan::{ApiId, Told},
     symbolize::Worker,
 };
 
@@ -131,6 +131,7 @@ impl Session {
     fn api_name(&self, api: u16) -> String {
         match mapping_call(api) {
             Some(call) => call.name().to_owned(),
+            None if api == NO_API => Told::Alloc.name().to_owned(),
             None => {
                 self.planner.catalog.get(ApiId(api)).map_or("unknown", |api| api.display_name()).to_owned()
             }
