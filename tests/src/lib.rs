@@ -23,6 +23,7 @@ mod process;
 mod program;
 mod report;
 mod runtimes;
+mod sampler;
 mod terminal;
 mod tracer;
 mod turn;
@@ -36,6 +37,7 @@ pub use process::{is_running, process_state, read_memory, terminate, wait_for_ex
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir, rust_allocator};
 pub use report::{Frame, Report, Stack};
 pub use runtimes::{go, java, node_addon, python};
+pub use sampler::{Listener, sampler};
 pub use terminal::Terminal;
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
 

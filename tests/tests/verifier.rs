@@ -16,3 +16,12 @@ fn no_program_uses_a_tenth_of_the_verifiers_limit() {
         recording.interrupt().report().assert_nothing_lost_but(&[]);
     }
 }
+
+#[test]
+fn nor_does_one_that_is_told_of_blocks() {
+    let program = Program::new("told.c").start();
+    let recording = Tracer::new().options(["--sample", "4096"]).pid(program.pid()).start();
+    let verified = verified_instructions(recording.pid());
+    assert!(verified.len() >= 4 && verified.iter().all(|&used| used < LIMIT / 10), "{verified:?}");
+    recording.interrupt().report().assert_nothing_lost_but(&[]);
+}

@@ -41,6 +41,10 @@ const PROGRAMS_OF_TESTS: &[(&str, &str)] = &[
     ("chromium", "chromium"),
     ("go", "golang-go"),
     ("javac", "default-jdk-headless"),
+    // sys/sdt.h
+    ("dtrace", "systemtap-sdt-dev"),
+    ("bpftrace", "bpftrace"),
+    ("postgres", "postgresql"),
 ];
 
 /// Allocators that the tests trace, and the packages that have them.
