@@ -51,6 +51,7 @@ pub fn pack(workspace: &Path, archive: &Path, directory: &Path) -> Result<PathBu
 fn place(workspace: &Path, archive: &Path, root: &Path) -> Result<()> {
     let documents = root.join("usr/share/doc/tracer");
     copy(&archive.join("tracer"), &root.join("usr/bin/tracer"))?;
+    copy(&archive.join("libtracer_sampler.so"), &root.join("usr/lib/tracer/libtracer_sampler.so"))?;
     for (name, place) in COMPLETIONS {
         copy(&archive.join("completions").join(name), &root.join(place))?;
     }

@@ -56,8 +56,11 @@ pub fn dist(workspace: &Path) -> Result<Packed> {
         fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
     }
     copy(&binary, &stage)?;
+    command::run("building the library that is preloaded", cargo(workspace).arg("sampler"))?;
+    copy(&workspace.join("target/sampler/libtracer_sampler.so"), &stage)?;
     // What a debugger needs is most of it.
-    command::run_quietly("stripping", Command::new("strip").arg("--strip-debug").arg(stage.join("tracer")))?;
+    let packed = ["tracer", "libtracer_sampler.so"].map(|file| stage.join(file));
+    command::run_quietly("stripping", Command::new("strip").arg("--strip-debug").args(packed))?;
     for file in FILES {
         let (from, to) = (workspace.join(file), stage.join(file));
         fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;

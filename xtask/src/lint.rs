@@ -27,6 +27,18 @@ pub fn lint(workspace: &Path) -> Result<()> {
     let mut clippy = cargo(workspace);
     clippy.args(["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]);
     command::run("linting the workspace", &mut clippy)?;
+    let mut library = cargo(workspace);
+    library.args([
+        "clippy",
+        "--package",
+        "tracer-sampler",
+        "--lib",
+        "--features",
+        "library",
+        "--profile",
+        "sampler",
+    ]);
+    command::run("linting the library that is preloaded", library.args(["--", "--deny=warnings"]))?;
     lint_bpf(workspace)?;
     let mut doc = cargo(workspace);
     doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"])
