@@ -30,6 +30,8 @@ pub struct ProcessState {
     pub comm: [Word; 2],
     /// Where it came from: an [`Origin`].
     pub from: Word,
+    /// Where things are in the objects of its V8: a [`Layout`](crate::runtime::v8::Layout); 0 when it has none.
+    pub v8: Word,
     /// Its pid, in the numbers of user space. Written last: until then the others are not to be read. 0 where children are not
     /// followed.
     pub tgid: Word,

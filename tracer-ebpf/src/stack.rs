@@ -5,10 +5,14 @@
 //! share a hash is 2^34 / 2^65, one in two thousand million recordings; the hash starts from a random seed, so a target cannot
 //! bring collisions about.
 
-use crate::{atomic::Word, live::STACK_BITS, sampling::Weight};
+use crate::{atomic::Word, live::STACK_BITS, runtime::FrameKind, sampling::Weight};
 
 /// Frames a stack can have; deeper stacks are cut at the outer end.
 pub const MAX_FRAMES: usize = 128;
+
+/// Room for the words of that many frames, whatever they are. A power of two: so an index within it is a matter of its bits, which
+/// every verifier understands.
+pub const MAX_WORDS: usize = (MAX_FRAMES * (1 + FrameKind::MOST_WORDS)).next_power_of_two();
 
 /// The number that takes the allocations whose stack found no room in the table.
 pub const NO_ROOM: u32 = 0;
@@ -122,8 +126,8 @@ pub struct StackHeader {
     pub process: u16,
     /// The function that was called: an index in user space's table of allocator functions, or [`mapping_api`].
     pub api: u16,
-    /// How many frames follow.
-    pub depth: u16,
+    /// How many words follow.
+    pub words: u16,
     /// The stack's number.
     pub stack: u32,
     /// The thread that made it first.
@@ -161,8 +165,8 @@ pub fn mapping_call(api: u16) -> Option<crate::event::MappingCall> {
 pub struct Capture {
     /// Header of the event.
     pub header: StackHeader,
-    /// Return addresses, leaf first.
-    pub frames: [u64; MAX_FRAMES],
+    /// Its frames, leaf first: the word of each with its return address, and what words it has besides ([`FrameKind`]).
+    pub frames: [u64; MAX_WORDS],
     /// What the walk has read of the stack.
     pub window: StackWindow,
 }

@@ -28,6 +28,8 @@ pub mod plan;
 
 pub mod attach;
 
+mod runtime;
+
 mod drain;
 
 mod symbolize;

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     event::EventKind,
     slots::{set_and_way, slot_number},
-    stack::{MAX_FRAMES, NO_ROOM, StackHash, StackHeader},
+    stack::{MAX_WORDS, NO_ROOM, StackHash, StackHeader},
     stop::Stop,
     thread::CAPTURE_SETS,
     unwind::Frame,
@@ -122,7 +122,7 @@ fn number(request: &CaptureRequest, capture: u32) -> Option<u32> {
         header.stop = walk.stop as u8;
         header.process = index;
         header.api = api;
-        header.depth = walk.depth as u16;
+        header.words = walk.words as u16;
         header.stack = number;
         header.tid = bpf_get_current_pid_tgid() as u32;
         header.code_changes = walk.code.changes;
@@ -130,7 +130,7 @@ fn number(request: &CaptureRequest, capture: u32) -> Option<u32> {
         header.last_is_unknown = walk.code.last_is_unknown;
         header.padding = 0;
         // A stack that does not get through is tried again when it next allocates.
-        if deliver(capture, walk.depth) != 0 {
+        if deliver(capture, walk.words) != 0 {
             totals.delivered.store(1);
         }
     }
@@ -171,11 +171,11 @@ fn claim(set: u32, hash: u64) -> Option<u32> {
 /// again, and refuses the length. Here it stays in a register.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn deliver(capture: u32, depth: u32) -> u32 {
+extern "C" fn deliver(capture: u32, words: u32) -> u32 {
     let Some(capture) = CAPTURES.get_ptr_mut(capture) else { return 0 };
-    let depth = (depth as usize).min(MAX_FRAMES);
-    let length = size_of::<StackHeader>() + depth * size_of::<u64>();
-    // SAFETY: the header and the first `depth` frames are within `capture`.
+    let words = (words as usize).min(MAX_WORDS);
+    let length = size_of::<StackHeader>() + words * size_of::<u64>();
+    // SAFETY: the header and the first `words` words are within `capture`.
     let bytes = unsafe { core::slice::from_raw_parts(capture.cast::<u8>().cast_const(), length) };
     EVENTS.output::<[u8]>(bytes, 0).is_ok().into()
 }

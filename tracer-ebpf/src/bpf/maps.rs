@@ -100,7 +100,7 @@ pub static UNWIND_RULES: Array<Word> = Array::with_max_entries(MAX_RULES, MMAPAB
 #[map]
 pub static UNWIND_CACHE: Array<Word> = Array::with_max_entries(1 << CACHE_BITS, MMAPABLE);
 
-/// Events for user space: room for 7,000 stacks of 128 frames.
+/// Events for user space: room for 7,000 stacks of 128 native frames.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 

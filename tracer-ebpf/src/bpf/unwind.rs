@@ -6,11 +6,19 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{helpers::generated::bpf_loop, macros::map, maps::Array};
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_loop},
+    macros::map,
+    maps::Array,
+};
 use tracer_ebpf::{
     process::{CodeList, ProcessState},
+    runtime::{
+        FrameKind,
+        v8::{self, V8Frame},
+    },
     slots::WAYS,
-    stack::{MAX_FRAMES, StackHash, StackWindow},
+    stack::{MAX_FRAMES, MAX_WORDS, StackHash, StackWindow},
     stop::Stop,
     thread::CAPTURE_SETS,
     unwind::{
@@ -102,6 +110,8 @@ pub struct Walk {
     pub hash: StackHash,
     /// How many frames there are.
     pub depth: u32,
+    /// How many words they take.
+    pub words: u32,
     /// Why it ended: a [`Stop`].
     pub stop: u32,
     /// The stack pointer that was looked for, once the walk has come to it.
@@ -120,6 +130,10 @@ pub struct Walk {
     mapping_count: u32,
     /// The number of the capture that takes the frames.
     capture: u32,
+    /// See [`ProcessState::v8`].
+    v8: u64,
+    /// The thread that is walked.
+    tid: u32,
 }
 
 /// The walks that fill the captures: each has the number of its capture. Nobody else's, so they are here.
@@ -173,6 +187,7 @@ pub fn walk(
     let code = CodeList::from_bits(process.code.load());
     walk.hash = hash;
     walk.depth = 0;
+    walk.words = 0;
     walk.stop = Stop::TooDeep as u32;
     walk.passed = 0;
     walk.frame = *frame;
@@ -187,6 +202,8 @@ pub fn walk(
     walk.first_mapping = code.first;
     walk.mapping_count = code.count;
     walk.capture = capture;
+    walk.v8 = process.v8.load();
+    walk.tid = bpf_get_current_pid_tgid() as u32;
     let mut context = capture;
     // SAFETY: the callback has the signature that the helper asks for, and `context` outlives the call.
     unsafe {
@@ -244,16 +261,13 @@ fn leave_frame(walk: &mut Walk) -> u32 {
         }
     }
     let ip = walk.frame.address_after();
-    let (Some(capture), index) = (CAPTURES.get_ptr_mut(walk.capture), walk.depth as usize) else {
-        return Stop::NoRoom as u32;
-    };
-    if index >= MAX_FRAMES {
+    let table = walk.mapping.table;
+    let word = walk.words;
+    if walk.depth >= MAX_FRAMES as u32 || write_word(walk.capture, word, FrameKind::Native.word(ip)) == 0 {
         return Stop::TooDeep as u32;
     }
-    // SAFETY: the index is within the frames of a capture that this run has claimed.
-    unsafe { (&raw mut (*capture).frames).cast::<u64>().add(index).write(ip) };
-    let table = walk.mapping.table;
-    walk.depth = index as u32 + 1;
+    walk.words = word + 1;
+    walk.depth += 1;
     // The same address is another frame once another file is mapped there.
     if table == Mapping::NOT_READY {
         walk.hash = walk.hash.mix(ip).mix(walk.code.changes.into());
@@ -263,7 +277,65 @@ fn leave_frame(walk: &mut Walk) -> u32 {
     // Above the 47 bits that addresses have, but for the few programs that ask for more.
     walk.hash = walk.hash.mix(ip ^ u64::from(walk.mapping.file) << 48);
     let rule = find_rule(table, walk.mapping.svma(address));
+    if rule == Rule::NO_TABLE.to_bits() && v8::Layout::from_bits(walk.v8).may_have_code_in(walk.mapping.file)
+    {
+        note_v8_frame(walk.capture);
+    }
     step_up(rule, &raw mut walk.frame, walk.capture)
+}
+
+/// Writes a word of the frames of a capture that this run has claimed; 0 when there is none. Room for all that a walk can find there is.
+#[inline(always)]
+fn write_word(capture: u32, index: u32, word: u64) -> u32 {
+    let Some(capture) = CAPTURES.get_ptr_mut(capture) else { return 0 };
+    let index = index as usize % MAX_WORDS;
+    // SAFETY: the index is within the frames of a capture that this run has claimed.
+    unsafe { (&raw mut (*capture).frames).cast::<u64>().add(index).write(word) };
+    1
+}
+
+/// The memory of the current thread, apart from the stack.
+struct HeapMemory;
+
+impl Memory for HeapMemory {
+    #[inline(always)]
+    fn read(&self, address: u64) -> Option<u64> {
+        arch::read_word(address)
+    }
+}
+
+/// Writes down what the last frame of a walk is to V8, whose code it may be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_v8_frame(capture: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(capture) else { return 0 };
+    // SAFETY: it points at an element that this run has claimed.
+    let walk = unsafe { &mut *walk };
+    let layout = v8::Layout::from_bits(walk.v8);
+    let is_compiled = walk.mapping.file == 0;
+    let fp = walk.frame.registers.bp;
+    let Some(frame) = v8::identify(layout, fp, is_compiled, &UserMemory { capture }, &HeapMemory) else {
+        return 0;
+    };
+    let words = walk.words;
+    let kind = match frame {
+        V8Frame::Internal(number) => {
+            write_word(capture, words, number.into());
+            walk.words = words + 1;
+            FrameKind::V8Internal
+        }
+        V8Frame::Function(function) => {
+            let [shared, place] = function.to_words();
+            write_word(capture, words, shared);
+            write_word(capture, words + 1, place);
+            walk.words = words + 2;
+            // Isolates number their functions alike; each has a thread of its own.
+            walk.hash = walk.hash.mix(place).mix(u64::from(function.id.script) << 32 | u64::from(walk.tid));
+            if is_compiled { FrameKind::CompiledJavaScript } else { FrameKind::JavaScript }
+        }
+    };
+    write_word(capture, words - 1, kind.word(walk.frame.address_after()));
+    0
 }
 
 /// In place of the number of a [`Stop`]: the walk goes on.

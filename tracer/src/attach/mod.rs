@@ -32,7 +32,9 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{process::CodeList, sampling::Sampling, unwind::Mapping, usdt::Argument};
+use tracer_ebpf::{
+    probe::Cookie, process::CodeList, runtime::v8, sampling::Sampling, unwind::Mapping, usdt::Argument,
+};
 
 use self::{
     programs::Programs,
@@ -291,6 +293,13 @@ impl Capture {
     ) -> Option<CodeList> {
         let state = self.tables.processes().get(usize::from(process))?;
         self.unwind.set_code(process, state, code, before, dropped_tables)
+    }
+
+    /// Tells the programs where things are in the V8 of a process.
+    pub fn set_v8(&self, process: u16, layout: v8::Layout) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            state.v8.store(layout.to_bits());
+        }
     }
 
     /// Tells the programs that the list is complete as of so many changes.

@@ -205,6 +205,10 @@ pub(super) struct RecordArguments {
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time, help_heading = heading::WINDOW)]
     duration: Option<Duration>,
 
+    /// Also show the frames by which a language runtime comes from one function to the next: V8's entries and adaptors.
+    #[arg(long, help_heading = heading::REPORTS)]
+    native_frames: bool,
+
     /// Write a report; the ending picks the format: .svg flame graph, .html page, .json or .json.gz to be read back,
     /// .folded stacks, .pb.gz pprof, .speedscope.json, .heapprofile for Chrome DevTools. `-` is standard output. May be
     /// repeated [default: tracer-COMM-PID.svg].
@@ -368,6 +372,7 @@ impl RecordArguments {
             command_output: if self.tui { command_output(&subject) } else { None },
             subject,
             follow: self.follow,
+            native_frames: self.native_frames,
             duration: self.duration,
             min_age: self.min_age,
             min_size: self.min_size,

@@ -47,12 +47,13 @@ fn every_option_arrives() {
     let config = parsed(
         "-p 1 --pid 2 --follow -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
          --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB \
-         --max-live 1000 --interval 2s --mark-after 5s --tui -vv --color never --symbol-prefix my_ \
+         --max-live 1000 --interval 2s --mark-after 5s --tui --native-frames -vv --color never --symbol-prefix my_ \
          --allocator lib.so:malloc=get,free=put",
     );
     let recording = record::Config {
         subject: Subject::Processes(vec![Pid(1), Pid(2)]),
         follow: true,
+        native_frames: true,
         duration: Some(Duration::from_secs(90)),
         min_age: Duration::from_millis(500),
         min_size: Some(Bytes(4096)),

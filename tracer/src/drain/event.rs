@@ -3,12 +3,14 @@
 use thiserror::Error;
 use tracer_ebpf::{
     event::{EventKind, MappingCall, MappingEvent, ProcessChange},
-    stack::{MAX_FRAMES, StackHeader, mapping_call},
+    runtime::FrameKind,
+    stack::{MAX_WORDS, StackHeader, mapping_call},
     stop::Stop,
     usdt::INSIDE,
 };
 
 use crate::model::Address;
+use crate::runtime::v8::WalkedFunction;
 
 /// An event from the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,10 +49,36 @@ pub struct NewStack {
     pub stop: Stop,
     /// The thread that made it first.
     pub tid: u32,
-    /// Return addresses, leaf first.
-    pub frames: Vec<Address>,
+    /// Its frames, leaf first.
+    pub frames: Vec<WalkedFrame>,
     /// What was mapped when it was walked.
     pub walked: WalkedCode,
+}
+
+/// A frame of a stack as the kernel walked it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WalkedFrame {
+    /// Where it returns to.
+    pub address: Address,
+    /// What it is to a language runtime.
+    pub runtime: RuntimeFrame,
+}
+
+/// What a frame is to a language runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuntimeFrame {
+    /// Nothing that is known.
+    Native,
+    /// A JavaScript function.
+    JavaScript(WalkedFunction),
+    /// V8's own, of a type with this number.
+    V8Internal(u32),
+}
+
+impl From<Address> for WalkedFrame {
+    fn from(address: Address) -> Self {
+        Self { address, runtime: RuntimeFrame::Native }
+    }
 }
 
 /// By which state of the process' code a stack was walked.
@@ -79,6 +107,9 @@ pub enum DecodeError {
     /// Its system call is unknown.
     #[error("its system call {0} is unknown")]
     Call(u8),
+    /// A frame is of an unknown kind.
+    #[error("its frame {0:#x} is of an unknown kind")]
+    Frame(u64),
     /// What became of its process is unknown.
     #[error("what became of its process, {0}, is unknown")]
     Change(u8),
@@ -134,13 +165,12 @@ impl Fields<'_> {
     fn stack(mut self) -> Result<NewStack, DecodeError> {
         let stop = self.u8()?;
         let stop = Stop::try_from(stop).map_err(DecodeError::Stop)?;
-        let (process, api, depth) = (self.u16()?, self.u16()?, self.u16()?);
+        let (process, api, words) = (self.u16()?, self.u16()?, self.u16()?);
         let (number, tid) = (self.u32()?, self.u32()?);
         let (changes, generation) = (self.u32()?, self.u16()?);
         let last_is_unknown = self.u16()?.to_ne_bytes()[0] != 0;
         let walked = WalkedCode { changes, generation, last_is_unknown };
-        let depth = usize::from(depth).min(MAX_FRAMES);
-        let mut frames = (0..depth).map(|_| self.u64().map(Address)).collect::<Result<Vec<_>, _>>()?;
+        let mut frames = self.frames(usize::from(words).min(MAX_WORDS))?;
         let mut api = api;
         if mapping_call(api).is_none() && api & INSIDE != 0 {
             api &= !INSIDE;
@@ -150,6 +180,32 @@ impl Fields<'_> {
             }
         }
         Ok(NewStack { number, process, api, stop, tid, frames, walked })
+    }
+
+    /// Frames, in so many words.
+    fn frames(&mut self, words: usize) -> Result<Vec<WalkedFrame>, DecodeError> {
+        let length = words * size_of::<u64>();
+        let (frames, _) = self.rest.split_at_checked(length).ok_or(DecodeError::Short(self.length))?;
+        self.rest = frames;
+        let mut walked = Vec::new();
+        while !self.rest.is_empty() {
+            let word = self.u64()?;
+            let (kind, address) = FrameKind::of_word(word).ok_or(DecodeError::Frame(word))?;
+            let runtime = match kind {
+                FrameKind::Native => RuntimeFrame::Native,
+                FrameKind::V8Internal => RuntimeFrame::V8Internal(self.u64()? as u32),
+                FrameKind::JavaScript | FrameKind::CompiledJavaScript => {
+                    RuntimeFrame::JavaScript(WalkedFunction {
+                        shared: self.u64()?,
+                        id: self.u32()?,
+                        position: self.u32()?,
+                        is_compiled: kind == FrameKind::CompiledJavaScript,
+                    })
+                }
+            };
+            walked.push(WalkedFrame { address: Address(address), runtime });
+        }
+        Ok(walked)
     }
 
     /// [`MappingEvent`]
@@ -207,11 +263,37 @@ mod tests {
     #[test]
     fn a_stack_is_read_as_it_was_written() {
         let event = Event::decode(&stack_bytes(Stop::TooDeep as u8, &[0x10, 0x20])).unwrap();
-        let frames = vec![Address(0x10), Address(0x20)];
+        let frames = [0x10, 0x20].map(|ip| WalkedFrame::from(Address(ip))).to_vec();
         let walked = WalkedCode { changes: 5, generation: 6, last_is_unknown: true };
         let stack =
             NewStack { number: 99, process: 7, api: 0x1234, stop: Stop::TooDeep, tid: 4242, frames, walked };
         assert_eq!(event, Event::Stack(stack));
+    }
+
+    #[test]
+    fn frames_of_runtimes_have_words_of_their_own() {
+        let words = [
+            FrameKind::JavaScript.word(0x10),
+            0xabc1,
+            u64::from(77_u32) << 32 | 9,
+            FrameKind::V8Internal.word(0x20),
+            13,
+            0x30,
+        ];
+        let Ok(Event::Stack(stack)) = Event::decode(&stack_bytes(0, &words)) else { panic!("a stack") };
+        let function = WalkedFunction { shared: 0xabc1, id: 9, position: 77, is_compiled: false };
+        let frame = |ip, runtime| WalkedFrame { address: Address(ip), runtime };
+        let expected = [
+            frame(0x10, RuntimeFrame::JavaScript(function)),
+            frame(0x20, RuntimeFrame::V8Internal(13)),
+            frame(0x30, RuntimeFrame::Native),
+        ];
+        assert_eq!(stack.frames, expected);
+        for length in [1, 2, 4] {
+            assert!(Event::decode(&stack_bytes(0, &words[..length])).is_err(), "cut in a frame");
+        }
+        let unknown = 0xff00_0000_0000_0010;
+        assert_eq!(Event::decode(&stack_bytes(0, &[unknown])), Err(DecodeError::Frame(unknown)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
 
-pub use self::event::{Change, Event, NewStack, WalkedCode};
+pub use self::event::{Change, Event, NewStack, RuntimeFrame, WalkedCode, WalkedFrame};
 use crate::readable;
 
 /// The stream of events from the kernel.

@@ -200,6 +200,9 @@ pub struct Events {
     /// Cause → allocations whose stack stopped before the thread's base.
     #[serde(default)]
     pub incomplete_stacks: BTreeMap<String, u64>,
+    /// Cause → frames of distinct stacks that are functions of a language runtime and have no name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unnamed_functions: BTreeMap<String, u64>,
 }
 
 impl Events {
@@ -473,7 +476,7 @@ pub struct Frame {
     /// Whether this frame was inlined into the next one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inlined: bool,
-    /// Source language (`c`, `c++`, `rust`, `jit`).
+    /// Source language (`c`, `c++`, `rust`, `javascript`, `wasm`), or `jit` for code that a perf map names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
 }

@@ -10,11 +10,13 @@ use std::{
 use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
     process::CodeList,
+    runtime::v8::Layout as WalkedV8,
     unwind::Mapping as Code,
 };
 
 use crate::{
     attach::{Capture, UnwindSizes, UnwindTables},
+    runtime::v8,
     symbolize::CodeView,
     target::{FileId, Mapping, Object, Target},
     unwind::{Cache, CacheLimits, CodeSegments, TRAMPOLINE_HEAD, Table, begins_with_trampoline},
@@ -42,6 +44,8 @@ struct CodeFile {
     object: Option<Arc<Object>>,
     table: InKernel,
     segments: CodeSegments,
+    /// Where things are in its V8, if it has one that is known.
+    v8: Option<Arc<v8::Layout>>,
     /// Its number: no other file gets it.
     number: u32,
 }
@@ -111,6 +115,7 @@ impl CodeFiles {
         self.files_seen += 1;
         entry.insert(CodeFile {
             segments: CodeSegments::of(&bytes),
+            v8: v8_in(&bytes, &object),
             object: Some(Arc::new(object)),
             table,
             number: self.files_seen,
@@ -154,6 +159,9 @@ impl CodeFiles {
         let (before, changes) = (capture.code_list(process), capture.code_changes(process));
         let mappings = executable(target)?;
         let memory = target.open_file("mem").ok();
+        let v8 = self.v8_file(&mappings).and_then(|file| Some((file.v8.as_ref()?.walked, file.number)));
+        capture
+            .set_v8(process, v8.map_or_else(Default::default, |(walked, file)| WalkedV8 { file, ..walked }));
         let code = |mapping| self.code(mapping, memory.as_ref(), capture.unwind_tables());
         let ready: Vec<Code> = mappings.iter().map(code).collect();
         let is_old = |code: &Code| capture.is_listed(process, code);
@@ -200,7 +208,14 @@ impl CodeFiles {
 
     fn view(&self, process: u16, generation: u16, changes: Option<u32>, code: Vec<Mapping>) -> CodeView {
         let objects = code.iter().filter_map(|mapping| self.files.get(&mapping.file_id()?)?.object.clone());
-        CodeView { process, generation, changes, objects: objects.collect(), code }
+        let v8 = self.v8_file(&code).and_then(|file| file.v8.clone());
+        CodeView { process, generation, changes, objects: objects.collect(), v8, code }
+    }
+
+    /// The file among the mapped ones that has a V8 that is known.
+    fn v8_file(&self, code: &[Mapping]) -> Option<&CodeFile> {
+        let mut files = code.iter().filter_map(|mapping| self.files.get(&mapping.file_id()?));
+        files.find(|file| file.v8.is_some())
     }
 
     /// Lets go of files that no process has mapped, but for the latest few.
@@ -273,9 +288,29 @@ impl CodeFiles {
                 let table = InKernel::Not(Box::new(Table::of_trampolines(new.key())?));
                 self.files_seen += 1;
                 let segments = CodeSegments::default();
-                Some(new.insert(CodeFile { object: None, table, segments, number: self.files_seen }))
+                Some(new.insert(CodeFile {
+                    object: None,
+                    table,
+                    segments,
+                    v8: None,
+                    number: self.files_seen,
+                }))
             }
             Entry::Vacant(_) => None,
+        }
+    }
+}
+
+/// Where things are in the V8 that a file has. What is not known is walked and named as other code is.
+fn v8_in(bytes: &[u8], object: &Object) -> Option<Arc<v8::Layout>> {
+    match v8::Layout::of_elf(bytes) {
+        Ok(layout) => layout.map(Arc::new),
+        Err(error) => {
+            log::warn!(
+                "{}: {error}: JavaScript functions have no names; stacks are whole, and native functions have theirs",
+                object.name()
+            );
+            None
         }
     }
 }
@@ -314,6 +349,7 @@ fn read_vdso(target: &Target, vdso: &Mapping, number: u32) -> Option<CodeFile> {
         object: None,
         table: InKernel::Not(Box::new(table)),
         segments: CodeSegments::of(&bytes),
+        v8: None,
         number,
     })
 }

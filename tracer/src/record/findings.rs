@@ -62,6 +62,8 @@ impl Findings {
         for (&number, stack) in &mut counted.stacks {
             stack.frames = names.frames(number).unwrap_or_default();
         }
+        let unread = names.unread().into_iter();
+        events.unnamed_functions = unread.map(|(cause, frames)| (cause.name().to_owned(), frames)).collect();
         // While somebody reads, the numbers of stacks stay as they are.
         drop(tables);
         let stacks = counted.stacks();

@@ -67,6 +67,8 @@ pub struct Config {
     pub sample: Bytes,
     /// Whether to trace the children of the targets, too.
     pub follow: bool,
+    /// Whether frames stay that only say how a language runtime works.
+    pub native_frames: bool,
     /// The most that tracing may take of the targets' CPU time.
     pub max_overhead: Option<Percent>,
     /// Room in the live table; sized for the targets if not given.
@@ -94,6 +96,7 @@ impl Default for Config {
             max_size: None,
             sample: Bytes(0),
             follow: false,
+            native_frames: false,
             max_overhead: None,
             max_live: None,
             interval: Duration::from_secs(1),

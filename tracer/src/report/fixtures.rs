@@ -70,6 +70,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
             failed_allocations: 0,
             lost: causes(&[("live_table_full", 0), ("missed_free", 0)]),
             incomplete_stacks: causes(&[]),
+            unnamed_functions: causes(&[]),
         },
         not_probed: vec![],
         totals,

@@ -24,6 +24,7 @@ mod modules;
 mod object_file;
 mod perf_map;
 mod pool;
+mod runtimes;
 mod view;
 mod worker;
 
@@ -46,9 +47,11 @@ use self::modules::SharedModules;
 use self::object_file::{Function, ObjectFile};
 use self::perf_map::PerfMap;
 use self::pool::FramePool;
+use self::runtimes::SeenFrame;
 use self::view::{Region, Views};
-use crate::drain::WalkedCode;
+use crate::drain::{RuntimeFrame, WalkedCode};
 use crate::model::{Address, Frame, Pid};
+use crate::runtime::{self, v8::V8};
 use crate::target::{FileId, Mapping, Object, Target};
 
 /// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names; stacks share them.
@@ -67,6 +70,8 @@ struct Symbolizer {
     modules: HashMap<(Option<FileId>, OsString), Rc<Module>>,
     shared: SharedModules,
     perf_map: PerfMap,
+    /// Whether frames stay that only say how a runtime works.
+    native_frames: bool,
     frames: FrameCache,
     pool: FramePool,
 }
@@ -84,18 +89,19 @@ struct Module {
 
 impl Symbolizer {
     /// A symbolizer for process `pid`, which it identifies now.
-    fn new(pid: Pid, shared: &SharedModules) -> Self {
-        Self::of(open(pid), shared)
+    fn new(pid: Pid, shared: &SharedModules, native_frames: bool) -> Self {
+        Self::of(open(pid), shared, native_frames)
     }
 
     /// A symbolizer for a process.
-    fn of(target: Option<Arc<Target>>, shared: &SharedModules) -> Self {
+    fn of(target: Option<Arc<Target>>, shared: &SharedModules, native_frames: bool) -> Self {
         Self {
             target,
             views: Views::default(),
             modules: HashMap::new(),
             shared: shared.clone(),
             perf_map: PerfMap::default(),
+            native_frames,
             frames: FrameCache::default(),
             pool: FramePool::default(),
         }
@@ -110,21 +116,22 @@ impl Symbolizer {
             modules: self.modules.clone(),
             shared: self.shared.clone(),
             perf_map: PerfMap::default(),
+            native_frames: self.native_frames,
             frames: FrameCache::default(),
             pool: FramePool::default(),
         }
     }
 
-    /// The frames of one stack of return addresses, leaf first, by what was mapped when it was walked: for each address the
+    /// The frames of one stack, leaf first, by what was mapped when it was walked: for each address the
     /// functions inlined there, innermost first, then the function they are in. What cannot be named is a frame with
     /// module and offset, or with nothing but its address.
-    fn symbolize(&mut self, addresses: &[Address], walked: WalkedCode) -> Vec<Arc<Frame>> {
-        let last = addresses.len().saturating_sub(1);
-        let find = |(index, &address)| {
-            self.views.find(call(address), walked, walked.last_is_unknown && index == last)
+    fn symbolize(&mut self, frames: &[SeenFrame], walked: WalkedCode) -> Vec<Arc<Frame>> {
+        let last = frames.len().saturating_sub(1);
+        let find = |(index, frame): (usize, &SeenFrame)| {
+            self.views.find(call(frame.walked.address), walked, walked.last_is_unknown && index == last)
         };
-        let regions: Vec<_> = addresses.iter().enumerate().map(find).collect();
-        self.name(addresses, &regions)
+        let regions: Vec<_> = frames.iter().enumerate().map(find).collect();
+        self.name(frames, &regions)
     }
 
     /// From now on stacks can come that were walked by this.
@@ -135,13 +142,24 @@ impl Symbolizer {
         self.modules.retain(|_, module| Rc::strong_count(module) > 1);
     }
 
-    /// The frames of addresses, each in the region of code that is at the call before it.
-    fn name(&mut self, addresses: &[Address], regions: &[Option<Region<Rc<Module>>>]) -> Vec<Arc<Frame>> {
-        let mut frames = Vec::with_capacity(addresses.len());
+    /// The named frames, each in the region of code that is at the call before it.
+    fn name(&mut self, seen: &[SeenFrame], regions: &[Option<Region<Rc<Module>>>]) -> Vec<Arc<Frame>> {
+        let mut frames = Vec::with_capacity(seen.len());
         let mut perf_map_is_current = false;
-        for (&address, region) in addresses.iter().zip(regions) {
-            let found = self.look_up(address, region.as_ref(), &mut perf_map_is_current);
-            frames.extend_from_slice(&found);
+        for (frame, region) in seen.iter().zip(regions) {
+            let ip = frame.walked.address;
+            match (&frame.functions, frame.walked.runtime) {
+                (Some(Ok(functions)), _) => {
+                    frames.extend(
+                        functions.iter().map(|function| self.pool.share(runtime_frame(ip, function))),
+                    );
+                }
+                (Some(Err(_)), _) => frames.push(self.pool.share(runtime_frame(ip, &V8::unread()))),
+                (None, RuntimeFrame::V8Internal(_)) if !self.native_frames => {}
+                (None, _) => {
+                    frames.extend_from_slice(&self.look_up(ip, region.as_ref(), &mut perf_map_is_current))
+                }
+            }
         }
         frames
     }
@@ -272,6 +290,19 @@ fn copy_vdso(target: &Target, vdso: &Mapping) -> io::Result<File> {
     let copy = File::from(rustix::fs::memfd_create("vdso", rustix::fs::MemfdFlags::CLOEXEC)?);
     copy.write_all_at(&bytes, 0)?;
     Ok(copy)
+}
+
+/// The frame of a function of a language runtime.
+fn runtime_frame(ip: Address, function: &runtime::Function) -> Frame {
+    Frame {
+        ip,
+        function: Some(function.name.clone()),
+        file: function.file.clone(),
+        line: function.line,
+        inlined: function.inlined,
+        language: Some(function.language.to_owned()),
+        ..Frame::default()
+    }
 }
 
 fn name(base: &Frame, function: Function) -> Frame {

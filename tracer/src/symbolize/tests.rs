@@ -15,6 +15,7 @@ use object::{Object as _, ObjectSection, ObjectSymbol};
 use tempfile::TempDir;
 
 use super::*;
+use crate::drain::WalkedFrame;
 
 /// What every C and C++ program begins with.
 const PRELUDE: &str = r#"
@@ -130,18 +131,18 @@ impl Program {
         let mut code = target.mappings().unwrap();
         code.retain(|mapping| mapping.permissions.execute);
         let objects = target.objects().unwrap().opened.into_iter().map(Arc::new).collect();
-        CodeView { process: 0, generation, changes: Some(generation.into()), code, objects }
+        CodeView { process: 0, generation, changes: Some(generation.into()), code, objects, v8: None }
     }
 
     /// One that knows what it has mapped now.
     fn symbolizer(&self) -> Symbolizer {
-        let mut symbolizer = Symbolizer::new(self.pid, &SharedModules::default());
+        let mut symbolizer = Symbolizer::new(self.pid, &SharedModules::default(), false);
         symbolizer.add_code(&self.view(0));
         symbolizer
     }
 
     fn frames(&self, symbolizer: &mut Symbolizer, name: &str) -> Vec<Arc<Frame>> {
-        symbolizer.symbolize(&[self.said[name]], walked_by(0))
+        symbolizer.symbolize(&seen(&[self.said[name]]), walked_by(0))
     }
 
     /// The label of the only frame of what it called `name`.
@@ -240,6 +241,11 @@ fn what_a_stripped_object_does_not_name_is_module_and_offset() {
     }
 }
 
+/// Frames of no runtime.
+fn seen(addresses: &[Address]) -> Vec<SeenFrame> {
+    addresses.iter().map(|&address| WalkedFrame::from(address).into()).collect()
+}
+
 /// The addresses that symbol `name` of the file at `path` covers.
 fn symbol(path: &Path, name: &str) -> Range<u64> {
     let bytes = fs::read(path).unwrap();
@@ -278,7 +284,7 @@ int main(int count, char **paths) { if (!dlopen(paths[1], RTLD_NOW)) abort(); re
     let bias = mapped.start.0.wrapping_sub(mapped.file_offset);
     let (mut named, mut unnamed) = (0, 0);
     for svma in (text.address()..text.address() + text.size()).step_by(4099) {
-        let frame = symbolizer.symbolize(&[Address(bias + svma + 1)], walked_by(0)).pop().unwrap();
+        let frame = symbolizer.symbolize(&seen(&[Address(bias + svma + 1)]), walked_by(0)).pop().unwrap();
         assert_eq!(frame.offset, Some(format!("{:#x}", svma + 1)));
         let mut candidates = symbols.iter().filter(|(range, _)| range.contains(&svma)).map(|(_, name)| name);
         match &frame.function {
@@ -486,7 +492,7 @@ int main(void) { SAY("outer", outer()); SAY("puts", (char *)puts + 1); SAY("main
     assert_eq!(program.label(&mut symbolizer, "main"), "main");
     program.kill();
     fs::remove_file(&path).unwrap();
-    let mut late = Symbolizer::new(program.pid, &SharedModules::default());
+    let mut late = Symbolizer::new(program.pid, &SharedModules::default(), false);
     late.add_code(&view);
     for mut symbolizer in [symbolizer, late] {
         assert_inlines(&program.frames(&mut symbolizer, "outer"), &source);
@@ -500,8 +506,8 @@ fn a_stack_that_was_walked_by_no_known_list_is_not_named() {
     let shop = Workshop::new();
     let program = Program::start(&mut Command::new(shop.compile("prog", INLINES, "-O2 -g")));
     let bare = format!("[{}]", program.said["outer"]);
-    assert_eq!(program.label(&mut Symbolizer::new(program.pid, &SharedModules::default()), "outer"), bare);
-    let frames = program.symbolizer().symbolize(&[program.said["outer"]], walked_by(1));
+    assert_eq!(program.label(&mut Symbolizer::new(program.pid, &SharedModules::default(), false), "outer"), bare);
+    let frames = program.symbolizer().symbolize(&seen(&[program.said["outer"]]), walked_by(1));
     assert_eq!((frames.len(), frames[0].label()), (1, bare));
 }
 
@@ -510,7 +516,7 @@ fn an_address_that_is_nowhere_is_itself() {
     let shop = Workshop::new();
     let program = Program::start(&mut Command::new(shop.compile("prog", INLINES, "-O2")));
     let addresses = [0, 1, 0x10, u64::MAX].map(Address);
-    let frames = program.symbolizer().symbolize(&addresses, walked_by(0));
+    let frames = program.symbolizer().symbolize(&seen(&addresses), walked_by(0));
     assert_eq!(frames, addresses.map(|ip| Arc::new(Frame { ip, ..Frame::default() })));
 }
 
@@ -540,7 +546,7 @@ fn libraries_that_had_one_place_are_told_apart_by_when_stacks_were_walked() {
     symbolizer.add_code(&program.view(2));
     assert_eq!(program.said["first"], program.said["second"], "this test needs both at one address");
     let mut label =
-        |generation| symbolizer.symbolize(&[program.said["first"]], walked_by(generation))[0].label();
+        |generation| symbolizer.symbolize(&seen(&[program.said["first"]]), walked_by(generation))[0].label();
     let none = format!("[{}]", program.said["first"]);
     assert_eq!([0, 1, 2].map(&mut label), ["function", &none, "other_function"]);
 }
@@ -561,7 +567,7 @@ int main(int count, char **paths) {
     let stack = [program.said["main"], program.said["function"]];
     let behind = WalkedCode { changes: 1, generation: 0, last_is_unknown: true };
     let labels = |symbolizer: &mut Symbolizer| {
-        symbolizer.symbolize(&stack, behind).iter().map(|frame| frame.label()).collect::<Vec<_>>()
+        symbolizer.symbolize(&seen(&stack), behind).iter().map(|frame| frame.label()).collect::<Vec<_>>()
     };
     assert_eq!(labels(&mut symbolizer), ["main".to_owned(), format!("[{}]", stack[1])]);
     symbolizer.add_code(&program.view(1));

@@ -1,11 +1,11 @@
-//! A thread that names stacks as they come.
+//! Threads that name stacks as they come.
 //!
 //! The first look into a large program takes up to seconds (its symbols are read then). Meanwhile events must be taken out of the
 //! ring buffer, or it runs full: so symbols have a thread of their own. It names a stack at once when it arrives, while
-//! the code is still mapped.
+//! the code is still mapped. What is in the memory of the process is gone sooner than code: another thread reads it before.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -14,37 +14,61 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use super::{CodeView, Symbolizer, modules::SharedModules};
-use crate::drain::{NewStack, WalkedCode};
-use crate::model::{Address, Frame, Pid};
+use super::{
+    CodeView, Symbolizer,
+    modules::SharedModules,
+    runtimes::{RuntimeReader, SeenFrame},
+};
+use crate::drain::{NewStack, WalkedCode, WalkedFrame};
+use crate::model::{Frame, Pid};
+use crate::runtime::Unread;
 use crate::target::Target;
 
 /// What is named so far; more of it from moment to moment while the thread runs.
 #[derive(Clone, Debug, Default)]
-pub struct Names(Arc<Mutex<HashMap<u32, Vec<Arc<Frame>>>>>);
+pub struct Names(Arc<Mutex<Named>>);
+
+#[derive(Debug, Default)]
+struct Named {
+    stacks: HashMap<u32, Vec<Arc<Frame>>>,
+    unread: BTreeMap<Unread, u64>,
+}
 
 impl Names {
     /// The frames of a stack, leaf first, if it is named by now.
     #[must_use]
     pub fn frames(&self, number: u32) -> Option<Vec<Arc<Frame>>> {
-        self.lock().get(&number).cloned()
+        self.lock().stacks.get(&number).cloned()
     }
 
     fn insert(&self, number: u32, frames: Vec<Arc<Frame>>) {
-        self.lock().insert(number, frames);
+        self.lock().stacks.insert(number, frames);
+    }
+
+    /// Why functions of language runtimes have no name, and in how many frames of distinct stacks.
+    #[must_use]
+    pub fn unread(&self) -> BTreeMap<Unread, u64> {
+        self.lock().unread.clone()
+    }
+
+    fn add_unread(&self, unread: BTreeMap<Unread, u64>) {
+        let mut named = self.lock();
+        for (reason, frames) in unread {
+            *named.unread.entry(reason).or_default() += frames;
+        }
     }
 
     fn forget(&self, stacks: &HashSet<u32>) {
-        self.lock().retain(|number, _| !stacks.contains(number));
+        self.lock().stacks.retain(|number, _| !stacks.contains(number));
     }
 
     /// An entry is whole or absent, whatever happened to the thread.
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Arc<Frame>>>> {
+    fn lock(&self) -> MutexGuard<'_, Named> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-enum Job {
+enum Job<F = WalkedFrame> {
     AddProcess(u16, Pid),
     AddTarget(u16, Arc<Target>),
     /// A child of the first process.
@@ -52,7 +76,7 @@ enum Job {
     Name {
         number: u32,
         process: u16,
-        frames: Vec<Address>,
+        frames: Vec<F>,
         walked: WalkedCode,
     },
     Code(CodeView),
@@ -62,26 +86,30 @@ enum Job {
     Answer(Sender<()>),
 }
 
-/// The thread, and the way to it.
+/// The threads, and the way to them.
 #[derive(Debug)]
 pub struct Worker {
     jobs: Sender<Job>,
     names: Names,
-    thread: JoinHandle<()>,
+    threads: [JoinHandle<()>; 2],
 }
 
 impl Worker {
-    /// Starts the thread.
+    /// Starts the threads. `native_frames` says that frames stay that only say how a language runtime works.
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(native_frames: bool) -> io::Result<Self> {
         let (jobs, queue) = channel();
+        let (seen, seen_queue) = channel();
         let names = Names::default();
-        let filled = names.clone();
-        let thread =
-            thread::Builder::new().name("symbolize".into()).spawn(move || name_stacks(&queue, &filled))?;
-        Ok(Self { jobs, names, thread })
+        let (counted, filled) = (names.clone(), names.clone());
+        let named = |name: &str| thread::Builder::new().name(name.into());
+        let threads = [
+            named("runtimes").spawn(move || read_runtimes(&queue, &seen, &counted))?,
+            named("symbolize").spawn(move || name_stacks(&seen_queue, &filled, native_frames))?,
+        ];
+        Ok(Self { jobs, names, threads })
     }
 
     // A send fails only when the thread is gone; `finish` tells.
@@ -142,33 +170,68 @@ impl Worker {
     /// Waits until everything is named.
     ///
     /// # Errors
-    /// When the thread has panicked.
+    /// When a thread has panicked.
     pub fn finish(self) -> io::Result<()> {
         drop(self.jobs);
-        let ended = self.thread.join();
-        ended.map_err(|_| io::Error::other("the thread that names stacks has panicked"))
+        // Both are waited for: each ends when the one before it has.
+        let has_panicked = self.threads.map(JoinHandle::join).iter().any(Result::is_err);
+        if has_panicked { Err(io::Error::other("a thread that names stacks has panicked")) } else { Ok(()) }
     }
 }
 
-fn name_stacks(queue: &Receiver<Job>, names: &Names) {
+/// Reads what is in the memory of the processes, and passes the jobs on.
+fn read_runtimes(queue: &Receiver<Job>, next: &Sender<Job<SeenFrame>>, names: &Names) {
+    let mut reader = RuntimeReader::default();
+    for job in queue {
+        let job = match job {
+            Job::AddProcess(index, pid) => {
+                reader.add_process(index, pid);
+                Job::AddProcess(index, pid)
+            }
+            Job::AddTarget(index, target) => {
+                reader.add_process(index, target.pid());
+                Job::AddTarget(index, target)
+            }
+            Job::Fork(parent, child, pid) => {
+                reader.fork(parent, child, pid);
+                Job::Fork(parent, child, pid)
+            }
+            Job::Code(view) => {
+                reader.add_code(&view);
+                Job::Code(view)
+            }
+            Job::Name { number, process, frames, walked } => {
+                let frames = reader.see(process, &frames);
+                names.add_unread(std::mem::take(&mut reader.unread));
+                Job::Name { number, process, frames, walked }
+            }
+            Job::Forget(stacks) => Job::Forget(stacks),
+            Job::Answer(answer) => Job::Answer(answer),
+        };
+        // It fails only when the other thread is gone; `finish` tells.
+        let _ = next.send(job);
+    }
+}
+
+fn name_stacks(queue: &Receiver<Job<SeenFrame>>, names: &Names, native_frames: bool) {
     let modules = SharedModules::default();
     let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
-                symbolizers.insert(index, Symbolizer::new(pid, &modules));
+                symbolizers.insert(index, Symbolizer::new(pid, &modules, native_frames));
             }
             Job::AddTarget(index, target) => {
-                symbolizers.insert(index, Symbolizer::of(Some(target), &modules));
+                symbolizers.insert(index, Symbolizer::of(Some(target), &modules, native_frames));
             }
             Job::Fork(parent, child, pid) => {
                 let forked = symbolizers.get(&parent).map(|parent| parent.fork(pid));
-                symbolizers.insert(child, forked.unwrap_or_else(|| Symbolizer::new(pid, &modules)));
+                symbolizers.insert(child, forked.unwrap_or_else(|| Symbolizer::new(pid, &modules, native_frames)));
             }
             Job::Name { number, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {
                     Some(symbolizer) => symbolizer.symbolize(&frames, walked),
-                    None => frames.iter().map(|&ip| Arc::new(Frame { ip, ..Frame::default() })).collect(),
+                    None => frames.iter().map(bare).collect(),
                 };
                 names.insert(number, frames);
             }
@@ -185,17 +248,23 @@ fn name_stacks(queue: &Receiver<Job>, names: &Names) {
     }
 }
 
+/// The frame of code of which nothing is known.
+fn bare(frame: &SeenFrame) -> Arc<Frame> {
+    Arc::new(Frame { ip: frame.walked.address, ..Frame::default() })
+}
+
 #[cfg(test)]
 mod tests {
     use tracer_ebpf::stop::Stop;
 
     use super::*;
+    use crate::model::Address;
 
     #[test]
     fn forgotten_stacks_have_no_names() {
-        let worker = Worker::start().unwrap();
+        let worker = Worker::start(false).unwrap();
         let name = |number, ip| {
-            let frames = vec![Address(ip)];
+            let frames = vec![Address(ip).into()];
             let (stop, walked) = (Stop::Base, WalkedCode::default());
             worker.name(&NewStack { number, process: 0, api: 0, stop, tid: 1, frames, walked });
         };

@@ -158,10 +158,10 @@ impl Session {
         let children = Children::join(&mut capture, &mut processes, &mut code)?;
         capture.attach_system_calls()?;
         parts.done("attaching to system calls");
-        // A probe of a followed process is everybody's, and not all of them tell of their blocks.
-        let sample = (config.sample.0 > 0 && !config.follow).then_some(config.sample);
+        // A probe that is shared is in everybody's code, and not all of them tell of their blocks.
+        let sample = (config.sample.0 > 0 && !capture.shares_probes()).then_some(config.sample);
         let planner = planner(&config.declarations, config.mode, sample);
-        let worker = Worker::start().context("no thread can be had to find names on")?;
+        let worker = Worker::start(config.native_frames).context("no thread can be had to find names on")?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
             worker.add_target(process.index, &process.target);

@@ -160,6 +160,7 @@ impl Session {
             failed_allocations: calls.failed_allocations,
             lost: lost.into_iter().map(|(cause, number)| (cause.to_owned(), number)).collect(),
             incomplete_stacks: BTreeMap::new(),
+            unnamed_functions: BTreeMap::new(),
         }
     }
 }

@@ -1,0 +1,77 @@
+//! Frames of language runtimes: what of them the walk writes down besides the address, so that user space can name them.
+//!
+//! A frame is one word of a stack: its address, and in the bits above, which no address of user space has, what kind of frame it is
+//! ([`FrameKind`]). Some kinds are followed by words of their own. Each runtime has a module here that recognises its frames and
+//! says which words these are; it runs in BPF and on the host.
+
+pub mod v8;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// Machine code of which nothing but the address is known.
+    #[default]
+    Native = 0,
+    /// A JavaScript function that is interpreted or built in: two words follow, see [`v8::Function::to_words`].
+    JavaScript = 1,
+    /// Code by which V8 comes from one function to the other. One word follows: V8's number of the frame's type.
+    V8Internal = 2,
+    /// A JavaScript function in code that was made at run time: two words follow, as of [`FrameKind::JavaScript`].
+    CompiledJavaScript = 3,
+}
+
+/// Bits of a frame's word that are its address. Those of user space have 47, or 56 with page tables of five levels.
+const ADDRESS_BITS: u32 = 56;
+
+impl FrameKind {
+    /// The most words that follow one frame.
+    pub const MOST_WORDS: usize = 2;
+
+    /// How many words follow a frame of this kind.
+    #[must_use]
+    pub const fn words(self) -> usize {
+        match self {
+            Self::Native => 0,
+            Self::JavaScript | Self::CompiledJavaScript => 2,
+            Self::V8Internal => 1,
+        }
+    }
+
+    /// The word of a frame of this kind.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(self, address: u64) -> u64 {
+        address & ((1 << ADDRESS_BITS) - 1) | (self as u64) << ADDRESS_BITS
+    }
+
+    /// The kind and the address of a frame's word; `None` for a kind that there is not.
+    #[must_use]
+    pub const fn of_word(word: u64) -> Option<(Self, u64)> {
+        let address = word & ((1 << ADDRESS_BITS) - 1);
+        match word >> ADDRESS_BITS {
+            0 => Some((Self::Native, address)),
+            1 => Some((Self::JavaScript, address)),
+            2 => Some((Self::V8Internal, address)),
+            3 => Some((Self::CompiledJavaScript, address)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_say_what_kind_of_frame_they_are() {
+        for kind in
+            [FrameKind::Native, FrameKind::JavaScript, FrameKind::V8Internal, FrameKind::CompiledJavaScript]
+        {
+            assert_eq!(FrameKind::of_word(kind.word(0x7fff_1234_5678)), Some((kind, 0x7fff_1234_5678)));
+            assert!(kind.words() <= FrameKind::MOST_WORDS);
+        }
+        assert_eq!(FrameKind::of_word(u64::MAX), None);
+        assert_eq!(FrameKind::Native.word(0x1234), 0x1234, "a stack without runtimes is its addresses");
+    }
+}

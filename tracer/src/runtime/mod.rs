@@ -1,0 +1,82 @@
+//! Stage 5b: what language runtimes know of their code, read out of the memory of a process that runs as it is.
+//!
+//! The walk in the kernel recognises the frames of a runtime and writes down a few words of each ([`tracer_ebpf::runtime`]). Here is the
+//! other half: where things are in the version that a process runs, told from its files, and what such words mean, told from its
+//! memory. docs/runtimes.md explains both.
+//!
+//! Nothing here is believed because it is there: the process goes on while it is read, so each object is checked to be of the type
+//! and to have the number that the walk saw, and what does not fit is a reason ([`Unread`]), never a guess.
+
+pub mod v8;
+
+use std::{fs::File, os::unix::fs::FileExt as _};
+
+use tracer_ebpf::unwind::Memory;
+
+/// The memory of a process.
+pub trait ProcessMemory: Memory {
+    /// Fills the bytes from an address on; whether all of them could be read.
+    fn read_bytes(&self, address: u64, bytes: &mut [u8]) -> bool;
+}
+
+/// The open `/proc/PID/mem`.
+#[derive(Debug)]
+pub struct MemoryFile(pub File);
+
+impl Memory for MemoryFile {
+    fn read(&self, address: u64) -> Option<u64> {
+        let mut word = [0; 8];
+        self.read_bytes(address, &mut word).then(|| u64::from_ne_bytes(word))
+    }
+}
+
+impl ProcessMemory for MemoryFile {
+    fn read_bytes(&self, address: u64, bytes: &mut [u8]) -> bool {
+        self.0.read_exact_at(bytes, address).is_ok()
+    }
+}
+
+/// A function of a runtime, as a frame shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Function {
+    /// Its name.
+    pub name: String,
+    /// The file that it is written in.
+    pub file: Option<String>,
+    /// Where in there the call is, that the frame is in.
+    pub line: Option<u32>,
+    /// Whether it was inlined into the next one.
+    pub inlined: bool,
+    /// The language that it is written in, as reports call it.
+    pub language: &'static str,
+}
+
+/// Why a frame of a runtime has no name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Unread {
+    /// The process is gone, or its memory must not be read.
+    #[error("the process could not be read any more")]
+    Gone,
+    /// The walk found that it is a function, and could not read which.
+    #[error("the function could not be read at the allocation")]
+    NotCaptured,
+    /// Something else is at its place by now.
+    #[error("the function was moved or dropped before it was looked at")]
+    Moved,
+    /// The objects are not as they are in the versions that are known.
+    #[error("the runtime's objects are not as they are in the versions that are known")]
+    Unknown,
+}
+
+impl Unread {
+    /// The name that reports use, in snake case.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gone => "process_gone",
+            Self::NotCaptured => "not_captured",
+            Self::Moved => "moved",
+            Self::Unknown => "unknown_version",
+        }
+    }
+}
