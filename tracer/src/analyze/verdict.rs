@@ -180,6 +180,10 @@ fn footprint(stack: &StackReport) -> u64 {
 #[derive(Clone, Debug, Default)]
 struct Place {
     name: String,
+    /// The innermost function of the program's own, where a language runtime called the place; of the largest stack.
+    caller: Option<String>,
+    /// What that stack weighs.
+    caller_footprint: u64,
     footprint: u64,
     weight: u64,
     bytes_per_second: f64,
@@ -214,6 +218,9 @@ impl Places {
             let name = place_name(&stack.frames);
             let place = places.entry(name.clone()).or_insert_with(|| Place { name, ..Place::default() });
             place.footprint += footprint(stack);
+            if place.caller.is_none() || footprint(stack) > place.caller_footprint {
+                (place.caller, place.caller_footprint) = (runtime_caller(&stack.frames), footprint(stack));
+            }
             place.weight += stack.weight_bytes;
             place.stacks += 1;
             objects += stack.outstanding_objects;
@@ -231,7 +238,8 @@ impl Places {
 
 fn leak_sentence(facts: &Facts, growth: &Growth, leak: &Place, leaks: &Places) -> String {
     let rate = per_minute(leak.rate(facts.window));
-    let mut sentence = format!("leaking {rate} in `{}`{}", leak.name, growth.share(leak.footprint));
+    let caller = leak.caller.as_ref().map_or_else(String::new, |caller| format!(", called from `{caller}`"));
+    let mut sentence = format!("leaking {rate} in `{}`{caller}{}", leak.name, growth.share(leak.footprint));
     if let [_, others @ ..] = &leaks.places[..]
         && !others.is_empty()
     {
@@ -368,6 +376,18 @@ pub(crate) fn place_name(frames: &[std::sync::Arc<Frame>]) -> String {
         (Some(module), Some(function)) => format!("{module}: {}", bare_name(function)),
         _ => frame.label(),
     }
+}
+
+/// `handle (service.js:36)`, of the innermost function that is written in a language with a runtime and is not the runtime's own.
+fn runtime_caller(frames: &[std::sync::Arc<Frame>]) -> Option<String> {
+    let is_the_programs = |frame: &&std::sync::Arc<Frame>| {
+        let file = frame.file.as_deref().unwrap_or("node:");
+        frame.language.as_deref() == Some("javascript") && !file.starts_with("node:")
+    };
+    let frame = frames.iter().find(is_the_programs)?;
+    let file = frame.file.as_deref().map(|file| file.rsplit('/').next().unwrap_or(file))?;
+    let line = frame.line.map_or_else(String::new, |line| format!(":{line}"));
+    Some(format!("{} ({file}{line})", frame.label()))
 }
 
 /// Code that allocates for its caller: the libraries of a language, and the wrappers that programs put around `malloc`.

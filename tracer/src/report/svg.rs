@@ -238,6 +238,8 @@ pub(super) enum Hue {
     Runtime,
     /// Code made by a just-in-time compiler.
     Jit,
+    /// Functions that a runtime tells by name, however they run.
+    Script,
     /// The kernel.
     Kernel,
     /// Code that cannot be named, and callers that are missing.
@@ -247,8 +249,16 @@ pub(super) enum Hue {
 }
 
 impl Hue {
-    const ALL: &'static [Hue] =
-        &[Hue::Native, Hue::Runtime, Hue::Jit, Hue::Kernel, Hue::Unknown, Hue::Outside, Hue::Api];
+    const ALL: &'static [Hue] = &[
+        Hue::Native,
+        Hue::Runtime,
+        Hue::Script,
+        Hue::Jit,
+        Hue::Kernel,
+        Hue::Unknown,
+        Hue::Outside,
+        Hue::Api,
+    ];
 
     /// How a legend calls it.
     pub const fn name(self) -> &'static str {
@@ -257,6 +267,7 @@ impl Hue {
             Hue::Native => "native",
             Hue::Runtime => "libc",
             Hue::Jit => "JIT",
+            Hue::Script => "JavaScript",
             Hue::Kernel => "kernel",
             Hue::Unknown => "unknown",
             Hue::Api => "allocator",
@@ -276,6 +287,7 @@ impl Hue {
         let module = frame.module.as_deref().unwrap_or_default();
         match frame.language.as_deref() {
             Some("jit") => Hue::Jit,
+            Some("javascript" | "wasm") => Hue::Script,
             Some("kernel") => Hue::Kernel,
             _ if module.starts_with("[kernel") => Hue::Kernel,
             _ if frame.function.is_none() => Hue::Unknown,
@@ -291,6 +303,7 @@ impl Hue {
             Hue::Native => (22.0, 0.88, 0.64),
             Hue::Runtime => (46.0, 0.85, 0.68),
             Hue::Jit => (128.0, 0.45, 0.66),
+            Hue::Script => (168.0, 0.46, 0.64),
             Hue::Kernel => (280.0, 0.40, 0.74),
             Hue::Unknown => (0.0, 0.00, 0.76),
             Hue::Api => (205.0, 0.70, 0.72),
@@ -471,6 +484,7 @@ mod tests {
         assert_eq!(Hue::of_frame(&frame(Some("qsort"), "libc.so.6", None)), Hue::Runtime);
         assert_eq!(Hue::of_frame(&frame(Some("f"), "libcrypto.so.3", None)), Hue::Native);
         assert_eq!(Hue::of_frame(&frame(Some("~f"), "[jit]", Some("jit"))), Hue::Jit);
+        assert_eq!(Hue::of_frame(&frame(Some("f"), "", Some("javascript"))), Hue::Script);
         assert_eq!(Hue::of_frame(&frame(None, "addon.node", None)), Hue::Unknown);
         let rgb = rgb(0.0, 1.0, 0.5);
         assert_eq!((rgb.r, rgb.g, rgb.b), (255, 0, 0));
