@@ -36,7 +36,7 @@ pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir, rust_allocator};
 pub use report::{Frame, Report, Stack};
-pub use runtimes::{go, java, node_addon, python};
+pub use runtimes::{go, java, node_addon, nodes, python};
 pub use sampler::{Listener, sampler};
 pub use terminal::Terminal;
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};

@@ -95,6 +95,8 @@ pub struct Events {
     pub lost: BTreeMap<String, u64>,
     #[serde(default)]
     pub incomplete_stacks: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub unnamed_functions: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -145,6 +147,7 @@ pub struct Frame {
     pub line: Option<u32>,
     #[serde(default)]
     pub inlined: bool,
+    pub language: Option<String>,
 }
 
 impl Frame {

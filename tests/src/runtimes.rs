@@ -24,6 +24,19 @@ pub fn node_addon(directory: &Path) -> PathBuf {
     addon
 }
 
+/// Every Node.js that is here: the one in `PATH`, and those that `cargo xtask setup` gets.
+#[must_use]
+pub fn nodes() -> Vec<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
+    let found = fs::read_dir(tools).into_iter().flatten().flatten();
+    let found = found.filter(|entry| entry.file_name().to_string_lossy().starts_with("node-"));
+    let mut found: Vec<_> = found.map(|entry| entry.path().join("node_modules/node/bin/node")).collect();
+    found.retain(|node| node.is_file());
+    found.sort();
+    found.insert(0, "node".into());
+    found
+}
+
 /// A class of `programs/java`, compiled into a directory, in a virtual machine with these options.
 #[track_caller]
 #[must_use]

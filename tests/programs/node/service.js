@@ -33,7 +33,7 @@ function leakExactly(count) {
 }
 
 function serve() {
-  const server = http.createServer((request, response) => {
+  const server = http.createServer(function handle(request, response) {
     response.end(`${addon.handle(SESSION_BYTES)}\n`);
   });
   const agent = new http.Agent({ keepAlive: true, maxSockets: 4 });

@@ -1,0 +1,152 @@
+//! JavaScript functions by name, file and line, in processes that were started without any flag: what the report says of an allocation is
+//! compared with what V8 told the program itself at that moment.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use tempfile::TempDir;
+use tracer_tests::{Frame, Report, Running, Tracer, node_addon, nodes, programs_dir, trace_with};
+
+/// As the program states them.
+type Stated = (Option<String>, Option<String>, Option<u32>);
+/// Function, file and line.
+type Place = (String, Option<String>, Option<u32>);
+/// The functions written in JavaScript of a stack, innermost first.
+type Functions = Vec<Place>;
+
+/// What one recording of `node/javascript.js` gave.
+struct Recorded {
+    report: Report,
+    stated: Vec<Functions>,
+}
+
+fn record(node: &Path, flags: &[&str], rounds: &str, tracer: Tracer) -> Recorded {
+    let directory = TempDir::new().expect("a temporary directory");
+    let stacks = directory.path().join("stacks.json");
+    let mut command = Command::new(node);
+    command.args(flags).arg(programs_dir().join("node/javascript.js"));
+    command.arg(node_addon(directory.path())).arg(&stacks).arg(rounds);
+    let mut program = Running::start(command);
+    let report = trace_with(&mut program, tracer);
+    program.assert_unharmed();
+    let text = fs::read_to_string(stacks).expect("the program has stated its stacks");
+    let stated: Vec<Vec<Stated>> = serde_json::from_str(&text).expect("it states functions, files and lines");
+    let place = |(name, file, line): Stated| {
+        // V8 has the name of the class there, and says this for it when it is asked by the program.
+        let name = name.map(|name| name.replace("<instance_members_initializer>", "Derived"));
+        (name.unwrap_or_else(|| "(anonymous)".to_owned()), file, line)
+    };
+    Recorded {
+        report,
+        stated: stated.into_iter().map(|stack| stack.into_iter().map(place).collect()).collect(),
+    }
+}
+
+impl Recorded {
+    /// The functions of each block that the addon leaked.
+    fn told(&self) -> Vec<Functions> {
+        let leaks = self.report.stacks.iter().filter(|stack| stack.passes("session::Cache::Open"));
+        let functions = |frames: &[Frame]| -> Functions {
+            let written = |frame: &&Frame| {
+                let is_javascript = frame.language.as_deref() == Some("javascript");
+                is_javascript && (frame.file.is_some() || frame.line.is_some() || frame.is("[javascript]"))
+            };
+            let place = |frame: &Frame| {
+                let name = frame.function.clone().unwrap_or_default();
+                let name = name.replace("<instance_members_initializer>", "Derived");
+                (name, frame.file.clone(), frame.line)
+            };
+            frames.iter().filter(written).map(place).collect()
+        };
+        leaks.flat_map(|stack| vec![functions(&stack.frames); stack.outstanding_objects as usize]).collect()
+    }
+
+    /// Pairs each stack that was stated with one that was told: the same one, or of those that are left over the one of the same length
+    /// that has most in common.
+    fn pairs(&self) -> Vec<(Functions, Option<Functions>)> {
+        let mut told: BTreeMap<Functions, u64> = BTreeMap::new();
+        self.told().into_iter().for_each(|stack| *told.entry(stack).or_default() += 1);
+        let mut take = |stack: &Functions| {
+            let left = told.get_mut(stack)?;
+            *left -= 1;
+            if *left == 0 {
+                told.remove(stack);
+            }
+            Some(stack.clone())
+        };
+        let (same, others): (Vec<_>, Vec<_>) = self
+            .stated
+            .iter()
+            .map(|stack| (stack.clone(), take(stack)))
+            .partition(|(_, told)| told.is_some());
+        let others = others.into_iter().map(|(stated, _)| {
+            let in_common = |told: &&Functions| told.iter().zip(&stated).filter(|(a, b)| a == b).count();
+            let alike = told.keys().filter(|told| told.len() == stated.len()).max_by_key(in_common).cloned();
+            if let Some(left) = alike.as_ref().and_then(|alike| told.get_mut(alike)) {
+                *left -= 1;
+            }
+            told.retain(|_, left| *left > 0);
+            (stated, alike)
+        });
+        let others: Vec<_> = others.collect();
+        same.into_iter().chain(others).collect()
+    }
+}
+
+/// Of the frames that were stated, how many per cent were told by function and file, and by line too.
+fn shares(pairs: &[(Functions, Option<Functions>)]) -> (f64, f64) {
+    let all: usize = pairs.iter().map(|(stated, _)| stated.len()).sum();
+    let right = |is_right: fn(&Place, &Place) -> bool| {
+        let frames = pairs.iter().filter_map(|(stated, told)| Some(stated.iter().zip(told.as_ref()?)));
+        let right = frames.flatten().filter(|(stated, told)| is_right(stated, told)).count();
+        100.0 * right as f64 / all as f64
+    };
+    (right(|stated, told| (&stated.0, &stated.1) == (&told.0, &told.1)), right(|stated, told| stated == told))
+}
+
+#[test]
+fn functions_are_those_that_v8_tells() {
+    for node in nodes() {
+        let recorded = record(&node, &[], "20", Tracer::new());
+        let (stated, told) = (recorded.stated.len(), recorded.told().len());
+        assert!(stated > 1000 && told == stated, "{node:?}: {told} of {stated} allocations");
+        let pairs = recorded.pairs();
+        let (functions, lines) = shares(&pairs);
+        println!("{}: {functions:.2} % of functions, {lines:.2} % of lines, {stated} stacks", node.display());
+        let wrong: Vec<_> = pairs.iter().filter(|(stated, told)| Some(stated) != told.as_ref()).collect();
+        assert!(functions >= 99.0, "{node:?}: {functions} %: {:#?}", &wrong[..wrong.len().min(5)]);
+        assert!(lines >= 97.0, "{node:?}: {lines} %: {:#?}", &wrong[..wrong.len().min(5)]);
+    }
+}
+
+/// Objects move at every collection: names may be missing, but none is another function's.
+#[test]
+fn functions_that_move_have_no_wrong_names() {
+    let recorded = record(Path::new("node"), &["--stress-compaction", "--expose-gc"], "40", Tracer::new());
+    let known: Vec<_> = recorded.stated.iter().flatten().map(|(name, file, _)| (name, file)).collect();
+    let told = recorded.told();
+    assert!(told.len() > 2000, "{} allocations", told.len());
+    let wrong = |(name, file, _): &&Place| name != "[javascript]" && !known.contains(&(name, file));
+    let is_computed = |place: &&Place| place.1.as_deref() == Some("node:internal/event_target");
+    let wrong: Vec<_> = told.iter().flatten().filter(wrong).filter(|place| !is_computed(place)).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let whole = recorded.pairs().iter().filter(|(stated, told)| Some(stated) == told.as_ref()).count();
+    println!(
+        "{whole} of {} stacks are right, unnamed: {:?}",
+        told.len(),
+        recorded.report.events.unnamed_functions
+    );
+}
+
+#[test]
+fn frames_that_say_how_v8_works_are_shown_on_request() {
+    let builtins = |tracer: Tracer| {
+        let recorded = record(Path::new("node"), &[], "1", tracer);
+        let frames = recorded.report.stacks.iter().flat_map(|stack| &stack.frames);
+        let entries = frames.filter(|frame| {
+            frame.function.as_deref().is_some_and(|name| name.starts_with("Builtins_JSEntry"))
+        });
+        entries.count()
+    };
+    assert_eq!(builtins(Tracer::new()), 0);
+    assert!(builtins(Tracer::new().options(["--native-frames"])) > 0);
+}
