@@ -98,6 +98,7 @@ fn profile(number: usize, depth: usize) -> Profile {
         totals,
         stacks,
         verdict: None,
+        causes: Vec::new(),
     }
 }
 

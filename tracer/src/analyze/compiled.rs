@@ -4,10 +4,10 @@
 //! stops, and the new one is too young to be judged. What they have in common is the native code that is called from the
 //! compiled: a stack that stopped, or has just begun, is judged as the sum of those that have the same.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::growth::{self, Births, Turnover};
+use super::growth::{self, Births, Judgement, Turnover};
 use super::history::{History, Source};
 use crate::model::{Bytes, Frame, StackReport, Verdict};
 
@@ -36,7 +36,7 @@ pub fn judge_together(stacks: &mut [Judged], history: &History) {
         if !group.iter().any(|&index| says_little(&stacks[index])) {
             continue;
         }
-        let judgement = judge(group.iter().map(|&index| &stacks[index]), history);
+        let judgement = judge_as_one(group.iter().map(|&index| &stacks[index]), history);
         for index in group {
             let judged = &mut stacks[index];
             if says_little(judged) && judged.stack.weight_bytes > 0 {
@@ -51,20 +51,25 @@ fn says_little(judged: &Judged) -> bool {
     matches!(judged.stack.verdict, Some(Verdict::Unknown | Verdict::OneOff))
 }
 
-fn judge<'a>(group: impl Iterator<Item = &'a Judged> + Clone, history: &History) -> growth::Judgement {
-    let sources: HashSet<Source> = group.clone().map(|judged| judged.source).collect();
-    let sum = |figure: fn(&StackReport) -> u64| {
-        group.clone().fold(0, |sum: u64, judged| sum.saturating_add(figure(&judged.stack)))
+/// What stacks say together that were judged each by itself.
+pub(super) fn judge_as_one<'a>(
+    stacks: impl Iterator<Item = &'a Judged> + Clone,
+    history: &History,
+) -> Judgement {
+    let figure = |figure: fn(&StackReport) -> u64| {
+        stacks.clone().map(|judged| figure(&judged.stack)).fold(0, u64::saturating_add)
     };
-    let births = group.clone().map(|judged| judged.births).reduce(Births::and);
-    let variance: f64 = group.clone().map(|judged| judged.variance).sum();
+    let births = stacks.clone().map(|judged| judged.births).reduce(Births::and);
+    let variance: f64 = stacks.clone().map(|judged| judged.variance).sum();
     let turnover = Turnover {
-        allocated_objects: sum(|stack| stack.allocated_objects),
-        freed_objects: sum(|stack| stack.freed_objects),
+        allocated_objects: figure(|stack| stack.allocated_objects),
+        freed_objects: figure(|stack| stack.freed_objects),
         births: births.unwrap_or(Births::new(0, 0)),
         standard_error: Bytes(variance.sqrt() as u64),
+        times: stacks.clone().map(|judged| judged.births.blocks()).max().unwrap_or(0),
+        is_one_in_use: false,
     };
-    growth::judge(&history.total(|source| sources.contains(&source)), &turnover)
+    growth::judge(&history.sum_of(stacks.map(|judged| judged.source)), &turnover)
 }
 
 /// What stacks have in common that differ only in compiled code: what is called from there, and by which function. `None`

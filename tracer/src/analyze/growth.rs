@@ -9,6 +9,7 @@
 //!   about as much, whatever was allocated and freed besides. Turnover leaves only what is young, a cache that fills
 //!   and stops only what is old. Noise in the sizes, which hides a slow leak from the trend, plays no part in this.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::model::{Bytes, Verdict};
@@ -84,6 +85,8 @@ pub struct Births {
     start_ns: u64,
     end_ns: u64,
     bytes: [u64; Self::PARTS],
+    /// As many as were seen: of a sample, those that were kept, which is what there is evidence of.
+    blocks: [u32; Self::PARTS],
 }
 
 impl Births {
@@ -92,19 +95,23 @@ impl Births {
     /// Of nothing, over the time from `start_ns` to `end_ns`, on the clock of the [points](Point).
     #[must_use]
     pub const fn new(start_ns: u64, end_ns: u64) -> Self {
-        Self { start_ns, end_ns, bytes: [0; Self::PARTS] }
+        Self { start_ns, end_ns, bytes: [0; Self::PARTS], blocks: [0; Self::PARTS] }
     }
 
     /// Adds a block that is still there.
     pub fn add(&mut self, born_ns: u64, bytes: Bytes) {
-        let part = &mut self.bytes[self.part_at(born_ns)];
-        *part = part.saturating_add(bytes.0);
+        let at = self.part_at(born_ns);
+        self.bytes[at] = self.bytes[at].saturating_add(bytes.0);
+        self.blocks[at] = self.blocks[at].saturating_add(1);
     }
 
     /// What is left of these and of others, over the same span.
     #[must_use]
     pub fn and(mut self, others: Self) -> Self {
         for (part, more) in self.bytes.iter_mut().zip(others.bytes) {
+            *part = part.saturating_add(more);
+        }
+        for (part, more) in self.blocks.iter_mut().zip(others.blocks) {
             *part = part.saturating_add(more);
         }
         self
@@ -127,19 +134,16 @@ impl Births {
         None
     }
 
+    /// So many blocks were seen that are left.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.blocks.iter().map(|&blocks| u64::from(blocks)).sum()
+    }
+
     fn part_at(&self, t_ns: u64) -> usize {
         let length = u128::from(self.end_ns.saturating_sub(self.start_ns).max(1));
         let part = u128::from(t_ns.saturating_sub(self.start_ns)) * Self::PARTS as u128 / length;
         usize::try_from(part).unwrap_or(usize::MAX).min(Self::PARTS - 1)
-    }
-
-    /// The time from `from_ns` on in quarters: the mean of what is left of each one's parts.
-    fn quarters_since(&self, from_ns: u64) -> [f64; 4] {
-        let parts = &self.bytes[self.part_at(from_ns)..];
-        [0, 1, 2, 3].map(|quarter| {
-            let quarter = &parts[quarter * parts.len() / 4..(quarter + 1) * parts.len() / 4];
-            quarter.iter().map(|&bytes| bytes as f64).sum::<f64>() / quarter.len().max(1) as f64
-        })
     }
 }
 
@@ -154,6 +158,11 @@ pub struct Turnover {
     pub births: Births,
     /// Of the bytes that are left, when they are estimated from a sample; else 0.
     pub standard_error: Bytes,
+    /// How often it certainly happened that something was left: the blocks of one stack, where several are judged together. An object
+    /// of twenty parts leaves twenty blocks at once.
+    pub times: u64,
+    /// Whether it is one mapping that is used in part: what grows is its use.
+    pub is_one_in_use: bool,
 }
 
 /// A verdict and why.
@@ -174,15 +183,16 @@ pub const FEWEST_POINTS: usize = 12;
 /// The fewest blocks left that are called a leak.
 pub const FEWEST_BLOCKS: u64 = 8;
 
-/// Judges the history of what a stack holds. What comes before the first allocation is no part of it.
+/// Judges the history of what a stack holds, or several together. What comes before the first allocation is no part of it.
 ///
 /// | verdict | when |
 /// |---|---|
-/// | `steady` | nothing is left; or it does not rise any more, and most of it was freed, what is left being young |
+/// | `steady` | nothing is left; or half of it was freed, it does not rise, and nothing to speak of is left of the first half |
 /// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST_POINTS`] points |
 /// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, known to a fifth, and every quarter of the history left about as much of them |
 /// | `growing` | its second half rises, but that does not hold |
-/// | `one_off` | it does not rise any more, and keeps what it has |
+/// | `one_off` | it has stopped (`Left::has_stopped`) |
+/// | `unknown` | there are too few blocks to tell |
 #[must_use]
 pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     let judgement = |verdict, reason| Judgement { verdict, reason };
@@ -199,39 +209,119 @@ pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
         return judgement(Verdict::Unknown, "it was not watched long enough");
     }
     let (_, second_half) = history.split_at(history.len() / 2);
-    let left = turnover.allocated_objects.saturating_sub(turnover.freed_objects);
+    let left = Left::since(&turnover.births, first.t_ns);
     // A fifth is what 25 samples give: six for each quarter.
     let is_known = last.bytes.0 / 5 >= turnover.standard_error.0;
-    if left >= FEWEST_BLOCKS && is_known && accumulates(turnover.births.quarters_since(first.t_ns)) {
+    if left.blocks() >= FEWEST_BLOCKS && is_known && accumulates(left.quarters(), turnover) {
         judgement(Verdict::Leaking, "it grows steadily, and its old blocks are never freed")
     } else if rises(second_half, turnover.standard_error) {
         judgement(
             Verdict::Growing,
             "it grows, but too little of what is left is old, or it does not grow steadily",
         )
-    } else if turns_over(turnover, first.t_ns) {
+    } else if turns_over(turnover) && left.is_young() {
         judgement(Verdict::Steady, "it frees as much as it allocates")
-    } else {
+    } else if turnover.is_one_in_use || left.has_stopped(turnover.times) {
         judgement(Verdict::OneOff, "it stopped growing and keeps what it has")
+    } else {
+        judgement(Verdict::Unknown, "too few of its blocks tell whether it stopped, or frees them later")
     }
 }
 
-/// Whether it frees about as much as it allocates: nine tenths of it, or half and does not keep the old blocks.
-fn turns_over(turnover: &Turnover, from_ns: u64) -> bool {
-    let [first, second, third, last] = turnover.births.quarters_since(from_ns);
-    let keeps_the_old = first + second > third + last;
-    let enough = if keeps_the_old { 0.9 } else { 0.5 };
-    turnover.freed_objects as f64 >= turnover.allocated_objects as f64 * enough
+/// Whether it frees at least half of what it allocates, and did so often.
+fn turns_over(turnover: &Turnover) -> bool {
+    const OFTEN: u64 = 8;
+    turnover.freed_objects >= OFTEN && turnover.freed_objects >= turnover.allocated_objects / 2
+}
+
+/// What is left, by when it was allocated, from a moment on.
+#[derive(Clone, Copy, Debug)]
+struct Left<'a> {
+    bytes: &'a [u64],
+    blocks: &'a [u32],
+}
+
+/// What would happen by chance less often than this is taken not to have happened so.
+const CHANCE: f64 = 1e-4;
+
+impl<'a> Left<'a> {
+    fn since(births: &'a Births, from_ns: u64) -> Self {
+        let from = births.part_at(from_ns);
+        Self { bytes: &births.bytes[from..], blocks: &births.blocks[from..] }
+    }
+
+    fn blocks(&self) -> u64 {
+        self.blocks.iter().map(|&blocks| u64::from(blocks)).sum()
+    }
+
+    fn blocks_in(&self, parts: Range<usize>) -> u64 {
+        self.blocks[parts].iter().map(|&blocks| u64::from(blocks)).sum()
+    }
+
+    /// The time in quarters: the mean of what is left of each one's parts.
+    fn quarters(&self) -> [f64; 4] {
+        [0, 1, 2, 3].map(|quarter| {
+            let quarter = &self.bytes[quarter * self.bytes.len() / 4..(quarter + 1) * self.bytes.len() / 4];
+            quarter.iter().map(|&bytes| bytes as f64).sum::<f64>() / quarter.len().max(1) as f64
+        })
+    }
+
+    /// Whether nothing is left of the first half, but for a two-hundredth. Of a leak, half of it would be there.
+    fn is_young(&self) -> bool {
+        let total = self.bytes.iter().fold(0, |sum: u64, &bytes| sum.saturating_add(bytes));
+        let old =
+            self.bytes[..self.bytes.len() / 2].iter().fold(0, |sum: u64, &bytes| sum.saturating_add(bytes));
+        old <= total / 200
+    }
+
+    /// Whether nothing comes to it any more, by more evidence than chance would give if it were a leak: that leaves blocks at random
+    /// moments, so all of `n` are within a part `f` of the time with probability `f^(n - 1)`. What came in several bursts must have
+    /// stopped by their number; one that goes on until it ends is the filling of something.
+    fn has_stopped(&self, times: u64) -> bool {
+        if times < FEWEST_BLOCKS || self.blocks() < FEWEST_BLOCKS {
+            return false;
+        }
+        let parts = self.blocks.len();
+        let is_late = |from: usize, to: usize| self.blocks_in(parts * from / 16..parts * to / 16);
+        // What is on its way is young, and says nothing about what is kept.
+        let (kept, on_its_way) = (is_late(0, 15), is_late(15, 16));
+        let end =
+            self.blocks[..parts * 15 / 16].iter().rposition(|&blocks| blocks > 0).map_or(0, |last| last + 1);
+        let part = end as f64 / parts as f64;
+        let by_chance = |times: u64| part.powf(times.saturating_sub(1) as f64);
+        let bursts = self.blocks[..end].iter().filter(|&&blocks| blocks > 0).count();
+        let begin = self.blocks.iter().position(|&blocks| blocks > 0).unwrap_or(0);
+        let is_one_filling = end - begin.min(end) == bursts;
+        let happened = times.min(kept);
+        let ended = part <= 0.75
+            && on_its_way <= kept
+            && happened >= FEWEST_BLOCKS
+            && by_chance(happened) < CHANCE
+            && (is_one_filling || by_chance(bursts as u64) < CHANCE);
+        ended || self.fades(times)
+    }
+
+    /// Whether a twentieth at most of many blocks came in the second half.
+    fn fades(&self, times: u64) -> bool {
+        const MANY: u64 = 64;
+        let half = self.blocks.len() / 2;
+        let (early, late) = (self.blocks_in(0..half), self.blocks_in(half..self.blocks.len()));
+        let bursts = self.blocks[..half].iter().filter(|&&blocks| blocks > 0).count();
+        times >= MANY && early + late >= MANY && late * 20 <= early && bursts >= half / 2
+    }
 }
 
 /// Whether every quarter of the history left about as much. The old ones may have left a third less than the third one:
-/// where a block lives as long as the history on average, the first quarter keeps 61 % of what the third one does. The
+/// where a block lives as long as the history on average, the first quarter keeps 61 % of what the third one does. Where next to
+/// nothing was freed no block was, and they may have left a quarter as much: a program has more to do at times. The
 /// late ones may have left half as much as the average: growth that slows down faster is coming to its end. (The last
 /// quarter holds young blocks on their way besides.)
-fn accumulates(quarters: [f64; 4]) -> bool {
+fn accumulates(quarters: [f64; 4], turnover: &Turnover) -> bool {
     let [first, second, third, last] = quarters;
     let average = (first + second + third) / 3.0;
-    first.min(second) >= third * 2.0 / 3.0 && third.min(last) >= average / 2.0 && average > 0.0
+    let keeps_everything = turnover.freed_objects <= turnover.allocated_objects / 20;
+    let at_least = if keeps_everything { 0.25 } else { 2.0 / 3.0 };
+    first.min(second) >= third * at_least && third.min(last) >= average / 2.0 && average > 0.0
 }
 
 #[cfg(test)]
@@ -279,7 +369,15 @@ mod tests {
                 freed_objects += 1;
             }
         }
-        judge(&series(sizes), &Turnover { allocated_objects, freed_objects, births, standard_error }).verdict
+        let turnover = Turnover {
+            allocated_objects,
+            freed_objects,
+            births,
+            standard_error,
+            times: births.blocks(),
+            is_one_in_use: false,
+        };
+        judge(&series(sizes), &turnover).verdict
     }
 
     const FOREVER: u64 = u64::MAX;
@@ -365,13 +463,14 @@ mod tests {
             verdict(60, (0..100).map(|n| (1, if n % 2 == 0 { FOREVER } else { 1 }, 1000))),
             Verdict::OneOff
         );
-        assert_eq!(verdict(60, made()), Verdict::Steady);
+        // Two blocks tell nothing.
+        assert_eq!(verdict(60, made()), Verdict::Unknown);
     }
 
     #[test]
     fn a_few_samples_are_neither_leak_nor_growth() {
         // 60 kB are left. Ten samples tell that to a third, fifty to a seventh.
-        assert_eq!(verdict_with_error(60, leak(0, 60, 1000), Bytes(19_000)), Verdict::OneOff);
+        assert_eq!(verdict_with_error(60, leak(0, 60, 1000), Bytes(19_000)), Verdict::Unknown);
         assert_eq!(verdict_with_error(60, leak(0, 60, 1000), Bytes(8500)), Verdict::Leaking);
     }
 
@@ -384,8 +483,11 @@ mod tests {
 
     #[test]
     fn what_fills_and_stops_is_one_off() {
-        assert_eq!(verdict(60, leak(0, 1, 5000)), Verdict::OneOff);
         assert_eq!(verdict(60, leak(0, 20, 1000)), Verdict::OneOff);
+        assert_eq!(verdict(60, (0..40).map(|_| (0, FOREVER, 1000))), Verdict::OneOff);
+        assert_eq!(verdict(60, leak(0, 1, 5000)), Verdict::Unknown, "one block tells nothing");
+        let bursts = [0, 25].into_iter().flat_map(|second| (0..40).map(move |_| (second, FOREVER, 1000)));
+        assert_eq!(verdict(60, bursts), Verdict::Unknown, "a third one may be on its way");
     }
 
     #[test]
@@ -440,7 +542,15 @@ mod tests {
             let mut births = Births::new(start, end);
             born.iter().for_each(|&(born_ns, bytes)| births.add(born_ns, Bytes(bytes)));
             let standard_error = Bytes(error);
-            let _ = judge(&points, &Turnover { allocated_objects, freed_objects, births, standard_error });
+            let turnover = Turnover {
+                allocated_objects,
+                freed_objects,
+                births,
+                standard_error,
+                times: allocated_objects,
+                is_one_in_use: false,
+            };
+            let _ = judge(&points, &turnover);
             prop_assert!(rate(&points).is_none_or(f64::is_finite));
         }
     }

@@ -93,16 +93,22 @@ impl History {
         self.times.iter().zip(sizes).map(|(&t_ns, bytes)| Point { t_ns, bytes: Bytes(bytes) }).collect()
     }
 
-    /// What all sources together held that count.
+    /// What these sources held together.
     #[must_use]
-    pub fn total(&self, counts: impl Fn(Source) -> bool) -> Vec<Point> {
+    pub fn sum_of(&self, sources: impl Iterator<Item = Source>) -> Vec<Point> {
         let mut points = self.times.iter().map(|&t_ns| Point { t_ns, bytes: Bytes(0) }).collect::<Vec<_>>();
-        for (_, row) in self.sizes.iter().filter(|(source, _)| counts(**source)) {
+        for row in sources.filter_map(|source| self.sizes.get(&source)) {
             for (point, bytes) in points.iter_mut().zip(row) {
                 point.bytes.0 = point.bytes.0.saturating_add(*bytes);
             }
         }
         points
+    }
+
+    /// What all sources together held that count.
+    #[must_use]
+    pub fn total(&self, counts: impl Fn(Source) -> bool) -> Vec<Point> {
+        self.sum_of(self.sizes.keys().copied().filter(|&source| counts(source)))
     }
 }
 

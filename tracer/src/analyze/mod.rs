@@ -1,7 +1,10 @@
 //! What was recorded means: pure code over the events, the readings of the target's memory and the model.
 
+pub mod causes;
 pub mod compiled;
 pub mod growth;
+#[cfg(test)]
+mod histories;
 pub mod history;
 pub mod managed;
 pub mod mappings;

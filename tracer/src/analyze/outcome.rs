@@ -169,21 +169,26 @@ impl Counted {
         }
     }
 
-    /// Every stack that allocated, largest weight first.
+    /// Every stack that allocated, judged, largest weight first.
     #[must_use]
-    pub fn stacks(&self) -> Vec<StackReport> {
+    pub fn judged(&self) -> Vec<Judged> {
         let native = self.native.iter().map(|(&number, totals)| self.native_stack(number, totals));
         let mut judged: Vec<_> = native.chain(self.mapping_stacks()).collect();
         compiled::judge_together(&mut judged, &self.history);
-        let mut stacks: Vec<_> = judged.into_iter().map(|judged| judged.stack).collect();
-        stacks.sort_by(|a, b| {
+        judged.sort_by(|Judged { stack: a, .. }, Judged { stack: b, .. }| {
             (b.weight_bytes, b.outstanding_bytes, b.allocated_bytes)
                 .cmp(&(a.weight_bytes, a.outstanding_bytes, a.allocated_bytes))
                 .then_with(|| {
                     a.frames.iter().map(|frame| frame.ip).cmp(b.frames.iter().map(|frame| frame.ip))
                 })
         });
-        stacks
+        judged
+    }
+
+    /// Every stack that allocated, largest weight first.
+    #[cfg(test)]
+    fn stacks(&self) -> Vec<StackReport> {
+        self.judged().into_iter().map(|judged| judged.stack).collect()
     }
 
     fn native_stack(&self, number: u32, totals: &NativeTotals) -> Judged {
@@ -236,6 +241,9 @@ impl Counted {
                 freed_objects: stack.freed_objects,
                 births,
                 standard_error: Bytes(variance.sqrt() as u64),
+                times: births.blocks(),
+                is_one_in_use: stack.outstanding_objects == 1
+                    && stack.resident_bytes.is_some_and(|resident| resident <= stack.outstanding_bytes / 4),
             };
             let judgement = growth::judge(&history, &turnover);
             stack.verdict = Some(judgement.verdict);
@@ -393,7 +401,7 @@ pub fn count_incomplete(events: &mut Events, stacks: &[StackReport]) {
 const HISTORY_POINTS: usize = 24;
 
 /// The sizes at so many points of a history, its first and its last one among them. Nothing when it was always 0.
-fn evenly_spaced(history: &[growth::Point]) -> Vec<u64> {
+pub(super) fn evenly_spaced(history: &[growth::Point]) -> Vec<u64> {
     let points = history.len().min(HISTORY_POINTS);
     if points < 2 || history.iter().all(|point| point.bytes.0 == 0) {
         return Vec::new();
@@ -523,7 +531,7 @@ pub(super) mod tests {
             .collect();
         assert_eq!(
             brief,
-            [(500, Some(0.0), Some(Verdict::OneOff)), (200, Some(10.0), Some(Verdict::Leaking))]
+            [(500, Some(0.0), Some(Verdict::Unknown)), (200, Some(10.0), Some(Verdict::Leaking))]
         );
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::growth::{self, Point};
 use super::managed::Runtime;
-use crate::model::{Bytes, Events, Frame, Kind, Memory, Part, StackReport, Verdict, VerdictSummary};
+use crate::model::{Bytes, Cause, Events, Kind, Memory, Part, StackReport, Verdict, VerdictSummary};
 
 /// What a verdict rests on.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,10 @@ pub struct Facts<'a> {
     pub memory: Option<&'a Memory>,
     /// Every stack.
     pub stacks: &'a [StackReport],
+    /// Who is to blame for what they hold.
+    pub causes: &'a [Cause],
+    /// Mean bytes between sampled allocations; 0 when every one was kept.
+    pub sample_bytes: u64,
     /// How many blocks were freed that had been allocated before the window.
     pub freed_older_blocks: u64,
     /// By how much shared memory grew that has the form of files: `memfd`, `/dev/shm`.
@@ -62,35 +66,103 @@ pub fn of_lossy(events: &Events) -> Option<VerdictSummary> {
 #[must_use]
 pub fn of(facts: &Facts) -> VerdictSummary {
     let growth = Growth::of(facts);
-    let leaks = Places::of(facts, Verdict::Leaking);
+    let leaks = Places::of(facts, |verdict| verdict == Verdict::Leaking);
     let (summary, leaking) = match leaks.largest() {
-        Some(leak) if growth.is_measured && replaces_older_blocks(facts, &growth, &leaks) => {
-            let rate = per_minute(leak.rate(facts.window));
+        Some(leak) if replaces_older_blocks(facts, &growth, &leaks) => {
+            let rate = per_minute(leak.rate(facts.window.as_secs_f64()));
             let sentence = format!(
-                "`{}` allocates {rate}, while as many older blocks are freed: record for longer than a block lives",
-                leak.name
+                "{} allocates {rate}, while as many older blocks are freed: record for longer than a block lives",
+                leak.sentence()
             );
             (sentence, None)
         }
         Some(leak) if growth.is_noise() || leaks.footprint >= growth.percent(MAIN) => {
             (leak_sentence(facts, &growth, leak, &leaks), Some(true))
         }
-        _ if growth.is_noise() => (
-            "no growth in this window; record longer or under load".to_owned(),
-            (facts.window >= growth::SHORTEST).then_some(false),
-        ),
         leak => {
-            let (sentence, leaking) = largest_part(facts, &growth);
+            let (sentence, leaking) = without_main_leak(facts, &growth);
             match leak.filter(|_| leaks.footprint >= growth.percent(WORTH_MENTIONING)) {
                 Some(leak) => {
-                    let rate = per_minute(leak.rate(facts.window));
-                    (format!("{sentence}; besides, {rate} leak in `{}`", leak.name), Some(true))
+                    let rate = per_minute(leak.rate(facts.window.as_secs_f64()));
+                    (format!("{sentence}; besides, {rate} leak in {}", leak.sentence()), Some(true))
                 }
                 None => (sentence, leaking),
             }
         }
     };
     VerdictSummary { summary, leaking, growth_bytes_per_second: growth::rate(facts.outstanding) }
+}
+
+/// What is said where no leak is what it is about: an acquittal only with the evidence for one.
+fn without_main_leak(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
+    let (sentence, leaking) = if growth.is_noise() { no_growth(facts) } else { largest_part(facts, growth) };
+    if leaking != Some(false) {
+        return (sentence, leaking);
+    }
+    let undecided = Places::of(facts, |verdict| matches!(verdict, Verdict::Growing | Verdict::Unknown));
+    if growth.is_noise() {
+        return match undecided.largest() {
+            Some(largest) if undecided.footprint > NOISE / 100 * UNDECIDED => {
+                undecided_sentence(facts, growth, largest)
+            }
+            // A leak that is smaller than what every program's size wavers is still one.
+            Some(_) => (sentence, None),
+            None if facts.sample_bytes > 0 => (sentence, None),
+            None => (sentence, leaking),
+        };
+    }
+    let all = growth.all();
+    match undecided.largest() {
+        Some(largest) if undecided.footprint > all / 100 * UNDECIDED => {
+            undecided_sentence(facts, growth, largest)
+        }
+        _ if facts.sample_bytes > all / FEWEST_SAMPLES => {
+            ("nothing can be told from so few samples; record longer, or sample more".to_owned(), None)
+        }
+        _ => (sentence, leaking),
+    }
+}
+
+/// Nothing is acquitted while it is not known of so much of the growth whether it leaks, in percent.
+const UNDECIDED: u64 = 5;
+
+/// Of a leak as large as the growth so many samples would be there; with a quarter of them it can be missed once in a thousand times.
+const FEWEST_SAMPLES: u64 = 32;
+
+fn no_growth(facts: &Facts) -> (String, Option<bool>) {
+    (
+        "no growth in this window; record longer or under load".to_owned(),
+        (facts.window >= growth::SHORTEST).then_some(false),
+    )
+}
+
+/// What is said of a cause of which it is not known whether it leaks.
+fn undecided_sentence(facts: &Facts, growth: &Growth, cause: &Cause) -> (String, Option<bool>) {
+    let (name, share) = (cause.sentence(), growth.share(footprint_of(cause)));
+    let sentence = match cause.verdict {
+        Verdict::Growing => {
+            let rate = per_minute(cause.rate(facts.window.as_secs_f64()));
+            format!("growing {rate} in {name}{share}: not enough to call it a leak; record longer")
+        }
+        _ if facts.window < growth::SHORTEST => {
+            format!(
+                "{} more in {name}{share}: too short a window to tell a leak; record longer",
+                held_now(growth, cause)
+            )
+        }
+        _ => {
+            format!(
+                "{} more in {name}{share}: too few blocks to tell a leak; record longer",
+                held_now(growth, cause)
+            )
+        }
+    };
+    (sentence, None)
+}
+
+/// What a cause holds more than before, at most: it may have taken the place of older blocks that were freed.
+fn held_now(growth: &Growth, cause: &Cause) -> Bytes {
+    Bytes(if growth.held > 0 { cause.weight_bytes.min(growth.held) } else { cause.weight_bytes })
 }
 
 /// What grew, and by how much.
@@ -161,98 +233,83 @@ impl Growth {
     }
 }
 
-/// What a stack makes resident: glibc's chunks are at least 32 bytes, with a header of 8, and rounded up to 16.
+/// What a stack makes resident.
 fn footprint(stack: &StackReport) -> u64 {
+    footprint_of_blocks(stack.kind, stack.weight_bytes, stack.outstanding_objects)
+}
+
+/// What blocks make resident: glibc's chunks are at least 32 bytes, with a header of 8, and rounded up to 16.
+fn footprint_of_blocks(kind: Kind, bytes: u64, blocks: u64) -> u64 {
     const SMALLEST: u64 = 32;
     const OVERHEAD: u64 = 16;
 
-    let blocks = stack.outstanding_objects;
-    match stack.kind {
+    match kind {
         Kind::Native => {
-            let bytes = stack.weight_bytes;
-            bytes.saturating_add(blocks * OVERHEAD).max(blocks * SMALLEST)
+            bytes.saturating_add(blocks.saturating_mul(OVERHEAD)).max(blocks.saturating_mul(SMALLEST))
         }
-        _ => stack.weight_bytes,
+        _ => bytes,
     }
 }
 
-/// A function that allocates, and what its stacks hold together.
-#[derive(Clone, Debug, Default)]
-struct Place {
-    name: String,
-    /// The innermost function of the program's own, where a language runtime called the place; of the largest stack.
-    caller: Option<String>,
-    /// What that stack weighs.
-    caller_footprint: u64,
-    footprint: u64,
-    weight: u64,
-    bytes_per_second: f64,
-    stacks: usize,
+/// What the blocks of a cause make resident.
+fn footprint_of(cause: &Cause) -> u64 {
+    footprint_of_blocks(cause.kind, cause.weight_bytes, cause.outstanding_objects)
 }
 
-impl Place {
-    /// Growth a second; over the window where its sizes waver too much to show it, and where several stacks may be one that
-    /// has been compiled anew: each then grew for a part of the window.
-    fn rate(&self, window: Duration) -> f64 {
-        if self.bytes_per_second > 0.0 && self.stacks == 1 {
-            return self.bytes_per_second;
-        }
-        self.weight as f64 / window.as_secs_f64().max(1.0)
-    }
-}
-
-/// The functions whose stacks have a certain verdict, largest first.
+/// The causes that have a certain verdict, largest first.
 #[derive(Debug)]
-struct Places {
+struct Places<'a> {
     footprint: u64,
     objects: u64,
-    places: Vec<Place>,
+    places: Vec<&'a Cause>,
 }
 
-impl Places {
-    fn of(facts: &Facts, verdict: Verdict) -> Self {
-        let counts = |stack: &&StackReport| stack.kind.counts_by_default() && stack.verdict == Some(verdict);
-        let mut places: BTreeMap<String, Place> = BTreeMap::new();
-        let mut objects = 0;
-        for stack in facts.stacks.iter().filter(counts) {
-            let name = place_name(&stack.frames);
-            let place = places.entry(name.clone()).or_insert_with(|| Place { name, ..Place::default() });
-            place.footprint += footprint(stack);
-            if place.caller.is_none() || footprint(stack) > place.caller_footprint {
-                (place.caller, place.caller_footprint) = (runtime_caller(&stack.frames), footprint(stack));
-            }
-            place.weight += stack.weight_bytes;
-            place.stacks += 1;
-            objects += stack.outstanding_objects;
-            place.bytes_per_second += stack.growth_bytes_per_second.unwrap_or(0.0);
+impl<'a> Places<'a> {
+    fn of(facts: &Facts<'a>, counts: impl Fn(Verdict) -> bool) -> Self {
+        let counted = |cause: &&Cause| counts(cause.verdict) && cause.weight_bytes > 0;
+        let mut places: Vec<_> = facts.causes.iter().filter(counted).collect();
+        places.sort_by_key(|cause| std::cmp::Reverse(footprint_of(cause)));
+        Self {
+            footprint: places.iter().map(|cause| footprint_of(cause)).fold(0, u64::saturating_add),
+            objects: places.iter().map(|cause| cause.outstanding_objects).fold(0, u64::saturating_add),
+            places,
         }
-        let mut places: Vec<_> = places.into_values().filter(|place| place.weight > 0).collect();
-        places.sort_by_key(|place| std::cmp::Reverse(place.footprint));
-        Self { footprint: places.iter().map(|place| place.footprint).sum(), objects, places }
     }
 
-    fn largest(&self) -> Option<&Place> {
-        self.places.first()
+    fn largest(&self) -> Option<&'a Cause> {
+        self.places.first().copied()
     }
 }
 
-fn leak_sentence(facts: &Facts, growth: &Growth, leak: &Place, leaks: &Places) -> String {
-    let rate = per_minute(leak.rate(facts.window));
-    let caller = leak.caller.as_ref().map_or_else(String::new, |caller| format!(", called from `{caller}`"));
-    let mut sentence = format!("leaking {rate} in `{}`{caller}{}", leak.name, growth.share(leak.footprint));
+fn leak_sentence(facts: &Facts, growth: &Growth, leak: &Cause, leaks: &Places) -> String {
+    let seconds = facts.window.as_secs_f64();
+    let rate = per_minute(leak.rate(seconds));
+    let share = growth.share(footprint_of(leak));
+    let mut sentence = format!("leaking {rate} in {}{}{share}", leak.sentence(), in_stacks(leak));
     if let [_, others @ ..] = &leaks.places[..]
         && !others.is_empty()
     {
-        let rate: f64 = others.iter().map(|place| place.rate(facts.window)).sum();
+        let rate: f64 = others.iter().map(|cause| cause.rate(seconds)).sum();
         let places = if others.len() == 1 { "place" } else { "places" };
         sentence += &format!(", and {} in {} more {places}", per_minute(rate), others.len());
     }
     sentence
 }
 
-/// Whether what looks like a leak is a queue, or a cache, in which new blocks take the place of those from before the window.
+/// `, in 37 stacks of 5 processes`, where that is more than one.
+fn in_stacks(cause: &Cause) -> String {
+    match (cause.stacks, cause.processes) {
+        (0 | 1, _) => String::new(),
+        (stacks, 0 | 1) => format!(", in {stacks} stacks"),
+        (stacks, processes) => format!(", in {stacks} stacks of {processes} processes"),
+    }
+}
+
+/// Whether what looks like a leak is a queue, or a cache, in which new blocks take the place of those from before the window: neither
+/// what is held, if that is measured, nor the whole process grew by half of it.
 fn replaces_older_blocks(facts: &Facts, growth: &Growth, leaks: &Places) -> bool {
-    growth.held < leaks.footprint / 2 && facts.freed_older_blocks >= leaks.objects / 2
+    let grown = if growth.is_measured { Some(growth.held) } else { growth.resident };
+    grown.is_some_and(|grown| grown < leaks.footprint / 2) && facts.freed_older_blocks >= leaks.objects / 2
 }
 
 /// What the largest part of the growth says, and whether that is a leak.
@@ -292,38 +349,24 @@ fn largest_part(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
 
 fn held_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let verdicts = [Verdict::Growing, Verdict::Unknown, Verdict::OneOff, Verdict::Steady];
-    let places = verdicts.map(|verdict| (verdict, Places::of(facts, verdict)));
-    let largest = places.iter().max_by_key(|(_, places)| places.footprint);
-    let known: u64 = places.iter().map(|(_, places)| places.footprint).sum();
-    let largest = largest.filter(|_| known >= growth.held / 2);
-    let Some((verdict, place)) = largest.and_then(|(verdict, places)| Some((verdict, places.largest()?)))
-    else {
+    let places = verdicts.map(|verdict| Places::of(facts, |other| other == verdict));
+    let known: u64 = places.iter().map(|places| places.footprint).sum();
+    let largest = places.iter().max_by_key(|places| places.footprint).filter(|_| known >= growth.held / 2);
+    let Some(place) = largest.and_then(Places::largest) else {
         let sentence =
             "memory that was allocated before this window is now being touched; start recording earlier";
         return (format!("{sentence}{}", growth.share(growth.held)), None);
     };
-    let (name, share) = (&place.name, growth.share(place.footprint));
-    let size = Bytes(place.weight);
-    match verdict {
-        Verdict::Growing | Verdict::Leaking => {
-            let rate = per_minute(place.rate(facts.window));
-            let sentence =
-                format!("growing {rate} in `{name}`{share}: not enough to call it a leak; record longer");
-            (sentence, None)
-        }
-        Verdict::Unknown => {
-            // It may have taken the place of older blocks that were freed.
-            let size = Bytes(place.weight.min(growth.held));
-            let sentence =
-                format!("{size} more in `{name}`{share}: too short a window to tell a leak; record longer");
-            (sentence, None)
-        }
+    let (name, share, size) =
+        (place.sentence(), growth.share(footprint_of(place)), Bytes(place.weight_bytes));
+    match place.verdict {
+        Verdict::Growing | Verdict::Leaking | Verdict::Unknown => undecided_sentence(facts, growth, place),
         Verdict::Steady => (
-            format!("not a leak: `{name}` frees as much as it allocates, and holds {size} now{share}"),
+            format!("not a leak: {name} frees as much as it allocates, and holds {size} now{share}"),
             Some(false),
         ),
         Verdict::OneOff => (
-            format!("not a leak: `{name}` allocated {size} and stopped, as a cache does that is full{share}"),
+            format!("not a leak: {name} allocated {size} and stopped, as a cache does that is full{share}"),
             Some(false),
         ),
     }
@@ -368,96 +411,6 @@ fn per_minute(bytes_per_second: f64) -> String {
     format!("{}/min", Bytes((bytes_per_second * 60.0) as u64))
 }
 
-/// `addon.node: Session::Open`, of the innermost frame that does not allocate for its caller.
-pub(crate) fn place_name(frames: &[std::sync::Arc<Frame>]) -> String {
-    let own = frames.iter().find(|frame| !allocates_for_its_caller(frame)).or_else(|| frames.first());
-    let Some(frame) = own else { return "an unknown place".to_owned() };
-    match (&frame.module, &frame.function) {
-        (Some(module), Some(function)) => format!("{module}: {}", bare_name(function)),
-        _ => frame.label(),
-    }
-}
-
-/// `handle (service.js:36)`, of the innermost function that is written in a language with a runtime and is not the runtime's own.
-fn runtime_caller(frames: &[std::sync::Arc<Frame>]) -> Option<String> {
-    let is_the_programs = |frame: &&std::sync::Arc<Frame>| {
-        let file = frame.file.as_deref().unwrap_or("node:");
-        frame.language.as_deref() == Some("javascript") && !file.starts_with("node:")
-    };
-    let frame = frames.iter().find(is_the_programs)?;
-    let file = frame.file.as_deref().map(|file| file.rsplit('/').next().unwrap_or(file))?;
-    let line = frame.line.map_or_else(String::new, |line| format!(":{line}"));
-    Some(format!("{} ({file}{line})", frame.label()))
-}
-
-/// Code that allocates for its caller: the libraries of a language, and the wrappers that programs put around `malloc`.
-fn allocates_for_its_caller(frame: &Frame) -> bool {
-    const MODULES: &[&str] = &["libc.so", "libstdc++.so", "libc++.so", "libc++abi.so", "ld-"];
-    const FUNCTIONS: &[&str] = &[
-        // C++, Rust
-        "std::",
-        "void std::",
-        "__gnu_cxx::",
-        "operator new",
-        "alloc::",
-        "<alloc::",
-        "core::",
-        "<core::",
-        "hashbrown::",
-        "__rust",
-        // HotSpot, CPython, libuv
-        "os::malloc",
-        "os::realloc",
-        "AllocateHeap",
-        "PyMem_",
-        "_PyMem_",
-        "PyObject_Malloc",
-        "_PyObject_Malloc",
-        "uv__malloc",
-        "uv__calloc",
-        "uv__realloc",
-        // Redis, GLib, nginx, and what many call theirs
-        "zmalloc",
-        "zcalloc",
-        "zrealloc",
-        "ztrymalloc",
-        "g_malloc",
-        "g_realloc",
-        "g_try_malloc",
-        "g_slice_alloc",
-        "ngx_alloc",
-        "ngx_calloc",
-        "xmalloc",
-        "xcalloc",
-        "xrealloc",
-        "xstrdup",
-    ];
-    let begins = |text: &Option<String>, beginnings: &[&str]| {
-        text.as_deref().is_some_and(|text| beginnings.iter().any(|beginning| text.starts_with(beginning)))
-    };
-    begins(&frame.module, MODULES) || begins(&frame.function, FUNCTIONS)
-}
-
-/// A function's name without its parameters.
-fn bare_name(function: &str) -> &str {
-    let mut depth = 0_usize;
-    for (at, c) in function.char_indices() {
-        match c {
-            '<' => depth += 1,
-            '>' => depth = depth.saturating_sub(1),
-            '(' if depth == 0 => {
-                let is_name = function[at..].starts_with("(anonymous namespace)")
-                    || function[..at].ends_with("operator");
-                if !is_name && at > 0 {
-                    return &function[..at];
-                }
-            }
-            _ => {}
-        }
-    }
-    function
-}
-
 /// The allocator that a process uses, by the libraries whose code it has mapped. One that is linked into the program is
 /// not told from the C library's.
 #[must_use]
@@ -480,49 +433,45 @@ pub fn allocator_of<'a>(mapped_files: impl IntoIterator<Item = &'a str>) -> Opti
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
+    use crate::analyze::outcome::tests::bare;
     use crate::model::PartSize;
 
     const MIB: u64 = 1 << 20;
     const WINDOW: Duration = Duration::from_secs(60);
 
-    fn stack(function: &str, kind: Kind, verdict: Verdict, weight: u64, rate: f64) -> StackReport {
-        let frame = |module: &str, function: &str| {
-            Arc::new(Frame {
-                module: Some(module.to_owned()),
-                function: Some(function.to_owned()),
-                ..Frame::default()
-            })
-        };
-        StackReport {
-            pid: None,
-            process: None,
+    /// A cause, and the stack that is all of it.
+    #[derive(Clone)]
+    struct Made {
+        cause: Cause,
+        stack: StackReport,
+    }
+
+    fn made(function: &str, kind: Kind, verdict: Verdict, weight: u64, rate: f64) -> Made {
+        let cause = Cause {
+            place: format!("addon.node: {function}"),
+            by: Vec::new(),
+            below: None,
+            called_from: None,
             kind,
-            api: "malloc".to_owned(),
+            verdict,
+            reason: String::new(),
             weight_bytes: weight,
-            outstanding_bytes: weight,
             outstanding_objects: weight / 4096,
-            allocated_bytes: weight,
-            allocated_objects: weight / 4096,
-            freed_bytes: 0,
-            freed_objects: 0,
-            resident_bytes: None,
             standard_error_bytes: None,
-            oldest_age_ns: None,
-            median_age_ns: None,
             growth_bytes_per_second: Some(rate),
             history_bytes: Vec::new(),
-            verdict: Some(verdict),
-            reason: None,
-            complete: true,
-            stop: None,
-            frames: vec![
-                frame("libstdc++.so.6", "operator new(unsigned long)"),
-                frame("addon.node", function),
-            ],
-        }
+            stacks: 1,
+            processes: 1,
+        };
+        let stack = StackReport {
+            kind,
+            weight_bytes: weight,
+            outstanding_objects: weight / 4096,
+            allocated_objects: weight / 4096,
+            ..bare()
+        };
+        Made { cause, stack }
     }
 
     fn memory(grown: &[(Part, i64)]) -> Memory {
@@ -537,20 +486,29 @@ mod tests {
         Memory { rss_before_bytes: None, rss_after_bytes: None, parts: grown.iter().map(part).collect() }
     }
 
-    fn verdict(stacks: &[StackReport], grown: &[(Part, u64)]) -> (String, Option<bool>) {
+    fn verdict(made: &[Made], grown: &[(Part, u64)]) -> (String, Option<bool>) {
         let grown: Vec<_> = grown.iter().map(|&(part, mebibytes)| (part, (mebibytes * MIB) as i64)).collect();
-        verdict_of(stacks, &memory(&grown), 0)
+        verdict_of(made, &memory(&grown), 0)
     }
 
-    fn verdict_of(
-        stacks: &[StackReport],
+    fn verdict_of(made: &[Made], memory: &Memory, freed_older_blocks: u64) -> (String, Option<bool>) {
+        facts_of(made, memory, freed_older_blocks, 0)
+    }
+
+    fn facts_of(
+        made: &[Made],
         memory: &Memory,
         freed_older_blocks: u64,
+        sample_bytes: u64,
     ) -> (String, Option<bool>) {
+        let stacks: Vec<_> = made.iter().map(|made| made.stack.clone()).collect();
+        let causes: Vec<_> = made.iter().map(|made| made.cause.clone()).collect();
         let verdict = of(&Facts {
             window: WINDOW,
             memory: Some(memory),
-            stacks,
+            stacks: &stacks,
+            causes: &causes,
+            sample_bytes,
             freed_older_blocks,
             shared_memory: 0,
             outstanding: &[],
@@ -560,8 +518,8 @@ mod tests {
         (verdict.summary, verdict.leaking)
     }
 
-    fn leak(weight: u64) -> StackReport {
-        stack("Session::Open(int)", Kind::Native, Verdict::Leaking, weight, weight as f64 / 60.0)
+    fn leak(weight: u64) -> Made {
+        made("Session::Open", Kind::Native, Verdict::Leaking, weight, weight as f64 / 60.0)
     }
 
     #[test]
@@ -570,11 +528,28 @@ mod tests {
         let (summary, leaking) = verdict(&[leak(90 * MIB)], &grown);
         assert_eq!(summary, "leaking 90.0 MiB/min in `addon.node: Session::Open` (90 % of the growth)");
         assert_eq!(leaking, Some(true));
-        let other = stack("fill", Kind::Mapping, Verdict::Leaking, 6 * MIB, 0.0);
-        let (summary, _) = verdict(&[leak(80 * MIB), leak(4 * MIB), other], &grown);
+        let (small, other) = (
+            made("log", Kind::Native, Verdict::Leaking, 4 * MIB, 4.0 * MIB as f64 / 60.0),
+            made("fill", Kind::Mapping, Verdict::Leaking, 6 * MIB, 0.0),
+        );
+        let (summary, _) = verdict(&[leak(80 * MIB), small, other], &grown);
         assert_eq!(
             summary,
-            "leaking 84.0 MiB/min in `addon.node: Session::Open` (84 % of the growth), and 6.0 MiB/min in 1 more place"
+            "leaking 80.0 MiB/min in `addon.node: Session::Open` (80 % of the growth), and 10.0 MiB/min in 2 more places"
+        );
+    }
+
+    #[test]
+    fn a_leak_names_who_asked_and_by_what() {
+        let mut leak = leak(90 * MIB);
+        leak.cause.by = vec!["PyUnicode_New".to_owned(), "PyObject_Malloc".to_owned()];
+        leak.cause.below = Some("handle".to_owned());
+        (leak.cause.stacks, leak.cause.processes) = (37, 5);
+        let (summary, _) = verdict(&[leak], &[(Part::Native, 100)]);
+        assert_eq!(
+            summary,
+            "leaking 90.0 MiB/min in `addon.node: Session::Open` below `handle` (by `PyUnicode_New` → `PyObject_Malloc`), in 37 \
+             stacks of 5 processes (90 % of the growth)"
         );
     }
 
@@ -586,9 +561,12 @@ mod tests {
     #[test]
     fn a_queue_is_no_leak_where_older_blocks_are_known() {
         let queue = [leak(100 * MIB)];
-        let blocks = queue[0].outstanding_objects;
+        let blocks = queue[0].stack.outstanding_objects;
         let mut memory = memory(&[(Part::Native, MIB as i64), (Part::Allocator, 0)]);
+        assert_eq!(verdict_of(&queue, &memory, blocks).1, None, "the process did not grow");
+        memory.parts[1].after_bytes += 60 * MIB as i64;
         assert_eq!(verdict_of(&queue, &memory, blocks).1, Some(true), "an estimate tells nothing of them");
+        memory.parts[1].after_bytes -= 60 * MIB as i64;
         memory.parts[1].estimated = false;
         let (summary, leaking) = verdict_of(&queue, &memory, blocks);
         assert_eq!(
@@ -608,8 +586,8 @@ mod tests {
     fn a_leak_of_tiny_blocks_is_not_kept_memory() {
         // Blocks of one byte take 32.
         let mut tiny = leak(MIB);
-        tiny.outstanding_objects = MIB;
-        tiny.freed_bytes = 1;
+        (tiny.cause.outstanding_objects, tiny.stack.outstanding_objects) = (MIB, MIB);
+        tiny.stack.freed_bytes = 1;
         let (summary, leaking) = verdict(&[tiny], &[(Part::Native, 1), (Part::Allocator, 31)]);
         assert!(summary.ends_with("(100 % of the growth)") && leaking == Some(true), "{summary}");
     }
@@ -632,11 +610,11 @@ mod tests {
 
     #[test]
     fn what_the_allocator_keeps_is_no_leak_if_anything_was_freed() {
-        let mut freed = stack("f", Kind::Native, Verdict::Steady, 10 * MIB, 0.0);
+        let mut freed = made("f", Kind::Native, Verdict::Steady, 10 * MIB, 0.0);
         let grown = [(Part::Allocator, 90), (Part::Native, 10)];
         let (summary, leaking) = verdict(&[freed.clone()], &grown);
         assert!(summary.starts_with("memory that glibc gave out before") && leaking.is_none(), "{summary}");
-        freed.freed_bytes = 80 * MIB;
+        freed.stack.freed_bytes = 80 * MIB;
         assert_eq!(
             verdict(&[freed], &grown),
             (
@@ -652,7 +630,7 @@ mod tests {
     fn what_is_held_is_told_by_its_history() {
         let of = |verdict_of_stack| {
             let (summary, leaking) =
-                verdict(&[stack("f", Kind::Native, verdict_of_stack, 20 * MIB, 0.0)], &[(Part::Native, 20)]);
+                verdict(&[made("f", Kind::Native, verdict_of_stack, 20 * MIB, 0.0)], &[(Part::Native, 20)]);
             (summary.split('`').next().unwrap().to_owned(), leaking)
         };
         assert_eq!(of(Verdict::Growing), ("growing 20.0 MiB/min in ".to_owned(), None));
@@ -662,11 +640,37 @@ mod tests {
     }
 
     #[test]
-    fn without_growth_there_is_nothing_to_say() {
-        let steady = stack("f", Kind::Native, Verdict::Growing, 900 << 10, 1.0);
-        let (summary, leaking) = verdict(&[steady], &[(Part::Native, 0), (Part::File, 0)]);
+    fn without_growth_nothing_leaks_if_all_is_told() {
+        let of = |verdict_of_cause| {
+            let held = made("f", Kind::Native, verdict_of_cause, 900 << 10, 1.0);
+            verdict(&[held], &[(Part::Native, 0), (Part::File, 0)])
+        };
+        let (summary, leaking) = of(Verdict::Steady);
         assert_eq!(summary, "no growth in this window; record longer or under load");
         assert_eq!(leaking, Some(false));
+        let (summary, leaking) = of(Verdict::Growing);
+        assert!(summary.starts_with("growing 60 B/min in `addon.node: f`") && leaking.is_none(), "{summary}");
+        assert_eq!(of(Verdict::Unknown).1, None);
+    }
+
+    #[test]
+    fn nothing_is_acquitted_beside_what_is_not_told() {
+        let told = made("fill", Kind::Native, Verdict::OneOff, 90 * MIB, 0.0);
+        let not_told = |weight| made("grow", Kind::Native, Verdict::Unknown, weight, 0.0);
+        let grown = [(Part::Native, 100)];
+        assert_eq!(verdict(&[told.clone(), not_told(4 * MIB)], &grown).1, Some(false));
+        let (summary, leaking) = verdict(&[told, not_told(10 * MIB)], &grown);
+        assert!(summary.contains("`addon.node: grow`") && leaking.is_none(), "{summary}");
+    }
+
+    #[test]
+    fn a_few_samples_acquit_nobody() {
+        let steady = [made("f", Kind::Native, Verdict::Steady, 9 * MIB, 0.0)];
+        let memory = memory(&[(Part::Native, 10 << 20)]);
+        assert_eq!(facts_of(&steady, &memory, 0, 1 << 18).1, Some(false));
+        let (summary, leaking) = facts_of(&steady, &memory, 0, 1 << 19);
+        assert!(summary.contains("too few samples") || summary.contains("so few samples"), "{summary}");
+        assert_eq!(leaking, None);
     }
 
     #[test]
@@ -675,26 +679,6 @@ mod tests {
         assert!(summary.contains("mapped files") && leaking == Some(false), "{summary}");
         let (summary, leaking) = verdict(&[], &[(Part::Mapping, 50)]);
         assert!(summary.contains("before this window") && leaking.is_none(), "{summary}");
-    }
-
-    #[test]
-    fn a_place_is_named_by_whom_memory_was_allocated_for() {
-        let frame = |function: &str| {
-            let (module, function) = (Some("redis-server".to_owned()), Some(function.to_owned()));
-            Arc::new(Frame { module, function, ..Frame::default() })
-        };
-        let frames = ["ztrymalloc_usable_internal", "zmalloc", "sdsnewlen", "main"].map(frame);
-        assert_eq!(place_name(&frames), "redis-server: sdsnewlen");
-        assert_eq!(place_name(&frames[..2]), "redis-server: ztrymalloc_usable_internal");
-    }
-
-    #[test]
-    fn names_lose_their_parameters() {
-        assert_eq!(bare_name("Session::Open(int, char const*) const"), "Session::Open");
-        assert_eq!(bare_name("(anonymous namespace)::run(int)"), "(anonymous namespace)::run");
-        assert_eq!(bare_name("f<void (*)(int)>::operator()(int)"), "f<void (*)(int)>::operator()");
-        assert_eq!(bare_name("plain"), "plain");
-        assert_eq!(bare_name("("), "(");
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! A [`Profile`] is the whole result of a recording. The JSON report (`tracer.report/2`) is all of it, with the frames of its
 //! stacks in a table; every other report is a view of it.
 
+mod cause;
 mod extents;
 pub mod loss;
 mod profile;
 mod units;
 
+pub use cause::Cause;
 pub use extents::Extents;
 pub use profile::{
     End, Events, Frame, Kind, Memory, Mode, NotProbed, Overhead, Part, PartSize, Process, ProcessEnd,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Address, Bytes, Pid};
+use super::{Address, Bytes, Cause, Pid};
 
 /// The name and version of the report's format.
 pub const SCHEMA: &str = "tracer.report/2";
@@ -45,6 +45,9 @@ pub struct Profile {
     /// What it all means; absent when nothing was analysed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<VerdictSummary>,
+    /// Who is to blame for what is held: those that leak first, then by weight. Small ones are left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<Cause>,
 }
 
 /// An allocator function that could not be probed.

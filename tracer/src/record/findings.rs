@@ -13,6 +13,7 @@ use tracer_ebpf::{counter::Counter, stack::StackTotals};
 use super::sampling::Sampler;
 use crate::{
     analyze::{
+        causes,
         managed::Runtime,
         outcome::{self, Counted, NativeTotals},
         verdict::{self, Facts},
@@ -66,13 +67,17 @@ impl Findings {
         events.unnamed_functions = unread.map(|(cause, frames)| (cause.name().to_owned(), frames)).collect();
         // While somebody reads, the numbers of stacks stay as they are.
         drop(tables);
-        let stacks = counted.stacks();
+        let judged = counted.judged();
+        let mut causes = causes::find(&judged, &counted.history, &processes);
+        let stacks: Vec<_> = judged.into_iter().map(|judged| judged.stack).collect();
         outcome::count_incomplete(&mut events, &stacks);
         let verdict = verdict::of_lossy(&events).unwrap_or_else(|| {
             verdict::of(&Facts {
                 window: Duration::from_nanos(window.duration_ns),
                 memory: Some(&memory),
                 stacks: &stacks,
+                causes: &causes,
+                sample_bytes: self.settings.sample_bytes,
                 freed_older_blocks: events.unmatched_frees,
                 shared_memory: self.shared_memory,
                 outstanding: &counted.outstanding(),
@@ -80,6 +85,7 @@ impl Findings {
                 allocator: self.allocator,
             })
         });
+        causes::leave_out_small(&mut causes);
         log::debug!("a profile of {} stacks was made in {:?}", stacks.len(), started.elapsed());
         Profile {
             schema: SCHEMA.to_owned(),
@@ -95,6 +101,7 @@ impl Findings {
             timeline: self.timeline,
             stacks,
             verdict: Some(verdict),
+            causes,
         }
     }
 

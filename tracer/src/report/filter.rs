@@ -40,9 +40,16 @@ pub fn pattern(text: &str) -> Result<Regex, BadPattern> {
 }
 
 impl Filter {
+    fn keeps_all(&self) -> bool {
+        self.focus.is_none() && self.ignore.is_none() && self.min_weight.0 == 0 && self.only.is_empty()
+    }
+
     /// Leaves in the profile what the filter keeps, with totals that are the sums of it. What was seen and lost in the
     /// window stays as it was.
     pub fn apply(&self, profile: &mut Profile) {
+        if self.keeps_all() {
+            return;
+        }
         let mut focus = self.focus.as_ref().map(Search::new);
         let mut ignore = self.ignore.as_ref().map(Search::new);
         profile.stacks.retain(|stack| {
@@ -52,6 +59,8 @@ impl Filter {
                 && !ignore.as_mut().is_some_and(|ignore| ignore.finds(stack))
         });
         profile.totals = Totals::of(&profile.stacks);
+        // They are of all stacks.
+        profile.causes.clear();
     }
 }
 

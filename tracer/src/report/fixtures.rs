@@ -78,6 +78,7 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
         timeline: vec![],
         stacks,
         verdict: None,
+        causes: vec![],
     }
 }
 
@@ -278,10 +279,45 @@ pub fn node() -> Profile {
             })
             .collect(),
         verdict: Some(VerdictSummary {
-            summary: "leaking 42.5 MiB/min in addon.node: Session::Open (93 % of the growth)".into(),
+            summary: "leaking 42.5 MiB/min in `addon.node: Session::Open` below `OpenSession` (by `g_strdup` → `g_malloc`), in 37 stacks (93 % of the growth)"
+                .into(),
             leaking: Some(true),
             growth_bytes_per_second: Some(742_000.0),
         }),
+        causes: vec![
+            Cause {
+                place: "addon.node: Session::Open".into(),
+                by: vec!["g_strdup".into(), "g_malloc".into()],
+                below: Some("OpenSession".into()),
+                called_from: None,
+                kind: Kind::Native,
+                verdict: Verdict::Leaking,
+                reason: "it grows steadily, and its old blocks are never freed".to_owned(),
+                weight_bytes: 44 * MIB,
+                outstanding_objects: 702,
+                standard_error_bytes: None,
+                growth_bytes_per_second: Some(742_000.0),
+                history_bytes: (0..=6).map(|i| i * 7 * MIB).collect(),
+                stacks: 37,
+                processes: 1,
+            },
+            Cause {
+                place: "node: node::NewArena".into(),
+                by: vec![],
+                below: None,
+                called_from: None,
+                kind: Kind::Mapping,
+                verdict: Verdict::Unknown,
+                reason: "it was not watched long enough".to_owned(),
+                weight_bytes: 3 * MIB,
+                outstanding_objects: 1,
+                standard_error_bytes: None,
+                growth_bytes_per_second: None,
+                history_bytes: vec![],
+                stacks: 1,
+                processes: 1,
+            },
+        ],
         ..profile(vec![leak, managed, mapping, small, strdup, freed, reserved])
     }
 }

@@ -4,6 +4,7 @@
 //! flame graph tools, [`json`] the whole profile. [`destination`] turns `-o` into files, [`status`] is the line that is
 //! shown while recording.
 
+pub(crate) mod cause_lines;
 pub mod destination;
 pub mod diff;
 pub mod filter;

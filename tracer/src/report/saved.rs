@@ -13,8 +13,8 @@ use serde_json::error::Category;
 
 use super::read_limit::{MOST, ReadLimit, TooLarge};
 use crate::model::{
-    Events, Frame, Memory, NotProbed, Process, Profile, SCHEMA, Settings, StackReport, TimelinePoint, Totals,
-    VerdictSummary, Window,
+    Cause, Events, Frame, Memory, NotProbed, Process, Profile, SCHEMA, Settings, StackReport, TimelinePoint,
+    Totals, VerdictSummary, Window,
 };
 
 /// Why a saved recording cannot be read. One line; the caller says which file it was.
@@ -123,6 +123,8 @@ struct Document {
     /// Places of frames are as wide as what takes their place, so that their memory is used again.
     stacks: Vec<StackReport<u64>>,
     verdict: Option<VerdictSummary>,
+    #[serde(default)]
+    causes: Vec<Cause>,
 }
 
 /// It comes first in a report, so that one of another version is not first found to lack something.
@@ -154,6 +156,7 @@ impl Document {
             memory: self.memory,
             timeline: self.timeline,
             verdict: self.verdict,
+            causes: self.causes,
         })
     }
 }

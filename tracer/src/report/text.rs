@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::io;
 
+use super::cause_lines;
 use super::destination::{Destination, Place};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
 use super::processes::process_lines;
@@ -28,6 +29,7 @@ impl Report for Text<'_> {
         let sections = [
             page.headline(),
             page.memory(),
+            page.causes(),
             page.by_process(),
             page.stacks(),
             page.not_shown(),
@@ -70,6 +72,9 @@ impl Facts {
         }
     }
 }
+
+/// As far from the margin as frames.
+const INDENT: usize = 9;
 
 /// A summary being written; each method makes one section, empty when there is nothing to say.
 struct Page<'a> {
@@ -238,6 +243,26 @@ impl<'a> Page<'a> {
                 _ = write!(text, "  {}", self.paint.dim(&format!("{estimate}{}", printable(note))));
             }
             text.truncate(text.trim_end().len());
+        }
+        text
+    }
+
+    /// Who is to blame, where the stacks below do not say it themselves.
+    fn causes(&self) -> String {
+        let whole = cause_lines::whole(self.profile);
+        let causes = cause_lines::telling(self.profile);
+        if causes.is_empty() {
+            return String::new();
+        }
+        let mut text = self.paint.bold("Causes");
+        for cause in causes.into_iter().take(self.options.top.max(1)) {
+            let figures = cause_lines::figures(cause, whole);
+            let is_leak = cause.verdict == Verdict::Leaking;
+            let figures = if is_leak { self.paint.strong(&figures) } else { figures };
+            _ = write!(text, "\n{figures}");
+            for line in cause_lines::place(cause, self.options.width.max(80) - INDENT) {
+                _ = write!(text, "\n{:INDENT$}{line}", "");
+            }
         }
         text
     }

@@ -506,7 +506,10 @@ fn a_stack_that_was_walked_by_no_known_list_is_not_named() {
     let shop = Workshop::new();
     let program = Program::start(&mut Command::new(shop.compile("prog", INLINES, "-O2 -g")));
     let bare = format!("[{}]", program.said["outer"]);
-    assert_eq!(program.label(&mut Symbolizer::new(program.pid, &SharedModules::default(), false), "outer"), bare);
+    assert_eq!(
+        program.label(&mut Symbolizer::new(program.pid, &SharedModules::default(), false), "outer"),
+        bare
+    );
     let frames = program.symbolizer().symbolize(&seen(&[program.said["outer"]]), walked_by(1));
     assert_eq!((frames.len(), frames[0].label()), (1, bare));
 }

@@ -226,7 +226,8 @@ fn name_stacks(queue: &Receiver<Job<SeenFrame>>, names: &Names, native_frames: b
             }
             Job::Fork(parent, child, pid) => {
                 let forked = symbolizers.get(&parent).map(|parent| parent.fork(pid));
-                symbolizers.insert(child, forked.unwrap_or_else(|| Symbolizer::new(pid, &modules, native_frames)));
+                symbolizers
+                    .insert(child, forked.unwrap_or_else(|| Symbolizer::new(pid, &modules, native_frames)));
             }
             Job::Name { number, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {

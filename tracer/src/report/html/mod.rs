@@ -11,7 +11,7 @@ use super::text::Facts;
 use super::tree::{Node, Tree};
 use super::view::{Role, View, alike_as_one};
 use super::{FlameOrder, Options, Report, Weight, stack_lines};
-use crate::model::{Kind, Memory, Profile, StackReport, TimelinePoint, Verdict, VerdictSummary};
+use crate::model::{Cause, Kind, Memory, Profile, StackReport, TimelinePoint, Verdict, VerdictSummary};
 
 /// The `.html` report.
 pub struct Html;
@@ -64,6 +64,7 @@ fn data<'a>(profile: &'a Profile, options: &Options, view: &View<'a>, tree: &'a 
     Data {
         headline: facts.headline,
         verdict: profile.verdict.as_ref(),
+        causes: &profile.causes,
         facts: facts.facts,
         trust: facts.trust,
         footer: format!(
@@ -113,6 +114,7 @@ fn row(stack: &StackReport, node: u32) -> Row<'_> {
 struct Data<'a> {
     headline: String,
     verdict: Option<&'a VerdictSummary>,
+    causes: &'a [Cause],
     facts: Vec<String>,
     /// What to know before trusting the figures.
     trust: Vec<String>,

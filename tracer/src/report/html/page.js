@@ -35,14 +35,16 @@ const shape = (tag, attributes, text) => {
   return node;
 };
 
+// What stands between backquotes is code.
+const code = (text) => text.split("`").map((text, i) => i % 2 ? element("code", { textContent: text }) : text);
+
 // The head of the page.
 document.title = data.headline;
 $("headline").textContent = data.headline;
 $("headline").classList.toggle("alone", !data.verdict);
 if (data.verdict) {
-  // What stands between backquotes is code.
   const said = data.verdict.summary;
-  $("verdict").append(...(said.charAt(0).toUpperCase() + said.slice(1)).split("`").map((text, i) => i % 2 ? element("code", { textContent: text }) : text));
+  $("verdict").append(...code(said.charAt(0).toUpperCase() + said.slice(1)));
   $("verdict").classList.toggle("leaking", data.verdict.leaking === true);
   $("verdict").hidden = false;
 }
@@ -51,6 +53,23 @@ $("footer").textContent = data.footer;
 if (data.trust.length) {
   $("trust").append(...data.trust.map((text) => element("pre", { textContent: text })));
   $("trust").hidden = false;
+}
+
+// Who is to blame.
+if (data.causes.length) {
+  const whole = data.causes.reduce((sum, cause) => sum + cause.weight_bytes, 0);
+  for (const cause of data.causes.slice(0, 20)) {
+    const figures = [bytes(cause.weight_bytes) + (cause.standard_error_bytes ? " ± " + bytes(2 * cause.standard_error_bytes) : ""), percent(cause.weight_bytes, whole), count(cause.outstanding_objects),
+      count(cause.stacks) + (cause.processes > 1 ? ` of ${count(cause.processes)} processes` : ""), Math.round((cause.growth_bytes_per_second || 0) * 60) === 0 ? "" : change(Math.round(cause.growth_bytes_per_second * 60)) + "/min"];
+    const where = element("td", { className: "where" }, element("code", { textContent: cause.place }));
+    if (cause.called_from) where.append(" called from ", element("code", { textContent: cause.called_from }));
+    else if (cause.below) where.append(" below ", element("code", { textContent: cause.below }));
+    if (cause.by) where.append(" (by ", ...cause.by.flatMap((by, i) => [...(i ? [" → "] : []), element("code", { textContent: by })]), ")");
+    $("causes").querySelector("tbody").append(element("tr", { className: cause.verdict === "leaking" ? "leaking-row" : "" },
+      ...figures.map((text, i) => element("td", { textContent: text, className: "number" + (i === 2 || i === 3 ? " wide" : "") })),
+      element("td", { textContent: cause.verdict.replace("_", " "), className: cause.verdict === "leaking" ? "leaking" : "" }), where));
+  }
+  $("causes").hidden = false;
 }
 
 // Where the memory went.

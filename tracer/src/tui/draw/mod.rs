@@ -3,6 +3,7 @@
 //! From top to bottom, what somebody asks first: how bad is it, where did the memory go, since when, who holds it, and by which
 //! calls.
 
+mod causes;
 mod memory;
 mod stacks;
 mod theme;
@@ -38,9 +39,10 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, theme: Theme) {
         return;
     }
     let graphs = if area.height >= 32 { 3 } else { 2 };
-    let [title, verdict, memory, timeline, table, frames, footer] = Layout::vertical([
+    let [title, verdict, causes, memory, timeline, table, frames, footer] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(2),
+        Constraint::Length(causes::lines(state, area.height)),
         Constraint::Length(3),
         Constraint::Length(2 * graphs),
         Constraint::Fill(3),
@@ -50,6 +52,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, theme: Theme) {
     .areas(area);
     draw_title(frame, title, state, theme);
     memory::draw_verdict(frame, verdict, state, theme);
+    causes::draw(frame, causes, state, theme);
     memory::draw_parts(frame, memory, state, theme);
     memory::draw_timeline(frame, timeline, state, theme);
     stacks::draw_table(frame, table, state, theme);

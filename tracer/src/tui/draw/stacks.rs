@@ -9,7 +9,7 @@ use ratatui::{
 
 use super::{Theme, memory::number, rule};
 use crate::{
-    analyze::verdict::place_name,
+    analyze::causes::place_name,
     model::{Bytes, Kind, StackReport, Stop, Verdict},
     report::{
         human::{Change, Span as TimeSpan, counted, fit_name, printable, share, shorten},

@@ -1,0 +1,291 @@
+//! Who is to blame for what is held: causes instead of stacks.
+//!
+//! One reason to hold memory shows as many stacks: a function that makes an object of twenty parts, a parser that calls itself, code
+//! that is compiled anew, the workers of a service. None of them may say enough, or anything. What they have in common is a function:
+//! the *cause* is the one nearest to the allocator through which nearly all goes that leaks together, and that allocates for nobody
+//! else.
+//!
+//! 1. Each stack is entered at the function that *asked* (`callers`): what allocates for others is passed over.
+//! 2. Of all functions from there outwards, the one whose stacks together leak most says how much there is to explain, and of those
+//!    through which nearly all of that goes the nearest to the allocator is the cause.
+//! 3. Where that function only calls several that leak, each at a pace of its own, these are causes instead.
+//! 4. Its stacks are explained; the same again with the rest, until nothing leaks. What is left is put together by who asked for it.
+
+mod callers;
+mod roles;
+mod together;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use self::callers::{FunctionId, Way, Ways};
+use super::{
+    compiled::{Judged, judge_as_one},
+    growth::{self, Judgement},
+    history::History,
+};
+use crate::model::{Cause, Frame, Kind, Process, StackReport, Verdict};
+
+pub use self::callers::place_name;
+
+/// What goes through a function is nearly all if it is so much, in percent.
+const NEARLY_ALL: u64 = 90;
+
+/// So many causes that leak are looked for; what leaks besides is put together by who asked.
+const MOST_LEAKS: usize = 32;
+
+/// So many functions are judged until one is found that leaks: those that hold most.
+const MOST_JUDGED: usize = 256;
+
+/// The causes of what stacks hold, those that leak first, then by weight. Every stack of a kind that counts is in one of them, if it
+/// holds anything.
+#[must_use]
+pub fn find(stacks: &[Judged], history: &History, processes: &[Process]) -> Vec<Cause> {
+    let mut left: Vec<usize> = (0..stacks.len()).filter(|&index| holds(&stacks[index].stack)).collect();
+    let ways = Ways::of(stacks, history, processes);
+    let search = Search { stacks, history, ways: &ways };
+    let mut causes = Vec::new();
+    for program in ways.programs() {
+        let mut banned = HashSet::new();
+        for _ in 0..MOST_LEAKS {
+            let mut own = left.iter().copied().filter(|&index| ways.of_stack(index).program == program);
+            let suspects: Vec<usize> =
+                own.by_ref().filter(|&index| is_suspect(&stacks[index].stack)).collect();
+            let Some((function, explained)) = search.leak(&suspects, &mut banned) else { break };
+            causes.push(search.cause(function, &explained));
+            let explained: HashSet<usize> = explained.into_iter().collect();
+            left.retain(|index| !explained.contains(index));
+        }
+    }
+    let mut rest: BTreeMap<(usize, FunctionId), Vec<usize>> = BTreeMap::new();
+    for &index in &left {
+        let way = ways.of_stack(index);
+        rest.entry((way.program, way.asked())).or_default().push(index);
+    }
+    causes.extend(rest.into_iter().map(|((_, function), stacks)| search.cause(function, &stacks)));
+    causes.sort_by_key(|cause| (cause.verdict != Verdict::Leaking, std::cmp::Reverse(cause.weight_bytes)));
+    causes
+}
+
+/// Leaves what a reader looks at: causes of at least a thousandth of what is held, the heaviest ones.
+pub fn leave_out_small(causes: &mut Vec<Cause>) {
+    const MOST: usize = 64;
+    const LEAST: u64 = 1000;
+
+    let all = sum(causes.iter().map(|cause| cause.weight_bytes));
+    causes.retain(|cause| cause.weight_bytes > 0 && cause.weight_bytes >= all / LEAST);
+    causes.truncate(MOST);
+}
+
+fn holds(stack: &StackReport) -> bool {
+    stack.kind.counts_by_default() && (stack.weight_bytes > 0 || stack.outstanding_objects > 0)
+}
+
+/// Whether what it holds may be a part of a leak: not of a stack that frees what it allocates, nor of one that stopped long ago, which
+/// its own blocks are enough to tell.
+fn is_suspect(stack: &StackReport) -> bool {
+    let is_told = stack.outstanding_objects >= growth::FEWEST_BLOCKS;
+    match stack.verdict {
+        Some(Verdict::Steady) => false,
+        Some(Verdict::OneOff) => !is_told,
+        _ => true,
+    }
+}
+
+struct Search<'a> {
+    stacks: &'a [Judged],
+    history: &'a History,
+    ways: &'a Ways,
+}
+
+impl Search<'_> {
+    /// The function to blame for the largest leak, and the stacks that this explains.
+    fn leak(&self, suspects: &[usize], banned: &mut HashSet<FunctionId>) -> Option<(FunctionId, Vec<usize>)> {
+        loop {
+            let (_, most) = self.largest_leak(suspects, banned)?;
+            let (function, explained) = self.nearest_that_explains(&most, banned);
+            if self.is_one_cause(function, &explained) {
+                return Some(self.with_what_goes_in_step(function, explained, &most, banned));
+            }
+            banned.insert(function);
+        }
+    }
+
+    /// The function whose stacks together leak most.
+    fn largest_leak(
+        &self,
+        suspects: &[usize],
+        banned: &HashSet<FunctionId>,
+    ) -> Option<(FunctionId, Vec<usize>)> {
+        let mut through = self.through(suspects, banned);
+        through.sort_by_key(|(function, stacks)| (std::cmp::Reverse(self.weight(stacks)), *function));
+        through.into_iter().take(MOST_JUDGED).find(|(_, stacks)| self.leaks(stacks))
+    }
+
+    /// Of the functions through which nearly all of these stacks goes, the nearest to the allocator.
+    fn nearest_that_explains(&self, all: &[usize], banned: &HashSet<FunctionId>) -> (FunctionId, Vec<usize>) {
+        let enough = self.weight(all) / 100 * NEARLY_ALL;
+        let through = self.through(all, banned).into_iter();
+        let explaining = through.filter(|(_, stacks)| self.weight(stacks) >= enough && self.leaks(stacks));
+        let nearest = explaining.min_by(|a, b| {
+            let distance = |(function, stacks): &(FunctionId, Vec<usize>)| self.distance(*function, stacks);
+            distance(a).total_cmp(&distance(b)).then(a.0.cmp(&b.0))
+        });
+        nearest.unwrap_or_else(|| (self.ways.of_stack(all[0]).asked(), all.to_vec()))
+    }
+
+    /// The nearest function through which more goes, if that leaks in step with what goes through this one: it makes both.
+    fn with_what_goes_in_step(
+        &self,
+        function: FunctionId,
+        explained: Vec<usize>,
+        all: &[usize],
+        banned: &HashSet<FunctionId>,
+    ) -> (FunctionId, Vec<usize>) {
+        let is_explained: HashSet<usize> = explained.iter().copied().collect();
+        let branch = self.branch(&explained);
+        let more = self.through(all, banned).into_iter().filter(|(_, stacks)| {
+            let others: Vec<usize> =
+                stacks.iter().copied().filter(|index| !is_explained.contains(index)).collect();
+            !others.is_empty()
+                && others.len() + explained.len() == stacks.len()
+                && together::go_in_step(&branch, &self.branch(&others))
+        });
+        let nearest = more
+            .min_by(|a, b| self.distance(a.0, &a.1).total_cmp(&self.distance(b.0, &b.1)).then(a.0.cmp(&b.0)));
+        nearest.unwrap_or((function, explained))
+    }
+
+    /// Every function that may be blamed, and the stacks through it.
+    fn through(&self, stacks: &[usize], banned: &HashSet<FunctionId>) -> Vec<(FunctionId, Vec<usize>)> {
+        let mut through: HashMap<FunctionId, Vec<usize>> = HashMap::new();
+        for &index in stacks {
+            for &(function, _) in &self.ways.of_stack(index).blamable {
+                if !banned.contains(&function) {
+                    through.entry(function).or_default().push(index);
+                }
+            }
+        }
+        through.into_iter().collect()
+    }
+
+    /// How far from who asked a function is, in frames, on average over what its stacks weigh.
+    fn distance(&self, function: FunctionId, stacks: &[usize]) -> f64 {
+        let far = |&index: &usize| {
+            let weight = self.stacks[index].stack.weight_bytes.max(1) as f64;
+            let at = self.ways.of_stack(index).distance(function).unwrap_or(0);
+            (weight * at as f64, weight)
+        };
+        let (far, weight) =
+            stacks.iter().map(far).fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        far / weight
+    }
+
+    /// Whether what leaks through a function leaks together, and not in several functions that it calls, each at a pace of its own.
+    fn is_one_cause(&self, function: FunctionId, stacks: &[usize]) -> bool {
+        let mut branches: BTreeMap<Option<FunctionId>, Vec<usize>> = BTreeMap::new();
+        for &index in stacks {
+            branches.entry(self.ways.of_stack(index).callee_of(function)).or_default().push(index);
+        }
+        let branches: Vec<together::Branch> =
+            branches.into_values().map(|stacks| self.branch(&stacks)).collect();
+        together::is_one(&branches)
+    }
+
+    fn branch(&self, stacks: &[usize]) -> together::Branch {
+        together::Branch {
+            weight: self.weight(stacks),
+            objects: stacks
+                .iter()
+                .map(|&index| self.stacks[index].stack.outstanding_objects)
+                .max()
+                .unwrap_or(0),
+            leaks: self.leaks(stacks),
+            error: self.error(stacks),
+        }
+    }
+
+    fn weight(&self, stacks: &[usize]) -> u64 {
+        sum(stacks.iter().map(|&index| self.stacks[index].stack.weight_bytes))
+    }
+
+    fn objects(&self, stacks: &[usize]) -> u64 {
+        sum(stacks.iter().map(|&index| self.stacks[index].stack.outstanding_objects))
+    }
+
+    /// How far numbers of blocks may be off, as a part of them: where they are estimated from a sample, by as many as were kept.
+    fn error(&self, stacks: &[usize]) -> f64 {
+        let is_sampled = stacks.iter().any(|&index| self.stacks[index].variance > 0.0);
+        let kept = stacks.iter().map(|&index| self.stacks[index].births.blocks()).max().unwrap_or(0);
+        if is_sampled { 1.0 / (kept.max(1) as f64).sqrt() } else { 0.0 }
+    }
+
+    fn leaks(&self, stacks: &[usize]) -> bool {
+        self.judge(stacks).0 == Verdict::Leaking
+    }
+
+    /// What stacks say together; of a single one, what it says itself.
+    fn judge(&self, stacks: &[usize]) -> (Verdict, String) {
+        if let [index] = *stacks
+            && let StackReport { verdict: Some(verdict), reason: Some(reason), .. } =
+                &self.stacks[index].stack
+        {
+            return (*verdict, reason.clone());
+        }
+        let Judgement { verdict, reason } =
+            judge_as_one(stacks.iter().map(|&index| &self.stacks[index]), self.history);
+        (verdict, reason.to_owned())
+    }
+
+    fn cause(&self, function: FunctionId, stacks: &[usize]) -> Cause {
+        let (verdict, reason) = self.judge(stacks);
+        let history = self.history.sum_of(stacks.iter().map(|&index| self.stacks[index].source));
+        let variance: f64 = stacks.iter().map(|&index| self.stacks[index].variance).sum();
+        let ways: Vec<(&Way, u64)> = stacks
+            .iter()
+            .map(|&index| (self.ways.of_stack(index), self.stacks[index].stack.weight_bytes))
+            .collect();
+        let heaviest = stacks.iter().max_by_key(|&&index| self.stacks[index].stack.weight_bytes);
+        Cause {
+            place: self.ways.place(function),
+            by: self.ways.by(function, &ways),
+            below: self.ways.caller(function, &ways),
+            called_from: heaviest.and_then(|&index| runtime_caller(&self.stacks[index].stack.frames)),
+            kind: heaviest.map_or(Kind::Native, |&index| self.stacks[index].stack.kind),
+            verdict,
+            reason,
+            weight_bytes: self.weight(stacks),
+            outstanding_objects: self.objects(stacks),
+            standard_error_bytes: (variance > 0.0).then(|| variance.sqrt().round() as u64),
+            growth_bytes_per_second: growth::rate(&history),
+            history_bytes: super::outcome::evenly_spaced(&history),
+            stacks: stacks.len() as u64,
+            processes: stacks
+                .iter()
+                .map(|&index| self.stacks[index].stack.process)
+                .collect::<HashSet<_>>()
+                .len() as u64,
+        }
+    }
+}
+
+/// `handle (service.js:36)`, of the innermost function that is written in a language with a runtime and is not the runtime's own.
+fn runtime_caller(frames: &[Arc<Frame>]) -> Option<String> {
+    let is_the_programs = |frame: &&Arc<Frame>| {
+        let file = frame.file.as_deref().unwrap_or("node:");
+        frame.language.as_deref() == Some("javascript") && !file.starts_with("node:")
+    };
+    let frame = frames.iter().find(is_the_programs)?;
+    let file = frame.file.as_deref().map(|file| file.rsplit('/').next().unwrap_or(file))?;
+    let line = frame.line.map_or_else(String::new, |line| format!(":{line}"));
+    Some(format!("{} ({file}{line})", frame.label()))
+}
+
+fn sum(figures: impl Iterator<Item = u64>) -> u64 {
+    figures.fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,324 @@
+//! Made-up programs, and who is to blame.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::analyze::{
+    growth::{Births, Turnover},
+    history::Source,
+    outcome::tests::bare,
+};
+use crate::model::{Bytes, Frame, Pid};
+
+const SECOND: u64 = 1_000_000_000;
+const SECONDS: u64 = 20;
+
+fn frame(name: &str) -> Arc<Frame> {
+    let (module, function) = name.split_once('!').unwrap_or(("app", name));
+    let function = (!function.starts_with('+')).then(|| function.to_owned());
+    let offset = function.is_none().then(|| name.split_once("!+").unwrap().1.to_owned());
+    Arc::new(Frame { module: Some(module.to_owned()), function, offset, ..Frame::default() })
+}
+
+/// Stacks as programs make them.
+#[derive(Default)]
+struct Program {
+    stacks: Vec<Judged>,
+    sizes: Vec<(Source, Vec<u64>)>,
+    processes: Vec<Process>,
+}
+
+impl Program {
+    fn add(&mut self, frames: &str, born: impl Fn(u64) -> u64, size: u64, freed: u64) -> &mut StackReport {
+        let source = Source::Native(u32::try_from(self.stacks.len()).unwrap());
+        let mut births = Births::new(0, SECONDS * SECOND);
+        let (mut objects, mut sizes) = (0, vec![0]);
+        for second in 0..SECONDS {
+            for _ in 0..born(second) {
+                births.add(second * SECOND + 1, Bytes(size));
+                objects += 1;
+            }
+            sizes.push(objects * size);
+        }
+        let points: Vec<_> = sizes
+            .iter()
+            .zip(0..)
+            .map(|(&bytes, second)| growth::Point { t_ns: second * SECOND, bytes: Bytes(bytes) })
+            .collect();
+        let turnover = Turnover {
+            allocated_objects: objects + freed,
+            freed_objects: freed,
+            births,
+            standard_error: Bytes(0),
+            times: objects,
+            is_one_in_use: false,
+        };
+        let judgement = growth::judge(&points, &turnover);
+        let stack = StackReport {
+            weight_bytes: objects * size,
+            outstanding_bytes: objects * size,
+            outstanding_objects: objects,
+            allocated_objects: objects + freed,
+            freed_objects: freed,
+            verdict: Some(judgement.verdict),
+            reason: Some(judgement.reason.to_owned()),
+            frames: frames.split(" < ").map(frame).collect(),
+            ..bare()
+        };
+        self.sizes.push((source, sizes));
+        self.stacks.push(Judged { stack, source, births, variance: 0.0 });
+        &mut self.stacks.last_mut().unwrap().stack
+    }
+
+    /// So many blocks a second stay.
+    fn leak(&mut self, frames: &str, a_second: u64) -> &mut Self {
+        self.add(frames, |_| a_second, 100, 0);
+        self
+    }
+
+    /// Everything is freed.
+    fn clean(&mut self, frames: &str) -> &mut Self {
+        self.add(frames, |_| 0, 100, 1000);
+        self
+    }
+
+    fn causes(&self) -> Vec<Cause> {
+        let mut history = History::new(SECOND);
+        for second in 0..=SECONDS {
+            let sizes = self.sizes.iter().map(|(source, sizes)| (*source, Bytes(sizes[second as usize])));
+            history.push(second * SECOND, sizes);
+        }
+        find(&self.stacks, &history, &self.processes)
+    }
+
+    /// Place and number of stacks of what leaks.
+    fn leaks(&self) -> Vec<(String, u64)> {
+        let causes = self.causes().into_iter();
+        causes
+            .filter(|cause| cause.verdict == Verdict::Leaking)
+            .map(|cause| (cause.place, cause.stacks))
+            .collect()
+    }
+
+    fn first(&self) -> Cause {
+        self.causes().remove(0)
+    }
+}
+
+fn place(name: &str, stacks: u64) -> (String, u64) {
+    (name.to_owned(), stacks)
+}
+
+#[test]
+fn parts_of_one_object_are_one_cause() {
+    let mut program = Program::default();
+    for part in 0..30 {
+        program.leak(&format!("part_{part} < make < serve < main"), 5);
+    }
+    program.clean("log < serve < main");
+    assert_eq!(program.leaks(), [place("app: make", 30)]);
+}
+
+#[test]
+fn two_hundred_stacks_of_which_none_says_enough_are_one_cause() {
+    let mut program = Program::default();
+    for way in 0..200_u64 {
+        // Three blocks each, at some time.
+        let born = move |second| if way % 7 == second % 7 && second >= way % 7 { 1 } else { 0 };
+        program.add(&format!("parse_{way} < parse_{} < load < serve < main", way / 2), born, 64, 0);
+    }
+    assert_eq!(program.leaks(), [place("app: load", 200)]);
+}
+
+#[test]
+fn leaks_that_only_have_their_caller_in_common_are_several() {
+    let mut program = Program::default();
+    program.leak("open < serve < main", 7).leak("render < serve < main", 5);
+    assert_eq!(program.leaks(), [place("app: open", 1), place("app: render", 1)]);
+    let shares: u64 = program.causes().iter().map(|cause| cause.weight_bytes).sum();
+    assert_eq!(shares, 12 * SECONDS * 100);
+}
+
+#[test]
+fn what_is_called_from_everywhere_is_blamed_itself() {
+    let mut program = Program::default();
+    for caller in 0..3 {
+        program.leak(&format!("Session::Open(int) < handle_{caller} < main"), 3 + caller);
+    }
+    assert_eq!(program.leaks(), [place("app: Session::Open", 3)]);
+}
+
+#[test]
+fn a_wrapper_that_no_table_knows_is_passed_over() {
+    let mut program = Program::default();
+    program.leak("obtain < keep < serve < main", 5);
+    for caller in 0..6 {
+        program.clean(&format!("obtain < use_{caller} < serve < main"));
+    }
+    assert_eq!(program.leaks(), [place("app: keep", 1)]);
+    assert_eq!(program.first().by, ["obtain"]);
+}
+
+#[test]
+fn a_caller_that_does_not_free_is_blamed_where_another_does() {
+    let mut program = Program::default();
+    program.leak("open < forget < main", 5).clean("open < close < main").clean("other < main");
+    assert_eq!(program.leaks(), [place("app: forget", 1)]);
+}
+
+#[test]
+fn known_wrappers_and_their_parts_without_a_name_are_passed_over() {
+    let mut program = Program::default();
+    program.leak("libx.so!+0x1a4b00 < libx.so!fz_malloc < libx.so!fz_new_pixmap < main", 5);
+    let cause = program.first();
+    assert_eq!((&*cause.place, &*cause.by), ("libx.so: fz_new_pixmap", &["fz_malloc".to_owned()][..]));
+}
+
+#[test]
+fn a_library_is_passed_over_when_somebody_else_called_it() {
+    let mut program = Program::default();
+    program.leak(
+        "libcrypto.so.3!CRYPTO_zalloc < libcrypto.so.3!+0x10 < libssl.so.3!d2i_SSL_SESSION < _ssl.so!_ssl_session_dup < \
+         _ssl.so!PySSL_get_session < libpython3.11.so!PyObject_GetAttr < libpython3.11.so!_PyEval_EvalFrameDefault < main",
+        5,
+    );
+    let cause = program.first();
+    assert_eq!(cause.place, "_ssl.so: _ssl_session_dup");
+    assert_eq!(cause.by, ["d2i_SSL_SESSION", "CRYPTO_zalloc"]);
+    assert_eq!(cause.below.as_deref(), Some("PySSL_get_session"));
+}
+
+#[test]
+fn an_interpreter_that_nobody_called_is_itself() {
+    let mut program = Program::default();
+    program.leak(
+        "libpython3.11.so!_PyObject_Malloc < libpython3.11.so!list_resize < libpython3.11.so!_PyEval_EvalFrameDefault < \
+         app!run_script < main",
+        5,
+    );
+    assert_eq!(program.first().place, "libpython3.11.so: list_resize");
+    let mut program = Program::default();
+    program.leak("python3.11!PyUnicode_New < ujson.so!objToJSON < python3.11!cfunction_call < main", 5);
+    let cause = program.first();
+    assert_eq!((&*cause.place, &*cause.by), ("ujson.so: objToJSON", &["PyUnicode_New".to_owned()][..]));
+}
+
+#[test]
+fn openssl_within_node_is_openssl() {
+    let mut program = Program::default();
+    program.leak("node!CRYPTO_malloc < node!ASN1_STRING_to_UTF8 < node!ncrypto::Name::get() < node!Builtins_Call < main", 5);
+    assert_eq!(program.first().place, "node: ncrypto::Name::get");
+}
+
+#[test]
+fn a_function_without_a_name_has_its_caller_beside_it() {
+    let mut program = Program::default();
+    program.leak("wheel.so!+0x1a4b00 < wheel.so!+0x2000 < wheel.so!decode < main", 5);
+    let cause = program.first();
+    assert_eq!((&*cause.place, cause.below.as_deref()), ("wheel.so+0x1a4b00", Some("decode")));
+}
+
+#[test]
+fn processes_of_one_program_are_one_cause_and_those_of_another_another() {
+    let mut program = Program::default();
+    let process = |pid, name: &str| Process {
+        pid: Pid(pid),
+        comm: name.to_owned(),
+        exe: Some(format!("/usr/bin/{name}")),
+        command: Vec::new(),
+        from: None,
+        end: None,
+    };
+    program.processes = vec![process(1, "worker"), process(2, "worker"), process(3, "helper")];
+    for number in 0..3 {
+        program.add("work < main", |_| 5, 100, 0).process = Some(number);
+    }
+    assert_eq!(program.leaks(), [place("app: work", 2), place("app: work", 1)]);
+    assert_eq!(program.first().processes, 2);
+}
+
+#[test]
+fn a_program_is_called_as_it_was_called() {
+    let process = Process {
+        pid: Pid(1),
+        comm: "redis-server".to_owned(),
+        exe: Some("/usr/bin/redis-check-rdb".to_owned()),
+        command: vec!["/usr/bin/redis-server".to_owned()],
+        from: None,
+        end: None,
+    };
+    let mut program = Program { processes: vec![process], ..Program::default() };
+    program.leak("redis-check-rdb!zmalloc < redis-check-rdb!createObject < redis-check-rdb!main", 5);
+    assert_eq!(program.first().place, "redis-server: createObject");
+}
+
+#[test]
+fn code_that_is_compiled_anew_is_one_function() {
+    let mut program = Program::default();
+    for (tier, begins) in [("~", 0), ("^", 7), ("*", 13)] {
+        let born = move |second| u64::from(second >= begins && second < begins + 7) * 5;
+        program.add("node!inner_a < [anon]!X", born, 100, 0).frames =
+            vec![compiled(&format!("JS:{tier}keep file:///srv/a.js:3:9"))];
+    }
+    assert_eq!(program.leaks(), [place("keep file:///srv/a.js:3:9", 3)]);
+}
+
+fn compiled(function: &str) -> Arc<Frame> {
+    Arc::new(Frame {
+        function: Some(function.to_owned()),
+        language: Some("jit".to_owned()),
+        ..Frame::default()
+    })
+}
+
+#[test]
+fn java_is_named_beyond_its_own_library() {
+    let mut program = Program::default();
+    let stack = program.add("x", |_| 5, 100, 0);
+    stack.frames = ["libjvm.so!os::malloc(unsigned long, MEMFLAGS)", "libjvm.so!Unsafe_AllocateMemory0"]
+        .map(frame)
+        .into_iter()
+        .chain(
+            [
+                "long jdk.internal.misc.Unsafe.allocateMemory0(long)",
+                "void java.nio.DirectByteBuffer.<init>(int)",
+                "io.netty.buffer.PoolChunk io.netty.buffer.PoolArena$DirectArena.newChunk(int, int)",
+                "void Run.handle()",
+            ]
+            .map(compiled),
+        )
+        .collect();
+    let cause = program.first();
+    assert_eq!(cause.place, "io.netty.buffer.PoolArena$DirectArena.newChunk");
+    assert_eq!(cause.by, ["java.nio.DirectByteBuffer.<init>", "Unsafe_AllocateMemory0"]);
+}
+
+#[test]
+fn a_stack_without_frames_has_a_cause() {
+    let mut program = Program::default();
+    program.add("x", |_| 5, 100, 0).frames.clear();
+    assert_eq!(program.leaks(), [place("an unknown place", 1)]);
+}
+
+#[test]
+fn a_place_is_named_by_whom_memory_was_allocated_for() {
+    let frames = ["ztrymalloc_usable_internal", "zmalloc", "createObject", "main"].map(frame);
+    assert_eq!(place_name(&frames), "app: createObject");
+    assert_eq!(place_name(&frames[..2]), "app: zmalloc");
+}
+
+#[test]
+fn names_lose_their_parameters_and_results() {
+    use super::roles::{bare_name, name_of};
+    assert_eq!(bare_name("Session::Open(int, char const*) const"), "Session::Open");
+    assert_eq!(bare_name("(anonymous namespace)::run(int)"), "(anonymous namespace)::run");
+    assert_eq!(bare_name("f<void (*)(int)>::operator()(int)"), "f<void (*)(int)>::operator()");
+    assert_eq!(bare_name("plain"), "plain");
+    assert_eq!(bare_name("("), "(");
+    assert_eq!(name_of("void std::vector<int>::push_back(int)"), "std::vector<int>::push_back");
+    assert_eq!(
+        name_of("long jdk.internal.misc.Unsafe.allocateMemory0(long)"),
+        "jdk.internal.misc.Unsafe.allocateMemory0"
+    );
+    assert_eq!(name_of("JS:*handle /srv/a.js:3"), "JS:*handle /srv/a.js:3");
+}
