@@ -36,7 +36,7 @@ fn the_outermost_call_counts_and_one_that_never_returned_blinds_nobody() {
 fn threads_that_end_inside_an_allocator_leave_their_room_to_others() {
     let mut program = Program::new("dying_threads.c").start();
     let report = trace_with(&mut program, Tracer::new().options(["--symbol-prefix", "dying_"]));
-    report.assert_nothing_lost_but(&["never_returned"]);
+    report.assert_exact();
     report.check_leaks(&program.expect);
     program.assert_unharmed();
 }

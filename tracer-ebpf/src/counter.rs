@@ -45,9 +45,9 @@ counters! {
     /// A call that could not be followed to its return: too many threads were inside the allocator.
     NoThreadRecord = 5, "no_thread_record",
         lost: "too many threads were inside an allocator at once: trace fewer processes";
-    /// A call that never returned (an exception, `longjmp`, a killed thread), or whose return the kernel did not report.
+    /// A call that never returned (an exception, `longjmp`), or whose return the kernel did not report.
     NeverReturned = 6, "never_returned",
-        lost: "the call never returned: an exception, longjmp or the end of its thread";
+        lost: "the call never returned: an exception or longjmp";
     /// An address was allocated again while its block was live: its release was not seen.
     MissedFree = 7, "missed_free",
         lost: "an address was allocated again, but its release was not seen";

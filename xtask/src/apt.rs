@@ -104,6 +104,16 @@ fn apt_get(subcommand: &str) -> Result<Command> {
     Ok(apt)
 }
 
+/// Installs the packages of programs that are not in `PATH`.
+///
+/// # Errors
+/// See [`install`].
+pub fn programs(programs: &[(&str, &str)], why: &str) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| !found_in_path(program));
+    let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    if packages.is_empty() { Ok(()) } else { install(&packages, why) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,14 +129,4 @@ http://mirror.test/debian/ Debian bookworm
         assert_eq!(mirror_in(targets).as_deref(), Some("http://mirror.test/debian/"));
         assert_eq!(mirror_in("http://packages.test/  \n"), None);
     }
-}
-
-/// Installs the packages of programs that are not in `PATH`.
-///
-/// # Errors
-/// See [`install`].
-pub fn programs(programs: &[(&str, &str)], why: &str) -> Result<()> {
-    let missing = programs.iter().filter(|(program, _)| !found_in_path(program));
-    let packages: Vec<_> = missing.map(|&(_, package)| package).collect();
-    if packages.is_empty() { Ok(()) } else { install(&packages, why) }
 }

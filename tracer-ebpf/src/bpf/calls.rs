@@ -141,14 +141,15 @@ fn abandon(call: &InFlight) {
     }
 }
 
-/// The current thread exits: a call that it is in never returns, and the record is another's from here on.
+/// The current thread exits, and a call that it is in with it. A block that it made was never handed to the program, so nothing is
+/// lost; what it was to release is gone. The record is another's from here on.
 #[inline(always)]
 pub fn thread_exits() -> Option<()> {
     let record = threads::current()?;
     let call = record.get();
     let process = PROCESSES.get(Cookie::from_bits(call.cookie).process.into());
-    if process.is_some_and(|process| belongs_to(call, process)) {
-        abandon(call);
+    if process.is_some_and(|process| belongs_to(call, process)) && call.old_key != 0 {
+        live::freed(&call.old);
     }
     record.release();
     Some(())

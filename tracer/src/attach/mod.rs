@@ -32,9 +32,7 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{
-    probe::Cookie, process::CodeList, runtime::v8, sampling::Sampling, unwind::Mapping, usdt::Argument,
-};
+use tracer_ebpf::{process::CodeList, runtime::v8, sampling::Sampling, unwind::Mapping, usdt::Argument};
 
 use self::{
     programs::Programs,

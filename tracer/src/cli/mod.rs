@@ -68,7 +68,7 @@ pub enum Exit {
 }
 
 impl From<Exit> for ExitCode {
-    /// The exit status. Wrong usage is 2, which [`parse`] sees to itself.
+    /// The exit status. Wrong usage is 2, which `parse` sees to itself.
     fn from(exit: Exit) -> Self {
         match exit {
             Exit::Done => Self::SUCCESS,
