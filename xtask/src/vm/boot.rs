@@ -25,7 +25,8 @@ const TRANSLATION: &str = "tcg,thread=single";
 
 /// What came of a machine.
 pub struct Outcome {
-    name: &'static str,
+    /// The machine's name.
+    pub name: &'static str,
     release: String,
     /// Tests that passed.
     pub passed: usize,

@@ -14,7 +14,7 @@ use super::machines::{MACHINES, Machine};
 use crate::{command, run};
 
 /// Programs of this machine that the tests run, besides busybox.
-const PROGRAMS: [&str; 4] = ["sh", "setpriv", "unshare", "chroot"];
+const PROGRAMS: [&str; 5] = ["sh", "setpriv", "unshare", "chroot", "prlimit"];
 
 /// Packs the image, and returns where it is.
 ///

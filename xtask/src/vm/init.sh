@@ -17,7 +17,7 @@ run() {
     echo "vm: run $1"
     binary=$1
     shift
-    timeout 900 "/tests/$binary" --test-threads=1 "$@" 2>&1
+    timeout 1200 "/tests/$binary" --test-threads=1 "$@" 2>&1
     echo "vm: status $? of $binary"
 }
 

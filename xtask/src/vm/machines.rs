@@ -83,6 +83,9 @@ const MORE: &[(&str, &[&str])] = &[
     ("bad_days", &[]),
     ("threads", &[]),
     ("harmless", &[]),
+    ("unwinding", &[]),
+    ("declared_allocators", &[]),
+    ("faults", &[]),
     ("output", &["doctor", "given_duration", "interrupt_ends"]),
 ];
 
@@ -93,6 +96,10 @@ const FEW: &[(&str, &[&str])] = &[
     ("growth", &["every_page"]),
     ("output", &["doctor"]),
 ];
+
+/// As those, and recordings by a user with few rights: what settings can forbid.
+const FEW_WITH_RIGHTS: &[(&str, &[&str])] =
+    &[FEW[0], FEW[1], FEW[2], FEW[3], ("launch", &["its_exit_status"]), ("bad_days", &["capabilit"])];
 
 const FOUR_LEVELS: &str = "max,la57=off";
 const FIVE_LEVELS: &str = "max";
@@ -119,6 +126,11 @@ const fn whole(name: &'static str, kernel: Source, cpu: &'static str) -> Machine
 
 const fn with(name: &'static str, kernel: Source, parameters: &'static str, setup: &'static str) -> Machine {
     Machine { name, kernel, parameters, setup, ..MACHINE }
+}
+
+/// Debian 13's kernel, with a setting.
+const fn set(name: &'static str, parameters: &'static str, setup: &'static str) -> Machine {
+    Machine { tests: FEW_WITH_RIGHTS, ..with(name, LINUX_6_12, parameters, setup) }
 }
 
 /// Every machine.
@@ -154,23 +166,23 @@ pub const MACHINES: &[Machine] = &[
     with("6.12, mitigations=off", LINUX_6_12, "mitigations=off", ""),
     Machine { processors: "1", ..with("6.12, one processor", LINUX_6_12, "", "") },
     Machine { processors: "2,maxcpus=64", ..with("6.12, 62 of 64 processors offline", LINUX_6_12, "", "") },
-    with("6.12, lockdown=integrity", LINUX_6_12, "lockdown=integrity", ""),
-    with(
-        "6.12, cgroup v1",
-        LINUX_6_12,
-        "",
-        "umount /sys/fs/cgroup; mount -t cgroup -o memory none /sys/fs/cgroup",
-    ),
-    with("6.12, tracefs mounted", LINUX_6_12, "", "mount -t tracefs none /sys/kernel/tracing"),
-    with("6.12, no BPF for others", LINUX_6_12, "", "echo 2 >/proc/sys/kernel/unprivileged_bpf_disabled"),
-    with("6.12, perf_event_paranoid -1", LINUX_6_12, "", "echo -1 >/proc/sys/kernel/perf_event_paranoid"),
-    with("6.12, perf_event_paranoid 4", LINUX_6_12, "", "echo 4 >/proc/sys/kernel/perf_event_paranoid"),
-    with("6.12, yama 2", LINUX_6_12, "", "echo 2 >/proc/sys/kernel/yama/ptrace_scope"),
+    set("6.12, lockdown=integrity", "lockdown=integrity", ""),
+    set("6.12, cgroup v1", "", "umount /sys/fs/cgroup; mount -t cgroup -o memory none /sys/fs/cgroup"),
+    set("6.12, tracefs mounted", "", "mount -t tracefs none /sys/kernel/tracing"),
+    set("6.12, no BPF for others", "", "echo 2 >/proc/sys/kernel/unprivileged_bpf_disabled"),
+    set("6.12, perf_event_paranoid -1", "", "echo -1 >/proc/sys/kernel/perf_event_paranoid"),
+    set("6.12, perf_event_paranoid 0", "", "echo 0 >/proc/sys/kernel/perf_event_paranoid"),
+    set("6.12, perf_event_paranoid 1", "", "echo 1 >/proc/sys/kernel/perf_event_paranoid"),
+    set("6.12, perf_event_paranoid 2", "", "echo 2 >/proc/sys/kernel/perf_event_paranoid"),
+    set("6.12, perf_event_paranoid 4", "", "echo 4 >/proc/sys/kernel/perf_event_paranoid"),
+    set("6.12, yama 1", "", "echo 1 >/proc/sys/kernel/yama/ptrace_scope"),
+    set("6.12, yama 2", "", "echo 2 >/proc/sys/kernel/yama/ptrace_scope"),
     Machine {
+        tests: FEW,
         says: Some("limited  launching (ptrace)"),
-        ..with("6.12, yama 3", LINUX_6_12, "", "echo 3 >/proc/sys/kernel/yama/ptrace_scope; $TRACER doctor")
+        ..set("6.12, yama 3", "", "echo 3 >/proc/sys/kernel/yama/ptrace_scope; $TRACER doctor")
     },
-    with("6.12, AppArmor", LINUX_6_12, "security=apparmor apparmor=1", ""),
+    set("6.12, AppArmor", "security=apparmor apparmor=1", ""),
     with(
         "newest, processors come and go",
         NEWEST,
