@@ -19,6 +19,7 @@ pub mod uprobes;
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     ffi::CStr,
     os::fd::OwnedFd,
     path::Path,
@@ -436,11 +437,11 @@ impl Capture {
         });
     }
 
-    /// Runs of programs that the kernel left out because it was running another one on that CPU.
+    /// Runs that the kernel left out of each program, because it was running that one or another on that CPU.
     #[must_use]
-    pub fn runs_missed_by_kernel(&self) -> u64 {
-        let missed = self.programs.loaded().map(|program| overhead::statistic(program, "recursion_misses:"));
-        missed.flatten().sum()
+    pub fn runs_missed_by_kernel(&self) -> BTreeMap<&'static str, u64> {
+        let missed = |program| overhead::statistic(program, "recursion_misses:").unwrap_or(0);
+        self.programs.loaded().map(|(name, program)| (name, missed(program))).collect()
     }
 }
 

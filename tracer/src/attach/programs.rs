@@ -69,8 +69,8 @@ impl Programs {
     }
 
     /// The programs that have been loaded and asked for.
-    pub fn loaded(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.loaded.values().map(|program| program.as_fd())
+    pub fn loaded(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        self.loaded.iter().map(|(&name, program)| (name, program.as_fd()))
     }
 
     /// A program that has been loaded and asked for.

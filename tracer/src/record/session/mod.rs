@@ -80,7 +80,7 @@ pub struct Session {
     trampolines: Trampolines,
     mapping_events: u64,
     /// Runs of programs that were missed, and events that could not be read, before the window.
-    missed_before: u64,
+    missed_before: BTreeMap<&'static str, u64>,
     malformed_before: u64,
     window: OpenWindow,
     history: History,
@@ -227,7 +227,7 @@ impl Session {
             unnamed: Vec::new(),
             trampolines: Trampolines::default(),
             mapping_events: 0,
-            missed_before: 0,
+            missed_before: BTreeMap::new(),
             malformed_before: 0,
             window: OpenWindow::default(),
             history: History::new(HISTORY_SPACING_NS),
@@ -259,6 +259,8 @@ impl Session {
 
     fn begin_window(&mut self) {
         self.find_trampolines(usize::MAX);
+        // What was missed before is nothing that counts.
+        self.missed_before = self.capture.runs_missed_by_kernel();
         self.window.rss_before = self.resident.rss(&self.processes, When::Now);
         if let Some(first) = self.resident.read(&self.processes, When::Now) {
             self.resident.keep(first, &self.mappings, &BTreeMap::new());
@@ -387,7 +389,6 @@ impl Session {
         self.resident = ResidentMemory::default();
         self.timeline.clear();
         self.mapping_events = 0;
-        self.missed_before = self.capture.runs_missed_by_kernel();
         self.malformed_before = self.drain.malformed();
         self.begin_window();
         Ok(())

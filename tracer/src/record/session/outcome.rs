@@ -138,11 +138,25 @@ impl Session {
         }
     }
 
+    /// Runs that the kernel left out in this window, of each program.
+    fn runs_missed(&self) -> BTreeMap<&'static str, u64> {
+        let mut missed = self.capture.runs_missed_by_kernel();
+        for (name, runs) in &mut missed {
+            *runs -= self.missed_before.get(name).unwrap_or(&0);
+        }
+        missed.retain(|_, runs| *runs > 0);
+        missed
+    }
+
     /// Events that user space counted.
     fn events(&self) -> Events {
         let calls = self.mappings.calls();
         let losses = self.mappings.losses();
-        let missed = self.capture.runs_missed_by_kernel() - self.missed_before;
+        let missed = self.runs_missed();
+        if !missed.is_empty() {
+            log::debug!("programs that the kernel left out, and how often: {missed:?}");
+        }
+        let missed = missed.values().sum();
         let malformed = self.drain.malformed() - self.malformed_before + losses.malformed;
         let lost = [
             (loss::MISSED_BY_KERNEL, missed),
