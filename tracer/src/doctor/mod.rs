@@ -16,7 +16,7 @@ use crate::{
     },
     kernel,
     model::Pid,
-    target::launch::Launched,
+    target::launch::{LaunchError, Launched},
 };
 
 /// What one check found.
@@ -357,16 +357,16 @@ fn following(known: Result<()>) -> Check {
 }
 
 /// Holds a command at its start, and lets it go by killing it. Only launching a command uses ptrace; attaching to a process does not.
-fn hold_a_command() -> Result<()> {
+fn hold_a_command() -> Result<(), LaunchError> {
     let program = OsStr::new("/proc/self/exe");
-    Ok(Launched::spawn(program, ["--version"], true, None).map(drop)?)
+    Launched::spawn(program, ["--version"], true, None).map(drop)
 }
 
-fn launching(held: Result<()>) -> Check {
+fn launching(held: Result<(), LaunchError>) -> Check {
     const NAME: &str = "launching (ptrace)";
     match held {
         Ok(()) => Check::good(NAME, "a command can be held at its start"),
-        Err(error) => Check::limited(NAME, format!("{error:#}"), "attach with --pid"),
+        Err(error) => Check::limited(NAME, error.to_string(), "attach with --pid"),
     }
 }
 
@@ -409,7 +409,12 @@ mod tests {
         assert_eq!((check.state, check.detail.as_str()), (State::Missing, "no uprobes"));
         assert_eq!(tracepoints(refused()).state, State::Limited);
         assert_eq!(following(refused()).state, State::Limited);
-        assert_eq!(launching(refused()).state, State::Limited);
+        let source = io::Error::from(io::ErrorKind::PermissionDenied);
+        let check = launching(Err(LaunchError::NotExecutable { program: "x".into(), source }));
+        assert_eq!(
+            (check.state, check.detail.as_str()),
+            (State::Limited, "cannot start x: permission denied")
+        );
         assert_eq!(programs(refused()).state, State::Missing);
     }
 
