@@ -1,6 +1,7 @@
 //! What is printed, and where nobody may be reading.
 
 use std::{
+    ffi::OsString,
     io::{self, IsTerminal},
     os::fd::AsFd,
 };
@@ -36,9 +37,26 @@ pub(super) fn is_colored(color: ColorChoice, out: &impl IsTerminal) -> bool {
     match color {
         ColorChoice::Always => true,
         ColorChoice::Never => false,
-        // https://no-color.org
-        ColorChoice::Auto => {
-            out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        }
+        ColorChoice::Auto => out.is_terminal() && can_be_colored(|name| std::env::var_os(name)),
+    }
+}
+
+/// Whether nobody said that a terminal is to have no colours, or has none: see <https://no-color.org>.
+fn can_be_colored(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    variable("NO_COLOR").is_none_or(|value| value.is_empty())
+        && variable("TERM").is_none_or(|terminal| terminal != "dumb")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_without_colours_gets_none() {
+        let with = |name: &'static str, value: &'static str| {
+            can_be_colored(|variable| (variable == name).then(|| value.into()))
+        };
+        assert!(with("TERM", "xterm") && with("NO_COLOR", ""));
+        assert!(!with("TERM", "dumb") && !with("NO_COLOR", "1"));
     }
 }
