@@ -66,7 +66,7 @@ if (data.causes.length) {
     else if (cause.below) where.append(" below ", element("code", { textContent: cause.below }));
     if (cause.by) where.append(" (by ", ...cause.by.flatMap((by, i) => [...(i ? [" → "] : []), element("code", { textContent: by })]), ")");
     $("causes").querySelector("tbody").append(element("tr", { className: cause.verdict === "leaking" ? "leaking-row" : "" },
-      ...figures.map((text, i) => element("td", { textContent: text, className: "number" + (i === 2 || i === 3 ? " wide" : "") })),
+      ...figures.map((text, i) => element("td", { textContent: text, className: "number" + (i === 1 || i === 2 || i === 3 ? " wide" : "") })),
       element("td", { textContent: cause.verdict.replace("_", " "), className: cause.verdict === "leaking" ? "leaking" : "" }), where));
   }
   $("causes").hidden = false;
