@@ -5,7 +5,8 @@ use tracer_tests::{Program, Report, Running, Terminal, Tracer, terminate, tracer
 
 /// A terminal in which a program that has leaked is watched.
 fn watch(program: &mut Running, options: &str) -> Terminal {
-    let terminal = Terminal::open(80, 24);
+    // With room for every stack that the tests look for.
+    let terminal = Terminal::open(80, 29);
     let binary = tracer_binary();
     terminal.run(&format!("{} --tui -o leak.json {options} --pid {}", binary.display(), program.pid()));
     terminal.wait_for("events/s");

@@ -20,8 +20,9 @@ use crate::{
 /// So many lines are theirs, of so many.
 pub fn lines(state: &State, height: u16) -> u16 {
     let most = match height {
-        ..24 => 0,
-        24..32 => 1,
+        // The verdict names the largest, and the stacks need the room.
+        ..30 => 0,
+        30..36 => 1,
         _ => 3,
     };
     let causes = state.profile.as_ref().map_or(0, |profile| telling(profile).len());
