@@ -67,8 +67,10 @@ pub fn of_lossy(events: &Events) -> Option<VerdictSummary> {
 pub fn of(facts: &Facts) -> VerdictSummary {
     let growth = Growth::of(facts);
     let leaks = Places::of(facts, |verdict| verdict == Verdict::Leaking);
+    let is_main = growth.is_noise() || leaks.footprint >= growth.percent(MAIN);
+    let may_be_turnover = replaces_older_blocks(facts, &growth, &leaks);
     let (summary, leaking) = match leaks.largest() {
-        Some(leak) if replaces_older_blocks(facts, &growth, &leaks) => {
+        Some(leak) if is_main && may_be_turnover => {
             let rate = per_minute(leak.rate(facts.window.as_secs_f64()));
             let sentence = format!(
                 "{} allocates {rate}, while as many older blocks are freed: record for longer than a block lives",
@@ -76,12 +78,11 @@ pub fn of(facts: &Facts) -> VerdictSummary {
             );
             (sentence, None)
         }
-        Some(leak) if growth.is_noise() || leaks.footprint >= growth.percent(MAIN) => {
-            (leak_sentence(facts, &growth, leak, &leaks), Some(true))
-        }
+        Some(leak) if is_main => (leak_sentence(facts, &growth, leak, &leaks), Some(true)),
         leak => {
             let (sentence, leaking) = without_main_leak(facts, &growth);
-            match leak.filter(|_| leaks.footprint >= growth.percent(WORTH_MENTIONING)) {
+            let is_told = !may_be_turnover && leaks.footprint >= growth.percent(WORTH_MENTIONING);
+            match leak.filter(|_| is_told) {
                 Some(leak) => {
                     let rate = per_minute(leak.rate(facts.window.as_secs_f64()));
                     (format!("{sentence}; besides, {rate} leak in {}", leak.sentence()), Some(true))
