@@ -135,7 +135,7 @@ impl Tracer {
         self
     }
 
-    /// Says that it has its probes in everybody's code, as it has for many targets: see [`Turn`].
+    /// Says that it has its probes in everybody's code, as it has for many targets: see `turn.rs`.
     #[must_use]
     pub fn alone(mut self) -> Self {
         self.alone = true;
