@@ -21,6 +21,7 @@ use std::{
     cell::Cell,
     collections::BTreeMap,
     ffi::CStr,
+    io,
     os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -239,6 +240,14 @@ impl Capture {
         grace::wait().context("cannot wait for the BPF programs")?;
         let tables = Arc::get_mut(&mut self.tables).context("the tables are being read")?;
         tables.clear()
+    }
+
+    /// Waits until every program that runs now has ended.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wait_for_programs(&self) -> io::Result<()> {
+        grace::wait()
     }
 
     /// Passes on what the programs have to say to people.

@@ -9,7 +9,6 @@
 
 use std::collections::HashSet;
 
-use rustix::thread::{MembarrierCommand, membarrier};
 use tracer_ebpf::stack::StackTotals;
 
 use crate::attach::SharedTables;
@@ -81,12 +80,4 @@ fn holds_nothing(totals: &StackTotals) -> bool {
     // Freed first: a block that is freed between the two reads must not make up for another.
     let freed = totals.freed();
     freed == totals.allocated()
-}
-
-/// Waits until every BPF program that runs now has ended: they are readers of RCU, and `membarrier` waits for a grace
-/// period. `false` where it does not: with one CPU, or with `nohz_full` (kernel/sched/membarrier.c).
-pub fn wait_for_programs() -> bool {
-    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    let several = online.contains(['-', ',']);
-    several && membarrier(MembarrierCommand::Global).is_ok()
 }

@@ -101,6 +101,10 @@ const FEW: &[(&str, &[&str])] = &[
 const FEW_WITH_RIGHTS: &[(&str, &[&str])] =
     &[FEW[0], FEW[1], FEW[2], FEW[3], ("launch", &["its_exit_status"]), ("bad_days", &["capabilit"])];
 
+/// As [`FEW`], and what has to wait for programs of the processor that it runs on.
+const ONE_PROCESSOR: &[(&str, &[&str])] =
+    &[FEW[0], FEW[1], FEW[2], FEW[3], ("long_recordings", &["make_room_for_new_ones"])];
+
 const FOUR_LEVELS: &str = "max,la57=off";
 const FIVE_LEVELS: &str = "max";
 
@@ -164,7 +168,7 @@ pub const MACHINES: &[Machine] = &[
     with("6.12, 4-level paging", LINUX_6_12, "", ""),
     with("6.12, nokaslr", LINUX_6_12, "nokaslr", ""),
     with("6.12, mitigations=off", LINUX_6_12, "mitigations=off", ""),
-    Machine { processors: "1", ..with("6.12, one processor", LINUX_6_12, "", "") },
+    Machine { processors: "1", tests: ONE_PROCESSOR, ..with("6.12, one processor", LINUX_6_12, "", "") },
     Machine { processors: "2,maxcpus=64", ..with("6.12, 62 of 64 processors offline", LINUX_6_12, "", "") },
     set("6.12, lockdown=integrity", "lockdown=integrity", ""),
     set("6.12, cgroup v1", "", "umount /sys/fs/cgroup; mount -t cgroup -o memory none /sys/fs/cgroup"),

@@ -13,7 +13,6 @@ use super::{
         children::Family,
         clock::now_ns,
         process::{TracedProcess, Trampoline},
-        retire,
     },
     Session,
 };
@@ -183,7 +182,11 @@ impl Session {
         }
         let holding = self.mappings.holding_stacks();
         let withdrawn = self.retirement.withdraw(self.capture.tables(), &holding);
-        if withdrawn.is_empty() || !retire::wait_for_programs() {
+        if withdrawn.is_empty() {
+            return;
+        }
+        if let Err(error) = self.capture.wait_for_programs() {
+            log::debug!("the places of stacks are not free again: {error}");
             return;
         }
         // Everything that programs have said of them.
