@@ -236,7 +236,9 @@ impl<'a> Names<'a> {
             self.programs.push(program);
             self.programs.len() - 1
         });
-        let functions = stack.frames.iter().map(|frame| self.function(frame, program)).collect();
+        // JavaScript asks nobody for native memory: a native function does it on its behalf. Which function called that is said beside.
+        let native = stack.frames.iter().filter(|frame| !is_javascript(frame));
+        let functions = native.map(|frame| self.function(frame, program)).collect();
         Way { program, functions, asked: 0, blamable: Vec::new() }
     }
 
@@ -440,6 +442,10 @@ fn is_blamed_on_callers(callers: &BTreeMap<FunctionId, Use>, stacks: &[Judged], 
     };
     let leaking = callers.values().filter(leaks).count();
     leaking > 0 && leaking <= clean
+}
+
+fn is_javascript(frame: &Frame) -> bool {
+    matches!(frame.language.as_deref(), Some("javascript" | "wasm"))
 }
 
 /// `addon.node: Session::Open`, of the innermost frame that does not allocate for its caller.

@@ -294,6 +294,31 @@ fn java_is_named_beyond_its_own_library() {
 }
 
 #[test]
+fn javascript_is_no_cause_and_is_said_beside_it() {
+    let mut program = Program::default();
+    let script = |function: &str, file: &str| {
+        let (function, file) = (Some(function.to_owned()), Some(file.to_owned()));
+        Arc::new(Frame {
+            function,
+            file,
+            line: Some(4),
+            language: Some("javascript".to_owned()),
+            ..Frame::default()
+        })
+    };
+    for caller in ["legacy", "modern"] {
+        let frames = &mut program
+            .add("node!CRYPTO_malloc < node!node::crypto::Name < node!main", |_| 5, 100, 0)
+            .frames;
+        frames.insert(2, script(caller, "node:internal/crypto"));
+        frames.insert(3, script("whoIsIt", "/srv/run.js"));
+    }
+    let cause = program.first();
+    assert_eq!((cause.place.as_str(), cause.stacks), ("node: node::crypto::Name", 2));
+    assert_eq!(cause.called_from.as_deref(), Some("whoIsIt (run.js:4)"));
+}
+
+#[test]
 fn a_stack_without_frames_has_a_cause() {
     let mut program = Program::default();
     program.add("x", |_| 5, 100, 0).frames.clear();
