@@ -4,6 +4,7 @@
 //! undefined behaviour.
 
 pub use crate::mapping_call::MappingCall;
+use crate::{process::ProcessIndex, stack::StackId};
 
 /// A system call that changes mappings, at its entry (`munmap`, `mremap`: what they release is gone from then on, since
 /// another thread can get the addresses before the call returns) or at its exit (all four).
@@ -19,13 +20,13 @@ pub struct MappingEvent {
     /// 1 when the thread was inside an allocator function: the allocator took the memory for itself.
     pub in_allocator: u8,
     /// Index of the traced process.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// Zero.
     pub padding: u16,
     /// The calling thread: an entry and its exit have it in common.
     pub tid: u32,
-    /// The stack that made the call; [`NO_STACK`] at entries and where it is not known.
-    pub stack: u32,
+    /// The stack that made the call; [`StackId::NONE`] at entries and where it is not known.
+    pub stack: StackId,
     /// Monotonic clock, nanoseconds.
     pub time_ns: u64,
     /// The six arguments of the system call, as they were given.
@@ -33,9 +34,6 @@ pub struct MappingEvent {
     /// The result at the exit: an address, or a negative errno.
     pub result: i64,
 }
-
-/// In place of a stack's number: none.
-pub const NO_STACK: u32 = u32::MAX;
 
 /// The first byte of every event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +59,9 @@ pub struct ProcessEvent {
     /// A [`ProcessChange`].
     pub change: u8,
     /// Index of the process that has come or gone.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// Index of the one that it came from; of one that is gone, its own.
-    pub from: u16,
+    pub from: ProcessIndex,
     /// Zero.
     pub padding: u16,
 }

@@ -10,7 +10,9 @@
 
 use crate::{
     atomic::Word,
+    process::ProcessIndex,
     sampling::{LEVEL_BITS, LEVELS, Sampling, Weight},
+    stack::StackId,
 };
 
 /// Blocks a bucket holds. With the count of blocks elsewhere it fills four cache lines.
@@ -31,11 +33,11 @@ impl BlockKey {
     /// The key of the block at `address`; `None` for addresses that no allocator gives (0, 1, or beyond 48 bits).
     #[must_use]
     #[inline(always)]
-    pub const fn new(process: u16, address: u64) -> Option<Self> {
+    pub const fn new(process: ProcessIndex, address: u64) -> Option<Self> {
         if address <= BUSY || address >> ADDRESS_BITS != 0 {
             return None;
         }
-        Some(Self((process as u64) << ADDRESS_BITS | address))
+        Some(Self((process.number() as u64) << ADDRESS_BITS | address))
     }
 
     /// The key as the tables hold it.
@@ -53,8 +55,8 @@ impl BlockKey {
 
     /// Index of the traced process.
     #[must_use]
-    pub const fn process(self) -> u16 {
-        (self.0 >> ADDRESS_BITS) as u16
+    pub const fn process(self) -> ProcessIndex {
+        ProcessIndex::new((self.0 >> ADDRESS_BITS) as u16)
     }
 
     /// The block's address.
@@ -81,7 +83,7 @@ pub struct Block {
     /// Nanoseconds from the window's start to its allocation.
     pub born_ns: u64,
     /// The stack that allocated it.
-    pub stack: u32,
+    pub stack: StackId,
     /// The level of [sampling](crate::sampling) that it was kept at.
     pub level: u32,
     /// How many objects it stands for, in parts of an [`OBJECT`](crate::sampling::OBJECT), where its process chose that; 0 where
@@ -142,12 +144,12 @@ impl Block {
     #[must_use]
     #[inline(always)]
     pub const fn pack(self) -> Option<u64> {
-        if self.size >> SIZE_BITS != 0 || self.stack >> STACK_BITS != 0 || self.objects != 0 {
+        if self.size >> SIZE_BITS != 0 || self.stack.number() >> STACK_BITS != 0 || self.objects != 0 {
             return None;
         }
         Some(
             self.size
-                | (self.stack as u64) << SIZE_BITS
+                | (self.stack.number() as u64) << SIZE_BITS
                 | ((self.level & (LEVELS - 1)) as u64) << LEVEL_AT
                 | pack_time(self.born_ns) << TIME_AT,
         )
@@ -160,7 +162,7 @@ impl Block {
         Self {
             size: bits & ((1 << SIZE_BITS) - 1),
             born_ns: unpack_time(bits >> TIME_AT),
-            stack: (bits >> SIZE_BITS) as u32 & ((1 << STACK_BITS) - 1),
+            stack: StackId::new((bits >> SIZE_BITS) as u32 & ((1 << STACK_BITS) - 1)),
             level: (bits >> LEVEL_AT) as u32 & (LEVELS - 1),
             objects: 0,
         }
@@ -269,30 +271,30 @@ mod tests {
     fn blocks_round_trip_and_what_does_not_fit_says_so() {
         let block = Block {
             size: (1 << 24) - 1,
-            stack: (1 << 17) - 1,
+            stack: StackId::new((1 << 17) - 1),
             born_ns: 1 << 20,
             level: LEVELS - 1,
             objects: 0,
         };
         assert_eq!(Block::unpack(block.pack().unwrap()), block);
         assert_eq!(Block { size: 1 << 24, ..block }.pack(), None);
-        assert_eq!(Block { stack: 1 << 17, ..block }.pack(), None);
+        assert_eq!(Block { stack: StackId::new(1 << 17), ..block }.pack(), None);
         assert_eq!(Block { objects: 1, ..block }.pack(), None);
     }
 
     #[test]
     fn keys_keep_process_and_address_and_refuse_what_is_no_block() {
-        let key = BlockKey::new(u16::MAX, 0x7fff_ffff_f000).unwrap();
-        assert_eq!((key.process(), key.address()), (u16::MAX, 0x7fff_ffff_f000));
+        let key = BlockKey::new(ProcessIndex::new(u16::MAX), 0x7fff_ffff_f000).unwrap();
+        assert_eq!((key.process().number(), key.address()), (u16::MAX, 0x7fff_ffff_f000));
         for address in [0, 1, 1 << 48, u64::MAX] {
-            assert_eq!(BlockKey::new(0, address), None);
+            assert_eq!(BlockKey::new(ProcessIndex::default(), address), None);
         }
     }
 
     #[test]
     fn a_bucket_holds_its_blocks_and_refuses_more() {
         let bucket = LiveBucket::default();
-        let key = |n: u64| BlockKey::new(3, n * 16).unwrap();
+        let key = |n: u64| BlockKey::new(ProcessIndex::new(3), n * 16).unwrap();
         for n in 1..=WAYS as u64 {
             assert!(bucket.insert(key(n), n));
         }
@@ -309,7 +311,7 @@ mod tests {
     #[test]
     fn of_many_threads_exactly_one_takes_a_block_and_none_is_lost() {
         let bucket = LiveBucket::default();
-        let key = |n: u64| BlockKey::new(0, n * 16).unwrap();
+        let key = |n: u64| BlockKey::new(ProcessIndex::default(), n * 16).unwrap();
         let taken = Word::default();
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -341,7 +343,8 @@ mod tests {
     fn sixteen_byte_aligned_addresses_fill_the_buckets_evenly() {
         let mut load = [0_u32; 1024];
         for n in 0..8 * 1024 {
-            load[BlockKey::new(0, 0x5555_0000_0000 + n * 48).unwrap().bucket(1024) as usize] += 1;
+            load[BlockKey::new(ProcessIndex::default(), 0x5555_0000_0000 + n * 48).unwrap().bucket(1024)
+                as usize] += 1;
         }
         assert!(load.iter().all(|&blocks| blocks <= WAYS as u32), "{:?}", load.iter().max());
     }

@@ -1,6 +1,8 @@
 //! What one probe tells the BPF program it fires: whose process, which allocator function, and where its arguments
 //! are. It travels as the 64-bit cookie of the probe, so the programs know no function by name.
 
+use crate::process::ProcessIndex;
+
 /// The number of an argument register in the C calling convention, 0 to 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]
@@ -83,7 +85,7 @@ impl WayOut {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cookie {
     /// Index of the traced process.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// Index of the function in user space's table of allocator functions.
     pub api: u16,
     /// Its arguments.
@@ -115,7 +117,7 @@ impl Cookie {
         let result = matches!(result, ResultPlace::PointedAtByArg0) as u64;
         let signature =
             pack(size) | pack(count) << 3 | pack(old) << 6 | result << 9 | self.way_out.to_bits() << 10;
-        self.process as u64 | (self.api as u64) << 16 | signature << 32
+        self.process.number() as u64 | (self.api as u64) << 16 | signature << 32
     }
 
     /// Decodes what [`Cookie::to_bits`] made. Any 64 bits decode to some cookie.
@@ -124,7 +126,7 @@ impl Cookie {
     pub const fn from_bits(bits: u64) -> Self {
         let signature = bits >> 32;
         Self {
-            process: bits as u16,
+            process: ProcessIndex::new(bits as u16),
             api: (bits >> 16) as u16,
             signature: Signature {
                 size: unpack(signature),
@@ -154,7 +156,12 @@ mod tests {
                     for result in [ResultPlace::Register, ResultPlace::PointedAtByArg0] {
                         for way_out in [WayOut::Trampoline, WayOut::Exits, WayOut::SomeExits] {
                             let signature = Signature { size, count, old, result };
-                            let cookie = Cookie { process: 0xabcd, api: 0x1234, signature, way_out };
+                            let cookie = Cookie {
+                                process: ProcessIndex::new(0xabcd),
+                                api: 0x1234,
+                                signature,
+                                way_out,
+                            };
                             assert_eq!(Cookie::from_bits(cookie.to_bits()), cookie);
                         }
                     }

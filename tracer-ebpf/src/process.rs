@@ -5,6 +5,48 @@ use crate::{atomic::Word, unwind::MAX_CODE_MAPPINGS};
 /// How many processes one recording can trace.
 pub const MAX_PROCESSES: u32 = 4096;
 
+/// The place of a traced process in the tables. A process that executes another program goes on as a new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct ProcessIndex(u16);
+
+impl ProcessIndex {
+    /// The place with this number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(number: u16) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+}
+
+impl From<ProcessIndex> for u32 {
+    #[inline(always)]
+    fn from(index: ProcessIndex) -> Self {
+        index.0.into()
+    }
+}
+
+impl From<ProcessIndex> for u64 {
+    #[inline(always)]
+    fn from(index: ProcessIndex) -> Self {
+        index.0.into()
+    }
+}
+
+impl From<ProcessIndex> for usize {
+    #[inline(always)]
+    fn from(index: ProcessIndex) -> Self {
+        index.0.into()
+    }
+}
+
 /// The state of a traced process.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -42,7 +84,7 @@ pub struct ProcessState {
 pub struct Origin {
     /// Index of the process that it was forked from, or was before it executed its program; its own index when it was there from the
     /// start.
-    pub index: u16,
+    pub index: ProcessIndex,
     /// Whether it executed a program of its own.
     pub executed: bool,
 }
@@ -52,13 +94,13 @@ impl Origin {
     #[must_use]
     #[inline(always)]
     pub const fn to_bits(self) -> u64 {
-        self.index as u64 | (self.executed as u64) << 16
+        self.index.0 as u64 | (self.executed as u64) << 16
     }
 
     /// What [`Origin::to_bits`] made.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
-        Self { index: bits as u16, executed: bits >> 16 & 1 == 1 }
+        Self { index: ProcessIndex::new(bits as u16), executed: bits >> 16 & 1 == 1 }
     }
 }
 

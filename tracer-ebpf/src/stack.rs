@@ -5,7 +5,7 @@
 //! share a hash is 2^34 / 2^65, one in two thousand million recordings; the hash starts from a random seed, so a target cannot
 //! bring collisions about.
 
-use crate::{atomic::Word, live::STACK_BITS, runtime::FrameKind, sampling::Weight};
+use crate::{atomic::Word, live::STACK_BITS, process::ProcessIndex, runtime::FrameKind, sampling::Weight};
 
 /// Frames a stack can have; deeper stacks are cut at the outer end.
 pub const MAX_FRAMES: usize = 128;
@@ -14,11 +14,39 @@ pub const MAX_FRAMES: usize = 128;
 /// every verifier understands.
 pub const MAX_WORDS: usize = (MAX_FRAMES * (1 + FrameKind::MOST_WORDS)).next_power_of_two();
 
-/// The number that takes the allocations whose stack found no room in the table.
-pub const NO_ROOM: u32 = 0;
+/// The number of a stack: its place in the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct StackId(u32);
 
-/// The number that has the totals of stacks whose place was given to others: they held nothing any more.
-pub const RETIRED: u32 = 1;
+impl StackId {
+    /// The stack that takes the allocations whose own found no room in the table.
+    pub const NO_ROOM: Self = Self(0);
+    /// The stack that has the totals of those whose place was given to others: they held nothing any more.
+    pub const RETIRED: Self = Self(1);
+    /// In place of a stack: none, or one that is not known.
+    pub const NONE: Self = Self(u32::MAX);
+
+    /// The stack with this number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// Its place in the table of totals.
+    #[must_use]
+    pub const fn place(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// The most stacks that a table can have.
 pub const MAX_STACKS: u32 = 1 << STACK_BITS;
@@ -122,14 +150,14 @@ pub struct StackHeader {
     pub event: u8,
     /// A [`Stop`](crate::stop::Stop).
     pub stop: u8,
-    /// Index of the traced process.
-    pub process: u16,
+    /// The traced process.
+    pub process: ProcessIndex,
     /// The function that was called: an index in user space's table of allocator functions, or [`mapping_api`].
     pub api: u16,
     /// How many words follow.
     pub words: u16,
     /// The stack's number.
-    pub stack: u32,
+    pub stack: StackId,
     /// The thread that made it first.
     pub tid: u32,
     /// The process' [`code_changes`](crate::process::ProcessState::code_changes) when the walk began.

@@ -5,7 +5,7 @@
 //! number, or that they are constant. User space reads the note and puts [`Arguments`] into a table, and the probe's cookie names their
 //! place.
 
-use crate::atomic::Word;
+use crate::{atomic::Word, process::ProcessIndex};
 
 /// How many different [`Arguments`] one recording can have. A library has a few, however many probes.
 pub const MAX_ARGUMENTS: u32 = 256;
@@ -20,7 +20,7 @@ pub const NO_API: u16 = INSIDE - 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsdtCookie {
     /// Index of the traced process.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// Index of the function in user space's table of allocator functions, with [`INSIDE`].
     pub api: u16,
     /// Place of its arguments in the table of arguments.
@@ -31,14 +31,18 @@ impl UsdtCookie {
     /// The cookie as the kernel carries it.
     #[must_use]
     pub const fn to_bits(self) -> u64 {
-        self.process as u64 | (self.api as u64) << 16 | (self.arguments as u64) << 32
+        self.process.number() as u64 | (self.api as u64) << 16 | (self.arguments as u64) << 32
     }
 
     /// Decodes what [`UsdtCookie::to_bits`] made.
     #[must_use]
     #[inline(always)]
     pub const fn from_bits(bits: u64) -> Self {
-        Self { process: bits as u16, api: (bits >> 16) as u16, arguments: (bits >> 32) as u16 }
+        Self {
+            process: ProcessIndex::new(bits as u16),
+            api: (bits >> 16) as u16,
+            arguments: (bits >> 32) as u16,
+        }
     }
 }
 
@@ -218,7 +222,7 @@ mod tests {
             }
         }
         assert_eq!(Register::at(21), None);
-        let cookie = UsdtCookie { process: 0xffff, api: INSIDE | 7, arguments: 255 };
+        let cookie = UsdtCookie { process: ProcessIndex::new(0xffff), api: INSIDE | 7, arguments: 255 };
         assert_eq!(UsdtCookie::from_bits(cookie.to_bits()), cookie);
     }
 

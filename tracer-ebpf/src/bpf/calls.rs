@@ -52,7 +52,7 @@ pub fn is_return(ctx: &ProbeContext) -> bool {
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let cookie = cookie(ctx)?;
-    let process = open_process(cookie.process.into())?;
+    let process = open_process(cookie.process)?;
     let regs = UserRegisters::at_probe(ctx.regs);
 
     let mut record = match threads::current() {
@@ -285,7 +285,7 @@ fn account(cookie: Cookie, process: &ProcessState, call: &InFlight, address: u64
 #[inline(always)]
 pub fn release(ctx: &ProbeContext) -> Option<()> {
     let cookie = cookie(ctx)?;
-    let process = open_process(cookie.process.into())?;
+    let process = open_process(cookie.process)?;
     let regs = UserRegisters::at_probe(ctx.regs);
     let key = BlockKey::new(cookie.process, regs.argument(cookie.signature.old?))?;
     if let Some(record) = threads::current()

@@ -3,8 +3,9 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     event::EventKind,
+    process::ProcessIndex,
     slots::{set_and_way, slot_number},
-    stack::{MAX_WORDS, NO_ROOM, StackHash, StackHeader},
+    stack::{MAX_WORDS, StackHash, StackHeader, StackId},
     stop::Stop,
     thread::CAPTURE_SETS,
     unwind::Frame,
@@ -48,37 +49,37 @@ pub struct CaptureRequest {
     /// The return address of the allocator call that the thread is in; 0 when it is in none.
     pub returns_to: u64,
     /// The process' place in the tables.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// The function that was called.
     pub api: u16,
 }
 
-/// The number of a stack. [`NO_ROOM`] when it could not be kept.
+/// The number of a stack. [`StackId::NO_ROOM`] when it could not be kept.
 #[inline(always)]
-pub fn stack(request: &CaptureRequest) -> u32 {
-    capture_stack(request)
+pub fn stack(request: &CaptureRequest) -> StackId {
+    StackId::new(capture_stack(request))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn capture_stack(request: *const CaptureRequest) -> u32 {
     if request.is_null() {
-        return NO_ROOM;
+        return StackId::NO_ROOM.number();
     }
     // SAFETY: the only caller passes a request; the verifier sees to its size.
     let request = unsafe { &*request };
     let capture = claim_capture();
     if capture == NO_CAPTURE {
-        return NO_ROOM;
+        return StackId::NO_ROOM.number();
     }
-    let number = number(request, capture).unwrap_or(NO_ROOM);
+    let number = number(request, capture).unwrap_or(StackId::NO_ROOM);
     release_capture(capture);
-    number
+    number.number()
 }
 
 /// Whether a walk from this frame passes the call, as far as can be seen: `true` when the walk does not get to the thread's base.
 #[inline(always)]
-pub fn passes(frame: &Frame, process: u16, call: &EnclosingCall) -> bool {
+pub fn passes(frame: &Frame, process: ProcessIndex, call: &EnclosingCall) -> bool {
     walk_passes(frame, process.into(), call) != 0
 }
 
@@ -102,17 +103,17 @@ extern "C" fn walk_passes(frame: *const Frame, process: u32, call: *const Enclos
 }
 
 #[inline(always)]
-fn number(request: &CaptureRequest, capture: u32) -> Option<u32> {
+fn number(request: &CaptureRequest, capture: u32) -> Option<StackId> {
     let &CaptureRequest { ref frame, returns_to, process: index, api } = request;
     let process = PROCESSES.get(index.into())?;
     let hash = StackHash::new(hash_seed()).mix(u64::from(index) << 16 | u64::from(api));
     let call = EnclosingCall { returns_to, awaited: process.trampoline.load(), sp: 0 };
     let walk = walk(frame, process, &call, hash, capture)?;
-    let number = place(walk.hash.finish());
-    if number == NO_ROOM {
+    let stack = StackId::new(place(walk.hash.finish()));
+    if stack == StackId::NO_ROOM {
         return None;
     }
-    let totals = TOTALS.get(number)?;
+    let totals = TOTALS.get(stack.number())?;
     if totals.delivered.load() == 0 {
         let taken = CAPTURES.get_ptr_mut(capture)?;
         // In place: programs have little stack.
@@ -123,7 +124,7 @@ fn number(request: &CaptureRequest, capture: u32) -> Option<u32> {
         header.process = index;
         header.api = api;
         header.words = walk.words as u16;
-        header.stack = number;
+        header.stack = stack;
         header.tid = bpf_get_current_pid_tgid() as u32;
         header.code_changes = walk.code.changes;
         header.generation = walk.code.generation;
@@ -134,10 +135,10 @@ fn number(request: &CaptureRequest, capture: u32) -> Option<u32> {
             totals.delivered.store(1);
         }
     }
-    Some(number)
+    Some(stack)
 }
 
-/// The number of the stack with this hash, which gets one if there is room; [`NO_ROOM`] otherwise. There are three sets to choose from,
+/// The number of the stack with this hash, which gets one if there is room; [`StackId::NO_ROOM`] otherwise. There are three sets to choose from,
 /// so that they fill evenly, and a stack is looked for in all of them before it is new: some may have been full when it came.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -149,7 +150,7 @@ extern "C" fn place(hash: u64) -> u32 {
         .or_else(|| claim(first, hash))
         .or_else(|| claim(second, hash))
         .or_else(|| claim(third, hash))
-        .unwrap_or(NO_ROOM)
+        .unwrap_or(StackId::NO_ROOM.number())
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     event::{EventKind, ProcessChange, ProcessEvent},
-    process::{CodeList, Comm, Gate, MAX_PROCESSES, Origin, ProcessState},
+    process::{CodeList, Comm, Gate, MAX_PROCESSES, Origin, ProcessIndex, ProcessState},
 };
 
 use super::{
@@ -27,7 +27,7 @@ const CLONE_THREAD: u64 = 0x1_0000;
 
 /// The current process, whether its window has opened or not: what it makes meanwhile has its window opened with its own.
 #[inline(always)]
-fn current() -> Option<(u16, &'static ProcessState)> {
+fn current() -> Option<(ProcessIndex, &'static ProcessState)> {
     let index = current_index()?;
     Some((index, PROCESSES.get(index.into())?))
 }
@@ -46,7 +46,7 @@ pub fn forked(ctx: &RawTracePointContext) -> Option<()> {
         return enter(tgid, index);
     }
     let child = begin(Origin { index, executed: false }, parent, tgid)?;
-    debug!(ctx, "process {} was forked: number {}, of number {}", tgid, child, index);
+    debug!(ctx, "process {} was forked: number {}, of number {}", tgid, child.number(), index.number());
     tell(ProcessChange::Forked, child, index)
 }
 
@@ -55,7 +55,7 @@ pub fn forked(ctx: &RawTracePointContext) -> Option<()> {
 pub fn executed(ctx: &RawTracePointContext) -> Option<()> {
     let (index, process) = current()?;
     let tgid = current_tgid()?;
-    debug!(ctx, "process {} executed a program: it was number {}", tgid, index);
+    debug!(ctx, "process {} executed a program: it was number {}", tgid, index.number());
     let began = begin(Origin { index, executed: true }, process, tgid);
     // A child that worked in its parent's memory leaves it as it is.
     if process.tgid.load() == u64::from(tgid) {
@@ -88,8 +88,9 @@ pub fn exited(task: u64) -> Option<()> {
 
 /// Gives a process the next index; its window is open if that of its origin is. Counts it when there is none left; then it is traced no more.
 #[inline(always)]
-fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<u16> {
-    let Some((index, process)) = next_index().and_then(|index| Some((index, PROCESSES.get(index)?))) else {
+fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<ProcessIndex> {
+    let Some((index, process)) = next_index().and_then(|index| Some((index, PROCESSES.get(index.into())?)))
+    else {
         count(Counter::ProcessNotFollowed);
         let _ = PROCESS_INDEX.remove(tgid);
         return None;
@@ -109,15 +110,15 @@ fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<u16> {
     process.v8.store(if from.executed { 0 } else { origin.v8.load() });
     process.code.store(if from.executed { CodeList::default().to_bits() } else { origin.code.load() });
     // Without an entry nothing comes from it, so user space must not take it for one that is traced.
-    enter(tgid, index as u16)?;
+    enter(tgid, index)?;
     process.gate.store(origin.gate.load());
     process.tgid.store(tgid.into());
-    Some(index as u16)
+    Some(index)
 }
 
 /// From now on the process has this index. Counts it when there is no room.
 #[inline(always)]
-fn enter(tgid: u32, index: u16) -> Option<()> {
+fn enter(tgid: u32, index: ProcessIndex) -> Option<()> {
     let entered = PROCESS_INDEX.insert(tgid, u32::from(index), 0).ok();
     if entered.is_none() {
         count(Counter::ProcessNotFollowed);
@@ -127,7 +128,7 @@ fn enter(tgid: u32, index: u16) -> Option<()> {
 
 /// An index that nobody has.
 #[inline(always)]
-fn next_index() -> Option<u32> {
+fn next_index() -> Option<ProcessIndex> {
     // Others may take one at the same time, but not as often.
     const TRIES: usize = 32;
     let taken = PROCESS_COUNT.get(0)?;
@@ -137,14 +138,14 @@ fn next_index() -> Option<u32> {
             return None;
         }
         if taken.compare_exchange(index, index + 1) == index {
-            return Some(index as u32);
+            return Some(ProcessIndex::new(index as u16));
         }
     }
     None
 }
 
 #[inline(always)]
-fn tell(change: ProcessChange, process: u16, from: u16) -> Option<()> {
+fn tell(change: ProcessChange, process: ProcessIndex, from: ProcessIndex) -> Option<()> {
     let event =
         ProcessEvent { event: EventKind::Process as u8, change: change as u8, process, from, padding: 0 };
     // Without room in the ring buffer the state of the process tells, a moment later.

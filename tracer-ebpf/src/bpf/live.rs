@@ -4,6 +4,7 @@ use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
     sampling::{OBJECT, Weight},
+    stack::StackId,
 };
 
 use super::{
@@ -62,7 +63,7 @@ pub fn insert(key: BlockKey, block: Block) -> bool {
         key.to_bits(),
         block.size,
         block.born_ns,
-        u64::from(block.stack) | u64::from(block.level) << 32,
+        u64::from(block.stack.number()) | u64::from(block.level) << 32,
         block.objects,
     ) != 0
 }
@@ -78,7 +79,7 @@ extern "C" fn put(key: u64, size: u64, born_ns: u64, stack_and_level: u64, objec
         freed(&old);
     }
     let Some(bucket) = LIVE.get(key.bucket(live_buckets())) else { return 0 };
-    let (stack, level) = (stack_and_level as u32, (stack_and_level >> 32) as u32);
+    let (stack, level) = (StackId::new(stack_and_level as u32), (stack_and_level >> 32) as u32);
     let block = Block { size, born_ns, stack, level, objects };
     if let Some(value) = block.pack()
         && bucket.insert(key, value)
@@ -114,7 +115,7 @@ pub fn freed_of_sample(block: &Block) {
 
 #[inline(always)]
 fn add_freed(block: &Block, weight: Weight) {
-    if let Some(totals) = TOTALS.get(block.stack) {
+    if let Some(totals) = TOTALS.get(block.stack.number()) {
         totals.add_freed(weight);
     }
 }
@@ -123,7 +124,7 @@ fn add_freed(block: &Block, weight: Weight) {
 #[inline(always)]
 pub fn allocated_of_sample(block: &Block) {
     let weight = weight(block);
-    if let Some(totals) = TOTALS.get(block.stack) {
+    if let Some(totals) = TOTALS.get(block.stack.number()) {
         totals.add_allocated(weight);
     }
     count_many(Counter::Sampled, weight.objects);
@@ -132,7 +133,7 @@ pub fn allocated_of_sample(block: &Block) {
 /// Counts an allocation under its stack.
 #[inline(always)]
 pub fn allocated(block: &Block) {
-    if let Some(totals) = TOTALS.get(block.stack) {
+    if let Some(totals) = TOTALS.get(block.stack.number()) {
         totals.add_allocated(weight(block));
     }
 }

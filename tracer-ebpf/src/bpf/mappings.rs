@@ -3,9 +3,10 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use tracer_ebpf::{
     counter::Counter,
-    event::{EventKind, MappingCall, MappingEvent, NO_STACK},
+    event::{EventKind, MappingCall, MappingEvent},
     mapping_call::Stretch,
-    stack::mapping_api,
+    process::ProcessIndex,
+    stack::{StackId, mapping_api},
     unwind::Frame,
 };
 
@@ -41,7 +42,7 @@ pub fn enter() -> Option<()> {
 }
 
 #[inline(always)]
-fn forget_code(process: u16, released: [Stretch; 2]) {
+fn forget_code(process: ProcessIndex, released: [Stretch; 2]) {
     let [named, moved_over] = released;
     unwind::forget_code(process, named.start, named.length);
     unwind::forget_code(process, moved_over.start, moved_over.length);
@@ -73,7 +74,7 @@ enum At {
 }
 
 #[inline(always)]
-fn send(index: u16, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
+fn send(index: ProcessIndex, call: MappingCall, regs: UserRegisters, at: At) -> Option<()> {
     let (at_exit, returns_to) = match at {
         At::Entry => (false, None),
         At::Exit { returns_to } => (true, returns_to),
@@ -85,7 +86,7 @@ fn send(index: u16, call: MappingCall, regs: UserRegisters, at: At) -> Option<()
         let returns_to = returns_to.unwrap_or(0);
         capture::stack(&CaptureRequest { frame, returns_to, process: index, api: mapping_api(call) })
     } else {
-        NO_STACK
+        StackId::NONE
     };
     let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
         count(Counter::MappingEventDropped);

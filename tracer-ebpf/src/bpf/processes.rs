@@ -4,24 +4,24 @@ use aya_ebpf::{
     bindings::bpf_pidns_info,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_ns_current_pid_tgid},
 };
-use tracer_ebpf::process::{Gate, ProcessState};
+use tracer_ebpf::process::{Gate, ProcessIndex, ProcessState};
 
 use super::maps::{PROCESS_INDEX, PROCESSES, pid_namespace};
 
 /// The current process, if its window is open.
 #[inline(always)]
-pub fn current_process() -> Option<(u16, &'static ProcessState)> {
+pub fn current_process() -> Option<(ProcessIndex, &'static ProcessState)> {
     let index = current_index()?;
-    Some((index, open_process(index.into())?))
+    Some((index, open_process(index)?))
 }
 
 /// The index of the current process, if it is traced.
 #[inline(always)]
-pub fn current_index() -> Option<u16> {
+pub fn current_index() -> Option<ProcessIndex> {
     let tgid = current_tgid()?;
     // SAFETY: the entry of a process is written before it runs, and changed by none but itself.
     let index = *unsafe { PROCESS_INDEX.get(tgid) }?;
-    Some(index as u16)
+    Some(ProcessIndex::new(index as u16))
 }
 
 /// The number of the current process where user space knows it; none when it is not there.
@@ -40,7 +40,7 @@ pub fn current_tgid() -> Option<u32> {
 
 /// The state of a process whose window is open.
 #[inline(always)]
-pub fn open_process(index: u32) -> Option<&'static ProcessState> {
-    let process = PROCESSES.get(index)?;
+pub fn open_process(index: ProcessIndex) -> Option<&'static ProcessState> {
+    let process = PROCESSES.get(index.into())?;
     (process.gate.load() == Gate::Open as u64).then_some(process)
 }

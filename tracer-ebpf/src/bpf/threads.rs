@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     counter::Counter,
     probe::{Cookie, WayOut},
-    process::ProcessState,
+    process::{ProcessIndex, ProcessState},
     slots::{set_and_way, slot_number},
     thread::{InFlight, record_set},
     unwind::Frame,
@@ -89,7 +89,7 @@ impl Record {
     ///
     /// A call whose exits are probed keeps its return address, so that stands in for the trampoline.
     #[inline(always)]
-    pub fn encloses(&self, regs: UserRegisters, index: u16, process: &ProcessState) -> bool {
+    pub fn encloses(&self, regs: UserRegisters, index: ProcessIndex, process: &ProcessState) -> bool {
         let call = *self.get();
         let awaited = match Cookie::from_bits(call.cookie).way_out {
             WayOut::Trampoline => process.trampoline.load(),

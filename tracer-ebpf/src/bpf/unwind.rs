@@ -12,7 +12,7 @@ use aya_ebpf::{
     maps::Array,
 };
 use tracer_ebpf::{
-    process::{CodeList, ProcessState},
+    process::{CodeList, ProcessIndex, ProcessState},
     runtime::{
         FrameKind,
         v8::{self, V8Frame},
@@ -449,7 +449,7 @@ const MAX_FORGOTTEN: u32 = 64;
 
 /// Makes the code of a stretch of memory unknown before another file can be mapped there, until user space has looked again.
 #[inline(always)]
-pub fn forget_code(process: u16, start: u64, length: u64) {
+pub fn forget_code(process: ProcessIndex, start: u64, length: u64) {
     if length != 0 {
         forget_code_of(process.into(), start, length);
     }

@@ -86,7 +86,7 @@ fn told(ctx: &ProbeContext) -> Option<(UsdtCookie, &'static ProcessState, UserRe
     if follows() {
         cookie.process = current_index()?;
     }
-    let process = open_process(cookie.process.into())?;
+    let process = open_process(cookie.process)?;
     let regs = UserRegisters::at_probe(ctx.regs);
     if let Some(record) = threads::current()
         && record.encloses(regs, cookie.process, process)

@@ -102,6 +102,8 @@ fn is_compiled(frame: &Arc<Frame>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tracer_ebpf::stack::StackId;
+
     use super::*;
     use crate::analyze::outcome::tests::bare;
 
@@ -117,25 +119,26 @@ mod tests {
 
     /// A leak of ten bytes a second, which moves from one stack to the other in the fourth second of twelve.
     fn moved(first: &[Arc<Frame>], second: &[Arc<Frame>]) -> Vec<Option<Verdict>> {
+        let (from, to) = (StackId::new(2), StackId::new(3));
         let mut history = History::new(SECOND);
         let mut births = [Births::new(0, 12 * SECOND); 2];
         for second in 0..=12_u64 {
             let sizes = [10 * second.min(3), 10 * second.saturating_sub(3)].map(Bytes);
-            history.push(second * SECOND, [(Source::Native(2), sizes[0]), (Source::Native(3), sizes[1])]);
+            history.push(second * SECOND, [(Source::Native(from), sizes[0]), (Source::Native(to), sizes[1])]);
             births[usize::from(second >= 3)].add(second * SECOND, Bytes(10));
         }
-        let mut stacks: Vec<_> = [(2, first, 3), (3, second, 9)]
+        let mut stacks: Vec<_> = [(from, first, 3), (to, second, 9)]
             .into_iter()
             .zip(births)
-            .map(|((number, frames, objects), births)| Judged {
+            .map(|((id, frames, objects), births)| Judged {
                 stack: StackReport {
                     frames: frames.to_vec(),
                     allocated_objects: objects,
                     weight_bytes: 10 * objects,
-                    verdict: Some(if number == 2 { Verdict::OneOff } else { Verdict::Unknown }),
+                    verdict: Some(if id == from { Verdict::OneOff } else { Verdict::Unknown }),
                     ..bare()
                 },
-                source: Source::Native(number),
+                source: Source::Native(id),
                 births,
                 variance: 0.0,
             })

@@ -5,6 +5,8 @@
 
 use std::{env, fs, path::Path, thread, time::Duration};
 
+use tracer_ebpf::stack::StackId;
+
 use super::{
     causes,
     compiled::Judged,
@@ -292,7 +294,7 @@ fn decide(story: &Story, window: f64, sample_bytes: f64, chance: &mut Chance) ->
             freed += weight;
         }
     }
-    let source = Source::Native(1);
+    let source = Source::Native(StackId::new(1));
     let mut history = History::new(1);
     let mut size = 0.0;
     for (index, change) in changes.iter().take(times + 1).enumerate() {

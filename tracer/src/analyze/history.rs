@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use tracer_ebpf::stack::StackId;
+
 use super::growth::Point;
 use super::mappings::Holder;
 use crate::model::Bytes;
@@ -11,7 +13,7 @@ use crate::model::Bytes;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// A stack of the malloc family, by number; its outstanding bytes.
-    Native(u32),
+    Native(StackId),
     /// A holder of mappings; their resident bytes.
     Mapping(Holder),
 }
@@ -19,7 +21,7 @@ pub enum Source {
 impl Source {
     /// The number of the stack.
     #[must_use]
-    pub const fn stack(self) -> u32 {
+    pub const fn stack(self) -> StackId {
         match self {
             Self::Native(number) => number,
             Self::Mapping(holder) => holder.stack,
@@ -118,8 +120,8 @@ mod tests {
 
     use super::*;
 
-    const A: Source = Source::Native(1);
-    const B: Source = Source::Native(2);
+    const A: Source = Source::Native(StackId::new(1));
+    const B: Source = Source::Native(StackId::new(2));
 
     fn points(history: &History, source: Source) -> Vec<(u64, u64)> {
         history.of(source).iter().map(|point| (point.t_ns, point.bytes.0)).collect()

@@ -12,6 +12,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
 
+use tracer_ebpf::stack::StackId;
+
 use super::mappings::{Holder, Totals};
 use crate::model::{Frame, Kind, Part};
 use crate::plan::Catalog;
@@ -220,7 +222,7 @@ impl ManagedHolders {
     pub fn learn<F: Borrow<Frame>>(
         &mut self,
         holders: impl Iterator<Item = (Holder, Totals)>,
-        frames: impl Fn(u32) -> Option<Vec<F>>,
+        frames: impl Fn(StackId) -> Option<Vec<F>>,
     ) {
         for (holder, totals) in holders.filter(|(holder, _)| holder.kind == Kind::Mapping) {
             if !self.0.contains_key(&holder)
@@ -377,6 +379,8 @@ impl Runtimes {
 
 #[cfg(test)]
 mod tests {
+    use tracer_ebpf::process::ProcessIndex;
+
     use super::*;
     use crate::memory::residency;
     use crate::model::{AddressRange, Pid};
@@ -392,7 +396,7 @@ mod tests {
     }
 
     fn holder(stack: u32, kind: Kind) -> Holder {
-        Holder { process: 0, stack, kind, api: "mmap" }
+        Holder { process: ProcessIndex::default(), stack: StackId::new(stack), kind, api: "mmap" }
     }
 
     #[test]
@@ -401,7 +405,7 @@ mod tests {
         let all = [1, 2, 3].map(|number| (holder(number, Kind::Mapping), totals));
         let of_allocator = (holder(1, Kind::Allocator), totals);
         let mut managed = ManagedHolders::default();
-        let names = |number| match number {
+        let names = |id: StackId| match id.number() {
             1 => Some(stack(&["libc.so.6:mmap", "python3.9"])),
             2 => Some(stack(&["libc.so.6:mmap", "server:grow"])),
             _ => None,

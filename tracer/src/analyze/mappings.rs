@@ -33,6 +33,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
     mapping_call::flag,
+    process::ProcessIndex,
+    stack::StackId,
 };
 
 use crate::{
@@ -75,9 +77,9 @@ impl InitialMappings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Holder {
     /// Index of the traced process.
-    pub process: u16,
-    /// The number of the stack that made the call, [`tracer_ebpf::event::NO_STACK`] where it is not known.
-    pub stack: u32,
+    pub process: ProcessIndex,
+    /// The number of the stack that made the call, [`StackId::NONE`] where it is not known.
+    pub stack: StackId,
     /// `mapping`, `allocator` or `file`.
     pub kind: Kind,
     /// The system call's name.
@@ -293,7 +295,7 @@ impl Space {
 /// The account of every traced process. See the module's description for its rules.
 #[derive(Clone, Debug, Default)]
 pub struct MappingAccount {
-    spaces: BTreeMap<u16, Space>,
+    spaces: BTreeMap<ProcessIndex, Space>,
     ledger: Ledger,
     unmatched_frees: u64,
     failed_allocations: u64,
@@ -309,7 +311,7 @@ impl MappingAccount {
 
     /// Begins the account of a process with what it has mapped. Without this a process begins with nothing known, and
     /// the memory it had counts for nothing all the same.
-    pub fn add_process(&mut self, process: u16, initial: InitialMappings) {
+    pub fn add_process(&mut self, process: ProcessIndex, initial: InitialMappings) {
         let space = self.spaces.entry(process).or_default();
         for (range, backing) in initial.mappings {
             space.extents.put(range, Owner::BeforeWindow(backing));
@@ -318,7 +320,7 @@ impl MappingAccount {
     }
 
     /// Begins the account of a process that was forked: it has a copy of everything that its parent had mapped, and made none of it.
-    pub fn fork(&mut self, parent: u16, child: u16) {
+    pub fn fork(&mut self, parent: ProcessIndex, child: ProcessIndex) {
         let Some(Space { extents, program_break, .. }) = self.spaces.get(&parent) else { return };
         let mut space = Space { program_break: *program_break, ..Space::default() };
         for (range, owner) in extents.iter() {
@@ -362,7 +364,7 @@ impl MappingAccount {
 
     /// The stacks that hold something, or may again when a call in flight fails.
     #[must_use]
-    pub fn holding_stacks(&self) -> HashSet<u32> {
+    pub fn holding_stacks(&self) -> HashSet<StackId> {
         let owners = self.spaces.values().flat_map(|space| {
             let in_flight = space.pending.values().flat_map(|pending| &pending.released);
             space.extents.iter().map(|(_, owner)| owner).chain(in_flight.map(|&(_, owner)| owner))
@@ -376,7 +378,7 @@ impl MappingAccount {
     }
 
     /// Counts what was of stacks that hold nothing as another stack's, with the kind that `judged` says.
-    pub fn retire(&mut self, stacks: &HashSet<u32>, into: u32, judged: impl Fn(Holder) -> Holder) {
+    pub fn retire(&mut self, stacks: &HashSet<StackId>, into: StackId, judged: impl Fn(Holder) -> Holder) {
         let retired: Vec<_> =
             self.ledger.totals.extract_if(.., |holder, _| stacks.contains(&holder.stack)).collect();
         for (holder, totals) in retired {

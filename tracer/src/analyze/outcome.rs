@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tracer_ebpf::{
-    event::NO_STACK,
     live::{Block, BlockKey},
+    process::ProcessIndex,
     sampling::{OBJECT, Sampling, Weight},
-    stack::{NO_ROOM, RETIRED, StackTotals},
+    stack::{StackId, StackTotals},
 };
 
 use super::{
@@ -22,7 +22,7 @@ use crate::model::{Bytes, Events, Frame, Kind, Pid, StackReport, Stop, Totals};
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnownStack {
     /// Index of its process.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// The function that was called, as reports name it.
     pub api: String,
     /// Why the walk ended.
@@ -99,11 +99,11 @@ impl Held {
 /// window of a process opened, `sampling` how much each stands for.
 pub fn held_by_stack(
     blocks: impl Iterator<Item = (BlockKey, Block)>,
-    window_ns: impl Fn(u16) -> u64,
+    window_ns: impl Fn(ProcessIndex) -> u64,
     min_age_ns: u64,
     sampling: Sampling,
-) -> BTreeMap<u32, Held> {
-    let mut held: BTreeMap<u32, Held> = BTreeMap::new();
+) -> BTreeMap<StackId, Held> {
+    let mut held: BTreeMap<StackId, Held> = BTreeMap::new();
     for (key, block) in blocks {
         let window_ns = window_ns(key.process());
         let age_ns = window_ns.saturating_sub(block.born_ns);
@@ -133,11 +133,11 @@ pub struct Counted {
     /// Pids by index.
     pub pids: Vec<Pid>,
     /// Stacks by number.
-    pub stacks: BTreeMap<u32, KnownStack>,
+    pub stacks: BTreeMap<StackId, KnownStack>,
     /// Totals of the malloc family, by stack.
-    pub native: BTreeMap<u32, NativeTotals>,
+    pub native: BTreeMap<StackId, NativeTotals>,
     /// What the malloc family holds, by stack.
-    pub held: BTreeMap<u32, Held>,
+    pub held: BTreeMap<StackId, Held>,
     /// Totals of mappings.
     pub mappings: Vec<(Holder, MappingTotals)>,
     /// What mappings hold.
@@ -191,7 +191,7 @@ impl Counted {
         self.judged().into_iter().map(|judged| judged.stack).collect()
     }
 
-    fn native_stack(&self, number: u32, totals: &NativeTotals) -> Judged {
+    fn native_stack(&self, number: StackId, totals: &NativeTotals) -> Judged {
         let held = self.held.get(&number).copied().unwrap_or_else(|| self.nothing());
         let stack = StackReport {
             weight_bytes: held.weight.bytes,
@@ -253,12 +253,12 @@ impl Counted {
     }
 
     /// A stack with nothing but its frames.
-    fn bare_stack(&self, number: u32, kind: Kind) -> StackReport {
+    fn bare_stack(&self, number: StackId, kind: Kind) -> StackReport {
         let known = self.stacks.get(&number);
         let stop = match known {
             Some(known) => known.stop,
-            None if number == NO_ROOM || number == NO_STACK => Stop::NoRoom,
-            None if number == RETIRED => Stop::Retired,
+            None if number == StackId::NO_ROOM || number == StackId::NONE => Stop::NoRoom,
+            None if number == StackId::RETIRED => Stop::Retired,
             None => Stop::NotDelivered,
         };
         let process = || known.map(|known| known.process);
@@ -289,7 +289,7 @@ impl Counted {
     }
 
     /// The pid of a process, when there are several.
-    fn pid(&self, process: u16) -> Option<Pid> {
+    fn pid(&self, process: ProcessIndex) -> Option<Pid> {
         self.pids.get(usize::from(process)).copied().filter(|_| self.pids.len() > 1)
     }
 
@@ -420,11 +420,19 @@ pub(super) mod tests {
 
     fn known(api: &str, functions: &[&str]) -> KnownStack {
         let frames = functions.iter().zip(1..).map(|(function, ip)| Arc::new(frame(ip, function))).collect();
-        KnownStack { process: 0, api: api.to_owned(), stop: Stop::Base, frames }
+        KnownStack { process: ProcessIndex::default(), api: api.to_owned(), stop: Stop::Base, frames }
+    }
+
+    fn id(number: u32) -> StackId {
+        StackId::new(number)
     }
 
     fn block(address: u64, size: u64, born_ns: u64, stack: u32) -> (BlockKey, Block) {
-        (BlockKey::new(0, address).unwrap(), Block { size, born_ns, stack, level: 0, objects: 0 })
+        let stack = id(stack);
+        (
+            BlockKey::new(ProcessIndex::default(), address).unwrap(),
+            Block { size, born_ns, stack, level: 0, objects: 0 },
+        )
     }
 
     fn counted() -> Counted {
@@ -445,7 +453,7 @@ pub(super) mod tests {
 
     /// A stack of nothing.
     pub(in super::super) fn bare() -> StackReport {
-        counted().bare_stack(9, Kind::Native)
+        counted().bare_stack(id(9), Kind::Native)
     }
 
     fn held(bytes: u64, objects: u64, oldest_age_ns: u64) -> Held {
@@ -460,25 +468,27 @@ pub(super) mod tests {
     fn blocks_add_up_by_stack_and_young_ones_are_left_out() {
         let blocks = [block(16, 10, 100, 1), block(32, 20, 900, 1), block(48, 5, 950, 2)];
         let held = held_by_stack(blocks.into_iter(), |_| 1000, 0, Sampling::EVERY);
-        assert_eq!(figures(&held[&1]), (30, 2, 900));
-        assert_eq!(figures(&held[&2]), (5, 1, 50));
+        assert_eq!(figures(&held[&id(1)]), (30, 2, 900));
+        assert_eq!(figures(&held[&id(2)]), (5, 1, 50));
         let old = held_by_stack(blocks.into_iter(), |_| 1000, 100, Sampling::EVERY);
-        assert_eq!(figures(&old[&1]), (30, 2, 900));
-        assert_eq!(figures(&old[&2]), (0, 0, 0));
+        assert_eq!(figures(&old[&id(1)]), (30, 2, 900));
+        assert_eq!(figures(&old[&id(2)]), (0, 0, 0));
     }
 
     #[test]
     fn a_reservation_weighs_nothing_and_the_heaviest_stack_is_first() {
-        let holder = Holder { process: 0, stack: 2, kind: Kind::Mapping, api: "mmap" };
+        let holder =
+            Holder { process: ProcessIndex::default(), stack: id(2), kind: Kind::Mapping, api: "mmap" };
         let range = AddressRange { start: Address(0x1000), end: Address(0x1000 + (1 << 40)) };
         let counted = Counted {
-            stacks: [(1, known("malloc", &["leak"])), (2, known("mmap", &["__mmap64", "reserve"]))].into(),
+            stacks: [(id(1), known("malloc", &["leak"])), (id(2), known("mmap", &["__mmap64", "reserve"]))]
+                .into(),
             native: [(
-                1,
+                id(1),
                 NativeTotals { allocated_bytes: 64, allocated_objects: 2, freed_bytes: 24, freed_objects: 1 },
             )]
             .into(),
-            held: [(1, held(40, 1, 7))].into(),
+            held: [(id(1), held(40, 1, 7))].into(),
             mappings: vec![(
                 holder,
                 MappingTotals { allocated_bytes: 1 << 40, allocated_objects: 1, ..MappingTotals::default() },
@@ -506,7 +516,7 @@ pub(super) mod tests {
         let seconds = 20;
         let mut history = History::new(SECOND);
         for second in 0..=seconds {
-            let sizes = [(Source::Native(1), Bytes(10 * second)), (Source::Native(2), Bytes(500))];
+            let sizes = [(Source::Native(id(1)), Bytes(10 * second)), (Source::Native(id(2)), Bytes(500))];
             history.push(second * SECOND, sizes);
         }
         let leaked = (0..seconds).map(|second| block(16 * (second + 1), 10, second * SECOND, 1));
@@ -518,7 +528,7 @@ pub(super) mod tests {
         };
         let window_ns = seconds * SECOND;
         let counted = Counted {
-            native: [(1, totals(10 * seconds, seconds)), (2, totals(500, 1))].into(),
+            native: [(id(1), totals(10 * seconds, seconds)), (id(2), totals(500, 1))].into(),
             held: held_by_stack(leaked.chain([kept]), |_| window_ns, 0, Sampling::EVERY),
             history,
             ended_ns: window_ns,
@@ -539,8 +549,8 @@ pub(super) mod tests {
     fn totals_without_a_stack_are_kept_and_say_why() {
         let counted = Counted {
             native: [
-                (NO_ROOM, NativeTotals { allocated_objects: 3, ..NativeTotals::default() }),
-                (9, NativeTotals { allocated_objects: 4, ..NativeTotals::default() }),
+                (StackId::NO_ROOM, NativeTotals { allocated_objects: 3, ..NativeTotals::default() }),
+                (id(9), NativeTotals { allocated_objects: 4, ..NativeTotals::default() }),
             ]
             .into(),
             ..counted()

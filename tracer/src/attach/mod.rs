@@ -34,7 +34,13 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 use aya_log::EbpfLogger;
-use tracer_ebpf::{process::CodeList, runtime::v8, sampling::Sampling, unwind::Mapping, usdt::Argument};
+use tracer_ebpf::{
+    process::{CodeList, ProcessIndex},
+    runtime::v8,
+    sampling::Sampling,
+    unwind::Mapping,
+    usdt::Argument,
+};
 
 use self::{
     programs::Programs,
@@ -273,20 +279,20 @@ impl Capture {
 
     /// How often the code of a process has changed, as far as the programs saw.
     #[must_use]
-    pub fn code_changes(&self, process: u16) -> u64 {
+    pub fn code_changes(&self, process: ProcessIndex) -> u64 {
         self.tables.processes().get(usize::from(process)).map_or(0, |state| state.code_changes.load())
     }
 
     /// The list of the executable mappings of a process.
     #[must_use]
-    pub fn code_list(&self, process: u16) -> CodeList {
+    pub fn code_list(&self, process: ProcessIndex) -> CodeList {
         let state = self.tables.processes().get(usize::from(process));
         state.map_or_else(CodeList::default, |state| CodeList::from_bits(state.code.load()))
     }
 
     /// Whether this mapping is in the list of a process just as it is.
     #[must_use]
-    pub fn is_listed(&self, process: u16, mapping: &Mapping) -> bool {
+    pub fn is_listed(&self, process: ProcessIndex, mapping: &Mapping) -> bool {
         let state = self.tables.processes().get(usize::from(process));
         state.is_some_and(|state| self.unwind.is_listed(state, mapping))
     }
@@ -294,7 +300,7 @@ impl Capture {
     /// Makes these, sorted by address, the executable mappings of a process; see [`UnwindTables::set_code`].
     pub fn set_code(
         &mut self,
-        process: u16,
+        process: ProcessIndex,
         code: &[Mapping],
         before: CodeList,
         dropped_tables: bool,
@@ -304,14 +310,14 @@ impl Capture {
     }
 
     /// Tells the programs where things are in the V8 of a process.
-    pub fn set_v8(&self, process: u16, layout: v8::Layout) {
+    pub fn set_v8(&self, process: ProcessIndex, layout: v8::Layout) {
         if let Some(state) = self.tables.processes().get(usize::from(process)) {
             state.v8.store(layout.to_bits());
         }
     }
 
     /// Tells the programs that the list is complete as of so many changes.
-    pub fn set_code_changes_seen(&self, process: u16, changes: u64) {
+    pub fn set_code_changes_seen(&self, process: ProcessIndex, changes: u64) {
         if let Some(state) = self.tables.processes().get(usize::from(process)) {
             state.code_changes_seen.store(changes);
         }

@@ -13,7 +13,7 @@ use aya::sys::{Stats, enable_stats};
 use rustix::time::{ClockId, clock_gettime};
 use tracer_ebpf::{
     probe::{Arg, Cookie, ResultPlace, Signature, WayOut},
-    process::MAX_PROCESSES,
+    process::{MAX_PROCESSES, ProcessIndex},
 };
 
 use super::{Capture, ProbedEvent, Site};
@@ -117,8 +117,12 @@ impl Capture {
     fn hit(&mut self, event: ProbedEvent, function: extern "C" fn()) -> Result<Hit> {
         let arg = Some(Arg::new(0));
         let signature = Signature { size: arg, count: None, old: arg, result: ResultPlace::Register };
-        let cookie =
-            Cookie { process: (MAX_PROCESSES - 1) as u16, api: 0, signature, way_out: WayOut::Trampoline };
+        let cookie = Cookie {
+            process: ProcessIndex::new((MAX_PROCESSES - 1) as u16),
+            api: 0,
+            signature,
+            way_out: WayOut::Trampoline,
+        };
         let offset = file_offset(function)?;
         let site = Site { offset, cookie: cookie.to_bits(), semaphore: None, event, cost: Cost::Emulated };
         let bare_ns = call_ns(function);

@@ -7,7 +7,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::HashMap;
-use tracer_ebpf::process::{Gate, MAX_PROCESSES, Origin, ProcessState};
+use tracer_ebpf::process::{Gate, MAX_PROCESSES, Origin, ProcessIndex, ProcessState};
 
 use super::{Capture, Settings, kernel_types::TaskOffsets, uprobes::UprobeLinks};
 use crate::model::{Address, Pid};
@@ -49,7 +49,7 @@ impl Capture {
     ///
     /// # Errors
     /// When there is none left, or the kernel refuses.
-    pub fn add_process(&mut self, pid: Pid) -> Result<u16> {
+    pub fn add_process(&mut self, pid: Pid) -> Result<ProcessIndex> {
         let index = self
             .next_index()
             .with_context(|| format!("{MAX_PROCESSES} processes at most can be traced at once"))?;
@@ -66,7 +66,7 @@ impl Capture {
     }
 
     /// An index that nobody has. The programs take indexes, too.
-    fn next_index(&self) -> Option<u16> {
+    fn next_index(&self) -> Option<ProcessIndex> {
         let taken = self.tables.process_count();
         loop {
             let index = taken.load();
@@ -74,7 +74,7 @@ impl Capture {
                 return None;
             }
             if taken.compare_exchange(index, index + 1) == index {
-                return u16::try_from(index).ok();
+                return u16::try_from(index).ok().map(ProcessIndex::new);
             }
         }
     }
@@ -110,13 +110,18 @@ impl Capture {
         &states[..count.min(states.len())]
     }
 
-    fn state(&self, index: u16) -> Option<&ProcessState> {
+    /// The indexes of all of them.
+    pub fn indexes(&self) -> impl Iterator<Item = ProcessIndex> + use<> {
+        (0..).take(self.processes().len()).map(ProcessIndex::new)
+    }
+
+    fn state(&self, index: ProcessIndex) -> Option<&ProcessState> {
         self.tables.processes().get(usize::from(index))
     }
 
     /// Whether a process is over: it has exited, or executed another program. Where children are not followed only the latter is told.
     #[must_use]
-    pub fn is_over(&self, index: u16) -> bool {
+    pub fn is_over(&self, index: ProcessIndex) -> bool {
         self.state(index).is_some_and(|state| {
             let gate = state.gate.load();
             gate == Gate::Exec as u64 || gate == Gate::Exited as u64
@@ -124,7 +129,7 @@ impl Capture {
     }
 
     /// A process has exited before that could be told.
-    pub fn has_exited(&self, index: u16) {
+    pub fn has_exited(&self, index: ProcessIndex) {
         if let Some(state) = self.state(index).filter(|_| self.follows) {
             state.gate.store(Gate::Exited as u64);
         }
@@ -146,14 +151,14 @@ impl Capture {
     }
 
     /// Opens the window of a process that was forked while the others were being opened.
-    pub fn open_late_window(&self, index: u16) {
+    pub fn open_late_window(&self, index: ProcessIndex) {
         if let Some(state) = self.state(index).filter(|_| self.windows_are_open.get()) {
             state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
         }
     }
 
     /// Tells the programs where a process returns to from probed functions.
-    pub fn set_trampoline(&self, process: u16, trampoline: Address) {
+    pub fn set_trampoline(&self, process: ProcessIndex, trampoline: Address) {
         if let Some(state) = self.state(process) {
             state.trampoline.store(trampoline.0);
         }
@@ -166,7 +171,7 @@ impl Capture {
     }
 
     /// Has one of so many page faults of a process reported; a power of two.
-    pub fn set_fault_period(&self, process: u16, period: u64) {
+    pub fn set_fault_period(&self, process: ProcessIndex, period: u64) {
         if let Some(state) = self.state(process) {
             state.fault_period.store(period);
         }

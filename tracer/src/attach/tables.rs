@@ -12,8 +12,8 @@ use tracer_ebpf::{
     counter::{Counter, STRIPES, Stripe},
     live::{Block, BlockKey, LiveBucket, WAYS as BUCKET_WAYS},
     process::{MAX_PROCESSES, ProcessState},
-    slots::{SlotSet, WAYS as SET_WAYS},
-    stack::{MAX_STACKS, NO_ROOM, RETIRED, StackTotals},
+    slots::{SlotSet, WAYS as SET_WAYS, set_and_way},
+    stack::{MAX_STACKS, StackId, StackTotals},
     thread::{InFlight, RECORD_SETS},
     usdt::{Argument, Arguments, MAX_ARGUMENTS},
 };
@@ -114,7 +114,7 @@ impl SharedTables {
 
     /// The first stacks take what found no room, and what was of stacks that are gone; no hash may claim them.
     fn reserve_numbers(&self) {
-        const { assert!(NO_ROOM == 0 && RETIRED == 1) };
+        const { assert!(StackId::NO_ROOM.number() == 0 && StackId::RETIRED.number() == 1) };
         if let Some(set) = self.stacks.elements().first() {
             set.claim(WITHDRAWN);
             set.claim(WITHDRAWN);
@@ -163,23 +163,28 @@ impl SharedTables {
         self.totals.elements()
     }
 
+    /// Totals of the stacks, with their numbers.
+    pub fn stacks(&self) -> impl Iterator<Item = (StackId, &StackTotals)> {
+        (0..).map(StackId::new).zip(self.totals())
+    }
+
     /// Takes a stack's place from it: from now on no program finds it, or takes its place for another stack. Programs that found
     /// it before may still count for it. Whether there was a stack.
     #[must_use]
-    pub fn withdraw(&self, number: u32) -> bool {
-        let Some((set, way)) = self.place(number) else { return false };
+    pub fn withdraw(&self, stack: StackId) -> bool {
+        let Some((set, way)) = self.place(stack) else { return false };
         let key = set.key(way);
         key != 0 && key != WITHDRAWN && set.hand_over(way, key, WITHDRAWN)
     }
 
-    /// Gives the place of a withdrawn stack to whoever comes, and its totals to [`RETIRED`]. Every program that ran when
+    /// Gives the place of a withdrawn stack to whoever comes, and its totals to [`StackId::RETIRED`]. Every program that ran when
     /// it was withdrawn must have ended.
-    pub fn vacate(&self, number: u32) {
-        let Some((set, way)) = self.place(number).filter(|(set, way)| set.key(*way) == WITHDRAWN) else {
+    pub fn vacate(&self, stack: StackId) {
+        let Some((set, way)) = self.place(stack).filter(|(set, way)| set.key(*way) == WITHDRAWN) else {
             return;
         };
         if let (Some(all), Some(totals)) =
-            (self.totals().get(RETIRED as usize), self.totals().get(number as usize))
+            (self.totals().get(StackId::RETIRED.place()), self.totals().get(stack.place()))
         {
             all.take_over(totals);
         }
@@ -193,12 +198,12 @@ impl SharedTables {
         self.stacks.elements().iter().map(|set| ways.clone().filter(|&way| set.key(way) != 0).count()).sum()
     }
 
-    fn place(&self, number: u32) -> Option<(&SlotSet, u32)> {
-        let ways = SET_WAYS as u32;
-        if number <= RETIRED {
+    fn place(&self, stack: StackId) -> Option<(&SlotSet, u32)> {
+        if stack <= StackId::RETIRED {
             return None;
         }
-        Some((self.stacks.elements().get((number / ways) as usize)?, number % ways))
+        let (set, way) = set_and_way(stack.number());
+        Some((self.stacks.elements().get(set as usize)?, way))
     }
 
     /// What a counter says, over all its copies.
@@ -274,7 +279,7 @@ impl RecordWords {
         // Two numbers of four bytes, as both architectures lay them out.
         const { assert!(offset_of!(Block, level) == offset_of!(Block, stack) + 4) };
         let stack_and_level = word(block + offset_of!(Block, stack));
-        let (stack, level) = (stack_and_level as u32, (stack_and_level >> 32) as u32);
+        let (stack, level) = (StackId::new(stack_and_level as u32), (stack_and_level >> 32) as u32);
         let size = word(block + offset_of!(Block, size));
         let born_ns = word(block + offset_of!(Block, born_ns));
         let objects = word(block + offset_of!(Block, objects));

@@ -6,7 +6,7 @@ use anyhow::Result;
 use aya::Ebpf;
 use tracer_ebpf::{
     atomic::Word,
-    process::{CodeList, ProcessState},
+    process::{CodeList, ProcessIndex, ProcessState},
     unwind::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES, Mapping, cache::Key},
 };
 
@@ -51,7 +51,7 @@ pub struct UnwindTables {
     tables: Vec<Option<Stretches>>,
     /// The number to begin to look for a free one at: the longer ago a number was used, the better.
     next_number: usize,
-    lists: HashMap<u16, Lists>,
+    lists: HashMap<ProcessIndex, Lists>,
     next_mapping: u32,
 }
 
@@ -151,7 +151,7 @@ impl UnwindTables {
     /// before find that it was overwritten, so that what the tables had can be given to others.
     pub fn set_code(
         &mut self,
-        process: u16,
+        process: ProcessIndex,
         state: &ProcessState,
         code: &[Mapping],
         before: CodeList,
@@ -163,7 +163,7 @@ impl UnwindTables {
 
     fn publish(
         &mut self,
-        process: u16,
+        process: ProcessIndex,
         state: &ProcessState,
         code: &[Mapping],
         before: CodeList,
@@ -186,7 +186,7 @@ impl UnwindTables {
 
     /// The process' lists, moved when they are too small. What they leave stays unused: lists grow by half at least, so that is
     /// no more than twice what is used.
-    fn lists_with_room(&mut self, process: u16, count: u32) -> Option<Lists> {
+    fn lists_with_room(&mut self, process: ProcessIndex, count: u32) -> Option<Lists> {
         let known = self.lists.get(&process).copied();
         if let Some(lists) = known.filter(|lists| lists.capacity >= count) {
             return Some(lists);

@@ -3,8 +3,9 @@
 use thiserror::Error;
 use tracer_ebpf::{
     event::{EventKind, MappingCall, MappingEvent, ProcessChange},
+    process::ProcessIndex,
     runtime::FrameKind,
-    stack::{MAX_WORDS, StackHeader, mapping_call},
+    stack::{MAX_WORDS, StackHeader, StackId, mapping_call},
     stop::Stop,
     usdt::INSIDE,
 };
@@ -20,7 +21,7 @@ pub enum Event {
     /// A system call that changes mappings. Its `call` is a [`MappingCall`].
     Mapping(MappingEvent),
     /// The process with this index replaced its program.
-    Exec(u16),
+    Exec(ProcessIndex),
     /// A followed process has come or gone.
     Process(Change),
 }
@@ -31,18 +32,18 @@ pub struct Change {
     /// What happened.
     pub change: ProcessChange,
     /// Index of the process.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// Index of the one that it came from.
-    pub from: u16,
+    pub from: ProcessIndex,
 }
 
 /// A stack as the kernel walked it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewStack {
     /// Its number.
-    pub number: u32,
+    pub id: StackId,
     /// Index of its process.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// The function that was called.
     pub api: u16,
     /// Why the walk ended.
@@ -161,12 +162,20 @@ impl Fields<'_> {
         self.array().map(u64::from_ne_bytes)
     }
 
+    fn process(&mut self) -> Result<ProcessIndex, DecodeError> {
+        self.u16().map(ProcessIndex::new)
+    }
+
+    fn stack_id(&mut self) -> Result<StackId, DecodeError> {
+        self.u32().map(StackId::new)
+    }
+
     /// [`StackHeader`] and the frames behind it.
     fn stack(mut self) -> Result<NewStack, DecodeError> {
         let stop = self.u8()?;
         let stop = Stop::try_from(stop).map_err(DecodeError::Stop)?;
-        let (process, api, words) = (self.u16()?, self.u16()?, self.u16()?);
-        let (number, tid) = (self.u32()?, self.u32()?);
+        let (process, api, words) = (self.process()?, self.u16()?, self.u16()?);
+        let (id, tid) = (self.stack_id()?, self.u32()?);
         let (changes, generation) = (self.u32()?, self.u16()?);
         let last_is_unknown = self.u16()?.to_ne_bytes()[0] != 0;
         let walked = WalkedCode { changes, generation, last_is_unknown };
@@ -179,7 +188,7 @@ impl Fields<'_> {
                 frames.remove(0);
             }
         }
-        Ok(NewStack { number, process, api, stop, tid, frames, walked })
+        Ok(NewStack { id, process, api, stop, tid, frames, walked })
     }
 
     /// Frames, in so many words.
@@ -217,10 +226,10 @@ impl Fields<'_> {
             call,
             at_exit: self.u8()?,
             in_allocator: self.u8()?,
-            process: self.u16()?,
+            process: self.process()?,
             padding: self.u16()?,
             tid: self.u32()?,
-            stack: self.u32()?,
+            stack: self.stack_id()?,
             time_ns: self.u64()?,
             args: [self.u64()?, self.u64()?, self.u64()?, self.u64()?, self.u64()?, self.u64()?],
             result: self.u64()?.cast_signed(),
@@ -230,13 +239,13 @@ impl Fields<'_> {
     /// [`ProcessEvent`](tracer_ebpf::event::ProcessEvent)
     fn change(mut self) -> Result<Change, DecodeError> {
         let change = ProcessChange::try_from(self.u8()?).map_err(DecodeError::Change)?;
-        Ok(Change { change, process: self.u16()?, from: self.u16()? })
+        Ok(Change { change, process: self.process()?, from: self.process()? })
     }
 
     /// The process of a [`StackHeader`].
-    fn exec(mut self) -> Result<u16, DecodeError> {
+    fn exec(mut self) -> Result<ProcessIndex, DecodeError> {
         self.u8()?;
-        self.u16()
+        self.process()
     }
 }
 
@@ -265,8 +274,15 @@ mod tests {
         let event = Event::decode(&stack_bytes(Stop::TooDeep as u8, &[0x10, 0x20])).unwrap();
         let frames = [0x10, 0x20].map(|ip| WalkedFrame::from(Address(ip))).to_vec();
         let walked = WalkedCode { changes: 5, generation: 6, last_is_unknown: true };
-        let stack =
-            NewStack { number: 99, process: 7, api: 0x1234, stop: Stop::TooDeep, tid: 4242, frames, walked };
+        let stack = NewStack {
+            id: StackId::new(99),
+            process: ProcessIndex::new(7),
+            api: 0x1234,
+            stop: Stop::TooDeep,
+            tid: 4242,
+            frames,
+            walked,
+        };
         assert_eq!(event, Event::Stack(stack));
     }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Result;
 use tracer_ebpf::{
     event::ProcessChange,
-    process::{Gate, Origin, ProcessState},
+    process::{Gate, Origin, ProcessIndex, ProcessState},
 };
 
 use super::{
@@ -33,10 +33,10 @@ use crate::{
 pub struct Children {
     probed: Probed,
     /// Those that events have told of.
-    announced: BTreeSet<u16>,
+    announced: BTreeSet<ProcessIndex>,
     /// Those that no event had told of the last time. It may have been on its way; what it says is better than what can be found out.
-    unannounced: BTreeSet<u16>,
-    gone: BTreeSet<u16>,
+    unannounced: BTreeSet<ProcessIndex>,
+    gone: BTreeSet<ProcessIndex>,
 }
 
 /// What a new process must be made known to.
@@ -48,7 +48,7 @@ pub struct Family<'a> {
     pub mappings: &'a mut MappingAccount,
     pub processes: &'a mut Vec<TracedProcess>,
     /// Of every process that was looked at, by index.
-    pub descriptions: &'a mut BTreeMap<u16, Process>,
+    pub descriptions: &'a mut BTreeMap<ProcessIndex, Process>,
 }
 
 impl Children {
@@ -109,14 +109,14 @@ impl Children {
     }
 
     /// Looks at processes that have come since the last time, and no more at those that have gone, whose indexes it returns.
-    pub fn update(&mut self, mut family: Family<'_>) -> Vec<u16> {
+    pub fn update(&mut self, mut family: Family<'_>) -> Vec<ProcessIndex> {
         if !family.capture.follows() {
             return Vec::new();
         }
         let unannounced =
             family.ready().into_iter().filter(|index| !self.announced.contains(index)).collect();
         let late = std::mem::replace(&mut self.unannounced, unannounced);
-        let can_be_met = |index: &u16| self.announced.contains(index) || late.contains(index);
+        let can_be_met = |index: &ProcessIndex| self.announced.contains(index) || late.contains(index);
         while let Some(index) = family.ready().into_iter().find(can_be_met) {
             let target = family.look_at(index);
             if !self.announced.contains(&index) {
@@ -126,9 +126,9 @@ impl Children {
                 family.adopt(TracedProcess::new(index, target, self.probed.clone()));
             }
         }
-        let over: Vec<u16> =
+        let over: Vec<ProcessIndex> =
             family.descriptions.keys().copied().filter(|&index| family.capture.is_over(index)).collect();
-        let gone: Vec<u16> = over.into_iter().filter(|&index| self.gone.insert(index)).collect();
+        let gone: Vec<ProcessIndex> = over.into_iter().filter(|&index| self.gone.insert(index)).collect();
         for &index in &gone {
             family.part_with(index);
         }
@@ -142,23 +142,23 @@ impl Children {
 
     /// Whether all processes are gone that were ever known.
     pub fn everyone_is_gone(&self, capture: &Capture) -> bool {
-        (0..).take(capture.processes().len()).all(|index| capture.is_over(index))
+        capture.indexes().all(|index| capture.is_over(index))
     }
 }
 
 impl Family<'_> {
     /// The indexes that have not been looked at, and can be by now.
-    fn ready(&self) -> Vec<u16> {
+    fn ready(&self) -> Vec<ProcessIndex> {
         let states = self.capture.processes();
         if states.len() == self.descriptions.len() {
             return Vec::new();
         }
-        let ready = (0..).zip(states).filter(|(_, state)| state.tgid.load() != 0);
+        let ready = self.capture.indexes().zip(states).filter(|(_, state)| state.tgid.load() != 0);
         ready.map(|(index, _)| index).filter(|index| !self.descriptions.contains_key(index)).collect()
     }
 
     /// Describes a process, and opens it if it still is what it was.
-    fn look_at(&mut self, index: u16) -> Option<Target> {
+    fn look_at(&mut self, index: ProcessIndex) -> Option<Target> {
         let state = &self.capture.processes()[usize::from(index)];
         let target = Target::open(pid(state));
         // Only a process that has not gone meanwhile has this pid still.
@@ -186,7 +186,7 @@ impl Family<'_> {
     }
 
     /// Makes a process known of which no event told.
-    fn introduce(&mut self, index: u16, target: Option<&Target>) {
+    fn introduce(&mut self, index: ProcessIndex, target: Option<&Target>) {
         let Some(target) = target else { return };
         self.worker.add_process(index, target.pid());
         match target.mappings() {
@@ -209,7 +209,7 @@ impl Family<'_> {
     }
 
     /// A process has gone.
-    fn part_with(&mut self, index: u16) {
+    fn part_with(&mut self, index: ProcessIndex) {
         self.processes.retain(|process| process.index != index);
         let exited = self.capture.processes()[usize::from(index)].gate.load() == Gate::Exited as u64;
         let end = if exited { ProcessEnd::Exited } else { ProcessEnd::Exec };

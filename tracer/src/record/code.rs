@@ -9,7 +9,7 @@ use std::{
 
 use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
-    process::CodeList,
+    process::{CodeList, ProcessIndex},
     runtime::v8::Layout as WalkedV8,
     unwind::Mapping as Code,
 };
@@ -30,7 +30,7 @@ pub struct CodeFiles {
     /// Code that programs copied at run time, by its bytes. It is always the same, but for its length.
     trampolines: HashMap<Vec<u8>, CodeFile>,
     /// What each process had mapped when it was last looked at.
-    installed: HashMap<u16, Installed>,
+    installed: HashMap<ProcessIndex, Installed>,
     /// Files that no process has mapped any more, in the order in which they were unmapped.
     unmapped: VecDeque<FileId>,
     files_seen: u32,
@@ -133,7 +133,12 @@ impl CodeFiles {
     }
 
     /// Hands the tables and the process' executable mappings to the walk. Gives what its stacks are to be named by.
-    pub fn install(&mut self, process: u16, target: &Target, capture: &mut Capture) -> Vec<CodeView> {
+    pub fn install(
+        &mut self,
+        process: ProcessIndex,
+        target: &Target,
+        capture: &mut Capture,
+    ) -> Vec<CodeView> {
         /// Code can change while it is looked at, but does not do so forever.
         const LOOKS: usize = 4;
         let mut views = Vec::new();
@@ -151,7 +156,7 @@ impl CodeFiles {
     /// ready. So no list ever says of unmapped code that it can be walked.
     fn install_once(
         &mut self,
-        process: u16,
+        process: ProcessIndex,
         target: &Target,
         capture: &mut Capture,
         views: &mut Vec<CodeView>,
@@ -187,7 +192,7 @@ impl CodeFiles {
     /// Makes this the list that the walk uses.
     fn list(
         &mut self,
-        process: u16,
+        process: ProcessIndex,
         mappings: &[Mapping],
         code: &[Code],
         before: CodeList,
@@ -206,7 +211,13 @@ impl CodeFiles {
         Some(list)
     }
 
-    fn view(&self, process: u16, generation: u16, changes: Option<u32>, code: Vec<Mapping>) -> CodeView {
+    fn view(
+        &self,
+        process: ProcessIndex,
+        generation: u16,
+        changes: Option<u32>,
+        code: Vec<Mapping>,
+    ) -> CodeView {
         let objects = code.iter().filter_map(|mapping| self.files.get(&mapping.file_id()?)?.object.clone());
         let v8 = self.v8_file(&code).and_then(|file| file.v8.clone());
         CodeView { process, generation, changes, objects: objects.collect(), v8, code }

@@ -112,14 +112,13 @@ impl Findings {
         let sampling = self.sampler.sampling();
         self.counted.held =
             outcome::held_by_stack(self.tables.live_blocks(), |_| window_ns, min_age_ns, sampling);
-        let totals = self.tables.totals().iter().zip(0..);
+        let totals = self.tables.stacks();
         // A stack that is on its way to us is one that came after the findings were taken.
-        let is_known = |totals: &StackTotals, number| {
-            totals.delivered.load() == 0 || self.counted.stacks.contains_key(&number)
+        let is_known = |totals: &StackTotals, stack| {
+            totals.delivered.load() == 0 || self.counted.stacks.contains_key(&stack)
         };
-        let totals =
-            totals.filter(|(totals, number)| !self.window.is_snapshot() || is_known(totals, *number));
-        let totals = totals.map(|(totals, number)| (number, NativeTotals::from(totals)));
+        let totals = totals.filter(|(stack, totals)| !self.window.is_snapshot() || is_known(totals, *stack));
+        let totals = totals.map(|(stack, totals)| (stack, NativeTotals::from(totals)));
         self.counted.native = totals.filter(|(_, totals)| *totals != NativeTotals::default()).collect();
         if self.window.is_snapshot() {
             self.counted.settle_held();

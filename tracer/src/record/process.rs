@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::{
     probe::{Cookie, WayOut},
+    process::ProcessIndex,
     usdt::UsdtCookie,
 };
 
@@ -44,7 +45,7 @@ pub struct ProbedFiles {
 /// A process that is traced.
 pub struct TracedProcess {
     /// Its place in the tables.
-    pub index: u16,
+    pub index: ProcessIndex,
     /// The process itself.
     pub target: Arc<Target>,
     probed: Probed,
@@ -62,11 +63,11 @@ impl TracedProcess {
     /// # Errors
     /// When it cannot be traced.
     pub fn open(pid: Pid) -> Result<Self> {
-        Ok(Self::new(0, Target::open(pid)?, Probed::default()))
+        Ok(Self::new(ProcessIndex::default(), Target::open(pid)?, Probed::default()))
     }
 
     /// A process with this place in the tables. The files in `probed` have their probes.
-    pub fn new(index: u16, target: Target, probed: Probed) -> Self {
+    pub fn new(index: ProcessIndex, target: Target, probed: Probed) -> Self {
         let target = Arc::new(target);
         Self { index, target, probed, probes: 0, mean: None, telling: 0, found: Found::default() }
     }

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use tracer_ebpf::process::ProcessIndex;
+
 use super::{clock::now_ns, process::TracedProcess};
 use crate::{
     analyze::{
@@ -26,11 +28,11 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct ResidentMemory {
     /// Resident bytes of live ranges at the last look.
-    ranges: HashMap<(u16, AddressRange), Option<Bytes>>,
+    ranges: HashMap<(ProcessIndex, AddressRange), Option<Bytes>>,
     look_pace: Pace,
     /// By process.
-    before: BTreeMap<u16, Reading>,
-    latest: BTreeMap<u16, Reading>,
+    before: BTreeMap<ProcessIndex, Reading>,
+    latest: BTreeMap<ProcessIndex, Reading>,
     reading_pace: Pace,
     rss: Option<Bytes>,
     rss_pace: Pace,
@@ -96,7 +98,7 @@ impl ResidentMemory {
         &mut self,
         Readings(mut readings): Readings,
         account: &MappingAccount,
-        native: &BTreeMap<u16, u64>,
+        native: &BTreeMap<ProcessIndex, u64>,
     ) {
         let mut live = by_process(account.live());
         for (index, reading) in &mut readings {
@@ -123,7 +125,7 @@ impl ResidentMemory {
     }
 
     /// A process has gone while others go on: what it had is no longer part of what they have together.
-    pub fn forget(&mut self, gone: u16, others: &[TracedProcess]) {
+    pub fn forget(&mut self, gone: ProcessIndex, others: &[TracedProcess]) {
         if running(others).next().is_some() {
             self.latest.remove(&gone);
         }
@@ -143,7 +145,8 @@ impl ResidentMemory {
         if self.before.is_empty() || self.latest.is_empty() {
             return None;
         }
-        let rss = |readings: &BTreeMap<u16, Reading>| readings.values().map(|reading| reading.rss.0).sum();
+        let rss =
+            |readings: &BTreeMap<ProcessIndex, Reading>| readings.values().map(|reading| reading.rss.0).sum();
         let mut readings = self.before.values().chain(self.latest.values());
         let is_measured =
             |reading: &Reading| reading.with_evidence(managed, reconcile::division) == Division::Measured;
@@ -174,7 +177,7 @@ impl ResidentMemory {
         const NAMES: [&str; 3] = ["/memfd:", "/dev/shm/", "/SYSV"];
 
         let is_shared = |mapping: &&Mapping| NAMES.iter().any(|name| mapping.is_named(name));
-        let size = |readings: &BTreeMap<u16, Reading>| -> u64 {
+        let size = |readings: &BTreeMap<ProcessIndex, Reading>| -> u64 {
             let mappings = readings.values().flat_map(|reading| &reading.mappings);
             mappings.filter(is_shared).filter_map(|mapping| mapping.rss).map(|size| size.0).sum()
         };
@@ -193,7 +196,7 @@ impl ResidentMemory {
 
 /// What processes have resident, as read at one time.
 #[derive(Debug)]
-pub struct Readings(BTreeMap<u16, Reading>);
+pub struct Readings(BTreeMap<ProcessIndex, Reading>);
 
 impl Readings {
     /// Resident bytes of all of them.
@@ -203,8 +206,8 @@ impl Readings {
     }
 }
 
-fn by_process(live: impl Iterator<Item = LiveRange>) -> BTreeMap<u16, Vec<LiveRange>> {
-    let mut ranges: BTreeMap<u16, Vec<LiveRange>> = BTreeMap::new();
+fn by_process(live: impl Iterator<Item = LiveRange>) -> BTreeMap<ProcessIndex, Vec<LiveRange>> {
+    let mut ranges: BTreeMap<ProcessIndex, Vec<LiveRange>> = BTreeMap::new();
     live.for_each(|live| ranges.entry(live.holder.process).or_default().push(live));
     ranges
 }
@@ -213,7 +216,11 @@ fn running(processes: &[TracedProcess]) -> impl Iterator<Item = &TracedProcess> 
     processes.iter().filter(|process| !process.target.has_exited())
 }
 
-fn split_of(readings: &BTreeMap<u16, Reading>, managed: &ManagedHolders, division: Division) -> Split {
+fn split_of(
+    readings: &BTreeMap<ProcessIndex, Reading>,
+    managed: &ManagedHolders,
+    division: Division,
+) -> Split {
     let mut sum = Split::new();
     for reading in readings.values() {
         let split = reading.with_evidence(managed, |evidence| reconcile::split(evidence, division));

@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 
-use tracer_ebpf::stack::StackTotals;
+use tracer_ebpf::stack::{StackId, StackTotals};
 
 use crate::attach::SharedTables;
 
@@ -22,7 +22,7 @@ pub struct Retirement {
     next_ns: u64,
     /// Allocations of each stack at the last sweep.
     seen: Vec<u64>,
-    withdrawn: HashSet<u32>,
+    withdrawn: HashSet<StackId>,
 }
 
 impl Retirement {
@@ -42,15 +42,15 @@ impl Retirement {
     }
 
     /// Withdraws the stacks that have nothing outstanding and did not allocate since the last sweep; all that are withdrawn.
-    pub fn withdraw(&mut self, tables: &SharedTables, holding: &HashSet<u32>) -> &HashSet<u32> {
+    pub fn withdraw(&mut self, tables: &SharedTables, holding: &HashSet<StackId>) -> &HashSet<StackId> {
         let totals = tables.totals();
         let is_first = self.seen.is_empty();
         self.seen.resize(totals.len(), 0);
-        for ((totals, seen), number) in totals.iter().zip(&mut self.seen).zip(0..) {
+        for ((stack, totals), seen) in tables.stacks().zip(&mut self.seen) {
             let allocated = totals.allocated().objects;
             let at_rest = std::mem::replace(seen, allocated) == allocated && !is_first;
-            if at_rest && holds_nothing(totals) && !holding.contains(&number) && tables.withdraw(number) {
-                self.withdrawn.insert(number);
+            if at_rest && holds_nothing(totals) && !holding.contains(&stack) && tables.withdraw(stack) {
+                self.withdrawn.insert(stack);
             }
         }
         &self.withdrawn
@@ -58,17 +58,17 @@ impl Retirement {
 
     /// Gives up the places of those that still have nothing, and tells which. Every program that ran when they were
     /// withdrawn must have ended, and what it said must be in the account of mappings.
-    pub fn vacate(&mut self, tables: &SharedTables, holding: &HashSet<u32>) -> HashSet<u32> {
+    pub fn vacate(&mut self, tables: &SharedTables, holding: &HashSet<StackId>) -> HashSet<StackId> {
         let totals = tables.totals();
-        let gone: HashSet<u32> = self
+        let gone: HashSet<StackId> = self
             .withdrawn
-            .extract_if(|number| {
-                totals.get(*number as usize).is_some_and(holds_nothing) && !holding.contains(number)
+            .extract_if(|stack| {
+                totals.get(stack.place()).is_some_and(holds_nothing) && !holding.contains(stack)
             })
             .collect();
-        for &number in &gone {
-            tables.vacate(number);
-            if let Some(seen) = self.seen.get_mut(number as usize) {
+        for &stack in &gone {
+            tables.vacate(stack);
+            if let Some(seen) = self.seen.get_mut(stack.place()) {
                 *seen = 0;
             }
         }

@@ -131,6 +131,8 @@ fn divided(allocations: u64, all_frees: u64, left: Left) -> Calls {
 
 #[cfg(test)]
 mod tests {
+    use tracer_ebpf::process::ProcessIndex;
+
     use super::*;
 
     #[test]
@@ -150,7 +152,7 @@ mod tests {
     fn what_is_left_is_estimated_with_its_error() {
         let sampling = Sampling::with_mean(1 << 20);
         let block = |address, size| {
-            let key = BlockKey::new(0, address).unwrap();
+            let key = BlockKey::new(ProcessIndex::default(), address).unwrap();
             (key, Block { size, level: 1, ..Block::default() })
         };
         let certain = left([block(16, 1 << 30)].into_iter(), sampling);

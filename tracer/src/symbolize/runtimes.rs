@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
+use tracer_ebpf::process::ProcessIndex;
 
 use super::CodeView;
 use crate::drain::{RuntimeFrame, WalkedFrame};
@@ -35,7 +36,7 @@ impl From<WalkedFrame> for SeenFrame {
 /// Reads the functions of every traced process.
 #[derive(Default)]
 pub(super) struct RuntimeReader {
-    processes: HashMap<u16, Process>,
+    processes: HashMap<ProcessIndex, Process>,
     /// Why functions could not be told, and in how many frames, since it was last asked.
     pub(super) unread: BTreeMap<Unread, u64>,
 }
@@ -46,12 +47,12 @@ struct Process {
 }
 
 impl RuntimeReader {
-    pub(super) fn add_process(&mut self, index: u16, pid: Pid) {
+    pub(super) fn add_process(&mut self, index: ProcessIndex, pid: Pid) {
         self.processes.insert(index, Process { pid, javascript: None });
     }
 
     /// A child that has its parent's code.
-    pub(super) fn fork(&mut self, parent: u16, child: u16, pid: Pid) {
+    pub(super) fn fork(&mut self, parent: ProcessIndex, child: ProcessIndex, pid: Pid) {
         let parent = self.processes.get(&parent).and_then(|parent| parent.javascript.as_ref());
         let javascript = parent.map(|javascript| JavaScript::new(&javascript.layout));
         self.processes.insert(child, Process { pid, javascript });
@@ -68,7 +69,7 @@ impl RuntimeReader {
     }
 
     /// What the frames of a stack of a process are to its runtimes.
-    pub(super) fn see(&mut self, process: u16, frames: &[WalkedFrame]) -> Vec<SeenFrame> {
+    pub(super) fn see(&mut self, process: ProcessIndex, frames: &[WalkedFrame]) -> Vec<SeenFrame> {
         let mut process = self.processes.get_mut(&process);
         let mut see = |&walked: &WalkedFrame| {
             let functions = process.as_deref_mut().and_then(|process| process.functions(walked));

@@ -13,6 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use object::{Object as _, ObjectSection, ObjectSymbol};
 use tempfile::TempDir;
+use tracer_ebpf::process::ProcessIndex;
 
 use super::*;
 use crate::drain::WalkedFrame;
@@ -131,7 +132,14 @@ impl Program {
         let mut code = target.mappings().unwrap();
         code.retain(|mapping| mapping.permissions.execute);
         let objects = target.objects().unwrap().opened.into_iter().map(Arc::new).collect();
-        CodeView { process: 0, generation, changes: Some(generation.into()), code, objects, v8: None }
+        CodeView {
+            process: ProcessIndex::default(),
+            generation,
+            changes: Some(generation.into()),
+            code,
+            objects,
+            v8: None,
+        }
     }
 
     /// One that knows what it has mapped now.

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tracer_ebpf::process::ProcessIndex;
+
 use crate::drain::WalkedCode;
 use crate::model::AddressRange;
 use crate::runtime::v8;
@@ -14,7 +16,7 @@ use crate::target::{Mapping, Object};
 #[derive(Clone, Debug)]
 pub struct CodeView {
     /// Index of the process.
-    pub process: u16,
+    pub process: ProcessIndex,
     /// Generation of the list in the kernel.
     pub generation: u16,
     /// How often the code of the process had changed; none if it changed while its mappings were read.
@@ -111,7 +113,7 @@ mod tests {
             let range = AddressRange::sized(0x1000, 0x1000).unwrap();
             let mapping = Mapping::made_up(range, "r-xp", module);
             let view = CodeView {
-                process: 0,
+                process: ProcessIndex::default(),
                 generation,
                 changes: Some(changes),
                 code: Vec::new(),

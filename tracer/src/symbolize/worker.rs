@@ -13,6 +13,7 @@ use std::{
     },
     thread::{self, JoinHandle},
 };
+use tracer_ebpf::{process::ProcessIndex, stack::StackId};
 
 use super::{
     CodeView, Symbolizer,
@@ -30,19 +31,19 @@ pub struct Names(Arc<Mutex<Named>>);
 
 #[derive(Debug, Default)]
 struct Named {
-    stacks: HashMap<u32, Vec<Arc<Frame>>>,
+    stacks: HashMap<StackId, Vec<Arc<Frame>>>,
     unread: BTreeMap<Unread, u64>,
 }
 
 impl Names {
     /// The frames of a stack, leaf first, if it is named by now.
     #[must_use]
-    pub fn frames(&self, number: u32) -> Option<Vec<Arc<Frame>>> {
-        self.lock().stacks.get(&number).cloned()
+    pub fn frames(&self, id: StackId) -> Option<Vec<Arc<Frame>>> {
+        self.lock().stacks.get(&id).cloned()
     }
 
-    fn insert(&self, number: u32, frames: Vec<Arc<Frame>>) {
-        self.lock().stacks.insert(number, frames);
+    fn insert(&self, id: StackId, frames: Vec<Arc<Frame>>) {
+        self.lock().stacks.insert(id, frames);
     }
 
     /// Why functions of language runtimes have no name, and in how many frames of distinct stacks.
@@ -58,8 +59,8 @@ impl Names {
         }
     }
 
-    fn forget(&self, stacks: &HashSet<u32>) {
-        self.lock().stacks.retain(|number, _| !stacks.contains(number));
+    fn forget(&self, stacks: &HashSet<StackId>) {
+        self.lock().stacks.retain(|id, _| !stacks.contains(id));
     }
 
     /// An entry is whole or absent, whatever happened to the thread.
@@ -69,19 +70,19 @@ impl Names {
 }
 
 enum Job<F = WalkedFrame> {
-    AddProcess(u16, Pid),
-    AddTarget(u16, Arc<Target>),
+    AddProcess(ProcessIndex, Pid),
+    AddTarget(ProcessIndex, Arc<Target>),
     /// A child of the first process.
-    Fork(u16, u16, Pid),
+    Fork(ProcessIndex, ProcessIndex, Pid),
     Name {
-        number: u32,
-        process: u16,
+        id: StackId,
+        process: ProcessIndex,
         frames: Vec<F>,
         walked: WalkedCode,
     },
     Code(CodeView),
     /// What comes under these numbers from now on is other stacks.
-    Forget(Arc<HashSet<u32>>),
+    Forget(Arc<HashSet<StackId>>),
     /// Says so when everything before it is done.
     Answer(Sender<()>),
 }
@@ -115,24 +116,24 @@ impl Worker {
     // A send fails only when the thread is gone; `finish` tells.
 
     /// Makes a process known by its index.
-    pub fn add_process(&self, index: u16, pid: Pid) {
+    pub fn add_process(&self, index: ProcessIndex, pid: Pid) {
         let _ = self.jobs.send(Job::AddProcess(index, pid));
     }
 
     /// Makes a process known that is held already.
-    pub fn add_target(&self, index: u16, target: &Arc<Target>) {
+    pub fn add_target(&self, index: ProcessIndex, target: &Arc<Target>) {
         let _ = self.jobs.send(Job::AddTarget(index, Arc::clone(target)));
     }
 
     /// Makes a process known that was forked: it has its parent's code, whether it can still be looked at or not.
-    pub fn fork_process(&self, parent: u16, child: u16, pid: Pid) {
+    pub fn fork_process(&self, parent: ProcessIndex, child: ProcessIndex, pid: Pid) {
         let _ = self.jobs.send(Job::Fork(parent, child, pid));
     }
 
     /// Names the frames of a stack.
     pub fn name(&self, stack: &NewStack) {
-        let &NewStack { number, process, walked, .. } = stack;
-        let _ = self.jobs.send(Job::Name { number, process, frames: stack.frames.clone(), walked });
+        let &NewStack { id, process, walked, .. } = stack;
+        let _ = self.jobs.send(Job::Name { id, process, frames: stack.frames.clone(), walked });
     }
 
     /// What processes have mapped from now on.
@@ -143,7 +144,7 @@ impl Worker {
     }
 
     /// Forgets stacks; their numbers may be given to others.
-    pub fn forget(&self, stacks: Arc<HashSet<u32>>) {
+    pub fn forget(&self, stacks: Arc<HashSet<StackId>>) {
         let _ = self.jobs.send(Job::Forget(stacks));
     }
 
@@ -200,10 +201,10 @@ fn read_runtimes(queue: &Receiver<Job>, next: &Sender<Job<SeenFrame>>, names: &N
                 reader.add_code(&view);
                 Job::Code(view)
             }
-            Job::Name { number, process, frames, walked } => {
+            Job::Name { id, process, frames, walked } => {
                 let frames = reader.see(process, &frames);
                 names.add_unread(std::mem::take(&mut reader.unread));
-                Job::Name { number, process, frames, walked }
+                Job::Name { id, process, frames, walked }
             }
             Job::Forget(stacks) => Job::Forget(stacks),
             Job::Answer(answer) => Job::Answer(answer),
@@ -215,7 +216,7 @@ fn read_runtimes(queue: &Receiver<Job>, next: &Sender<Job<SeenFrame>>, names: &N
 
 fn name_stacks(queue: &Receiver<Job<SeenFrame>>, names: &Names, native_frames: bool) {
     let modules = SharedModules::default();
-    let mut symbolizers: HashMap<u16, Symbolizer> = HashMap::new();
+    let mut symbolizers: HashMap<ProcessIndex, Symbolizer> = HashMap::new();
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
@@ -229,12 +230,12 @@ fn name_stacks(queue: &Receiver<Job<SeenFrame>>, names: &Names, native_frames: b
                 symbolizers
                     .insert(child, forked.unwrap_or_else(|| Symbolizer::new(pid, &modules, native_frames)));
             }
-            Job::Name { number, process, frames, walked } => {
+            Job::Name { id, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {
                     Some(symbolizer) => symbolizer.symbolize(&frames, walked),
                     None => frames.iter().map(bare).collect(),
                 };
-                names.insert(number, frames);
+                names.insert(id, frames);
             }
             Job::Forget(stacks) => names.forget(&stacks),
             Job::Answer(answer) => {
@@ -264,19 +265,19 @@ mod tests {
     #[test]
     fn forgotten_stacks_have_no_names() {
         let worker = Worker::start(false).unwrap();
-        let name = |number, ip| {
+        let name = |id, ip| {
             let frames = vec![Address(ip).into()];
-            let (stop, walked) = (Stop::Base, WalkedCode::default());
-            worker.name(&NewStack { number, process: 0, api: 0, stop, tid: 1, frames, walked });
+            let (process, stop, walked) = (ProcessIndex::default(), Stop::Base, WalkedCode::default());
+            worker.name(&NewStack { id: StackId::new(id), process, api: 0, stop, tid: 1, frames, walked });
         };
         name(7, 1);
         name(8, 2);
-        worker.forget(Arc::new([7].into()));
+        worker.forget(Arc::new([StackId::new(7)].into()));
         name(9, 3);
         name(8, 4);
         let names = worker.names().clone();
         worker.finish().unwrap();
-        let ips = [7, 8, 9].map(|number| names.frames(number).map(|frames| frames[0].ip.0));
+        let ips = [7, 8, 9].map(|id| names.frames(StackId::new(id)).map(|frames| frames[0].ip.0));
         assert_eq!(ips, [None, Some(4), Some(3)]);
     }
 }

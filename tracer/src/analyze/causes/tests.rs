@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tracer_ebpf::stack::StackId;
+
 use super::*;
 use crate::analyze::{
     growth::{Births, Turnover},
@@ -30,7 +32,7 @@ struct Program {
 
 impl Program {
     fn add(&mut self, frames: &str, born: impl Fn(u64) -> u64, size: u64, freed: u64) -> &mut StackReport {
-        let source = Source::Native(u32::try_from(self.stacks.len()).unwrap());
+        let source = Source::Native(StackId::new(u32::try_from(self.stacks.len()).unwrap()));
         let mut births = Births::new(0, SECONDS * SECOND);
         let (mut objects, mut sizes) = (0, vec![0]);
         for second in 0..SECONDS {

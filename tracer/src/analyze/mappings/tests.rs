@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use tracer_ebpf::{process::ProcessIndex, stack::StackId};
 
 use super::*;
 use crate::memory::python_child::Target;
@@ -25,11 +26,17 @@ fn pages(start: u64, end: u64) -> AddressRange {
 }
 
 fn entry(call: MappingCall, args: [u64; 6]) -> MappingEvent {
-    MappingEvent { event: 2, call: call as u8, tid: 1, stack: u32::MAX, args, ..MappingEvent::default() }
+    MappingEvent { event: 2, call: call as u8, tid: 1, stack: StackId::NONE, args, ..MappingEvent::default() }
 }
 
 fn exit(call: MappingCall, args: [u64; 6], result: i64, stack: u32) -> MappingEvent {
-    MappingEvent { at_exit: 1, result, stack, time_ns: u64::from(stack), ..entry(call, args) }
+    MappingEvent {
+        at_exit: 1,
+        result,
+        stack: StackId::new(stack),
+        time_ns: u64::from(stack),
+        ..entry(call, args)
+    }
 }
 
 /// The account of one process, spoken to in pages. Each successful call's stack is named by the test.
@@ -43,7 +50,7 @@ impl Story {
     fn begin(before: &[(u64, u64)]) -> Self {
         let mut story = Self::default();
         let mappings = before.iter().map(|&(start, end)| (pages(start, end), Backing::Anonymous)).collect();
-        story.account.add_process(0, InitialMappings { mappings, program_break: None });
+        story.account.add_process(ProcessIndex::default(), InitialMappings { mappings, program_break: None });
         story
     }
 
@@ -81,13 +88,13 @@ impl Story {
         let page = |address: Address| address.0 / PAGE_BYTES;
         self.account
             .live()
-            .map(|live| (page(live.range.start), page(live.range.end), live.holder.stack))
+            .map(|live| (page(live.range.start), page(live.range.end), live.holder.stack.number()))
             .collect()
     }
 
     /// The stack's allocated and freed pages, then its allocated and freed objects.
     fn totals(&self, stack: u32) -> [u64; 4] {
-        let of_stack = self.account.totals().filter(|(holder, _)| holder.stack == stack);
+        let of_stack = self.account.totals().filter(|(holder, _)| holder.stack.number() == stack);
         of_stack.fold([0; 4], |[a, b, c, d], (_, totals)| {
             let Totals { allocated_bytes, freed_bytes, allocated_objects, freed_objects } = totals;
             [
@@ -375,7 +382,7 @@ fn mremap_dontunmap_keeps_the_old_range() {
 fn brk_counts_from_the_known_break() {
     let mut story = Story::default();
     let initial = InitialMappings { mappings: Vec::new(), program_break: Some(Address(bytes(100))) };
-    story.account.add_process(0, initial);
+    story.account.add_process(ProcessIndex::default(), initial);
     story.brk(1, bytes(104) - 5, bytes(104) - 5); // not at a page
     story.brk(2, bytes(108), bytes(108));
     assert_eq!(story.live(), [(100, 104, 1), (104, 108, 2)]);
@@ -403,10 +410,10 @@ fn processes_do_not_mix() {
     let args = [0, bytes(1), 3, ANONYMOUS, 0, 0];
     let parent = exit(MappingCall::Mmap, args, bytes(10) as i64, 1);
     account.apply(&parent);
-    account.apply(&MappingEvent { process: 1, ..parent });
+    account.apply(&MappingEvent { process: ProcessIndex::new(1), ..parent });
     account.apply(&entry(MappingCall::Munmap, [bytes(10), bytes(1), 0, 0, 0, 0]));
     let live: Vec<_> = account.live().map(|live| live.holder.process).collect();
-    assert_eq!(live, [1]);
+    assert_eq!(live, [ProcessIndex::new(1)]);
 }
 
 #[test]
@@ -725,7 +732,7 @@ fn model_totals(kernel: &Kernel) -> BTreeMap<u32, [u64; 4]> {
 fn account_totals(account: &MappingAccount) -> BTreeMap<u32, [u64; 4]> {
     let mut sums: BTreeMap<u32, [u64; 4]> = BTreeMap::new();
     for (holder, totals) in account.totals() {
-        let row = sums.entry(holder.stack).or_default();
+        let row = sums.entry(holder.stack.number()).or_default();
         let values = [
             totals.allocated_bytes / PAGE_BYTES,
             totals.outstanding_bytes() / PAGE_BYTES,
@@ -741,7 +748,10 @@ fn account_totals(account: &MappingAccount) -> BTreeMap<u32, [u64; 4]> {
 
 fn live_pages(account: &MappingAccount) -> BTreeMap<u64, u32> {
     let pages = |range: AddressRange| range.start.0 / PAGE_BYTES..range.end.0 / PAGE_BYTES;
-    account.live().flat_map(|live| pages(live.range).map(move |page| (page, live.holder.stack))).collect()
+    account
+        .live()
+        .flat_map(|live| pages(live.range).map(move |page| (page, live.holder.stack.number())))
+        .collect()
 }
 
 proptest! {
@@ -762,7 +772,7 @@ proptest! {
             mapped: BTreeMap::new(),
         };
         let mut account = MappingAccount::new();
-        account.add_process(0, InitialMappings {
+        account.add_process(ProcessIndex::default(), InitialMappings {
             mappings: before.iter().map(|&page| (pages(page, page + 1), Backing::Anonymous)).collect(),
             program_break: Some(Address(bytes(HEAP))),
         });
@@ -837,7 +847,7 @@ proptest! {
         let arena = AddressRange::sized(1 << 36, bytes(64)).unwrap();
         let mut target = Target::start();
         let mut account = MappingAccount::new();
-        account.add_process(0, InitialMappings::default());
+        account.add_process(ProcessIndex::default(), InitialMappings::default());
         for (index, (call, args)) in calls.into_iter().enumerate() {
             let number = match call {
                 MappingCall::Mmap => 9,
@@ -855,7 +865,7 @@ proptest! {
 
             let maps = std::fs::read(format!("/proc/{}/maps", target.pid())).unwrap();
             let mapped = parse_maps(&maps).into_iter().filter_map(|mapping| mapping.range().intersection(arena));
-            let known = account.spaces[&0].extents.within(arena).into_iter().map(|(range, _)| range);
+            let known = account.spaces[&ProcessIndex::default()].extents.within(arena).into_iter().map(|(range, _)| range);
             prop_assert_eq!(
                 page_set(known), page_set(mapped),
                 "{:?} {:#x?} = {:#x}", call, args, result
@@ -883,7 +893,7 @@ fn any_event() -> impl Strategy<Value = MappingEvent> {
             at_exit,
             in_allocator,
             tid,
-            stack: tid,
+            stack: StackId::new(tid),
             args,
             result: result as i64,
             ..MappingEvent::default()

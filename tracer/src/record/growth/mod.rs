@@ -8,7 +8,11 @@ use std::{
 };
 
 use anyhow::Result;
-use tracer_ebpf::event::{MappingCall, MappingEvent};
+use tracer_ebpf::{
+    event::{MappingCall, MappingEvent},
+    process::ProcessIndex,
+    stack::StackId,
+};
 
 use self::pages::{Touch, TouchedPages, scaled};
 use super::{
@@ -48,7 +52,7 @@ pub struct Touched {
     pages: TouchedPages,
     /// What is not accounted yet.
     waiting: VecDeque<MappingEvent>,
-    pagemaps: HashMap<u16, File>,
+    pagemaps: HashMap<ProcessIndex, File>,
     /// Of [`TouchedPages::live`], in its order, at the last look.
     weights: Vec<Weight>,
     look_pace: Pace,
@@ -60,7 +64,7 @@ pub struct Touched {
 /// What a range weighed at the last look.
 #[derive(Clone, Copy, Debug)]
 struct Weight {
-    process: u16,
+    process: ProcessIndex,
     range: AddressRange,
     touch: Touch,
     kind: Option<Kind>,
@@ -169,7 +173,7 @@ impl Touched {
             self.settle(u64::MAX);
         }
         let mut weights = Vec::new();
-        let mut touched: BTreeMap<u16, Vec<(AddressRange, Touch)>> = BTreeMap::new();
+        let mut touched: BTreeMap<ProcessIndex, Vec<(AddressRange, Touch)>> = BTreeMap::new();
         for (process, range, touch) in self.pages.live() {
             touched.entry(process).or_default().push((range, touch));
         }
@@ -229,7 +233,7 @@ impl Touched {
 
     /// Totals by holder, as the account of mappings has them. Of what counts under who mapped it, nothing.
     pub fn totals(&self) -> Vec<(Holder, Totals)> {
-        let mut live: BTreeMap<(u16, u32), BTreeMap<Option<Kind>, u64>> = BTreeMap::new();
+        let mut live: BTreeMap<(ProcessIndex, StackId), BTreeMap<Option<Kind>, u64>> = BTreeMap::new();
         for weight in &self.weights {
             let kinds = live.entry((weight.process, weight.touch.stack)).or_default();
             *kinds.entry(weight.kind).or_default() += scaled(weight.range, weight.touch);

@@ -6,7 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use tracer_ebpf::event::{MappingCall, MappingEvent};
+use tracer_ebpf::{
+    event::{MappingCall, MappingEvent},
+    process::ProcessIndex,
+    stack::StackId,
+};
 
 use crate::{
     analyze::mappings::Totals,
@@ -23,7 +27,7 @@ const TIME_BITS: u32 = 27;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
     /// The number of the stack.
-    pub stack: u32,
+    pub stack: StackId,
     /// How many pages this one stands for.
     pub period: u64,
     /// When: monotonic clock, nanoseconds, rounded.
@@ -33,8 +37,8 @@ pub struct Touch {
 /// The pages that were touched in the window and not released.
 #[derive(Clone, Debug, Default)]
 pub struct TouchedPages {
-    spaces: BTreeMap<u16, Space>,
-    totals: BTreeMap<(u16, u32), Totals>,
+    spaces: BTreeMap<ProcessIndex, Space>,
+    totals: BTreeMap<(ProcessIndex, StackId), Totals>,
     faults: u64,
     table_full: u64,
 }
@@ -47,7 +51,7 @@ struct Space {
 
 impl TouchedPages {
     /// Where the heap of a process ended before the window.
-    pub fn add_process(&mut self, process: u16, program_break: Option<Address>) {
+    pub fn add_process(&mut self, process: ProcessIndex, program_break: Option<Address>) {
         self.spaces.entry(process).or_default().program_break = program_break.map(|Address(end)| end);
     }
 
@@ -86,18 +90,18 @@ impl TouchedPages {
         totals.allocated_objects = totals.allocated_objects.saturating_add(scaled(range, touch) / PAGE_BYTES);
     }
 
-    fn release_sized(&mut self, process: u16, start: u64, length: u64) {
+    fn release_sized(&mut self, process: ProcessIndex, start: u64, length: u64) {
         let Some(range) = pages(start, length) else { return };
         self.release(process, range);
     }
 
-    fn release(&mut self, process: u16, range: AddressRange) {
+    fn release(&mut self, process: ProcessIndex, range: AddressRange) {
         let Some(space) = self.spaces.get_mut(&process) else { return };
         let released = space.pages.take(range);
         self.free(process, released);
     }
 
-    fn free(&mut self, process: u16, released: Vec<(AddressRange, Touch)>) {
+    fn free(&mut self, process: ProcessIndex, released: Vec<(AddressRange, Touch)>) {
         for (range, touch) in released {
             let totals = self.totals.entry((process, touch.stack)).or_default();
             totals.freed_bytes = totals.freed_bytes.saturating_add(scaled(range, touch));
@@ -105,7 +109,7 @@ impl TouchedPages {
         }
     }
 
-    fn move_pages(&mut self, process: u16, from: (u64, u64), to: (u64, u64)) {
+    fn move_pages(&mut self, process: ProcessIndex, from: (u64, u64), to: (u64, u64)) {
         let (Some(old), Some(new)) = (pages(from.0, from.1), pages(to.0, to.1)) else { return };
         if old.start == new.start {
             return self.release(process, AddressRange { start: new.end, end: old.end });
@@ -130,7 +134,7 @@ impl TouchedPages {
         self.free(process, cut);
     }
 
-    fn set_break(&mut self, process: u16, end: u64) {
+    fn set_break(&mut self, process: ProcessIndex, end: u64) {
         let Some(space) = self.spaces.get_mut(&process) else { return };
         let before = space.program_break.replace(end);
         if let Some(before) = before.filter(|&before| before > end) {
@@ -143,14 +147,14 @@ impl TouchedPages {
     }
 
     /// What was touched and not released, by process and address.
-    pub fn live(&self) -> impl Iterator<Item = (u16, AddressRange, Touch)> + '_ {
+    pub fn live(&self) -> impl Iterator<Item = (ProcessIndex, AddressRange, Touch)> + '_ {
         self.spaces.iter().flat_map(|(&process, space)| {
             space.pages.iter().map(move |(range, touch)| (process, range, touch))
         })
     }
 
     /// The sums of the window, by process and stack.
-    pub fn totals(&self) -> impl Iterator<Item = ((u16, u32), Totals)> + '_ {
+    pub fn totals(&self) -> impl Iterator<Item = ((ProcessIndex, StackId), Totals)> + '_ {
         self.totals.iter().map(|(&of, &totals)| (of, totals))
     }
 
@@ -192,13 +196,16 @@ mod tests {
     }
 
     fn touch(account: &mut TouchedPages, page: u64, stack: u32, period: u64) {
-        let fault = MappingEvent { stack, ..event(MappingCall::PageFault, [page * PAGE, period, 0], 0) };
+        let fault = MappingEvent {
+            stack: StackId::new(stack),
+            ..event(MappingCall::PageFault, [page * PAGE, period, 0], 0)
+        };
         account.apply(&fault, AddressRange::sized(page * PAGE, PAGE));
     }
 
     fn live(account: &TouchedPages) -> Vec<(u64, u64, u32)> {
-        let pages = |(_, range, touch): (u16, AddressRange, Touch)| {
-            (range.start.0 / PAGE, range.end.0 / PAGE, touch.stack)
+        let pages = |(_, range, touch): (ProcessIndex, AddressRange, Touch)| {
+            (range.start.0 / PAGE, range.end.0 / PAGE, touch.stack.number())
         };
         account.live().map(pages).collect()
     }
@@ -216,7 +223,8 @@ mod tests {
             touch(&mut account, page, stack, 4);
         }
         assert_eq!(live(&account), [(1, 2, 7), (2, 3, 9), (3, 4, 8)]);
-        let of_seven = account.totals().find(|(of, _)| *of == (0, 7)).unwrap().1;
+        let of_seven =
+            account.totals().find(|(of, _)| *of == (ProcessIndex::default(), StackId::new(7))).unwrap().1;
         assert_eq!((of_seven.allocated_bytes, of_seven.freed_objects), (8 * PAGE, 4));
         assert_balanced(&account);
     }
@@ -224,7 +232,7 @@ mod tests {
     #[test]
     fn pages_go_with_their_addresses() {
         let mut account = TouchedPages::default();
-        account.add_process(0, Some(Address(100 * PAGE)));
+        account.add_process(ProcessIndex::default(), Some(Address(100 * PAGE)));
         (10..20).chain(98..100).for_each(|page| touch(&mut account, page, 1, 1));
         let entry = MappingEvent { at_exit: 0, ..event(MappingCall::Munmap, [10 * PAGE, PAGE + 1, 0], 0) };
         account.apply(&entry, None);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tracer_ebpf::{counter::Counter, stack::StackTotals};
+use tracer_ebpf::{counter::Counter, process::ProcessIndex, stack::StackTotals};
 
 use super::{
     super::{
@@ -72,9 +72,9 @@ impl Session {
             let Bytes(resident) = self.resident.of_range(&live).unwrap_or_default();
             mapped.entry(Source::Mapping(live.holder)).or_default().0 += resident;
         }
-        let native = self.capture.tables().totals().iter().zip(0..).filter_map(|(totals, number)| {
+        let native = self.capture.tables().stacks().filter_map(|(stack, totals)| {
             let bytes = totals.outstanding().bytes;
-            (bytes > 0).then_some((Source::Native(number), Bytes(bytes)))
+            (bytes > 0).then_some((Source::Native(stack), Bytes(bytes)))
         });
         let touched = self.touched.iter().flat_map(Touched::sizes);
         self.history.push(t_ns, native.chain(mapped).chain(touched));
@@ -102,12 +102,13 @@ impl Session {
     }
 
     /// Outstanding bytes of the malloc family, by process.
-    fn native_by_process(&self) -> BTreeMap<u16, u64> {
+    fn native_by_process(&self) -> BTreeMap<ProcessIndex, u64> {
         let mut sizes = BTreeMap::new();
-        for (totals, number) in self.capture.tables().totals().iter().zip(0..) {
+        for (stack, totals) in self.capture.tables().stacks() {
             let bytes = totals.outstanding().bytes;
             if bytes > 0 {
-                let process = self.stacks.get(&number).map_or(0, |stack| stack.process);
+                let process =
+                    self.stacks.get(&stack).map_or_else(ProcessIndex::default, |stack| stack.process);
                 *sizes.entry(process).or_default() += bytes;
             }
         }
@@ -145,7 +146,7 @@ impl Session {
                     .count() as u64,
             rss,
             lost,
-            target: &self.descriptions[&0],
+            target: &self.descriptions[&ProcessIndex::default()],
         }
     }
 

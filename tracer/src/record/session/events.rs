@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use tracer_ebpf::{
     event::{MappingCall, MappingEvent},
-    stack::RETIRED,
+    process::ProcessIndex,
+    stack::StackId,
     stop::Stop,
 };
 
@@ -26,7 +27,7 @@ pub(super) const LOOKS_FOR_TRAMPOLINES: usize = 16;
 #[derive(Default)]
 pub(super) struct Trampolines {
     /// The processes that have it.
-    made: BTreeSet<u16>,
+    made: BTreeSet<ProcessIndex>,
     /// How often one was looked for.
     looks: usize,
 }
@@ -54,7 +55,7 @@ impl Session {
             Event::Stack(stack) => {
                 // Its last frame can be named when its code is known.
                 if stack.walked.last_is_unknown {
-                    unnamed.push(stack.number);
+                    unnamed.push(stack.id);
                 } else if let Some(worker) = worker {
                     worker.name(&stack);
                 }
@@ -62,7 +63,7 @@ impl Session {
                 if matches!(stack.stop, Stop::NotCode | Stop::FramePointerLost | Stop::TableNotReady) {
                     stale_code.insert(stack.process);
                 }
-                stacks.insert(stack.number, stack);
+                stacks.insert(stack.id, stack);
             }
             Event::Mapping(event) => {
                 *mapping_events += 1;
@@ -109,7 +110,7 @@ impl Session {
 
     /// Brings unwind tables, lists of code and probes up to what the process has mapped now: a library that was loaded during the
     /// window may bring an allocator.
-    fn follow_code(&mut self, index: u16) {
+    fn follow_code(&mut self, index: ProcessIndex) {
         self.stale_code.remove(&index);
         let Some(process) = self.processes.iter_mut().find(|process| process.index == index) else { return };
         self.code.read(&process.target);
@@ -126,10 +127,10 @@ impl Session {
     }
 
     /// Has stacks named that were made in code which was not known then.
-    pub(super) fn name_unnamed(&mut self, of_process: impl Fn(u16) -> bool) {
+    pub(super) fn name_unnamed(&mut self, of_process: impl Fn(ProcessIndex) -> bool) {
         let Self { unnamed, stacks, worker: Some(worker), .. } = self else { return };
-        unnamed.retain(|number| {
-            let Some(stack) = stacks.get(number) else { return false };
+        unnamed.retain(|id| {
+            let Some(stack) = stacks.get(id) else { return false };
             let is_due = of_process(stack.process);
             if is_due {
                 worker.name(stack);
@@ -195,7 +196,7 @@ impl Session {
         let gone = Arc::new(self.retirement.vacate(self.capture.tables(), &holding));
         self.judge_mappings();
         let Self { mappings, managed, .. } = self;
-        mappings.retire(&gone, RETIRED, |holder| managed.judged(holder));
+        mappings.retire(&gone, StackId::RETIRED, |holder| managed.judged(holder));
         self.managed.forget(|holder| gone.contains(&holder.stack));
         self.history.forget(|source| gone.contains(&source.stack()));
         self.stacks.retain(|number, _| !gone.contains(number));

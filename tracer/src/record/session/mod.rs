@@ -12,7 +12,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tracer_ebpf::{live::STACK_BITS, process::MAX_PROCESSES};
+use tracer_ebpf::{
+    live::STACK_BITS,
+    process::{MAX_PROCESSES, ProcessIndex},
+    stack::StackId,
+};
 
 use self::{course::Rate, events::Trampolines};
 use super::{
@@ -56,7 +60,7 @@ pub struct Session {
     planner: Planner,
     processes: Vec<TracedProcess>,
     /// By index.
-    descriptions: BTreeMap<u16, crate::model::Process>,
+    descriptions: BTreeMap<ProcessIndex, crate::model::Process>,
     max_live: u64,
     sampler: Sampler,
     budget: Option<Budget>,
@@ -66,17 +70,17 @@ pub struct Session {
     names: Names,
     code: CodeFiles,
     children: Children,
-    stacks: BTreeMap<u32, NewStack>,
+    stacks: BTreeMap<StackId, NewStack>,
     mappings: MappingAccount,
     /// In growth mode.
     touched: Option<Touched>,
     managed: ManagedHolders,
     resident: ResidentMemory,
-    stale_code: BTreeSet<u16>,
+    stale_code: BTreeSet<ProcessIndex>,
     /// When it may be looked at again, on the monotonic clock.
     stale_code_due_ns: u64,
     /// Numbers of stacks whose last frame is in code that was not known when they were made.
-    unnamed: Vec<u32>,
+    unnamed: Vec<StackId>,
     trampolines: Trampolines,
     mapping_events: u64,
     /// Runs of programs that were missed, and events that could not be read, before the window.
