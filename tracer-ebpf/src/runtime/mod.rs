@@ -25,6 +25,9 @@ pub enum FrameKind {
 const ADDRESS_BITS: u32 = 56;
 
 impl FrameKind {
+    /// Every kind, by its number.
+    const ALL: [Self; 4] = [Self::Native, Self::JavaScript, Self::V8Internal, Self::CompiledJavaScript];
+
     /// The most words that follow one frame.
     pub const MOST_WORDS: usize = 2;
 
@@ -49,13 +52,8 @@ impl FrameKind {
     #[must_use]
     pub const fn of_word(word: u64) -> Option<(Self, u64)> {
         let address = word & ((1 << ADDRESS_BITS) - 1);
-        match word >> ADDRESS_BITS {
-            0 => Some((Self::Native, address)),
-            1 => Some((Self::JavaScript, address)),
-            2 => Some((Self::V8Internal, address)),
-            3 => Some((Self::CompiledJavaScript, address)),
-            _ => None,
-        }
+        let number = word >> ADDRESS_BITS;
+        if number < Self::ALL.len() as u64 { Some((Self::ALL[number as usize], address)) } else { None }
     }
 }
 
@@ -65,9 +63,8 @@ mod tests {
 
     #[test]
     fn words_say_what_kind_of_frame_they_are() {
-        for kind in
-            [FrameKind::Native, FrameKind::JavaScript, FrameKind::V8Internal, FrameKind::CompiledJavaScript]
-        {
+        for (number, kind) in FrameKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number);
             assert_eq!(FrameKind::of_word(kind.word(0x7fff_1234_5678)), Some((kind, 0x7fff_1234_5678)));
             assert!(kind.words() <= FrameKind::MOST_WORDS);
         }

@@ -76,6 +76,17 @@ pub enum RuntimeFrame {
     V8Internal(u32),
 }
 
+impl RuntimeFrame {
+    /// The language of such functions, as reports call it; nothing where there is none.
+    #[must_use]
+    pub const fn language(self) -> &'static str {
+        match self {
+            Self::Native => "",
+            Self::JavaScript(_) | Self::V8Internal(_) => "javascript",
+        }
+    }
+}
+
 impl From<Address> for WalkedFrame {
     fn from(address: Address) -> Self {
         Self { address, runtime: RuntimeFrame::Native }

@@ -16,7 +16,7 @@ use tracer_ebpf::{
 
 use crate::{
     attach::{Capture, UnwindSizes, UnwindTables},
-    runtime::v8,
+    runtime::{Layouts, v8},
     symbolize::CodeView,
     target::{FileId, Mapping, Object, Target},
     unwind::{Cache, CacheLimits, CodeSegments, TRAMPOLINE_HEAD, Table, begins_with_trampoline},
@@ -219,8 +219,8 @@ impl CodeFiles {
         code: Vec<Mapping>,
     ) -> CodeView {
         let objects = code.iter().filter_map(|mapping| self.files.get(&mapping.file_id()?)?.object.clone());
-        let v8 = self.v8_file(&code).and_then(|file| file.v8.clone());
-        CodeView { process, generation, changes, objects: objects.collect(), v8, code }
+        let runtimes = Layouts { v8: self.v8_file(&code).and_then(|file| file.v8.clone()) };
+        CodeView { process, generation, changes, objects: objects.collect(), runtimes, code }
     }
 
     /// The file among the mapped ones that has a V8 that is known.

@@ -9,7 +9,7 @@
 
 pub mod v8;
 
-use std::{fs::File, os::unix::fs::FileExt as _};
+use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
 use tracer_ebpf::unwind::Memory;
 
@@ -36,6 +36,38 @@ impl ProcessMemory for MemoryFile {
     }
 }
 
+/// Where things are in the runtimes of a process, as far as it has any that are known.
+#[derive(Clone, Debug, Default)]
+pub struct Layouts {
+    /// In its V8.
+    pub v8: Option<Arc<v8::Layout>>,
+}
+
+/// A runtime of one process, and what it has told so far.
+pub trait Runtime {
+    /// Where things are in it.
+    type Layout;
+    /// A frame of it, as the walk wrote it down.
+    type Walked;
+
+    /// Nothing is known but where things are.
+    fn new(layout: &Arc<Self::Layout>) -> Self;
+
+    /// The functions of a frame: those inlined there, innermost first, then the function itself. `address` is where the frame returns to.
+    ///
+    /// # Errors
+    /// Why they cannot be told.
+    fn functions(
+        &mut self,
+        walked: Self::Walked,
+        address: u64,
+        memory: &dyn ProcessMemory,
+    ) -> Result<Vec<Function>, Unread>;
+
+    /// Its name with its version, `V8 12.4`, and the language of its functions.
+    fn version(&self) -> (String, &'static str);
+}
+
 /// A function of a runtime, as a frame shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Function {
@@ -49,6 +81,14 @@ pub struct Function {
     pub inlined: bool,
     /// The language that it is written in, as reports call it.
     pub language: &'static str,
+}
+
+impl Function {
+    /// A function of a language of which nothing else could be told.
+    #[must_use]
+    pub fn unread(language: &'static str) -> Self {
+        Self { name: format!("[{language}]"), language, ..Self::default() }
+    }
 }
 
 /// Why a frame of a runtime has no name.

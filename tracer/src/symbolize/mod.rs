@@ -51,7 +51,7 @@ use self::runtimes::SeenFrame;
 use self::view::{Region, Views};
 use crate::drain::{RuntimeFrame, WalkedCode};
 use crate::model::{Address, Frame, Pid};
-use crate::runtime::{self, v8::V8};
+use crate::runtime;
 use crate::target::{FileId, Mapping, Object, Target};
 
 /// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names; stacks share them.
@@ -154,7 +154,10 @@ impl Symbolizer {
                         functions.iter().map(|function| self.pool.share(runtime_frame(ip, function))),
                     );
                 }
-                (Some(Err(_)), _) => frames.push(self.pool.share(runtime_frame(ip, &V8::unread()))),
+                (Some(Err(_)), of) => {
+                    let unread = runtime::Function::unread(of.language());
+                    frames.push(self.pool.share(runtime_frame(ip, &unread)));
+                }
                 (None, RuntimeFrame::V8Internal(_)) if !self.native_frames => {}
                 (None, _) => {
                     frames.extend_from_slice(&self.look_up(ip, region.as_ref(), &mut perf_map_is_current))

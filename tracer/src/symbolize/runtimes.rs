@@ -13,10 +13,7 @@ use tracer_ebpf::process::ProcessIndex;
 use super::CodeView;
 use crate::drain::{RuntimeFrame, WalkedFrame};
 use crate::model::Pid;
-use crate::runtime::{
-    Function, MemoryFile, Unread,
-    v8::{Layout, V8, WalkedFunction},
-};
+use crate::runtime::{Function, Layouts, MemoryFile, Runtime, Unread, v8::V8};
 use crate::target::Target;
 
 /// A frame of a stack, and what its runtime says of it.
@@ -41,31 +38,32 @@ pub(super) struct RuntimeReader {
     pub(super) unread: BTreeMap<Unread, u64>,
 }
 
+/// A process, and its runtimes.
 struct Process {
     pid: Pid,
-    javascript: Option<JavaScript>,
+    v8: Option<Reader<V8>>,
 }
 
 impl RuntimeReader {
     pub(super) fn add_process(&mut self, index: ProcessIndex, pid: Pid) {
-        self.processes.insert(index, Process { pid, javascript: None });
+        self.processes.insert(index, Process { pid, v8: None });
     }
 
     /// A child that has its parent's code.
     pub(super) fn fork(&mut self, parent: ProcessIndex, child: ProcessIndex, pid: Pid) {
-        let parent = self.processes.get(&parent).and_then(|parent| parent.javascript.as_ref());
-        let javascript = parent.map(|javascript| JavaScript::new(&javascript.layout));
-        self.processes.insert(child, Process { pid, javascript });
+        let layouts = self.processes.get(&parent).map(Process::layouts).unwrap_or_default();
+        self.add_process(child, pid);
+        self.add_runtimes(child, &layouts);
     }
 
     /// Learns which runtimes a process has.
     pub(super) fn add_code(&mut self, view: &CodeView) {
-        let Some(process) = self.processes.get_mut(&view.process) else { return };
-        let Some(layout) = &view.v8 else { return };
-        let is_known = |javascript: &JavaScript| Arc::ptr_eq(&javascript.layout, layout);
-        if !process.javascript.as_ref().is_some_and(is_known) {
-            process.javascript = Some(JavaScript::new(layout));
-        }
+        self.add_runtimes(view.process, &view.runtimes);
+    }
+
+    fn add_runtimes(&mut self, process: ProcessIndex, Layouts { v8 }: &Layouts) {
+        let Some(process) = self.processes.get_mut(&process) else { return };
+        Reader::renew(&mut process.v8, v8.as_ref());
     }
 
     /// What the frames of a stack of a process are to its runtimes.
@@ -83,24 +81,27 @@ impl RuntimeReader {
 }
 
 impl Process {
-    fn functions(&mut self, walked: WalkedFrame) -> Option<Result<Arc<[Function]>, Unread>> {
-        match (walked.runtime, &mut self.javascript) {
-            (RuntimeFrame::Native, _) | (RuntimeFrame::V8Internal(_), None) => None,
-            (RuntimeFrame::V8Internal(number), Some(javascript)) => {
-                javascript.v8.internal(number).map(|function| Ok([function].into()))
+    fn layouts(&self) -> Layouts {
+        Layouts { v8: Reader::layout(self.v8.as_ref()) }
+    }
+
+    fn functions(&mut self, frame: WalkedFrame) -> Option<Result<Arc<[Function]>, Unread>> {
+        match frame.runtime {
+            RuntimeFrame::Native => None,
+            RuntimeFrame::V8Internal(number) => {
+                self.v8.as_ref()?.runtime.internal(number).map(|function| Ok([function].into()))
             }
-            (RuntimeFrame::JavaScript(_), None) => Some(Err(Unread::Unknown)),
-            (RuntimeFrame::JavaScript(function), Some(javascript)) => {
-                Some(javascript.functions(function, walked, self.pid))
+            RuntimeFrame::JavaScript(walked) => {
+                Some(Reader::functions(self.v8.as_mut(), walked, frame, self.pid))
             }
         }
     }
 }
 
-/// The V8 of a process.
-struct JavaScript {
-    layout: Arc<Layout>,
-    v8: V8,
+/// A runtime of a process, and what it was asked.
+struct Reader<R: Runtime> {
+    layout: Arc<R::Layout>,
+    runtime: R,
     /// Opened when it is first needed; none when it cannot be.
     memory: OnceCell<Option<MemoryFile>>,
     /// What was told: by the function, not by its address alone, so it holds when that has been moved.
@@ -109,16 +110,16 @@ struct JavaScript {
     told: u32,
 }
 
-impl JavaScript {
+impl<R: Runtime> Reader<R> {
     /// So many frames, none of which could be told, and the objects are not as they are thought to be.
     const ENOUGH: u32 = 200;
     /// Frames that are kept. They take some 200 bytes each.
     const KEPT: usize = 64 << 10;
 
-    fn new(layout: &Arc<Layout>) -> Self {
+    fn new(layout: &Arc<R::Layout>) -> Self {
         Self {
             layout: Arc::clone(layout),
-            v8: V8::new(Layout::clone(layout)),
+            runtime: R::new(layout),
             memory: OnceCell::new(),
             known: HashMap::new(),
             tried: 0,
@@ -126,45 +127,53 @@ impl JavaScript {
         }
     }
 
+    /// Begins anew if it is another runtime than before.
+    fn renew(reader: &mut Option<Self>, layout: Option<&Arc<R::Layout>>) {
+        let Some(layout) = layout else { return };
+        if !reader.as_ref().is_some_and(|reader| Arc::ptr_eq(&reader.layout, layout)) {
+            *reader = Some(Self::new(layout));
+        }
+    }
+
+    fn layout(reader: Option<&Self>) -> Option<Arc<R::Layout>> {
+        reader.map(|reader| Arc::clone(&reader.layout))
+    }
+
     fn functions(
-        &mut self,
-        function: WalkedFunction,
+        reader: Option<&mut Self>,
+        walked: R::Walked,
         frame: WalkedFrame,
         pid: Pid,
     ) -> Result<Arc<[Function]>, Unread> {
-        if let Some(functions) = self.known.get(&frame) {
+        let reader = reader.ok_or(Unread::Unknown)?;
+        if let Some(functions) = reader.known.get(&frame) {
             return Ok(Arc::clone(functions));
         }
-        if self.is_given_up() {
+        if reader.is_given_up() {
             return Err(Unread::Unknown);
         }
-        let functions: Arc<[Function]> = self.read(function, frame, pid)?.into();
-        if self.known.len() >= Self::KEPT {
-            self.known.clear();
+        let functions: Arc<[Function]> = reader.read(walked, frame, pid)?.into();
+        if reader.known.len() >= Self::KEPT {
+            reader.known.clear();
         }
-        self.known.insert(frame, Arc::clone(&functions));
+        reader.known.insert(frame, Arc::clone(&functions));
         Ok(functions)
     }
 
-    fn read(
-        &mut self,
-        function: WalkedFunction,
-        frame: WalkedFrame,
-        pid: Pid,
-    ) -> Result<Vec<Function>, Unread> {
+    fn read(&mut self, walked: R::Walked, frame: WalkedFrame, pid: Pid) -> Result<Vec<Function>, Unread> {
         let open = || Target::open(pid).ok()?.open_file("mem").ok().map(MemoryFile);
         let memory = self.memory.get_or_init(open).as_ref().ok_or(Unread::Gone)?;
-        let functions = self.v8.functions(function, frame.address.0, memory);
+        let functions = self.runtime.functions(walked, frame.address.0, memory);
         match &functions {
             Ok(_) => (self.tried, self.told) = (self.tried + 1, self.told + 1),
             Err(Unread::Moved | Unread::Unknown) => self.tried += 1,
             Err(Unread::NotCaptured | Unread::Gone) => {}
         }
         if self.is_given_up() {
-            let (major, minor) = self.layout.version;
+            let (version, language) = self.runtime.version();
             log::warn!(
-                "the objects of V8 {major}.{minor} are not as they are in the versions that are known: JavaScript functions have no \
-                 names; stacks are whole, and native functions have theirs"
+                "the objects of {version} are not as they are in the versions that are known: {language} functions have no names; \
+                 stacks are whole, and native functions have theirs"
             );
         }
         functions

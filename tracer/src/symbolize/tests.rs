@@ -138,7 +138,7 @@ impl Program {
             changes: Some(generation.into()),
             code,
             objects,
-            v8: None,
+            runtimes: Default::default(),
         }
     }
 

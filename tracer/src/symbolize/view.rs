@@ -8,7 +8,7 @@ use tracer_ebpf::process::ProcessIndex;
 
 use crate::drain::WalkedCode;
 use crate::model::AddressRange;
-use crate::runtime::v8;
+use crate::runtime::Layouts;
 use crate::target::{Mapping, Object};
 
 /// The executable mappings of a process, as they were handed to the walk in the kernel: stacks that were walked by them are named by
@@ -25,8 +25,8 @@ pub struct CodeView {
     pub code: Vec<Mapping>,
     /// The files that they show, as far as they could be opened.
     pub objects: Vec<Arc<Object>>,
-    /// Where things are in the V8 that is among them, if it is one that is known.
-    pub v8: Option<Arc<v8::Layout>>,
+    /// Where things are in the language runtimes that are among them, as far as they are known.
+    pub runtimes: Layouts,
 }
 
 impl CodeView {
@@ -118,7 +118,7 @@ mod tests {
                 changes: Some(changes),
                 code: Vec::new(),
                 objects: Vec::new(),
-                v8: None,
+                runtimes: Layouts::default(),
             };
             views.push(&view, [Region::new(&mapping, module)].into());
         }

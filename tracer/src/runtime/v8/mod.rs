@@ -5,7 +5,7 @@ mod heap;
 mod layout;
 mod positions;
 
-use std::{collections::HashMap, rc::Rc};
+use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 use tracer_ebpf::runtime::v8::Id;
 
@@ -15,7 +15,7 @@ use self::{
     heap::{Heap, Tagged},
     positions::{line_at, line_ends},
 };
-use super::{Function, ProcessMemory, Unread};
+use super::{Function, ProcessMemory, Runtime, Unread};
 
 /// A frame of a JavaScript function, as the walk wrote it down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +33,7 @@ pub struct WalkedFunction {
 /// What the isolates of one process have told so far.
 #[derive(Debug)]
 pub struct V8 {
-    layout: Layout,
+    layout: Arc<Layout>,
     /// By script: its tagged address, its number and the address of its source.
     lines: HashMap<(u64, i32, u64), Rc<[u32]>>,
     /// The Map of what compiled code stands in, once it has been seen.
@@ -49,35 +49,15 @@ const JAVASCRIPT: &str = "javascript";
 /// V8's name for functions without one.
 const ANONYMOUS: &str = "(anonymous)";
 
-impl V8 {
-    /// Nothing is known but where things are.
-    #[must_use]
-    pub fn new(layout: Layout) -> Self {
-        Self { layout, lines: HashMap::new(), stream_map: None }
+impl Runtime for V8 {
+    type Layout = Layout;
+    type Walked = WalkedFunction;
+
+    fn new(layout: &Arc<Layout>) -> Self {
+        Self { layout: Arc::clone(layout), lines: HashMap::new(), stream_map: None }
     }
 
-    /// What to show of a frame that is V8's own, of a type with this number: those of WebAssembly are functions, though nothing tells
-    /// their names. `None` for how V8 comes from one function to the other.
-    #[must_use]
-    pub fn internal(&self, number: u32) -> Option<Function> {
-        (self.layout.wasm_frame == Some(number)).then(|| Function {
-            name: "[wasm]".to_owned(),
-            language: "wasm",
-            ..Function::default()
-        })
-    }
-
-    /// A function of which nothing else could be told.
-    #[must_use]
-    pub fn unread() -> Function {
-        Function { name: "[javascript]".to_owned(), language: JAVASCRIPT, ..Function::default() }
-    }
-
-    /// The functions of a frame: those inlined there, innermost first, then the function itself. `address` is where the frame returns to.
-    ///
-    /// # Errors
-    /// Why they cannot be told.
-    pub fn functions(
+    fn functions(
         &mut self,
         walked: WalkedFunction,
         address: u64,
@@ -111,6 +91,24 @@ impl V8 {
         // What was read in between is of this function if it still is the one.
         self.check(walked, &heap, memory)?;
         Ok(functions)
+    }
+
+    fn version(&self) -> (String, &'static str) {
+        let (major, minor) = self.layout.version;
+        (format!("V8 {major}.{minor}"), "JavaScript")
+    }
+}
+
+impl V8 {
+    /// What to show of a frame that is V8's own, of a type with this number: those of WebAssembly are functions, though nothing tells
+    /// their names. `None` for how V8 comes from one function to the other.
+    #[must_use]
+    pub fn internal(&self, number: u32) -> Option<Function> {
+        (self.layout.wasm_frame == Some(number)).then(|| Function {
+            name: "[wasm]".to_owned(),
+            language: "wasm",
+            ..Function::default()
+        })
     }
 
     /// Whether the function that was walked is still where it was.
