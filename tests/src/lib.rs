@@ -33,7 +33,7 @@ pub use cgroup::MemoryGroup;
 pub use chance::{Chance, faults};
 pub use leftovers::{assert_text_is_pristine, modified_text};
 pub use lines::Lines;
-pub use process::{is_running, process_state, read_memory, terminate, wait_for_exit, wait_until};
+pub use process::{is_running, process_state, read_memory, send_signal, wait_for_exit, wait_until};
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir, rust_allocator};
 pub use report::{Frame, Report, Stack};
 pub use runtimes::{go, java, node_addon, nodes, python};

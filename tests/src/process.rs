@@ -53,7 +53,7 @@ pub fn is_running(pid: u32) -> bool {
 
 /// Sends a signal to one process.
 #[track_caller]
-pub fn terminate(pid: u32, signal: Signal) {
+pub fn send_signal(pid: u32, signal: Signal) {
     let raw = i32::try_from(pid).expect("pids are positive");
     let pid = Pid::from_raw(raw).expect("pid 0 is no process");
     kill_process(pid, signal).expect("the process can be signalled");

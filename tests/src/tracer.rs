@@ -230,7 +230,7 @@ impl Recording {
     /// Sends the tracer a signal.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
-        process::terminate(self.pid(), signal);
+        process::send_signal(self.pid(), signal);
     }
 
     /// Ends the recording as Ctrl-C does, and waits for the reports.

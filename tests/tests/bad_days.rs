@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tracer_tests::{
     Finished, Program, Running, Tracer, assert_text_is_pristine, compile, is_running, process_state,
-    terminate, tracer_binary, wait_for_exit, wait_until,
+    send_signal, tracer_binary, wait_for_exit, wait_until,
 };
 
 /// User and group of `nobody`.
@@ -323,7 +323,7 @@ fn a_target_that_dies_while_we_attach() {
         let mut program = busy();
         let recording = Tracer::new().pid(program.pid()).spawn();
         thread::sleep(Duration::from_millis(delay));
-        terminate(program.pid(), Signal::KILL);
+        send_signal(program.pid(), Signal::KILL);
         program.finish();
         let finished = recording.wait();
         assert_died_well(&finished);
@@ -346,7 +346,7 @@ fn assert_died_well(finished: &Finished) {
 fn a_target_that_dies_while_we_record() {
     let mut program = busy();
     let recording = Tracer::new().pid(program.pid()).start();
-    terminate(program.pid(), Signal::KILL);
+    send_signal(program.pid(), Signal::KILL);
     program.finish();
     let report = recording.wait().report();
     assert_eq!(report.window.end.as_deref(), Some("target_exited"));
@@ -361,7 +361,7 @@ fn a_target_that_dies_while_we_finish() {
         program.work();
         recording.signal(Signal::INT);
         thread::sleep(Duration::from_millis(delay));
-        terminate(program.pid(), Signal::KILL);
+        send_signal(program.pid(), Signal::KILL);
         let report = recording.wait().report();
         report.assert_exact();
         assert_eq!(
@@ -374,14 +374,14 @@ fn a_target_that_dies_while_we_finish() {
 #[test]
 fn a_stopped_target_is_traced_and_stays_stopped() {
     let mut program = blocks(1000, 10);
-    terminate(program.pid(), Signal::STOP);
+    send_signal(program.pid(), Signal::STOP);
     wait_until("it stops", || (process_state(program.pid()) == Some('T')).then_some(()));
     let report = Tracer::new().pid(program.pid()).options(["-d", "200ms"]).run().report();
     assert_eq!(report.totals.allocated_objects, 0);
     assert_eq!(process_state(program.pid()), Some('T'), "it is as it was");
 
     let recording = Tracer::new().pid(program.pid()).start();
-    terminate(program.pid(), Signal::CONT);
+    send_signal(program.pid(), Signal::CONT);
     program.work();
     recording.interrupt().report().check(&program.expect);
     program.assert_unharmed();

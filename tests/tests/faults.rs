@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::process::Signal;
-use tracer_tests::{Chance, Finished, MemoryGroup, Program, Recording, Running, Tracer, faults, terminate};
+use tracer_tests::{Chance, Finished, MemoryGroup, Program, Recording, Running, Tracer, faults, send_signal};
 
 /// A target whose threads calculate.
 fn target() -> Running {
@@ -124,7 +124,7 @@ fn attaching(takes: &Takes, options: &[&str], chance: &mut Chance) -> (Running, 
 
 fn kill(takes: &Takes, chance: &mut Chance) {
     let (mut target, recording) = attaching(takes, modes(chance), chance);
-    terminate(target.pid(), Signal::KILL);
+    send_signal(target.pid(), Signal::KILL);
     target.finish();
     assert_ended_well(&recording.wait(), &["target_exited"]);
 }
@@ -148,9 +148,9 @@ fn exec(takes: &Takes, chance: &mut Chance) {
 
 fn stop(takes: &Takes, chance: &mut Chance) {
     let (mut target, mut recording) = attaching(takes, modes(chance), chance);
-    terminate(target.pid(), Signal::STOP);
+    send_signal(target.pid(), Signal::STOP);
     sleep(chance.moment(takes.attach / 2));
-    terminate(target.pid(), Signal::CONT);
+    send_signal(target.pid(), Signal::CONT);
     recording.wait_until_open();
     assert_whole(&mut target);
     assert_adds_up(&recording.interrupt());

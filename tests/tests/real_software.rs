@@ -184,7 +184,7 @@ fn nginx_with_workers_from_before_and_after() {
     let recording = following().pid(master).start();
     request(&socket);
     // New workers take the place of the old ones.
-    tracer_tests::terminate(master, Signal::HUP);
+    tracer_tests::send_signal(master, Signal::HUP);
     let is_new = |all: &Vec<u32>| all.len() == 2 && !all.iter().any(|pid| old.contains(pid));
     let new = wait_until("it has new workers", || Some(children(master)).filter(is_new));
     request(&socket);

@@ -342,7 +342,7 @@ fn bpftrace_reads_the_probes() {
     let attached = || modified_text(program.pid()).len() == probes && !semaphores(program.pid()).contains(&0);
     wait_until("bpftrace is there", || attached().then_some(()));
     program.work();
-    tracer_tests::terminate(bpftrace.id(), Signal::INT);
+    tracer_tests::send_signal(bpftrace.id(), Signal::INT);
     let said = lines.until_end();
     let _ = bpftrace.wait();
     program.assert_unharmed();

@@ -1,7 +1,7 @@
 //! The terminal interface, driven by keys in a real terminal against a real process.
 
 use rustix::process::Signal;
-use tracer_tests::{Program, Report, Running, Terminal, Tracer, terminate, tracer_binary};
+use tracer_tests::{Program, Report, Running, Terminal, Tracer, send_signal, tracer_binary};
 
 /// A terminal in which a program that has leaked is watched.
 fn watch(program: &mut Running, options: &str) -> Terminal {
@@ -104,7 +104,7 @@ fn a_snapshot_and_a_mark() {
 fn a_signal_leaves_the_terminal_as_it_was() {
     let mut program = Program::new("malloc_family.c").start();
     let terminal = watch(&mut program, "");
-    terminate(terminal.foreground(), Signal::TERM);
+    send_signal(terminal.foreground(), Signal::TERM);
     terminal.wait_for("JSON          leak.json");
     assert!(!terminal.is_drawn_on());
     assert_is_restored(&terminal);

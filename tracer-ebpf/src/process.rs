@@ -142,6 +142,7 @@ impl CodeList {
 
     /// The list in one word; what does not fit is cut off.
     #[must_use]
+    #[inline(always)]
     pub const fn to_bits(self) -> u64 {
         const FIRST: u64 = (1 << CodeList::FIRST_BITS) - 1;
         const COUNT: u64 = (1 << CodeList::COUNT_BITS) - 1;

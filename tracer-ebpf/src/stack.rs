@@ -59,7 +59,10 @@ pub struct StackTotals {
     freed: WeightSum,
     /// Not 0 once the stack's frames are in the ring buffer.
     pub delivered: Word,
+    padding: [Word; 3],
 }
+
+const _: () = assert!(size_of::<StackTotals>() == 64);
 
 impl StackTotals {
     /// Counts an allocation.

@@ -331,7 +331,7 @@ fn compare_at_malloc(command: &[&str], stops: &Stops) {
 }
 
 #[test]
-#[ignore = "takes a minute; run with --ignored"]
+#[ignore = "takes a minute: `cargo xtask bench stacks` runs it"]
 fn stacks_of_python_at_malloc() {
     let work = "import json, re, sqlite3; db = sqlite3.connect(':memory:'); \
         work = lambda: (json.loads(json.dumps([{'a': [i, str(i)]} for i in range(50)])), \
@@ -345,7 +345,7 @@ fn stacks_of_python_at_malloc() {
 }
 
 #[test]
-#[ignore = "takes a minute; run with --ignored"]
+#[ignore = "takes a minute: `cargo xtask bench stacks` runs it"]
 fn stacks_of_node_at_malloc() {
     let work = "const zlib = require('zlib'), crypto = require('crypto');\
         function go(i) { Buffer.from(JSON.stringify({i, a: 'x'.repeat(i % 999)})); \
@@ -364,7 +364,7 @@ impl Drop for Load {
 }
 
 #[test]
-#[ignore = "takes a minute; run with --ignored"]
+#[ignore = "takes a minute: `cargo xtask bench stacks` runs it"]
 fn stacks_of_redis_at_malloc() {
     if !is_installed("redis-benchmark") {
         return;
@@ -382,7 +382,7 @@ fn stacks_of_redis_at_malloc() {
 
 /// gdb is a reference for native frames alone: it takes nearly all interpreted and compiled ones for something else.
 #[test]
-#[ignore = "takes a minute; run with --ignored"]
+#[ignore = "takes a minute: `cargo xtask bench stacks` runs it"]
 fn stacks_of_java_at_malloc() {
     let directory = tempfile::tempdir().expect("a directory");
     let program = directory.path().join("Work.java");

@@ -7,7 +7,6 @@ use anyhow::Result;
 use crate::{
     bpf_toolchain::{self, Source},
     command, imports,
-    privilege::found_in_path,
     run::cargo,
     setup,
 };
@@ -44,13 +43,26 @@ pub fn lint(workspace: &Path) -> Result<()> {
     doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "--deny=warnings");
     command::run("checking the documentation", &mut doc)?;
-    if found_in_path("cargo-deny") {
-        let mut deny = cargo(workspace);
-        deny.args(["deny", "check", "licenses", "bans", "sources"]);
-        command::run("checking the licences", &mut deny)?;
-    } else {
-        command::step("the licences are not checked: that takes `cargo install cargo-deny` (minutes)");
+    check_dependencies(workspace)
+}
+
+/// Their licences and sources always; what is known to be wrong with them only where the list of that can be had.
+fn check_dependencies(workspace: &Path) -> Result<()> {
+    let program = setup::cargo_deny(workspace)?;
+    let deny = |checks: &[&str]| {
+        let mut deny = Command::new(&program);
+        deny.current_dir(workspace).arg("check").args(checks);
+        deny
+    };
+    command::run(
+        "checking licences and sources of dependencies",
+        &mut deny(&["licenses", "bans", "sources"]),
+    )?;
+    let fetched = Command::new(&program).current_dir(workspace).args(["fetch", "db"]).output();
+    if fetched.is_ok_and(|fetched| fetched.status.success()) {
+        return command::run("checking advisories", &mut deny(&["advisories"]));
     }
+    command::step("advisories on dependencies are not checked: their database cannot be fetched from here");
     Ok(())
 }
 

@@ -18,6 +18,9 @@ use crate::{
 const LINKER_VERSION: &str = "0.13.0";
 const LLVM: u32 = 22;
 
+/// The release of `cargo-deny` that checks the dependencies.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
 /// Debian's compiler that has `core` for the BPF target, and its clippy.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", CLIPPY_PACKAGE];
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
@@ -130,6 +133,31 @@ fn install_compiler(workspace: &Path) -> Result<()> {
     }
     apt::install(&[&format!("libllvm{LLVM}")], why)?;
     apt::unpack(&COMPILER_PACKAGES, "rust", &bpf_toolchain::tools_dir(workspace))
+}
+
+/// Where `cargo-deny` is, which gets built when it is not there. Unoptimised: that takes a third of the time, and it has little to do.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn cargo_deny(workspace: &Path) -> Result<PathBuf> {
+    let root = bpf_toolchain::tools_dir(workspace).join(format!("cargo-deny-{CARGO_DENY_VERSION}"));
+    let program = root.join("bin/cargo-deny");
+    if !program.is_file() {
+        let mut install = Command::new("cargo");
+        install.args([
+            "install",
+            "cargo-deny",
+            "--version",
+            CARGO_DENY_VERSION,
+            "--locked",
+            "--debug",
+            "--root",
+        ]);
+        install.arg(&root).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        command::run("building cargo-deny, once (about a minute)", &mut install)
+            .context("cargo-deny cannot be built: is the network reachable?")?;
+    }
+    Ok(program)
 }
 
 /// Builds `bpf-linker` into the target directory.

@@ -444,7 +444,7 @@ struct Forgetting {
     found: u64,
 }
 
-/// The most mappings that one call can make unknown; a library has one.
+/// The most mappings that one call makes unknown one by one; a library has one.
 const MAX_FORGOTTEN: u32 = 64;
 
 /// Makes the code of a stretch of memory unknown before another file can be mapped there, until user space has looked again.
@@ -465,6 +465,10 @@ extern "C" fn forget_code_of(process: u32, start: u64, length: u64) -> u32 {
     // SAFETY: the callback has the signature that the helper asks for, and `forgetting` outlives the call.
     unsafe {
         bpf_loop(MAX_FORGOTTEN, forget_mapping as *mut c_void, (&raw mut forgetting).cast(), 0);
+    }
+    if forgetting.found == u64::from(MAX_FORGOTTEN) {
+        // There may be more: then nothing of the list is known. Another list than this was made from what was mapped later.
+        process.code.compare_exchange(code.to_bits(), CodeList { count: 0, ..code }.to_bits());
     }
     if forgetting.found > 0 {
         process.code.add(CodeList::FORGOTTEN);

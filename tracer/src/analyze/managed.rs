@@ -382,8 +382,7 @@ mod tests {
     use tracer_ebpf::process::ProcessIndex;
 
     use super::*;
-    use crate::memory::residency;
-    use crate::model::{AddressRange, Pid};
+    use crate::model::AddressRange;
 
     /// `module:function` or `module`, leaf first.
     fn stack(frames: &[&str]) -> Vec<Frame> {
@@ -543,75 +542,5 @@ mod tests {
         assert_eq!(java.of_mapping(&mapping(0xf000_0000, "[heap]", false)), None);
         let go = Runtimes::of(&[mapping(0xc0_0000_0000, "", false), mapping(0x40_0000, "/bin/server", true)]);
         assert_eq!(go.of_mapping(&mapping(0xc0_0400_0000, "", false)), Some(Runtime::Go));
-    }
-
-    /// A process that runs until it is dropped.
-    struct Running(std::process::Child);
-
-    impl Running {
-        /// Starts it and waits for its first line.
-        fn start(command: &mut std::process::Command) -> (Self, String) {
-            let mut child =
-                command.stdout(std::process::Stdio::piped()).spawn().expect("the runtime is installed");
-            let mut line = String::new();
-            let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
-            std::io::BufRead::read_line(&mut output, &mut line).unwrap();
-            (Self(child), line)
-        }
-
-        /// Resident bytes of its managed heap.
-        fn managed(&self, runtime: Runtime) -> u64 {
-            let mappings = residency::mappings(Pid(self.0.id())).unwrap();
-            let runtimes = Runtimes::of(&mappings);
-            mappings
-                .iter()
-                .filter(|mapping| runtimes.of_mapping(mapping) == Some(runtime))
-                .filter_map(|mapping| mapping.rss)
-                .map(|size| size.0)
-                .sum()
-        }
-    }
-
-    impl Drop for Running {
-        fn drop(&mut self) {
-            // It may have exited already.
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    #[test]
-    #[ignore = "needs node"]
-    fn the_heap_of_node_is_what_node_says() {
-        // It says so once its collector has come to rest: two equal sizes, half a second apart. `heapTotal` would be
-        // what is mapped, and a semi-space that was never used is not resident.
-        let program = "let a = []; for (let i = 0; i < 2e6; i++) a.push({ i }); \
-             let b = Buffer.alloc(100 << 20, 1), last = 0; \
-             setInterval(() => { const size = require('v8').getHeapStatistics().total_physical_size; a[b[0]]; \
-                 if (size === last) console.log(size); last = size; }, 500)";
-        let (node, line) = Running::start(std::process::Command::new("node").args(["-e", program]));
-        let (said, found) = (line.trim().parse::<u64>().unwrap() as f64, node.managed(Runtime::V8) as f64);
-        assert!((found / said - 1.0).abs() < 0.05, "node says {said}, found {found}");
-    }
-
-    #[test]
-    #[ignore = "needs java"]
-    fn the_heap_of_java_is_what_java_says() {
-        let directory = tempfile::tempdir().unwrap();
-        let source = directory.path().join("Heap.java");
-        let program = "public class Heap { public static void main(String[] a) throws Exception { \
-             var kept = new java.util.ArrayList<byte[]>(); \
-             for (int i = 0; i < 200; i++) kept.add(new byte[1 << 19]); \
-             var direct = java.nio.ByteBuffer.allocateDirect(100 << 20); \
-             for (int i = 0; i < 100 << 20; i += 4096) direct.put(i, (byte) 1); \
-             System.out.println(Runtime.getRuntime().totalMemory()); Thread.sleep(60000); } }";
-        std::fs::write(&source, program).unwrap();
-        let mut command = std::process::Command::new("java");
-        command.args(["-Xms256m", "-Xmx256m", "-XX:+AlwaysPreTouch"]).arg(source);
-        let (java, line) = Running::start(&mut command);
-        let (said, found) =
-            (line.trim().parse::<u64>().unwrap() as f64, java.managed(Runtime::HotSpot) as f64);
-        // Compiled code and the class space are the runtime's, too: some 20 MiB.
-        assert!((0.99..1.15).contains(&(found / said)), "java says {said}, found {found}");
     }
 }

@@ -426,7 +426,7 @@ impl Capture {
     }
 
     /// Takes every probe away, in parallel, since the kernel waits for each until no CPU can be in it. When it returns, no
-    /// program runs any more and the tables are at rest.
+    /// program counts any more, and the tables are at rest: those that are left hang on raw tracepoints, and find every window closed.
     pub fn detach(&mut self) {
         /// Threads for it at the most: each sleeps in the kernel.
         const MOST: usize = 64;

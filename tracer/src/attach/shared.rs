@@ -20,7 +20,7 @@ unsafe impl Shared for ProcessState {}
 unsafe impl Shared for SlotSet {}
 // SAFETY: as above.
 unsafe impl Shared for LiveBucket {}
-// SAFETY: as above; its last 24 bytes are padding, which nothing reads.
+// SAFETY: as above.
 unsafe impl Shared for StackTotals {}
 // SAFETY: as above.
 unsafe impl Shared for Arguments {}

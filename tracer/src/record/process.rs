@@ -106,7 +106,11 @@ impl TracedProcess {
             return Ok(());
         }
         let (known, mut probes) = (Rc::clone(&self.probed), 0);
-        let is_new = |id| known.borrow().functions.get(&id).map(|functions| probes += functions).is_none();
+        let is_new = |id| {
+            let functions = known.borrow().functions.get(&id).copied();
+            probes += functions.unwrap_or(0);
+            functions.is_none()
+        };
         let objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
         self.probes = probes;
         for unopened in &objects.unopened {

@@ -123,6 +123,10 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
         Bench::Stacks { seconds, only } => {
             let table = stacks::measure(&Bed::make(workspace)?, *seconds, only)?;
             if only.is_empty() {
+                let mut gdb = run::cargo(workspace);
+                gdb.args(["test", "--release", "--package", "tracer", "--test", "unwind_gdb"]);
+                gdb.args(["--", "--ignored", "--nocapture"]);
+                command::run("comparing stacks with those of gdb", &mut gdb)?;
                 write_down(&workspace.join("docs/unwinding.md"), "complete", &table)
             } else {
                 Ok(())

@@ -118,7 +118,9 @@ impl Session {
         if let Some(worker) = &self.worker {
             worker.add_code(views);
         }
-        if let Err(error) = process.attach(&mut self.capture, &self.planner)
+        // Once the window is closed, only names are still to be found.
+        if self.window.end.is_none()
+            && let Err(error) = process.attach(&mut self.capture, &self.planner)
             && !process.target.has_exited()
         {
             log::warn!("cannot probe newly loaded code: {error:#}");
