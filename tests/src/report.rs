@@ -28,6 +28,8 @@ pub struct Report {
     pub window: Window,
     #[serde(default)]
     pub settings: serde_json::Value,
+    #[serde(default)]
+    pub overhead: serde_json::Value,
     pub events: Events,
     #[serde(default)]
     pub not_probed: Vec<NotProbed>,

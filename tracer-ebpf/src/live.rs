@@ -11,7 +11,7 @@
 use crate::{
     atomic::Word,
     process::ProcessIndex,
-    sampling::{LEVEL_BITS, LEVELS, Sampling, Weight},
+    sampling::{Sampling, Weight},
     stack::StackId,
 };
 
@@ -84,19 +84,18 @@ pub struct Block {
     pub born_ns: u64,
     /// The stack that allocated it.
     pub stack: StackId,
-    /// The level of [sampling](crate::sampling) that it was kept at.
-    pub level: u32,
+    /// 0: the verifier of old kernels refuses to copy bytes that nothing was written to.
+    pub padding: u32,
     /// How many objects it stands for, in parts of an [`OBJECT`](crate::sampling::OBJECT), where its process chose that; 0 where
-    /// size and level say it.
+    /// its size says it.
     pub objects: u64,
 }
 
-/// A packed block: 24 bits size, 17 bits stack, 3 bits level, 20 bits time of birth.
-const SIZE_BITS: u32 = 24;
+/// A packed block: 27 bits size, 17 bits stack, 20 bits time of birth.
+const SIZE_BITS: u32 = 27;
 /// Room for 131,072 stacks.
 pub const STACK_BITS: u32 = 17;
-const LEVEL_AT: u32 = SIZE_BITS + STACK_BITS;
-const TIME_AT: u32 = LEVEL_AT + LEVEL_BITS;
+const TIME_AT: u32 = SIZE_BITS + STACK_BITS;
 const _: () = assert!(TIME_AT + EXPONENT_BITS + MANTISSA_BITS == 64);
 
 /// Time of birth is a floating-point number: exact to 2^14 ns (16 µs) for the first half second, then to one part in
@@ -135,24 +134,19 @@ impl Block {
     #[inline(always)]
     pub const fn weight(self, sampling: Sampling) -> Weight {
         match self.objects {
-            0 => sampling.weight(self.size, self.level),
+            0 => sampling.weight(self.size),
             objects => Weight::of(self.size, objects),
         }
     }
 
-    /// The block in 8 bytes; `None` when its size (16 MiB and more) or stack does not fit, or its process chose its weight.
+    /// The block in 8 bytes; `None` when its size (128 MiB and more) or stack does not fit, or its process chose its weight.
     #[must_use]
     #[inline(always)]
     pub const fn pack(self) -> Option<u64> {
         if self.size >> SIZE_BITS != 0 || self.stack.number() >> STACK_BITS != 0 || self.objects != 0 {
             return None;
         }
-        Some(
-            self.size
-                | (self.stack.number() as u64) << SIZE_BITS
-                | ((self.level & (LEVELS - 1)) as u64) << LEVEL_AT
-                | pack_time(self.born_ns) << TIME_AT,
-        )
+        Some(self.size | (self.stack.number() as u64) << SIZE_BITS | pack_time(self.born_ns) << TIME_AT)
     }
 
     /// The block that [`Block::pack`] packed, its time rounded down. Any 64 bits give some block.
@@ -163,7 +157,7 @@ impl Block {
             size: bits & ((1 << SIZE_BITS) - 1),
             born_ns: unpack_time(bits >> TIME_AT),
             stack: StackId::new((bits >> SIZE_BITS) as u32 & ((1 << STACK_BITS) - 1)),
-            level: (bits >> LEVEL_AT) as u32 & (LEVELS - 1),
+            padding: 0,
             objects: 0,
         }
     }
@@ -270,14 +264,14 @@ mod tests {
     #[test]
     fn blocks_round_trip_and_what_does_not_fit_says_so() {
         let block = Block {
-            size: (1 << 24) - 1,
+            size: (1 << 27) - 1,
             stack: StackId::new((1 << 17) - 1),
             born_ns: 1 << 20,
-            level: LEVELS - 1,
+            padding: 0,
             objects: 0,
         };
         assert_eq!(Block::unpack(block.pack().unwrap()), block);
-        assert_eq!(Block { size: 1 << 24, ..block }.pack(), None);
+        assert_eq!(Block { size: 1 << 27, ..block }.pack(), None);
         assert_eq!(Block { stack: StackId::new(1 << 17), ..block }.pack(), None);
         assert_eq!(Block { objects: 1, ..block }.pack(), None);
     }

@@ -64,8 +64,6 @@ pub struct ProcessState {
     pub code_changes: Word,
     /// How many of these changes user space had seen when it made the list.
     pub code_changes_seen: Word,
-    /// The level of [sampling](crate::sampling) that is in force.
-    pub level: Word,
     /// Of so many page faults one is reported, a power of two; 0 for none.
     pub fault_period: Word,
     /// The name of the thread that made it or of the program it executed, as [`Comm`].

@@ -8,15 +8,6 @@
 //! There is no state, hence nothing that a preempted program could spoil: each allocation is decided by a random number.
 //! Both sides compute `p` by the same integers, and a weight is the inverse of *that* number, so estimates are unbiased however
 //! well it approximates the exponential function.
-//!
-//! The mean may change while programs run, in few levels: a block carries the level that it was kept at.
-
-/// Level 0 keeps every allocation; each one above the first has four times the mean of the one below.
-pub const LEVELS: u32 = 1 << LEVEL_BITS;
-/// Bits of a level.
-pub const LEVEL_BITS: u32 = 3;
-/// How many times the mean grows with a level, as a power of two.
-const LEVEL_SHIFT: u32 = 2;
 
 /// One whole object, of which weights count parts.
 pub const OBJECT: u64 = 1 << OBJECT_BITS;
@@ -91,19 +82,19 @@ impl Weight {
 /// How allocations are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampling {
-    /// `y` of one byte at level 1.
+    /// `y` of one byte; 0 when every allocation is kept.
     pub rate: u64,
-    /// The size from which on a block is certain to be kept at level 1.
+    /// The size from which on a block is certain to be kept.
     pub certain_size: u64,
 }
 
 impl Sampling {
-    /// Keeps every allocation, at every level.
+    /// Keeps every allocation.
     pub const EVERY: Self = Self { rate: 0, certain_size: 0 };
-    /// The largest mean of level 1: 1 GiB.
+    /// The largest mean: 1 GiB.
     pub const LARGEST_MEAN: u64 = 1 << 30;
 
-    /// One sample every `mean` bytes at level 1, at most [`Sampling::LARGEST_MEAN`]; 0 keeps every allocation.
+    /// One sample every `mean` bytes, at most [`Sampling::LARGEST_MEAN`]; 0 keeps every allocation.
     #[must_use]
     pub const fn with_mean(mean: u64) -> Self {
         /// `1 / ln 2`.
@@ -116,42 +107,29 @@ impl Sampling {
         Self { rate, certain_size: CERTAIN_Y.div_ceil(rate) }
     }
 
-    /// Whether every allocation is kept, at every level.
+    /// Whether every allocation is kept.
     #[must_use]
     #[inline(always)]
     pub const fn keeps_every_one(self) -> bool {
         self.rate == 0
     }
 
-    /// The mean of a level, given that of level 1.
-    #[must_use]
-    pub const fn mean_at(first_mean: u64, level: u32) -> u64 {
-        match level {
-            0 => 0,
-            _ => first_mean << (LEVEL_SHIFT * (level - 1)),
-        }
-    }
-
     /// `y` of a block; none when it is certain to be kept.
     #[inline(always)]
-    const fn y(self, size: u64, level: u32) -> Option<u64> {
-        if level == 0 {
-            return None;
-        }
-        let shift = LEVEL_SHIFT * ((level - 1) & (LEVELS - 1));
-        if size >= self.certain_size << shift {
+    const fn y(self, size: u64) -> Option<u64> {
+        if size >= self.certain_size {
             return None;
         }
         // Blocks of no bytes are as likely as those of one. No overflow: below `certain_size` the product is about 2^53 at most.
         let size = if size == 0 { 1 } else { size };
-        Some(size * (self.rate >> shift))
+        Some(size * self.rate)
     }
 
     /// Whether a block is kept, given 32 random bits.
     #[must_use]
     #[inline(always)]
-    pub const fn keeps(self, size: u64, level: u32, random: u32) -> bool {
-        let Some(y) = self.y(size, level) else { return true };
+    pub const fn keeps(self, size: u64, random: u32) -> bool {
+        let Some(y) = self.y(size) else { return true };
         // `p` is less than `y`, and nearly all are small: one multiplication is enough to leave them out.
         if random as u64 > y >> (RATE_BITS - 32) {
             return false;
@@ -162,15 +140,15 @@ impl Sampling {
     /// What a kept block stands for.
     #[must_use]
     #[inline(always)]
-    pub const fn weight(self, size: u64, level: u32) -> Weight {
-        Weight::of(size, self.objects(size, level))
+    pub const fn weight(self, size: u64) -> Weight {
+        Weight::of(size, self.objects(size))
     }
 
     /// How many objects a kept block stands for, in parts of an [`OBJECT`].
     #[must_use]
     #[inline(always)]
-    pub const fn objects(self, size: u64, level: u32) -> u64 {
-        let Some(y) = self.y(size, level) else { return OBJECT };
+    pub const fn objects(self, size: u64) -> u64 {
+        let Some(y) = self.y(size) else { return OBJECT };
         // No `max`: the compiler would not see that it is no division by zero.
         match probability(y) {
             0 => CERTAIN << OBJECT_BITS,
@@ -211,9 +189,9 @@ mod tests {
 
     const MEANS: [u64; 7] = [1, 100, 4096, 100_000, 512 << 10, 64 << 20, Sampling::LARGEST_MEAN];
 
-    fn chance(mean: u64, size: u64, level: u32) -> f64 {
+    fn chance(mean: u64, size: u64) -> f64 {
         let sampling = Sampling::with_mean(mean);
-        sampling.y(size, level).map_or(1.0, |y| probability(y) as f64 / CERTAIN as f64)
+        sampling.y(size).map_or(1.0, |y| probability(y) as f64 / CERTAIN as f64)
     }
 
     #[test]
@@ -221,7 +199,7 @@ mod tests {
         for mean in MEANS {
             for size in sizes() {
                 let exact = -(-(size as f64) / mean as f64).exp_m1();
-                let found = chance(mean, size, 1);
+                let found = chance(mean, size);
                 // One step of 2^-32 for each of ten terms, and what rounding the mean makes.
                 let allowed = 1e-8_f64.max(3e-6 * exact);
                 assert!((found - exact).abs() < allowed, "{size} of {mean}: {found} {exact}");
@@ -232,16 +210,14 @@ mod tests {
     #[test]
     fn a_weight_is_the_inverse_of_the_probability() {
         for mean in MEANS {
-            for level in 0..LEVELS {
-                for size in sizes() {
-                    let weight = Sampling::with_mean(mean).weight(size, level);
-                    let probability = chance(mean, size, level);
-                    let objects = weight.objects as f64 / OBJECT as f64 * probability;
-                    assert!((objects - 1.0).abs() < 2e-5, "{size} of {mean} at {level}: {objects}");
-                    let bytes = weight.bytes as f64 * probability;
-                    let allowed = 2e-5 * size as f64 + probability;
-                    assert!((bytes - size as f64).abs() < allowed, "{size} of {mean} at {level}: {bytes}");
-                }
+            for size in sizes() {
+                let weight = Sampling::with_mean(mean).weight(size);
+                let probability = chance(mean, size);
+                let objects = weight.objects as f64 / OBJECT as f64 * probability;
+                assert!((objects - 1.0).abs() < 2e-5, "{size} of {mean}: {objects}");
+                let bytes = weight.bytes as f64 * probability;
+                let allowed = 2e-5 * size as f64 + probability;
+                assert!((bytes - size as f64).abs() < allowed, "{size} of {mean}: {bytes}");
             }
         }
     }
@@ -269,13 +245,12 @@ mod tests {
     fn what_is_certain_is_exact() {
         let sampling = Sampling::with_mean(512 << 10);
         for size in [12 << 20, (1 << 40) + 1, u64::MAX] {
-            assert_eq!(sampling.weight(size, 1), Weight::exactly(size));
-            assert!(sampling.keeps(size, 1, u32::MAX));
+            assert_eq!(sampling.weight(size), Weight::exactly(size));
+            assert!(sampling.keeps(size, u32::MAX));
         }
         for size in [0, 1, u64::MAX] {
-            assert_eq!(sampling.weight(size, 0), Weight::exactly(size));
-            assert_eq!(Sampling::EVERY.weight(size, 1), Weight::exactly(size));
-            assert!(sampling.keeps(size, 0, u32::MAX) && Sampling::EVERY.keeps(size, 1, u32::MAX));
+            assert_eq!(Sampling::EVERY.weight(size), Weight::exactly(size));
+            assert!(Sampling::EVERY.keeps(size, u32::MAX));
         }
     }
 
@@ -283,19 +258,14 @@ mod tests {
     fn a_block_is_kept_for_as_many_random_numbers_as_its_probability_says() {
         for mean in MEANS {
             let sampling = Sampling::with_mean(mean);
-            for level in 1..LEVELS {
-                for size in sizes() {
-                    let Some(y) = sampling.y(size, level) else { continue };
-                    // It is a threshold: kept below, left out from there on.
-                    let threshold = probability(y);
-                    assert!((1..=CERTAIN).contains(&threshold));
-                    assert!(
-                        sampling.keeps(size, level, (threshold - 1) as u32),
-                        "{size} of {mean} at {level}"
-                    );
-                    if let Ok(beyond) = u32::try_from(threshold) {
-                        assert!(!sampling.keeps(size, level, beyond), "{size} of {mean} at {level}");
-                    }
+            for size in sizes() {
+                let Some(y) = sampling.y(size) else { continue };
+                // It is a threshold: kept below, left out from there on.
+                let threshold = probability(y);
+                assert!((1..=CERTAIN).contains(&threshold));
+                assert!(sampling.keeps(size, (threshold - 1) as u32), "{size} of {mean}");
+                if let Ok(beyond) = u32::try_from(threshold) {
+                    assert!(!sampling.keeps(size, beyond), "{size} of {mean}");
                 }
             }
         }
@@ -304,18 +274,9 @@ mod tests {
     #[test]
     fn larger_blocks_are_likelier() {
         for mean in MEANS {
-            let chances: Vec<f64> = (0..4000).map(|step| chance(mean, step * mean / 200, 1)).collect();
+            let chances: Vec<f64> = (0..4000).map(|step| chance(mean, step * mean / 200)).collect();
             assert!(chances.is_sorted());
         }
-    }
-
-    #[test]
-    fn a_level_has_four_times_the_mean_of_the_one_below() {
-        for size in sizes() {
-            let (found, expected) = (chance(4096, size, 3), chance(16 * 4096, size, 1));
-            assert!((found - expected).abs() < 1e-6, "{size}: {found} {expected}");
-        }
-        assert_eq!([0, 1, 3].map(|level| Sampling::mean_at(4096, level)), [0, 4096, 65536]);
     }
 
     #[test]
@@ -325,8 +286,8 @@ mod tests {
         for size in [8, 100, 4096, 300_000, 1 << 20, 8 << 20] {
             let numbers = 1_u64 << 22;
             let kept =
-                (0..numbers).filter(|number| sampling.keeps(size, 1, (number << 10) as u32)).count() as u64;
-            let estimate = kept as f64 * sampling.weight(size, 1).bytes as f64;
+                (0..numbers).filter(|number| sampling.keeps(size, (number << 10) as u32)).count() as u64;
+            let estimate = kept as f64 * sampling.weight(size).bytes as f64;
             let exact = (size * numbers) as f64;
             assert!((estimate / exact - 1.0).abs() < 0.01, "{size}: {estimate} {exact}");
         }

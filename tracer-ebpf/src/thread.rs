@@ -50,12 +50,10 @@ pub struct InFlight {
     pub arguments: [u64; Arg::COUNT as usize],
     /// What becomes of the block: a [`Fate`].
     pub fate: u32,
-    /// The level of [sampling](crate::sampling) that it was kept at.
-    pub level: u32,
+    /// Not 0 when there is an old block that the table did not know.
+    pub old_unknown: u32,
     /// Key of the block that the call releases ([`BlockKey::to_bits`](crate::live::BlockKey::to_bits)), taken out of the table; 0 if none.
     pub old_key: u64,
-    /// Not 0 when there is an old block that the table did not know.
-    pub old_unknown: u64,
     /// What the table knew of the old block, when `old_key` is not 0.
     pub old: crate::live::Block,
 }

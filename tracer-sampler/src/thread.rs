@@ -81,7 +81,7 @@ fn known(mean: u64) -> u64 {
 /// What a sampled block stands for, in bytes; at least one, since 0 says that it is not sampled. By the same integers as tracer has
 /// it, so that tracer recognises a rate that it set.
 fn weight(size: u64, mean: u64) -> u64 {
-    Sampling::with_mean(known(mean)).weight(size.max(1), 1).bytes.max(1)
+    Sampling::with_mean(known(mean)).weight(size.max(1)).bytes.max(1)
 }
 
 #[cfg(test)]

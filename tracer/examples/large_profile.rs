@@ -70,13 +70,13 @@ fn profile(number: usize, depth: usize) -> Profile {
         },
         settings: Settings {
             mode: Mode::Allocations,
-            overhead: None,
             sample_bytes: 0,
             min_age_ns: 0,
             min_size: None,
             max_size: None,
             max_live: 1 << 24,
         },
+        overhead: None,
         events: Events {
             allocations: totals.allocated_objects,
             frees: totals.freed_objects,

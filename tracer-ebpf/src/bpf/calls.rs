@@ -80,10 +80,8 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let Signature { size, count: elements, old, .. } = cookie.signature;
     let size = size.map_or(0, |arg| call.argument(arg));
     let size = elements.map_or(size, |arg| saturating_product(size, call.argument(arg)));
-    let (fate, level) = fate(size, process);
     call.size = size;
-    call.fate = fate as u32;
-    call.level = level;
+    call.fate = fate(size) as u32;
     // Released now: another thread can get the address before this call returns.
     let old_key = old.and_then(|arg| BlockKey::new(cookie.process, call.argument(arg)));
     call.old_key = old_key.map_or(0, BlockKey::to_bits);
@@ -97,28 +95,27 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
-/// What becomes of a block, and the level of sampling that it is decided at.
+/// What becomes of a block.
 ///
 /// Also of one that is left out the call is remembered until it returns: what it calls must not be taken for another allocation.
 #[inline(always)]
-fn fate(size: u64, process: &ProcessState) -> (Fate, u32) {
+fn fate(size: u64) -> Fate {
     if !size_is_tracked(size) {
-        return (Fate::Filtered, 0);
+        return Fate::Filtered;
     }
     if sampling().keeps_every_one() {
-        return (Fate::Kept, 0);
+        return Fate::Kept;
     }
-    let level = process.level.load() as u32;
     // SAFETY: the helper only makes a number.
     let random = unsafe { bpf_get_prandom_u32() };
-    (if is_kept(size, level, random) != 0 { Fate::Kept } else { Fate::Unsampled }, level)
+    if is_kept(size, random) != 0 { Fate::Kept } else { Fate::Unsampled }
 }
 
 /// Whether a block goes into the sample.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_kept(size: u64, level: u32, random: u32) -> u32 {
-    sampling().keeps(size, level, random).into()
+extern "C" fn is_kept(size: u64, random: u32) -> u32 {
+    sampling().keeps(size, random).into()
 }
 
 /// Whether a call was entered in the window that is open now. What it released is unknown to any other.
@@ -272,7 +269,7 @@ fn account(cookie: Cookie, process: &ProcessState, call: &InFlight, address: u64
     let stack = capture::stack(&request);
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
-    let block = Block { size: call.size, born_ns, stack, level: call.level, objects: 0 };
+    let block = Block { size: call.size, born_ns, stack, ..Block::default() };
     if !sampling().keeps_every_one() {
         count_many(Counter::Sampled, OBJECT);
     }

@@ -59,19 +59,14 @@ fn find_and_take(key: BlockKey) -> Option<Block> {
 /// Puts a block in. `false`, and counted, when there is no room.
 #[inline(always)]
 pub fn insert(key: BlockKey, block: Block) -> bool {
-    put(
-        key.to_bits(),
-        block.size,
-        block.born_ns,
-        u64::from(block.stack.number()) | u64::from(block.level) << 32,
-        block.objects,
-    ) != 0
+    put(key.to_bits(), block.size, block.born_ns, block.stack.number(), block.objects) != 0
 }
 
-/// Puts a block in; 0 when there is no room. Two numbers share an argument, of which there are five. A global function, so that the verifier looks at it once and not after every way that leads here.
+/// Puts a block in; 0 when there is no room. A global function, so that the verifier looks at it once and not after every way that leads
+/// here.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn put(key: u64, size: u64, born_ns: u64, stack_and_level: u64, objects: u64) -> u32 {
+extern "C" fn put(key: u64, size: u64, born_ns: u64, stack: u32, objects: u64) -> u32 {
     let Some(key) = BlockKey::from_bits(key) else { return 0 };
     // An allocator gives no address twice: the release of a block that is still there was not seen.
     if let Some(old) = take(key) {
@@ -79,8 +74,7 @@ extern "C" fn put(key: u64, size: u64, born_ns: u64, stack_and_level: u64, objec
         freed(&old);
     }
     let Some(bucket) = LIVE.get(key.bucket(live_buckets())) else { return 0 };
-    let (stack, level) = (StackId::new(stack_and_level as u32), (stack_and_level >> 32) as u32);
-    let block = Block { size, born_ns, stack, level, objects };
+    let block = Block { size, born_ns, stack: StackId::new(stack), objects, ..Block::default() };
     if let Some(value) = block.pack()
         && bucket.insert(key, value)
     {
@@ -143,7 +137,7 @@ pub fn allocated(block: &Block) {
 fn weight(block: &Block) -> Weight {
     let objects = match block.objects {
         0 if sampling().keeps_every_one() => OBJECT,
-        0 => objects(block.size, block.level),
+        0 => objects(block.size),
         objects => objects,
     };
     Weight::of(block.size, objects)
@@ -152,6 +146,6 @@ fn weight(block: &Block) -> Weight {
 /// How many objects a block stands for.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn objects(size: u64, level: u32) -> u64 {
-    sampling().objects(size, level)
+pub extern "C" fn objects(size: u64) -> u64 {
+    sampling().objects(size)
 }

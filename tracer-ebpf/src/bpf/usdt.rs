@@ -48,20 +48,19 @@ pub fn alloc(ctx: &ProbeContext) -> Option<()> {
     let stack = capture::stack(&request);
     // SAFETY: the helper only reads the clock.
     let born_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(process.opened_ns.load());
-    let level = process.level.load() as u32;
-    let block = Block { size, born_ns, stack, level, objects: chosen_objects(size, weight, level) };
+    let block = Block { size, born_ns, stack, objects: chosen_objects(size, weight), ..Block::default() };
     if live::insert(key, block) {
         live::allocated_of_sample(&block);
     }
     Some(())
 }
 
-/// How many objects a block stands for, unless its size and the level say the same: then its process samples as it was told to, and the
+/// How many objects a block stands for, unless its size says the same: then its process samples as it was told to, and the
 /// block has room in the live table.
 #[inline(always)]
-fn chosen_objects(size: u64, weight: u64, level: u32) -> u64 {
+fn chosen_objects(size: u64, weight: u64) -> u64 {
     let as_told =
-        !sampling().keeps_every_one() && Weight::of(size.max(1), live::objects(size, level)).bytes == weight;
+        !sampling().keeps_every_one() && Weight::of(size.max(1), live::objects(size)).bytes == weight;
     if as_told { 0 } else { Weight::objects_of(size, weight) }
 }
 

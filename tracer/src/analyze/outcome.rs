@@ -431,7 +431,7 @@ pub(super) mod tests {
         let stack = id(stack);
         (
             BlockKey::new(ProcessIndex::default(), address).unwrap(),
-            Block { size, born_ns, stack, level: 0, objects: 0 },
+            Block { size, born_ns, stack, ..Block::default() },
         )
     }
 

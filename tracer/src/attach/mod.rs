@@ -5,8 +5,8 @@
 
 mod gaps;
 mod grace;
+pub mod hits;
 mod kernel_types;
-pub mod overhead;
 mod processes;
 mod programs;
 mod shared;
@@ -43,6 +43,7 @@ use tracer_ebpf::{
 };
 
 use self::{
+    hits::ProbedPlaces,
     programs::Programs,
     tracepoint::Tracepoints,
     uprobes::{At, Places, UprobeLinks},
@@ -66,8 +67,6 @@ pub struct Settings {
     pub max_size: u64,
     /// Which of them are kept.
     pub sampling: Sampling,
-    /// The level of sampling that a process begins with.
-    pub sample_level: u32,
     /// Whether the children of traced processes are traced, too.
     pub follow: bool,
     /// How many processes will be traced from the start that can have their probes in common.
@@ -91,9 +90,7 @@ pub struct Capture {
     tracepoints: Tracepoints,
     /// They see the whole machine, and cost the kernel nothing to take away.
     raw_tracepoints: Vec<OwnedFd>,
-    sample_level: u32,
-    /// Probed places of allocating and of releasing functions.
-    places: [overhead::Places; 2],
+    places: ProbedPlaces,
 }
 
 /// Where a probe goes.
@@ -224,8 +221,7 @@ impl Capture {
             probes: Vec::new(),
             tracepoints: Tracepoints::default(),
             raw_tracepoints: Vec::new(),
-            sample_level: settings.sample_level,
-            places: Default::default(),
+            places: ProbedPlaces::default(),
         })
     }
 
@@ -332,8 +328,10 @@ impl Capture {
         let scope = (!self.shares_probes).then_some(pid);
         for site in sites {
             match site.event {
-                ProbedEvent::Allocate | ProbedEvent::AllocateToExits => self.places[0].add(site.cost),
-                ProbedEvent::Release => self.places[1].add(site.cost),
+                ProbedEvent::Allocate | ProbedEvent::AllocateToExits => {
+                    self.places.add_allocating(site.cost);
+                }
+                ProbedEvent::Release => self.places.add_releasing(site.cost),
                 ProbedEvent::Exit | ProbedEvent::UsdtAlloc | ProbedEvent::UsdtFree => {}
             }
         }
@@ -455,7 +453,7 @@ impl Capture {
     /// Runs that the kernel left out of each program, because it was running that one or another on that CPU.
     #[must_use]
     pub fn runs_missed_by_kernel(&self) -> BTreeMap<&'static str, u64> {
-        let missed = |program| overhead::statistic(program, "recursion_misses:").unwrap_or(0);
+        let missed = |program| hits::statistic(program, "recursion_misses:").unwrap_or(0);
         self.programs.loaded().map(|(name, program)| (name, missed(program))).collect()
     }
 }

@@ -59,9 +59,6 @@ impl Capture {
         }
         let map = self.ebpf.map_mut("PROCESS_INDEX").context("no map PROCESS_INDEX")?;
         HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0, u32::from(index), 0)?;
-        if let Some(state) = self.state(index) {
-            state.level.store(self.sample_level.into());
-        }
         Ok(index)
     }
 
@@ -162,12 +159,6 @@ impl Capture {
         if let Some(state) = self.state(process) {
             state.trampoline.store(trampoline.0);
         }
-    }
-
-    /// Keeps allocations at this level of sampling from now on.
-    pub fn set_sample_level(&mut self, level: u32) {
-        self.sample_level = level;
-        self.tables.processes().iter().for_each(|state| state.level.store(level.into()));
     }
 
     /// Has one of so many page faults of a process reported; a power of two.

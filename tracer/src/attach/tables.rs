@@ -276,14 +276,12 @@ impl RecordWords {
         if word(offset_of!(InFlight, opened_ns)) != process.opened_ns.load() {
             return None;
         }
-        // Two numbers of four bytes, as both architectures lay them out.
-        const { assert!(offset_of!(Block, level) == offset_of!(Block, stack) + 4) };
-        let stack_and_level = word(block + offset_of!(Block, stack));
-        let (stack, level) = (StackId::new(stack_and_level as u32), (stack_and_level >> 32) as u32);
+        // Its padding is 0.
+        let stack = StackId::new(word(block + offset_of!(Block, stack)) as u32);
         let size = word(block + offset_of!(Block, size));
         let born_ns = word(block + offset_of!(Block, born_ns));
         let objects = word(block + offset_of!(Block, objects));
-        Some((key, Block { size, born_ns, stack, level, objects }))
+        Some((key, Block { size, born_ns, stack, objects, ..Block::default() }))
     }
 }
 

@@ -11,13 +11,13 @@ use clap_complete::Shell;
 
 use super::config::{Drawing, Keep, RecordConfig, Verbosity, ViewConfig};
 use super::values::{
-    parse_allocator, parse_format, parse_interval, parse_percent, parse_pid, parse_positive_time,
-    parse_prefix, parse_sample, parse_size, parse_time, parse_verdict, time,
+    parse_allocator, parse_format, parse_interval, parse_pid, parse_positive_time, parse_prefix,
+    parse_sample, parse_size, parse_time, parse_verdict, time,
 };
 use super::{heading, plain};
 use crate::model::{Bytes, Kind, Mode, Pid, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
-use crate::record::{self, Percent};
+use crate::record;
 use crate::report::Format;
 use crate::report::destination::Destination;
 use crate::target::{CommandLine, Subject, choice::Choice};
@@ -256,11 +256,6 @@ pub(super) struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0", help_heading = heading::COUNTED)]
     sample: Bytes,
 
-    /// The most that tracing may take of the target's CPU time (`5%`): allocations are sampled, more sparsely the more there
-    /// are, to stay below it. What a probe costs in itself stays.
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, conflicts_with = "follow", help_heading = heading::COUNTED)]
-    max_overhead: Option<Percent>,
-
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE), help_heading = heading::COUNTED)]
@@ -324,7 +319,6 @@ impl RecordArguments {
     fn about_allocations(&self) -> Option<&'static str> {
         let options = [
             ("--sample", self.sample != record::Config::default().sample),
-            ("--max-overhead", self.max_overhead.is_some()),
             ("--min-size", self.min_size.is_some()),
             ("--max-size", self.max_size.is_some()),
             ("--max-live", self.max_live.is_some()),
@@ -378,7 +372,6 @@ impl RecordArguments {
             min_size: self.min_size,
             max_size: self.max_size,
             sample: self.sample,
-            max_overhead: self.max_overhead,
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),

@@ -7,7 +7,7 @@ use super::config::Drawing;
 use super::*;
 use crate::model::{Bytes, Kind, Mode, Verdict};
 use crate::plan::Declarations;
-use crate::record::{self, Percent};
+use crate::record;
 use crate::report::destination::Place;
 use crate::report::{FlameOrder, Weight};
 use crate::target::{CommandLine, Subject, choice::Choice};
@@ -59,7 +59,6 @@ fn every_option_arrives() {
         min_size: Some(Bytes(4096)),
         max_size: Some(Bytes(1 << 20)),
         sample: Bytes(512 << 10),
-        max_overhead: None,
         max_live: Some(1000),
         interval: Duration::from_secs(2),
         declarations: Declarations {
@@ -87,7 +86,6 @@ fn every_option_arrives() {
         progress: true,
     };
     assert_eq!(config, expected);
-    assert_eq!(parsed("--max-overhead 2.5% --pid 1").recording.max_overhead, Some(Percent(2500)));
     assert!(!parsed("-q --pid 1").progress && !parsed("--no-progress --pid 1").progress);
 }
 
@@ -160,10 +158,7 @@ fn wrong_usage_says_what_is_wrong() {
         ("--pid 1 --sample often", "512KiB"),
         ("--pid 1 --mode growth --min-size 4096", "--min-size is about allocations"),
         ("--pid 1 --mode leaks", "growth"),
-        ("--pid 1 --max-overhead 5% --follow", "cannot be used with"),
-        ("--pid 1 --max-overhead 0%", "more than 0%"),
-        ("--pid 1 --max-overhead 101", "at most 100%"),
-        ("--pid 1 --max-overhead little", "such as 5%"),
+        ("--pid 1 --max-overhead 5%", "unexpected argument '--max-overhead'"),
         ("--pid 1 --allocator lib.so", "libpool.so:malloc="),
         ("--pid 1 --allocator lib.so:get=put", "known are malloc"),
         ("--pid 1 --symbol-prefix my-", "not a symbol"),

@@ -7,7 +7,6 @@ use tracer_ebpf::sampling::Sampling;
 
 use crate::model::{Bytes, Mode, Pid, Verdict};
 use crate::plan::{Allocator, SymbolPrefix};
-use crate::record::Percent;
 use crate::report::filter::pattern;
 use crate::report::{FlameOrder, Format, Weight};
 
@@ -62,15 +61,6 @@ pub(super) fn parse_size(text: &str) -> Result<Bytes, String> {
     let size: Result<bytesize::ByteSize, _> = text.parse();
     let size = size.map_err(|_| "a size is a number of bytes or has a unit, such as 512KiB, 1MiB or 10MB")?;
     Ok(Bytes(size.as_u64()))
-}
-
-pub(super) fn parse_percent(text: &str) -> Result<Percent, String> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim();
-    match number.parse::<f64>() {
-        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(Percent((percent * 1000.0).round() as u32)),
-        Ok(_) => Err("it must be more than 0% and at most 100%".into()),
-        Err(_) => Err("a part is a number of per cent, such as 5% or 0.5%".into()),
-    }
 }
 
 /// The mean of a sample.

@@ -264,7 +264,6 @@ fn load_programs() -> Result<()> {
         min_size: 0,
         max_size: u64::MAX,
         sampling: Sampling::with_mean(0),
-        sample_level: 0,
         follow: false,
         alike: 1,
     };

@@ -27,6 +27,9 @@ pub struct Profile {
     pub window: Window,
     /// The settings in force.
     pub settings: Settings,
+    /// What tracing took of the targets' CPU time; absent when that was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<Overhead>,
     /// What was seen and what was lost.
     pub events: Events,
     /// Allocator functions whose calls were not seen, by module and name.
@@ -132,11 +135,8 @@ pub enum End {
 /// The settings a recording was made with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Mean bytes between sampled allocations; 0 tracks every one. The largest one in force, if it changed.
+    /// Mean bytes between sampled allocations; 0 tracks every one.
     pub sample_bytes: u64,
-    /// What tracing might take, and what it took; absent when nobody set a limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub overhead: Option<Overhead>,
     /// Only blocks at least this old at the end count as outstanding, in nanoseconds.
     pub min_age_ns: u64,
     /// Only requests of at least this many bytes were tracked.
@@ -171,19 +171,44 @@ impl Mode {
     }
 }
 
-/// What tracing took of the targets' CPU time, where a limit was set.
+/// What tracing took of the targets' CPU time in the window, about.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
-    /// The limit (`--max-overhead`), in per cent.
-    pub max_percent: f64,
-    /// What it took, over the window; absent when the targets did nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub percent: Option<f64>,
-    /// Of that, what the probes took, whatever is sampled.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probes_percent: Option<f64>,
-    /// The least mean bytes between sampled allocations that was in force; 0 when every one was tracked at times.
-    pub least_sample_bytes: u64,
+    /// Their CPU time, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Of that, what probes and the programs behind them took.
+    pub tracing_ns: u64,
+    /// The same in per cent.
+    pub percent: f64,
+}
+
+impl Overhead {
+    /// More than that of the CPU time changes how fast the targets go, in per cent.
+    pub const WORTH_SAYING: f64 = 10.0;
+
+    /// Of so much CPU time, so much.
+    #[must_use]
+    pub fn new(cpu_ns: f64, tracing_ns: f64) -> Self {
+        let percent = (100.0 * tracing_ns / cpu_ns.max(1.0)).clamp(0.0, 100.0);
+        Self {
+            cpu_ns: cpu_ns as u64,
+            tracing_ns: tracing_ns as u64,
+            percent: (percent * 10.0).round() / 10.0,
+        }
+    }
+
+    /// Whether rates are those of a slowed process.
+    #[must_use]
+    pub fn is_much(self) -> bool {
+        self.percent > Self::WORTH_SAYING
+    }
+
+    /// How many times as fast a target would have gone without, that does nothing but use its CPU. At most 1,000.
+    #[must_use]
+    pub fn times_as_fast(self) -> f64 {
+        let work_ns = self.cpu_ns.saturating_sub(self.tracing_ns) as f64;
+        (self.cpu_ns as f64 / work_ns.max(1.0)).clamp(1.0, 1000.0)
+    }
 }
 
 /// What was seen in the window, and what could not be accounted for.

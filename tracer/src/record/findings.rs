@@ -19,7 +19,7 @@ use crate::{
         verdict::{self, Facts},
     },
     attach::SharedTables,
-    model::{Events, Memory, NotProbed, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
+    model::{Events, Memory, NotProbed, Overhead, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
     symbolize::Names,
 };
 
@@ -40,6 +40,7 @@ pub struct Findings {
     pub(super) processes: Vec<Process>,
     pub(super) window: Window,
     pub(super) settings: Settings,
+    pub(super) overhead: Option<Overhead>,
     pub(super) memory: Memory,
     pub(super) runtime: Option<Runtime>,
     pub(super) allocator: Option<&'static str>,
@@ -94,6 +95,7 @@ impl Findings {
             processes: if processes.len() > 1 { processes } else { Vec::new() },
             window,
             settings: self.settings,
+            overhead: self.overhead,
             events,
             not_probed: self.not_probed,
             totals: outcome::totals(&stacks),

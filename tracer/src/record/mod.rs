@@ -5,7 +5,6 @@
 
 mod address_space;
 mod allocators;
-mod budget;
 mod children;
 mod clock;
 mod code;
@@ -13,6 +12,7 @@ mod findings;
 mod found;
 mod growth;
 mod onlooker;
+mod overhead;
 mod process;
 mod requests;
 mod resident_memory;
@@ -39,9 +39,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-pub use self::{
-    budget::Percent, findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request,
-};
+pub use self::{findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request};
 use self::{requests::Requests, resident_memory::When, session::Session};
 use crate::{
     model::{Bytes, End, Mode, Pid, Profile},
@@ -69,8 +67,6 @@ pub struct Config {
     pub follow: bool,
     /// Whether frames stay that only say how a language runtime works.
     pub native_frames: bool,
-    /// The most that tracing may take of the targets' CPU time.
-    pub max_overhead: Option<Percent>,
     /// Room in the live table; sized for the targets if not given.
     pub max_live: Option<u64>,
     /// Time between snapshots of the timeline.
@@ -97,7 +93,6 @@ impl Default for Config {
             sample: Bytes(0),
             follow: false,
             native_frames: false,
-            max_overhead: None,
             max_live: None,
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
@@ -224,7 +219,7 @@ async fn watch(
                 session.follow_stale_code();
                 session.note_sizes(When::Affordable);
                 session.retire_stacks();
-                session.keep_to_budget();
+                session.look_at_overhead();
                 asked.onlooker.show(&session.status());
             }
         }

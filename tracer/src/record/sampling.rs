@@ -12,11 +12,8 @@ use crate::{attach::SharedTables, model::Bytes};
 /// Which allocations are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampler {
-    /// Of the first level.
     mean: Bytes,
     sampling: Sampling,
-    /// The level to begin with.
-    level: u32,
 }
 
 /// Calls of the malloc family in the window.
@@ -31,28 +28,14 @@ pub struct Calls {
 }
 
 impl Sampler {
-    /// One sample every `mean` bytes; 0 keeps every allocation. If that may change, it begins so, and no more is kept ever.
-    pub fn new(mean: Bytes, may_change: bool) -> Self {
-        /// The smallest mean where nobody said one.
-        const FIRST: Bytes = Bytes(16 << 10);
-        let every = mean == Bytes(0);
-        let mean = if every && may_change { FIRST } else { mean };
-        Self { mean, sampling: Sampling::with_mean(mean.0), level: u32::from(!every) }
+    /// One sample every `mean` bytes; 0 keeps every allocation.
+    pub fn new(mean: Bytes) -> Self {
+        Self { mean, sampling: Sampling::with_mean(mean.0) }
     }
 
     /// How allocations are chosen.
     pub fn sampling(&self) -> Sampling {
         self.sampling
-    }
-
-    /// The level that a process begins with.
-    pub fn level(&self) -> u32 {
-        self.level
-    }
-
-    /// Mean bytes between samples at a level, as reports say it.
-    pub fn mean_at(&self, level: u32) -> Bytes {
-        Bytes(Sampling::mean_at(self.mean.0, level))
     }
 
     /// How many live blocks to expect of targets with so much resident memory.
@@ -61,7 +44,7 @@ impl Sampler {
     /// every mean of what is allocated: room for four times what is resident and 16 GiB more. A small table has another
     /// merit: every free looks into it, and finds it in the CPU's cache.
     pub fn room_for(&self, resident: Bytes) -> u64 {
-        match self.mean_at(self.level).0 {
+        match self.mean.0 {
             0 => (resident.0 / 128).clamp(1 << 20, 1 << 24),
             mean => (resident.0.saturating_mul(4).saturating_add(16 << 30) / mean).clamp(1 << 14, 1 << 24),
         }
@@ -71,6 +54,12 @@ impl Sampler {
     pub fn calls_so_far(&self, tables: &SharedTables) -> u64 {
         let Calls { allocations, frees, unmatched_frees } = self.counted(tables);
         allocations + frees + unmatched_frees
+    }
+
+    /// How often probed functions were called so far, roughly: whatever came of the call.
+    pub fn calls_of_probes(&self, tables: &SharedTables) -> u64 {
+        let others = [Counter::Nested, Counter::Failed, Counter::Filtered];
+        self.calls_so_far(tables) + others.map(|counter| tables.count(counter)).iter().sum::<u64>()
     }
 
     /// The calls of a window that is over, given what is live at its end.
@@ -153,7 +142,7 @@ mod tests {
         let sampling = Sampling::with_mean(1 << 20);
         let block = |address, size| {
             let key = BlockKey::new(ProcessIndex::default(), address).unwrap();
-            (key, Block { size, level: 1, ..Block::default() })
+            (key, Block { size, ..Block::default() })
         };
         let certain = left([block(16, 1 << 30)].into_iter(), sampling);
         assert!(certain.objects == 1.0 && certain.variance == 0.0);
@@ -164,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_sample_needs_little_room() {
-        assert_eq!(Sampler::new(Bytes(0), true).room_for(Bytes(1 << 30)), 1 << 23);
-        assert_eq!(Sampler::new(Bytes(512 << 10), false).room_for(Bytes(1 << 30)), 20 << 11);
+        assert_eq!(Sampler::new(Bytes(0)).room_for(Bytes(1 << 30)), 1 << 23);
+        assert_eq!(Sampler::new(Bytes(512 << 10)).room_for(Bytes(1 << 30)), 20 << 11);
     }
 }

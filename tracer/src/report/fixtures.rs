@@ -56,13 +56,13 @@ fn profile(stacks: Vec<StackReport>) -> Profile {
         },
         settings: Settings {
             sample_bytes: 0,
-            overhead: None,
             min_age_ns: 0,
             min_size: None,
             max_size: None,
             mode: Mode::Allocations,
             max_live: 4_194_304,
         },
+        overhead: None,
         events: Events {
             allocations: totals.allocated_objects,
             frees: totals.freed_objects,
@@ -438,6 +438,7 @@ pub fn min_age() -> Profile {
     profile.settings.sample_bytes = 512 * KIB;
     profile.settings.min_size = Some(Bytes(16));
     profile.window.end = Some(End::TargetExec);
+    profile.overhead = Some(Overhead::new(60e9, 1.86e9));
     profile
 }
 

@@ -13,8 +13,8 @@ use serde_json::error::Category;
 
 use super::read_limit::{MOST, ReadLimit, TooLarge};
 use crate::model::{
-    Cause, Events, Frame, Memory, NotProbed, Process, Profile, SCHEMA, Settings, StackReport, TimelinePoint,
-    Totals, VerdictSummary, Window,
+    Cause, Events, Frame, Memory, NotProbed, Overhead, Process, Profile, SCHEMA, Settings, StackReport,
+    TimelinePoint, Totals, VerdictSummary, Window,
 };
 
 /// Why a saved recording cannot be read. One line; the caller says which file it was.
@@ -112,6 +112,7 @@ struct Document {
     processes: Vec<Process>,
     window: Window,
     settings: Settings,
+    overhead: Option<Overhead>,
     events: Events,
     #[serde(default)]
     not_probed: Vec<NotProbed>,
@@ -150,6 +151,7 @@ impl Document {
             processes: self.processes,
             window: self.window,
             settings: self.settings,
+            overhead: self.overhead,
             events: self.events,
             not_probed: self.not_probed,
             totals: self.totals,

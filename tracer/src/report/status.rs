@@ -24,6 +24,8 @@ pub struct Status<'a> {
     pub rss: Option<(Bytes, Bytes)>,
     /// Events lost so far.
     pub lost: u64,
+    /// What tracing takes of the targets' CPU time, in per cent; absent when that is not known, or little.
+    pub tracing_percent: Option<f64>,
 }
 
 impl Status<'_> {
@@ -44,6 +46,7 @@ impl Status<'_> {
         if let Some((rss, change)) = rss {
             parts.extend([(4, rss), (0, format!("({change})"))]);
         }
+        parts.extend(self.tracing_percent.map(|percent| (3, format!("tracing takes {percent:.0} %"))));
         parts.extend(lost.map(|lost| (6, lost)));
         loop {
             let line = join(&parts);
@@ -153,6 +156,7 @@ mod tests {
             objects: 1_024,
             rss: Some((Bytes(89_023_000), Bytes(92_379_545))),
             lost: 0,
+            tracing_percent: None,
         };
         let full =
             "node (1234)  00:42  12.3k events/s  outstanding 4.2 MiB (1,024 blocks)  RSS 88.1 MiB (+3.2 MiB)";
@@ -160,6 +164,8 @@ mod tests {
         for width in 0..110 {
             assert!(status.line(width).chars().count() <= width.max(1), "{width}");
         }
+        let much = Status { tracing_percent: Some(43.4), ..status };
+        assert_eq!(much.line(130), format!("{full}  tracing takes 43 %"));
         let lossy = Status { lost: 7, rss: None, ..status };
         let lines = [80, 60, 40, 30, 10].map(|width| lossy.line(width));
         insta::assert_snapshot!(lines.join("\n"), @r"

@@ -57,7 +57,7 @@ impl Facts {
     pub fn new(profile: &Profile, options: &Options) -> Self {
         let options = Options { color: false, ..options.clone() };
         let page = Page::new(profile, &options);
-        let facts = [Some(page.when()), Some(page.activity()), page.settings()];
+        let facts = [Some(page.when()), Some(page.activity()), page.settings(), page.tracing()];
         let trust = [
             page.losses(),
             page.not_probed(),
@@ -104,6 +104,8 @@ impl<'a> Page<'a> {
         lines.push(self.paint.dim(&self.when()));
         lines.push(self.paint.dim(&self.activity()));
         lines.extend(self.settings().map(|settings| self.paint.dim(&settings)));
+        let is_much = self.profile.overhead.is_some_and(Overhead::is_much);
+        lines.extend(self.tracing().map(|tracing| if is_much { tracing } else { self.paint.dim(&tracing) }));
         lines.join("\n")
     }
 
@@ -193,10 +195,34 @@ impl<'a> Page<'a> {
                     .to_owned(),
             );
         }
-        let counted = (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")));
-        let lines: Vec<String> =
-            counted.into_iter().chain(settings.overhead.as_ref().map(overhead)).collect();
-        (!lines.is_empty()).then(|| lines.join("\n"))
+        (!limits.is_empty()).then(|| format!("counted: {}", limits.join("; ")))
+    }
+
+    /// What tracing took, and where that is much, what it made of rates.
+    fn tracing(&self) -> Option<String> {
+        let overhead = self.profile.overhead?;
+        let whose = if self.profile.processes.len() > 1 { "targets'" } else { "target's" };
+        if !overhead.is_much() {
+            return Some(format!("tracing took about {:.1} % of the {whose} CPU time", overhead.percent));
+        }
+        let times = overhead.times_as_fast();
+        let rate = self.growth_per_second().filter(|&rate| rate > 0.0).map_or_else(String::new, |rate| {
+            format!(": {} instead of {}", per_minute(rate * times), per_minute(rate))
+        });
+        let times = if times < 10.0 { format!("{times:.1}") } else { format!("{times:.0}") };
+        Some(format!(
+            "tracing took about {:.0} % of the {whose} CPU time: rates are those of the slowed process, without it up to \
+             about {times} times as high{rate}",
+            overhead.percent
+        ))
+    }
+
+    /// What resident memory grew by in a second; none in a window that is too short to tell.
+    fn growth_per_second(&self) -> Option<f64> {
+        let memory = self.profile.memory.as_ref()?;
+        let change = Change::between(memory.rss_before_bytes?, memory.rss_after_bytes?);
+        let seconds = self.profile.window.duration_ns as f64 / 1e9;
+        (seconds >= 1.0).then(|| change.0 as f64 / seconds)
     }
 
     /// Where the resident memory went.
@@ -207,15 +233,14 @@ impl<'a> Page<'a> {
             return String::new();
         };
         let change = Change::between(*before, *after);
-        let seconds = self.profile.window.duration_ns as f64 / 1e9;
         let mut text = format!(
             "{} {} → {}, {change}",
             self.paint.bold("Resident memory"),
             Bytes(*before),
             Bytes(*after)
         );
-        if seconds >= 1.0 {
-            _ = write!(text, " ({})", per_minute(change.0 as f64 / seconds));
+        if let Some(rate) = self.growth_per_second() {
+            _ = write!(text, " ({})", per_minute(rate));
         }
         let mut parts: Vec<&PartSize> = parts.iter().filter(|part| growth(part) != 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(growth(part).unsigned_abs()));
@@ -438,34 +463,9 @@ pub(super) fn plus_minus(standard_error: Option<u64>) -> String {
     standard_error.map_or_else(String::new, |error| format!(" ± {}", Bytes(error.saturating_mul(2))))
 }
 
-/// `a sample of one per 512.0 KiB`; of a sample that changed, the most and the least that was kept.
+/// `a sample of one per 512.0 KiB`
 fn sample(settings: &Settings) -> String {
-    let most = Bytes(settings.sample_bytes);
-    match settings.overhead.map(|overhead| overhead.least_sample_bytes) {
-        Some(0) => format!("a sample of all allocations to one per {most}, by their number"),
-        Some(least) if least < most.0 => {
-            format!("a sample of one per {} to one per {most}, by their number", Bytes(least))
-        }
-        _ => format!("a sample of one per {most}"),
-    }
-}
-
-/// `tracing took about 3.1 % of the CPU time, of at most 5 %`
-fn overhead(overhead: &Overhead) -> String {
-    let max = overhead.max_percent;
-    match (overhead.percent, overhead.probes_percent) {
-        (Some(percent), Some(probes)) if probes > max => {
-            format!(
-                "tracing took about {percent:.1} % of the CPU time, more than {max} %: the probes alone took {probes:.1} %"
-            )
-        }
-        (Some(percent), _) => {
-            format!("tracing took about {percent:.1} % of the CPU time, of at most {max} %")
-        }
-        (None, _) => {
-            format!("tracing took nothing that could be measured, of at most {max} % of the CPU time")
-        }
-    }
+    format!("a sample of one per {}", Bytes(settings.sample_bytes))
 }
 
 /// What is to be known when both are drawn.

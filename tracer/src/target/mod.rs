@@ -28,7 +28,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::model::{Address, Pid, Process};
 
-pub use cpu_clock::cpu_ns;
+pub use cpu_clock::CpuTimes;
 pub use error::TargetError;
 pub(crate) use mapping::kibibytes;
 pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps, read_smaps};

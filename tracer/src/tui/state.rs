@@ -62,12 +62,15 @@ pub struct Vitals {
     pub rss: Option<(Bytes, Bytes)>,
     /// Events lost.
     pub lost: u64,
+    /// What tracing takes of the CPU time, in per cent, where that is much.
+    pub tracing_percent: Option<f64>,
 }
 
 impl From<&Status<'_>> for Vitals {
     fn from(status: &Status<'_>) -> Self {
-        let &Status { elapsed, events_per_second, outstanding, objects, rss, lost, .. } = status;
-        Self { elapsed, events_per_second, outstanding, objects, rss, lost }
+        let &Status { elapsed, events_per_second, outstanding, objects, rss, lost, tracing_percent, .. } =
+            status;
+        Self { elapsed, events_per_second, outstanding, objects, rss, lost, tracing_percent }
     }
 }
 

@@ -15,12 +15,16 @@ use super::{
 };
 use crate::{
     analyze::history::Source,
-    model::{Bytes, Kind, TimelinePoint},
+    model::{Bytes, Kind, Mode, Overhead, Pid, TimelinePoint},
     report::status::Status,
 };
 
 /// Snapshots kept; when there are more, every second one goes.
 const MAX_TIMELINE: usize = 2000;
+
+/// What takes less than probes.
+const CHEAPER: &str = "cheaper are `--mode growth`, now, and at its next start the sampler that comes with tracer: \
+                       LD_PRELOAD=/usr/lib/tracer/libtracer_sampler.so, and tracer with --sample 512KiB (docs/sampler.md)";
 
 impl Session {
     /// Adds a point to the timeline.
@@ -146,8 +150,41 @@ impl Session {
                     .count() as u64,
             rss,
             lost,
+            tracing_percent: self.overhead().filter(|it| it.is_much()).map(|it| it.percent),
             target: &self.descriptions[&ProcessIndex::default()],
         }
+    }
+
+    /// Looks at what tracing takes, and says once what takes less where that is much.
+    pub fn look_at_overhead(&mut self) {
+        /// Before that it may be the beginning of something else.
+        const LEAST_CPU_NS: u64 = 500_000_000;
+        if self.config.mode == Mode::Growth {
+            return;
+        }
+        let (pids, calls) = self.traced_now();
+        self.meter.look(now_ns(), &self.capture, &pids, calls);
+        let is_told_within = self.processes.iter().any(|process| process.telling() > 0);
+        let overhead =
+            self.overhead().filter(|overhead| overhead.is_much() && overhead.cpu_ns > LEAST_CPU_NS);
+        if let Some(overhead) = overhead
+            && !std::mem::replace(&mut self.told_of_cheaper_ways, true)
+            && !is_told_within
+        {
+            log::warn!("tracing takes about {:.0} % of the target's CPU time; {CHEAPER}", overhead.percent);
+        }
+    }
+
+    /// What tracing took; none in growth mode, where nothing is probed.
+    pub(super) fn overhead(&self) -> Option<Overhead> {
+        if self.config.mode == Mode::Growth { None } else { self.meter.outcome(&self.capture) }
+    }
+
+    /// The processes that are traced, and how often their allocators were called.
+    pub(super) fn traced_now(&self) -> (Vec<Pid>, u64) {
+        let alive = self.processes.iter().filter(|process| !self.capture.is_over(process.index));
+        let pids = alive.map(|process| process.target.pid()).collect();
+        (pids, self.sampler.calls_of_probes(self.capture.tables()))
     }
 
     fn events_so_far(&self) -> u64 {

@@ -21,11 +21,11 @@ use tracer_ebpf::{
 use self::{course::Rate, events::Trampolines};
 use super::{
     Config, allocators,
-    budget::Budget,
     children::Children,
     clock::now_ns,
     code::CodeFiles,
     growth::Touched,
+    overhead::Meter,
     process::{TracedProcess, planner},
     resident_memory::{ResidentMemory, When},
     retire::Retirement,
@@ -63,7 +63,8 @@ pub struct Session {
     descriptions: BTreeMap<ProcessIndex, crate::model::Process>,
     max_live: u64,
     sampler: Sampler,
-    budget: Option<Budget>,
+    meter: Meter,
+    told_of_cheaper_ways: bool,
     capture: Capture,
     drain: Drain,
     worker: Option<Worker>,
@@ -128,7 +129,7 @@ impl Session {
         let mut parts = Parts::begin();
         let mut processes: Vec<_> =
             targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;
-        let sampler = Sampler::new(config.sample, config.max_overhead.is_some());
+        let sampler = Sampler::new(config.sample);
         let max_live = config.max_live.unwrap_or_else(|| sampler.room_for(resident(&processes)));
         let sizes = Sizes::with_room_for(max_live, MAX_STACKS);
         // Blocks of which the process chose the weight have their place beside the table.
@@ -147,10 +148,8 @@ impl Session {
             min_size: config.min_size.map_or(0, |size| size.0),
             max_size: config.max_size.map_or(u64::MAX, |size| size.0),
             sampling: sampler.sampling(),
-            sample_level: sampler.level(),
             follow: config.follow,
-            // What runs of programs take is measured at probes that nobody else has.
-            alike: if config.max_overhead.is_some() { 1 } else { processes.len() },
+            alike: processes.len(),
         })?;
         parts.done("making the maps");
         if config.mode == Mode::Allocations {
@@ -199,10 +198,7 @@ impl Session {
             Mode::Allocations => None,
             Mode::Growth => Some(Touched::attach(&processes, &mut capture)?),
         };
-        let budget = config
-            .max_overhead
-            .map(|max| Budget::new(max.share(), sampler.level(), &mut capture))
-            .transpose()?;
+        let meter = Meter::new(&capture);
         let drain = Drain::new(capture.take_events()?)?;
         Ok(Self {
             config: config.clone(),
@@ -214,7 +210,8 @@ impl Session {
             processes,
             max_live,
             sampler,
-            budget,
+            meter,
+            told_of_cheaper_ways: false,
             capture,
             drain,
             names: worker.names().clone(),
@@ -271,6 +268,7 @@ impl Session {
         }
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();
+        self.meter.begin(self.window.opened_ns, &self.capture, &self.traced_now().0);
         self.capture.open_windows(self.window.opened_ns);
         self.history.push(0, []);
         let first = |Bytes(rss_bytes)| TimelinePoint {
@@ -343,12 +341,6 @@ impl Session {
         self.drain.ready().await
     }
 
-    /// Keeps tracing within what it may take.
-    pub fn keep_to_budget(&mut self) {
-        let Self { budget: Some(budget), capture, processes, .. } = self else { return };
-        budget.review(now_ns(), capture, processes.iter().map(|process| process.target.pid()));
-    }
-
     /// Whether a target has replaced its program.
     pub fn target_has_executed(&self) -> bool {
         !self.config.follow && self.processes.iter().any(|process| self.capture.is_over(process.index))
@@ -362,6 +354,8 @@ impl Session {
         let reading = has_memory.then(|| self.resident.read(&self.processes, When::Now)).flatten();
         self.capture.close_windows();
         self.window.closed_ns = now_ns();
+        let (pids, calls) = self.traced_now();
+        self.meter.end(&self.capture, &pids, calls);
         self.window.end = Some(end);
         self.take_events();
         if let (Some(_), Some(worker)) = (&self.touched, &self.worker) {

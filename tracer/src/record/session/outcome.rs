@@ -10,7 +10,6 @@ use tracer_ebpf::{stack::mapping_call, usdt::NO_API};
 
 use super::{
     super::{
-        budget::Budget,
         clock::{nanos, now_ns},
         findings::Findings,
         growth::Touched,
@@ -57,17 +56,14 @@ impl Session {
                 end: self.window.end,
             },
             settings: Settings {
-                sample_bytes: self
-                    .sampler
-                    .mean_at(self.budget.as_ref().map_or(self.sampler.level(), Budget::highest_level))
-                    .0,
-                overhead: self.budget.as_ref().map(|budget| budget.outcome(&self.sampler)),
+                sample_bytes: self.config.sample.0,
                 min_age_ns: nanos(self.config.min_age),
                 min_size: self.config.min_size,
                 max_size: self.config.max_size,
                 max_live: self.max_live,
                 mode: self.config.mode,
             },
+            overhead: self.overhead(),
             memory: self.memory(),
             runtime: self.resident.runtime(&self.managed),
             allocator: self.resident.allocator(),

@@ -64,6 +64,10 @@ fn resident_line(state: &State, theme: Theme) -> Line<'static> {
             spans.push(Span::raw(format!("{before} → {now}  ")));
             spans.push(Span::styled(change.to_string(), theme.bold()));
             spans.push(Span::raw(format!(" ({})", per_minute(change.0 as f64 / seconds))));
+            spans.extend(state.vitals.tracing_percent.map(|percent| {
+                // Rates are those of a slowed process.
+                Span::styled(format!("  tracing takes {percent:.0} %"), theme.warn())
+            }));
         }
     }
     Line::from(spans)

@@ -27,6 +27,7 @@ fn shown(profile: Profile) -> State {
             objects: 18 * step,
             rss: Some((Bytes(88 << 20), Bytes((88 << 20) + step * (47 << 20) / 40))),
             lost: 0,
+            tracing_percent: None,
         });
         if step == 20 {
             state.mark();
@@ -74,6 +75,7 @@ fn filter_help_pause_and_messages() {
     );
     state.say("snapshot 1, 46.9 MiB outstanding: leak.1.svg");
     state.vitals.lost = 12_345;
+    state.vitals.tracing_percent = Some(43.4);
     insta::assert_snapshot!("paused_120x40", cells(&state, 120, 40));
 }
 
