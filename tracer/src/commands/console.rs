@@ -45,6 +45,10 @@ impl Onlooker for Console<'_> {
         }
     }
 
+    fn wants_status(&self) -> bool {
+        self.line.is_visible()
+    }
+
     fn show(&mut self, status: &Status<'_>) {
         self.line.update(status);
     }

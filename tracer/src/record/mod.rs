@@ -220,7 +220,10 @@ async fn watch(
                 session.note_sizes(When::Affordable);
                 session.retire_stacks();
                 session.look_at_overhead();
-                asked.onlooker.show(&session.status());
+                session.find_trampolines();
+                if asked.onlooker.wants_status() {
+                    asked.onlooker.show(&session.status());
+                }
             }
         }
         session.take_events();

@@ -17,6 +17,11 @@ pub trait Onlooker {
     /// One line about what happened.
     fn say(&mut self, line: &str);
 
+    /// Whether anybody sees how it stands: to say that costs a look at every stack.
+    fn wants_status(&self) -> bool {
+        true
+    }
+
     /// How it stands; several times a second.
     fn show(&mut self, status: &Status<'_>);
 

@@ -11,13 +11,17 @@ use super::{
         resident_memory::{Readings, When},
     },
     Session,
-    events::LOOKS_FOR_TRAMPOLINES,
+    accounts::Accounts,
 };
 use crate::{
-    analyze::history::Source,
+    analyze::history::{History, Source},
     model::{Bytes, Kind, Mode, Overhead, Pid, TimelinePoint},
     report::status::Status,
 };
+
+/// Between the first sizes of every stack, of which a verdict takes a dozen: a little less than the time between looks, so that
+/// each look is due.
+const HISTORY_SPACING_NS: u64 = 180_000_000;
 
 /// Snapshots kept; when there are more, every second one goes.
 const MAX_TIMELINE: usize = 2000;
@@ -29,80 +33,55 @@ const CHEAPER: &str = "cheaper are `--mode growth`, now, and at its next start t
 impl Session {
     /// Adds a point to the timeline.
     pub fn snapshot(&mut self, when: When) {
-        let reading = self.resident.read(&self.processes, when);
+        let reading = self.accounts.resident.read(&self.processes, when);
         self.add_to_timeline(when, reading);
     }
 
     /// Adds a point to the timeline, with what was just read of resident memory.
     pub(super) fn add_to_timeline(&mut self, when: When, reading: Option<Readings>) {
         let t_ns = now_ns().saturating_sub(self.window.opened_ns);
-        self.judge_mappings();
-        self.look_at_memory(when);
+        self.accounts.judge_mappings(self.naming.names());
+        self.accounts.look_at_memory(&self.processes, when);
         let by_process = self.native_by_process();
         let was_read = reading.is_some();
         let rss = match &reading {
             Some(reading) => Some(reading.rss()),
-            None => self.resident.rss(&self.processes, when),
+            None => self.accounts.resident.rss(&self.processes, when),
         };
+        let Accounts { mappings, managed, resident, .. } = &mut self.accounts;
         if let Some(reading) = reading {
-            self.resident.keep(reading, &self.mappings, &by_process);
+            resident.keep(reading, mappings, &by_process);
         }
         let Some(rss) = rss else { return };
         self.window.rss_after = Some(rss);
-        self.timeline.push(TimelinePoint {
+        let managed_bytes = was_read.then(|| resident.managed_bytes(managed)).flatten();
+        self.course.add(TimelinePoint {
             t_ns,
             rss_bytes: rss.0,
-            outstanding_bytes: by_process.values().sum::<u64>() + self.mapping_weight(),
-            managed_bytes: was_read.then(|| self.resident.managed_bytes(&self.managed)).flatten(),
+            outstanding_bytes: by_process.values().sum::<u64>() + self.accounts.mapping_weight(),
+            managed_bytes,
         });
-        if self.timeline.len() > MAX_TIMELINE {
-            let mut index = 0;
-            self.timeline.retain(|_| {
-                index += 1;
-                index % 2 == 1
-            });
-        }
     }
 
     /// Notes what every stack holds, from time to time.
     pub fn note_sizes(&mut self, when: When) {
         let t_ns = now_ns().saturating_sub(self.window.opened_ns);
-        if when == When::Affordable && !self.history.is_due(t_ns) {
+        if when == When::Affordable && !self.course.history.is_due(t_ns) {
             return;
         }
-        self.look_at_memory(When::Affordable);
+        self.accounts.look_at_memory(&self.processes, When::Affordable);
+        let Accounts { mappings, touched, resident, .. } = &self.accounts;
         let mut mapped: BTreeMap<Source, Bytes> = BTreeMap::new();
-        for live in self.mappings.live().filter(|live| live.holder.kind == Kind::Mapping) {
-            let Bytes(resident) = self.resident.of_range(&live).unwrap_or_default();
-            mapped.entry(Source::Mapping(live.holder)).or_default().0 += resident;
+        for live in mappings.live().filter(|live| live.holder.kind == Kind::Mapping) {
+            let Bytes(size) = resident.of_range(&live).unwrap_or_default();
+            mapped.entry(Source::Mapping(live.holder)).or_default().0 += size;
         }
         let native = self.capture.tables().stacks().filter_map(|(stack, totals)| {
             let bytes = totals.outstanding().bytes;
             (bytes > 0).then_some((Source::Native(stack), Bytes(bytes)))
         });
-        let touched = self.touched.iter().flat_map(Touched::sizes);
-        self.history.push(t_ns, native.chain(mapped).chain(touched));
-    }
-
-    /// Tells the heaps of runtimes among the mappings, as far as their stacks have names by now.
-    pub(super) fn judge_mappings(&mut self) {
-        let Self { managed, mappings, names, .. } = self;
-        managed.learn(mappings.totals(), |stack| names.frames(stack));
-    }
-
-    /// Reads how much is resident of what was mapped and touched.
-    fn look_at_memory(&mut self, when: When) {
-        self.resident.look_at_mappings(&self.processes, &self.mappings, when);
-        if let Some(touched) = &mut self.touched {
-            touched.weigh(&self.processes, &self.mappings, &self.managed, when);
-        }
-    }
-
-    fn mapping_weight(&self) -> u64 {
-        let counted =
-            self.mappings.live().filter(|live| self.managed.judged(live.holder).kind.counts_by_default());
-        let mapped: u64 = counted.filter_map(|live| self.resident.of_range(&live)).map(|bytes| bytes.0).sum();
-        mapped + self.touched.as_ref().map_or(0, Touched::weight)
+        let touched = touched.iter().flat_map(Touched::sizes);
+        self.course.history.push(t_ns, native.chain(mapped).chain(touched));
     }
 
     /// Outstanding bytes of the malloc family, by process.
@@ -111,9 +90,7 @@ impl Session {
         for (stack, totals) in self.capture.tables().stacks() {
             let bytes = totals.outstanding().bytes;
             if bytes > 0 {
-                let process =
-                    self.stacks.get(&stack).map_or_else(ProcessIndex::default, |stack| stack.process);
-                *sizes.entry(process).or_default() += bytes;
+                *sizes.entry(self.naming.process_of(stack)).or_default() += bytes;
             }
         }
         sizes
@@ -131,23 +108,17 @@ impl Session {
 
     /// What the recording looks like right now.
     pub fn status(&mut self) -> Status<'_> {
-        self.find_trampolines(LOOKS_FOR_TRAMPOLINES);
         let now = now_ns();
         let (bytes, objects) = self.native_outstanding();
         let events = self.events_so_far();
         let lost = Counter::ALL.iter().filter(|counter| counter.loss().is_some());
         let lost = lost.map(|&counter| self.capture.tables().count(counter)).sum();
-        let rss = self.window.rss_before.zip(self.resident.rss(&self.processes, When::Affordable));
+        let rss = self.window.rss_before.zip(self.accounts.resident.rss(&self.processes, When::Affordable));
         Status {
             elapsed: Duration::from_nanos(now.saturating_sub(self.window.opened_ns)),
-            events_per_second: self.rate.update(now, events),
-            outstanding: Bytes(bytes + self.mapping_weight()),
-            objects: objects
-                + self
-                    .mappings
-                    .live()
-                    .filter(|live| self.managed.judged(live.holder).kind == Kind::Mapping)
-                    .count() as u64,
+            events_per_second: self.course.rate.update(now, events),
+            outstanding: Bytes(bytes + self.accounts.mapping_weight()),
+            objects: objects + self.accounts.mapping_count(),
             rss,
             lost,
             tracing_percent: self.overhead().filter(|it| it.is_much()).map(|it| it.percent),
@@ -188,7 +159,35 @@ impl Session {
     }
 
     fn events_so_far(&self) -> u64 {
-        self.sampler.calls_so_far(self.capture.tables()) + self.mapping_events
+        self.sampler.calls_so_far(self.capture.tables()) + self.course.mapping_events
+    }
+}
+
+/// What the targets held and had resident since the window opened.
+pub(super) struct Course {
+    pub history: History,
+    pub timeline: Vec<TimelinePoint>,
+    pub rate: Rate,
+    /// Events of mappings.
+    pub mapping_events: u64,
+}
+
+impl Course {
+    /// Nothing has happened since that moment.
+    pub fn since(at_ns: u64) -> Self {
+        let (history, rate) = (History::new(HISTORY_SPACING_NS), Rate { at_ns, ..Rate::default() });
+        Self { history, timeline: Vec::new(), rate, mapping_events: 0 }
+    }
+
+    fn add(&mut self, point: TimelinePoint) {
+        self.timeline.push(point);
+        if self.timeline.len() > MAX_TIMELINE {
+            let mut index = 0;
+            self.timeline.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+        }
     }
 }
 
@@ -201,10 +200,6 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    pub(super) fn since(at_ns: u64) -> Self {
-        Self { at_ns, ..Self::default() }
-    }
-
     fn update(&mut self, now_ns: u64, events: u64) -> f64 {
         let passed = now_ns.saturating_sub(self.at_ns);
         if passed >= 1_000_000_000 || (self.per_second == 0.0 && passed > 100_000_000) {

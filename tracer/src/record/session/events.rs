@@ -16,12 +16,13 @@ use super::{
         process::{TracedProcess, Trampoline},
     },
     Session,
+    accounts::Accounts,
 };
 use crate::drain::Event;
 
 /// Processes whose return trampoline is looked for at one time while they run: their mappings are read for it. A child has what its
 /// parent has.
-pub(super) const LOOKS_FOR_TRAMPOLINES: usize = 16;
+const LOOKS_FOR_TRAMPOLINES: usize = 16;
 
 /// What is known of the return trampolines.
 #[derive(Default)]
@@ -32,41 +33,40 @@ pub(super) struct Trampolines {
     looks: usize,
 }
 
+/// The processes that have code which nobody knows of.
+#[derive(Default)]
+pub(super) struct StaleCode {
+    processes: BTreeSet<ProcessIndex>,
+    /// When it may be looked at again, on the monotonic clock.
+    due_ns: u64,
+}
+
 impl Session {
     /// Takes what the kernel has to say.
     pub fn take_events(&mut self) {
         self.capture.log_messages();
         let Self {
             drain,
-            stacks,
-            worker,
-            mappings,
-            touched,
+            naming,
+            accounts: Accounts { mappings, touched, .. },
             code,
             capture,
             children,
             stale_code,
-            unnamed,
-            mapping_events,
+            course,
             ..
         } = self;
         let mut changed_code = BTreeSet::new();
         drain.take(|event| match event {
             Event::Stack(stack) => {
-                // Its last frame can be named when its code is known.
-                if stack.walked.last_is_unknown {
-                    unnamed.push(stack.id);
-                } else if let Some(worker) = worker {
-                    worker.name(&stack);
-                }
                 // A walk that came to code which nobody knows of: it may have been compiled, or become executable, just now.
                 if matches!(stack.stop, Stop::NotCode | Stop::FramePointerLost | Stop::TableNotReady) {
-                    stale_code.insert(stack.process);
+                    stale_code.processes.insert(stack.process);
                 }
-                stacks.insert(stack.id, stack);
+                naming.add(stack);
             }
             Event::Mapping(event) => {
-                *mapping_events += 1;
+                course.mapping_events += 1;
                 mappings.apply(&event);
                 if let Some(touched) = touched {
                     touched.take(&event);
@@ -77,10 +77,10 @@ impl Session {
             }
             // The gate says so too.
             Event::Exec(_) => {}
-            Event::Process(change) => children.announce(change, capture, mappings, worker.as_ref()),
+            Event::Process(change) => children.announce(change, capture, mappings, naming.worker()),
         });
         self.adopt_children();
-        if let Some(touched) = &mut self.touched {
+        if let Some(touched) = &mut self.accounts.touched {
             touched.pace(&self.processes, &self.capture);
         }
         for process in changed_code {
@@ -91,15 +91,12 @@ impl Session {
 
     /// Looks at children that have come, and no more at processes that have gone.
     fn adopt_children(&mut self) {
-        let Self { capture, planner, code, worker: Some(worker), mappings, processes, descriptions, .. } =
-            self
-        else {
-            return;
-        };
+        let Self { capture, planner, code, naming, accounts, processes, descriptions, .. } = self;
+        let (Some(worker), mappings) = (naming.worker(), &mut accounts.mappings) else { return };
         let family = Family { capture, planner, code, worker, mappings, processes, descriptions };
         for gone in self.children.update(family) {
-            self.stale_code.remove(&gone);
-            self.resident.forget(gone, &self.processes);
+            self.stale_code.processes.remove(&gone);
+            self.accounts.forget(gone, &self.processes);
         }
     }
 
@@ -111,13 +108,11 @@ impl Session {
     /// Brings unwind tables, lists of code and probes up to what the process has mapped now: a library that was loaded during the
     /// window may bring an allocator.
     fn follow_code(&mut self, index: ProcessIndex) {
-        self.stale_code.remove(&index);
+        self.stale_code.processes.remove(&index);
         let Some(process) = self.processes.iter_mut().find(|process| process.index == index) else { return };
         self.code.read(&process.target);
         let views = self.code.install(index, &process.target, &mut self.capture);
-        if let Some(worker) = &self.worker {
-            worker.add_code(views);
-        }
+        self.naming.add_code(views);
         // Once the window is closed, only names are still to be found.
         if self.window.end.is_none()
             && let Err(error) = process.attach(&mut self.capture, &self.planner)
@@ -125,20 +120,7 @@ impl Session {
         {
             log::warn!("cannot probe newly loaded code: {error:#}");
         }
-        self.name_unnamed(|process| process == index);
-    }
-
-    /// Has stacks named that were made in code which was not known then.
-    pub(super) fn name_unnamed(&mut self, of_process: impl Fn(ProcessIndex) -> bool) {
-        let Self { unnamed, stacks, worker: Some(worker), .. } = self else { return };
-        unnamed.retain(|id| {
-            let Some(stack) = stacks.get(id) else { return false };
-            let is_due = of_process(stack.process);
-            if is_due {
-                worker.name(stack);
-            }
-            !is_due
-        });
+        self.naming.name_unnamed(|process| process == index);
     }
 
     /// Looks again where walks came to unknown code, as soon as this is due: reading mappings takes up to milliseconds, and broken
@@ -146,18 +128,28 @@ impl Session {
     pub fn follow_stale_code(&mut self) {
         const PARTS: u64 = 32;
         let began_ns = now_ns();
-        if self.stale_code.is_empty() || began_ns < self.stale_code_due_ns {
+        if self.stale_code.processes.is_empty() || began_ns < self.stale_code.due_ns {
             return;
         }
-        while let Some(&process) = self.stale_code.first() {
+        while let Some(&process) = self.stale_code.processes.first() {
             self.follow_code(process);
         }
         let ended_ns = now_ns();
-        self.stale_code_due_ns = ended_ns + (ended_ns - began_ns) * PARTS;
+        self.stale_code.due_ns = ended_ns + (ended_ns - began_ns) * PARTS;
+    }
+
+    /// Tells the programs where probed functions return to, of a few processes at a time.
+    pub fn find_trampolines(&mut self) {
+        self.find_trampolines_of(LOOKS_FOR_TRAMPOLINES);
+    }
+
+    /// As [`Session::find_trampolines`], of all processes.
+    pub(super) fn find_all_trampolines(&mut self) {
+        self.find_trampolines_of(usize::MAX);
     }
 
     /// Tells the programs where probed functions return to, until it is certain; of so many processes at most.
-    pub(super) fn find_trampolines(&mut self, most: usize) {
+    fn find_trampolines_of(&mut self, most: usize) {
         let Trampolines { made, looks } = &mut self.trampolines;
         let is_unmade = |process: &&TracedProcess| !made.contains(&process.index);
         let unmade: Vec<_> = self.processes.iter().filter(is_unmade).collect();
@@ -183,7 +175,7 @@ impl Session {
         if self.is_being_read() || !self.retirement.is_due(self.capture.tables(), now_ns()) {
             return;
         }
-        let holding = self.mappings.holding_stacks();
+        let holding = self.accounts.mappings.holding_stacks();
         let withdrawn = self.retirement.withdraw(self.capture.tables(), &holding);
         if withdrawn.is_empty() {
             return;
@@ -194,18 +186,15 @@ impl Session {
         }
         // Everything that programs have said of them.
         self.take_events();
-        let holding = self.mappings.holding_stacks();
+        let holding = self.accounts.mappings.holding_stacks();
         let gone = Arc::new(self.retirement.vacate(self.capture.tables(), &holding));
-        self.judge_mappings();
-        let Self { mappings, managed, .. } = self;
+        self.accounts.judge_mappings(self.naming.names());
+        let Accounts { mappings, managed, .. } = &mut self.accounts;
         mappings.retire(&gone, StackId::RETIRED, |holder| managed.judged(holder));
-        self.managed.forget(|holder| gone.contains(&holder.stack));
-        self.history.forget(|source| gone.contains(&source.stack()));
-        self.stacks.retain(|number, _| !gone.contains(number));
+        managed.forget(|holder| gone.contains(&holder.stack));
+        self.course.history.forget(|source| gone.contains(&source.stack()));
         log::debug!("the places of {} stacks are free again", gone.len());
-        if let Some(worker) = &self.worker {
-            worker.forget(gone);
-        }
+        self.naming.forget(gone);
     }
 }
 

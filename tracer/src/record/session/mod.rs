@@ -1,11 +1,13 @@
 //! A recording under way.
 
+mod accounts;
 mod course;
 mod events;
+mod naming;
 mod outcome;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     os::fd::{AsFd as _, OwnedFd},
     time::{Instant, SystemTime},
@@ -15,10 +17,14 @@ use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::{
     live::STACK_BITS,
     process::{MAX_PROCESSES, ProcessIndex},
-    stack::StackId,
 };
 
-use self::{course::Rate, events::Trampolines};
+use self::{
+    accounts::Accounts,
+    course::Course,
+    events::{StaleCode, Trampolines},
+    naming::Naming,
+};
 use super::{
     Config, allocators,
     children::Children,
@@ -27,19 +33,19 @@ use super::{
     growth::Touched,
     overhead::Meter,
     process::{TracedProcess, planner},
-    resident_memory::{ResidentMemory, When},
+    resident_memory::When,
     retire::Retirement,
     sampling::Sampler,
 };
 use crate::{
-    analyze::{history::History, managed::ManagedHolders, mappings::MappingAccount},
+    analyze::mappings::MappingAccount,
     attach::{Capture, Settings, Sizes},
     descriptors,
-    drain::{Drain, NewStack},
+    drain::Drain,
     memory::residency,
     model::{Bytes, End, Mode, Pid, TimelinePoint},
     plan::Planner,
-    symbolize::{Names, Worker},
+    symbolize::Worker,
     target::{Target, launch::Launched},
 };
 
@@ -49,10 +55,6 @@ const _: () = assert!(MAX_STACKS <= 1 << STACK_BITS);
 
 /// Blocks of which the process chose the weight, at the most.
 const MOST_CHOSEN: u64 = 1 << 20;
-
-/// Between the first sizes of every stack, of which a verdict takes a dozen: a little less than the time between looks, so that
-/// each look is due.
-const HISTORY_SPACING_NS: u64 = 180_000_000;
 
 /// A recording under way.
 pub struct Session {
@@ -67,30 +69,14 @@ pub struct Session {
     told_of_cheaper_ways: bool,
     capture: Capture,
     drain: Drain,
-    worker: Option<Worker>,
-    names: Names,
+    naming: Naming,
     code: CodeFiles,
-    children: Children,
-    stacks: BTreeMap<StackId, NewStack>,
-    mappings: MappingAccount,
-    /// In growth mode.
-    touched: Option<Touched>,
-    managed: ManagedHolders,
-    resident: ResidentMemory,
-    stale_code: BTreeSet<ProcessIndex>,
-    /// When it may be looked at again, on the monotonic clock.
-    stale_code_due_ns: u64,
-    /// Numbers of stacks whose last frame is in code that was not known when they were made.
-    unnamed: Vec<StackId>,
+    stale_code: StaleCode,
     trampolines: Trampolines,
-    mapping_events: u64,
-    /// Runs of programs that were missed, and events that could not be read, before the window.
-    missed_before: BTreeMap<&'static str, u64>,
-    malformed_before: u64,
+    children: Children,
+    accounts: Accounts,
     window: OpenWindow,
-    history: History,
-    timeline: Vec<TimelinePoint>,
-    rate: Rate,
+    course: Course,
     retirement: Retirement,
 }
 
@@ -111,6 +97,9 @@ impl Parts {
 /// When the window opened, and what was then.
 #[derive(Default)]
 struct OpenWindow {
+    /// Runs of programs that were missed, and events that could not be read, before it.
+    missed_before: BTreeMap<&'static str, u64>,
+    malformed_before: u64,
     started_at: String,
     opened_ns: u64,
     closed_ns: u64,
@@ -214,26 +203,14 @@ impl Session {
             told_of_cheaper_ways: false,
             capture,
             drain,
-            names: worker.names().clone(),
-            worker: Some(worker),
+            naming: Naming::by(worker),
             code,
-            children,
-            stacks: BTreeMap::new(),
-            mappings,
-            touched,
-            managed: ManagedHolders::default(),
-            resident: ResidentMemory::default(),
-            stale_code: BTreeSet::new(),
-            stale_code_due_ns: 0,
-            unnamed: Vec::new(),
+            stale_code: StaleCode::default(),
             trampolines: Trampolines::default(),
-            mapping_events: 0,
-            missed_before: BTreeMap::new(),
-            malformed_before: 0,
+            children,
+            accounts: Accounts::new(mappings, touched),
             window: OpenWindow::default(),
-            history: History::new(HISTORY_SPACING_NS),
-            timeline: Vec::new(),
-            rate: Rate::default(),
+            course: Course::since(0),
             retirement: Retirement::default(),
         })
     }
@@ -259,48 +236,46 @@ impl Session {
     }
 
     fn begin_window(&mut self) {
-        self.find_trampolines(usize::MAX);
+        self.find_all_trampolines();
         // What was missed before is nothing that counts.
-        self.missed_before = self.capture.runs_missed_by_kernel();
-        self.window.rss_before = self.resident.rss(&self.processes, When::Now);
-        if let Some(first) = self.resident.read(&self.processes, When::Now) {
-            self.resident.keep(first, &self.mappings, &BTreeMap::new());
+        self.window.missed_before = self.capture.runs_missed_by_kernel();
+        self.window.malformed_before = self.drain.malformed();
+        let Accounts { mappings, resident, .. } = &mut self.accounts;
+        self.window.rss_before = resident.rss(&self.processes, When::Now);
+        if let Some(first) = resident.read(&self.processes, When::Now) {
+            resident.keep(first, mappings, &BTreeMap::new());
         }
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();
         self.meter.begin(self.window.opened_ns, &self.capture, &self.traced_now().0);
         self.capture.open_windows(self.window.opened_ns);
-        self.history.push(0, []);
+        self.course = Course::since(self.window.opened_ns);
+        self.course.history.push(0, []);
         let first = |Bytes(rss_bytes)| TimelinePoint {
             t_ns: 0,
             rss_bytes,
             outstanding_bytes: 0,
             managed_bytes: None,
         };
-        self.timeline.extend(self.window.rss_before.map(first));
-        self.rate = Rate::since(self.window.opened_ns);
+        self.course.timeline.extend(self.window.rss_before.map(first));
     }
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.
     pub fn start(&mut self, launched: &mut Launched) -> Result<()> {
-        let Self { processes, capture, planner, code, worker, .. } = self;
+        let Self { processes, capture, planner, code, naming, .. } = self;
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
             process.attach_new(&object, capture, planner)?;
             code.read_object(object);
             let views = code.install(process.index, &target, capture);
-            if let Some(worker) = worker {
-                worker.add_code(views);
-            }
+            naming.add_code(views);
             anyhow::Ok(())
         })?;
         process.set_mean(planner);
         self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
-        if let Some(worker) = &self.worker {
-            worker.catch_up();
-        }
+        self.naming.catch_up();
         Ok(launched.release()?)
     }
 
@@ -351,16 +326,16 @@ impl Session {
         // After an exec the memory is another program's.
         let has_memory = end != End::TargetExec;
         // Read at the moment that the counts end with: a program may free what it holds a millisecond later.
-        let reading = has_memory.then(|| self.resident.read(&self.processes, When::Now)).flatten();
+        let reading = has_memory.then(|| self.accounts.resident.read(&self.processes, When::Now)).flatten();
         self.capture.close_windows();
         self.window.closed_ns = now_ns();
         let (pids, calls) = self.traced_now();
         self.meter.end(&self.capture, &pids, calls);
         self.window.end = Some(end);
         self.take_events();
-        if let (Some(_), Some(worker)) = (&self.touched, &self.worker) {
+        if self.accounts.touched.is_some() {
             // Whether a page belongs to a mapping of the program or of its allocator is told by the names of who mapped it.
-            worker.catch_up();
+            self.naming.catch_up();
         }
         if has_memory {
             self.add_to_timeline(When::Now, reading);
@@ -374,20 +349,8 @@ impl Session {
         self.capture.close_windows();
         self.capture.clear()?;
         self.take_events();
-        self.mappings = MappingAccount::new();
-        for process in &self.processes {
-            // One that is ending has nothing mapped.
-            self.mappings.add_process(process.index, process.initial_mappings().unwrap_or_default());
-        }
-        if let Some(touched) = &mut self.touched {
-            touched.forget(&self.processes, &self.capture);
-        }
-        self.history = History::new(HISTORY_SPACING_NS);
+        self.accounts.begin(&self.processes, &self.capture);
         self.retirement.forget_counts();
-        self.resident = ResidentMemory::default();
-        self.timeline.clear();
-        self.mapping_events = 0;
-        self.malformed_before = self.drain.malformed();
         self.begin_window();
         Ok(())
     }

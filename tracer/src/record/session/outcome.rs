@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tracer_ebpf::{stack::mapping_call, usdt::NO_API};
 
 use super::{
@@ -16,12 +16,12 @@ use super::{
         process::TracedProcess,
     },
     Session,
+    accounts::Accounts,
 };
 use crate::{
     analyze::outcome::{Counted, KnownStack},
     model::{Events, Memory, NotProbed, Pid, Profile, Settings, Window, loss},
     plan::{ApiId, Told},
-    symbolize::Worker,
 };
 
 impl Session {
@@ -29,23 +29,20 @@ impl Session {
     pub fn finish(mut self) -> Result<Profile> {
         self.capture.detach();
         self.take_events();
-        self.name_unnamed(|_| true);
-        let worker = self.worker.take().context("the session has been finished already")?;
-        if let Err(error) = worker.finish() {
-            log::error!("functions may be without their names: {error:#}");
-        }
+        self.naming.finish()?;
         Ok(self.findings().profile())
     }
 
     /// What was found so far. It can be made a profile while the recording goes on.
     pub fn findings(&mut self) -> Findings {
-        self.judge_mappings();
+        self.accounts.judge_mappings(self.naming.names());
+        let Accounts { managed, resident, .. } = &self.accounts;
         let ended_ns = self.window.end.map_or_else(now_ns, |_| self.window.closed_ns);
         Findings {
             tables: Arc::clone(self.capture.tables()),
             sampler: self.sampler,
-            names: self.names.clone(),
-            named: self.worker.as_ref().map(Worker::caught_up),
+            names: self.naming.names().clone(),
+            named: self.naming.caught_up(),
             counted: self.counted(ended_ns),
             events: self.events(),
             not_probed: self.not_probed(),
@@ -65,10 +62,10 @@ impl Session {
             },
             overhead: self.overhead(),
             memory: self.memory(),
-            runtime: self.resident.runtime(&self.managed),
-            allocator: self.resident.allocator(),
-            shared_memory: self.resident.shared_growth(),
-            timeline: self.timeline.clone(),
+            runtime: resident.runtime(managed),
+            allocator: resident.allocator(),
+            shared_memory: resident.shared_growth(),
+            timeline: self.course.timeline.clone(),
         }
     }
 
@@ -86,7 +83,8 @@ impl Session {
 
     /// Where the resident memory went.
     fn memory(&self) -> Memory {
-        self.resident.split(&self.managed).unwrap_or_else(|| Memory {
+        let Accounts { managed, resident, .. } = &self.accounts;
+        resident.split(managed).unwrap_or_else(|| Memory {
             rss_before_bytes: self.window.rss_before.map(|bytes| bytes.0),
             rss_after_bytes: self.window.rss_after.map(|bytes| bytes.0),
             parts: Vec::new(),
@@ -95,29 +93,29 @@ impl Session {
 
     /// Everything that user space knows. What the programs counted comes to it later.
     fn counted(&self, ended_ns: u64) -> Counted {
-        let stacks = self.stacks.iter().map(|(&number, stack)| {
+        let stacks = self.naming.stacks().iter().map(|(&id, stack)| {
             let known = KnownStack {
                 process: stack.process,
                 api: self.api_name(stack.api),
                 stop: stack.stop,
                 frames: Vec::new(),
             };
-            (number, known)
+            (id, known)
         });
+        let Accounts { mappings, touched, managed, resident } = &self.accounts;
         Counted {
             pids: self.descriptions.values().map(|process| process.pid).collect::<Vec<Pid>>(),
             stacks: stacks.collect(),
             native: BTreeMap::new(),
             held: BTreeMap::new(),
-            mappings: self.mappings.totals().chain(self.touched.iter().flat_map(Touched::totals)).collect(),
-            ranges: self
-                .mappings
+            mappings: mappings.totals().chain(touched.iter().flat_map(Touched::totals)).collect(),
+            ranges: mappings
                 .live()
-                .map(|live| (live, self.resident.of_range(&live)))
-                .chain(self.touched.iter().flat_map(Touched::ranges))
+                .map(|live| (live, resident.of_range(&live)))
+                .chain(touched.iter().flat_map(Touched::ranges))
                 .collect(),
-            managed: self.managed.clone(),
-            history: self.history.clone(),
+            managed: managed.clone(),
+            history: self.course.history.clone(),
             min_age_ns: nanos(self.config.min_age),
             opened_ns: self.window.opened_ns,
             ended_ns,
@@ -138,7 +136,7 @@ impl Session {
     fn runs_missed(&self) -> BTreeMap<&'static str, u64> {
         let mut missed = self.capture.runs_missed_by_kernel();
         for (name, runs) in &mut missed {
-            *runs -= self.missed_before.get(name).unwrap_or(&0);
+            *runs -= self.window.missed_before.get(name).unwrap_or(&0);
         }
         missed.retain(|_, runs| *runs > 0);
         missed
@@ -146,23 +144,20 @@ impl Session {
 
     /// Events that user space counted.
     fn events(&self) -> Events {
-        let calls = self.mappings.calls();
-        let losses = self.mappings.losses();
+        let Accounts { mappings, touched, .. } = &self.accounts;
+        let (calls, losses) = (mappings.calls(), mappings.losses());
         let missed = self.runs_missed();
         if !missed.is_empty() {
             log::debug!("programs that the kernel left out, and how often: {missed:?}");
         }
         let missed = missed.values().sum();
-        let malformed = self.drain.malformed() - self.malformed_before + losses.malformed;
+        let malformed = self.drain.malformed() - self.window.malformed_before + losses.malformed;
         let lost = [
             (loss::MISSED_BY_KERNEL, missed),
             (loss::MALFORMED_EVENT, malformed),
-            (
-                loss::MAPPING_TABLE_FULL,
-                losses.table_full + self.touched.as_ref().map_or(0, Touched::table_full),
-            ),
+            (loss::MAPPING_TABLE_FULL, losses.table_full + touched.as_ref().map_or(0, Touched::table_full)),
         ];
-        let (touched, released) = self.touched.as_ref().map_or((0, 0), Touched::calls);
+        let (touched, released) = touched.as_ref().map_or((0, 0), Touched::calls);
         Events {
             allocations: calls.allocations + touched,
             frees: calls.frees + released,
