@@ -135,24 +135,13 @@ impl Touched {
 
     /// Keeps the rate of events in bounds.
     pub fn pace(&mut self, processes: &[TracedProcess], capture: &Capture) {
-        const SECOND: u64 = 1_000_000_000;
         let now = now_ns();
         self.settle(now.saturating_sub(LONGEST_FAULT_NS));
-        let passed = now.saturating_sub(self.since_ns).max(1);
-        if self.events < HANDFUL && passed < SECOND / 5 {
-            return;
-        }
-        let rate = self.events.saturating_mul(SECOND) / passed;
-        let period = if rate > MOST_A_SECOND {
-            (rate / MOST_A_SECOND * self.period).next_power_of_two().clamp(2, LONGEST_PERIOD)
-        } else if rate < MOST_A_SECOND / 4 {
-            (self.period / 2).max(1)
-        } else {
-            self.period
-        };
+        let passed = now.saturating_sub(self.since_ns);
+        let Some(period) = next_period(self.period, self.events, passed) else { return };
         (self.events, self.since_ns) = (0, now);
         if period != self.period {
-            log::debug!("{rate} page faults a second are seen: now one in {period}");
+            log::debug!("of the page faults one in {period} is looked at from now on");
             self.period = period;
             processes.iter().for_each(|process| capture.set_fault_period(process.index, period));
         }
@@ -283,6 +272,21 @@ impl Touched {
     }
 }
 
+/// The period from now on, when there is enough to judge by: a handful of events, a second, or a fifth of one that was quiet. Fewer
+/// than a handful never lengthen it, however soon they come: figures are to be exact where they can.
+fn next_period(period: u64, events: u64, passed_ns: u64) -> Option<u64> {
+    const SECOND: u64 = 1_000_000_000;
+    let rate = events.saturating_mul(SECOND) / passed_ns.max(1);
+    let is_quiet = rate < MOST_A_SECOND / 4;
+    if events >= HANDFUL && rate > MOST_A_SECOND {
+        Some((rate / MOST_A_SECOND).saturating_mul(period).next_power_of_two().clamp(2, LONGEST_PERIOD))
+    } else if is_quiet && passed_ns >= SECOND / 5 {
+        Some((period / 2).max(1))
+    } else {
+        (passed_ns >= SECOND).then_some(period)
+    }
+}
+
 fn is_fault(event: &MappingEvent) -> bool {
     event.call == MappingCall::PageFault as u8
 }
@@ -335,4 +339,33 @@ fn mappings(process: &TracedProcess, when: When) -> Vec<(AddressRange, Option<Ki
         Backing::Anonymous => runtimes.of_mapping(mapping).map(|_| Some(Kind::Managed)),
     };
     mappings.iter().filter_map(|mapping| Some((mapping.range(), kind(mapping)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: u64 = 1_000_000;
+
+    #[test]
+    fn a_burst_is_seen_whole_whenever_it_is_looked_at() {
+        for passed in (1..5_000).step_by(7) {
+            for events in [1, 1_034, HANDFUL - 1] {
+                let period = next_period(1, events, passed * MILLISECOND);
+                assert_eq!(period.unwrap_or(1), 1, "{events} events in {passed} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn too_many_faults_are_sampled_and_few_are_not() {
+        assert_eq!(next_period(1, HANDFUL, 10 * MILLISECOND), Some(128), "500,000 a second");
+        assert_eq!(next_period(4, HANDFUL, 900 * MILLISECOND), Some(4));
+        assert_eq!(next_period(LONGEST_PERIOD, HANDFUL, 1), Some(LONGEST_PERIOD));
+        assert_eq!(next_period(8, 100, 100 * MILLISECOND), None, "it is too soon to tell");
+        assert_eq!(next_period(8, 100, 200 * MILLISECOND), Some(4));
+        assert_eq!(next_period(1, 0, 200 * MILLISECOND), Some(1));
+        assert_eq!(next_period(8, 4_000, 999 * MILLISECOND), None);
+        assert_eq!(next_period(8, 4_000, 1000 * MILLISECOND), Some(8));
+    }
 }
