@@ -8,12 +8,17 @@ use tracer_tests::{
     bpf::{Instruction, LoadedProgram, PROG_TYPE_KPROBE, ProgramInfo, programs_held_by},
 };
 
-/// Whether machine code sets up a private stack, as x86's `emit_priv_frame_ptr` does: `movabs $imm64,%r9;
-/// add %gs:offset,%r9`.
+/// Whether machine code sets up a private stack, as x86's `emit_priv_frame_ptr` does: `movabs $imm64,%r9` or, where 32 bits with
+/// their sign are enough (seen on 7.2), `mov $imm32,%r9`; then `add %gs:offset,%r9`.
 fn has_private_stack(jited: &[u8]) -> bool {
-    const MOVABS_R9: [u8; 2] = [0x49, 0xb9];
+    const MOVABS_R9: (&[u8], usize) = (&[0x49, 0xb9], 8);
+    const MOV_R9: (&[u8], usize) = (&[0x49, 0xc7, 0xc1], 4);
     const ADD_GS_R9: [u8; 5] = [0x65, 0x4c, 0x03, 0x0c, 0x25];
-    jited.windows(15).any(|code| code.starts_with(&MOVABS_R9) && code[10..] == ADD_GS_R9)
+    let begins = |code: &[u8], (opcode, immediate): (&[u8], usize)| {
+        let rest = code.strip_prefix(opcode).and_then(|rest| rest.get(immediate..));
+        rest.is_some_and(|rest| rest.starts_with(&ADD_GS_R9))
+    };
+    (0..jited.len()).any(|at| [MOVABS_R9, MOV_R9].into_iter().any(|form| begins(&jited[at..], form)))
 }
 
 /// A program of the same type that has 128 bytes of stack, and nothing that would keep it from a private one.
