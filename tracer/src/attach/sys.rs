@@ -217,7 +217,7 @@ unsafe fn bpf<A>(command: c_int, attributes: &A) -> io::Result<OwnedFd> {
     })
 }
 
-/// `struct perf_event_attr` up to `config2` (`PERF_ATTR_SIZE_VER1`).
+/// `struct perf_event_attr` up to `sample_regs_intr` (`PERF_ATTR_SIZE_VER4`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PerfEvent {
@@ -245,6 +245,11 @@ impl PerfEvent {
         // A program on an event of every process runs on every CPU, whichever one the event names.
         const FIRST_CPU: c_int = 0;
         const CLOSE_ON_EXEC: libc::c_ulong = 1 << 3;
+    pub branch_sample_type: u64,
+    pub registers_of_user: u64,
+    pub stack_of_user: u32,
+    pub clock: i32,
+    pub registers_of_kernel: u64,
         self.size = size_of::<Self>() as u32;
         let (pid, cpu) = match pid {
             Some(pid) => (pid.try_into().map_err(|_| io::ErrorKind::InvalidInput)?, ANY),
@@ -270,3 +275,25 @@ fn descriptor(returned: c_long) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+/// Whether a perf event may show registers of the kernel. A kernel that is locked down for confidentiality refuses it to everybody
+/// (`LOCKDOWN_PERF`); others, to those who may not look into the kernel.
+///
+/// # Errors
+/// Why not.
+pub fn may_see_kernel_registers() -> io::Result<()> {
+    /// `PERF_TYPE_SOFTWARE`, `PERF_COUNT_SW_DUMMY`: it never counts anything.
+    const SOFTWARE: u32 = 1;
+    const DUMMY: u64 = 9;
+    /// `PERF_SAMPLE_REGS_INTR`
+    const REGISTERS: u64 = 1 << 18;
+    let event = PerfEvent {
+        event_type: SOFTWARE,
+        config: DUMMY,
+        sample_type: REGISTERS,
+        registers_of_kernel: 1,
+        ..PerfEvent::default()
+    };
+    // SAFETY: an event of this type has no pointer.
+    unsafe { event.open(None) }.map(drop)
+}
+

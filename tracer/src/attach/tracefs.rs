@@ -15,6 +15,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+use super::sys;
+
 /// The root directory of a tracefs.
 #[derive(Debug)]
 pub struct Tracefs {
@@ -32,11 +34,14 @@ pub enum TracefsError {
     /// This kernel has no tracefs.
     #[error("this kernel has no tracefs (CONFIG_TRACING)")]
     Absent,
+    /// Nobody mounted it, and it is not safe to.
+    #[error("tracefs is not mounted, and nothing of the kernel may be seen through perf events")]
+    Hidden(#[source] io::Error),
     /// Another failure to mount it.
-    #[error("cannot mount tracefs: {0}")]
+    #[error("cannot mount tracefs")]
     Mount(#[source] io::Error),
     /// The kernel knows no tracepoint of this name, or its number may not be read.
-    #[error("cannot read the number of tracepoint {category}:{name}: {source}")]
+    #[error("cannot read the number of tracepoint {category}:{name}")]
     Tracepoint {
         /// The tracepoint's category (`syscalls`).
         category: String,
@@ -45,6 +50,17 @@ pub enum TracefsError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl From<Errno> for TracefsError {
+    /// Of a mount that failed.
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::PERM | Errno::ACCESS => Self::NotPermitted,
+            Errno::NODEV => Self::Absent,
+            errno => Self::Mount(errno.into()),
+        }
+    }
 }
 
 impl Tracefs {
@@ -69,17 +85,14 @@ impl Tracefs {
         Some(Self { root })
     }
 
+    /// A mount of our own, which must not be of a kernel that is locked down for confidentiality: there tracefs is empty, and at
+    /// the end of the last mount of an empty one Linux takes the root directory for an inode of tracefs' own, which it is not, and
+    /// frees what never was (6.12, `tracefs_destroy_inode`: the process dies in the kernel, with locks held).
     fn detached() -> Result<Self, TracefsError> {
-        let mount = || {
-            let context = fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-            fsconfig_create(&context)?;
-            fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
-        };
-        let root = mount().map_err(|errno| match errno {
-            Errno::PERM | Errno::ACCESS => TracefsError::NotPermitted,
-            Errno::NODEV => TracefsError::Absent,
-            errno => TracefsError::Mount(errno.into()),
-        })?;
+        let context = fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        sys::may_see_kernel_registers().map_err(TracefsError::Hidden)?;
+        fsconfig_create(&context)?;
+        let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         Ok(Self { root })
     }
 
