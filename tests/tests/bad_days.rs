@@ -146,6 +146,20 @@ fn without_one_capability_that_one_is_named() {
     tracer.pid(program.pid()).run().assert_failed(1, &["cap_perfmon"]);
 }
 
+/// As in a container whose profile does not know CAP_BPF: it is no capability that is missing.
+#[test]
+fn a_filter_that_forbids_bpf_is_named() {
+    let without_bpf = || [compile("no_bpf.c", &[])];
+    let program = busy();
+    let finished = Tracer::new().through(without_bpf()).pid(program.pid()).run();
+    finished.assert_failed(1, &["bpf(2) is refused", "seccomp"]);
+    assert!(!finished.stderr.concat().contains("missing"), "{finished:#?}");
+    let doctor = Tracer::command(["doctor"]).through(without_bpf()).run();
+    assert_eq!(doctor.status.code(), Some(1), "{doctor:#?}");
+    let said = doctor.stdout.iter().find(|line| line.contains("bpf(2)")).expect("it has a line");
+    assert!(said.starts_with("MISSING") && said.contains("seccomp profile"), "{said}");
+}
+
 /// Whether uprobes can be links of many for a whole process, which ask for no CAP_SYS_ADMIN. Those that are perf events do, on every
 /// kernel with the fix of CVE-2025-38466.
 fn kernel_links_many_uprobes() -> bool {

@@ -18,6 +18,34 @@ impl TooOld {
     }
 }
 
+/// A kernel that is locked down for confidentiality, as Secure Boot can have it: not even root may look into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the kernel is locked down (confidentiality) and lets no BPF program read memory: {}", self.remedy())]
+pub struct Confidential;
+
+impl Confidential {
+    /// What can be done.
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
+        "boot with lockdown=integrity or without Secure Boot"
+    }
+}
+
+/// How far the kernel is locked down, where that can be read: `none [integrity] confidentiality`.
+#[must_use]
+pub fn lockdown() -> Option<String> {
+    std::fs::read_to_string("/sys/kernel/security/lockdown").ok()
+}
+
+/// Whether a kernel that is locked down so far lets BPF programs read memory. Of one that does not say it is left to the rest to find
+/// out.
+///
+/// # Errors
+/// When it does not.
+pub fn check_lockdown(modes: Option<&str>) -> Result<(), Confidential> {
+    if modes.is_some_and(|modes| modes.contains("[confidentiality]")) { Err(Confidential) } else { Ok(()) }
+}
+
 /// The running kernel's release, as `uname -r` gives it.
 #[must_use]
 pub fn release() -> String {
@@ -50,5 +78,16 @@ mod tests {
             let error = check(old).expect_err("it is too old");
             assert_eq!(error.to_string(), format!("Linux {old} is too old: tracer needs Linux 6.1 or later"));
         }
+    }
+
+    #[test]
+    fn a_kernel_that_hides_memory_is_told() {
+        for good in
+            [None, Some("[none] integrity confidentiality\n"), Some("none [integrity] confidentiality\n")]
+        {
+            assert_eq!(check_lockdown(good), Ok(()));
+        }
+        let error = check_lockdown(Some("none integrity [confidentiality]\n")).expect_err("it hides memory");
+        assert!(error.to_string().contains("boot with lockdown=integrity"), "{error}");
     }
 }

@@ -50,6 +50,7 @@ use self::{
 };
 pub use self::{
     tables::{SharedTables, Sizes},
+    sys::may_call_bpf,
     unwind_tables::{UnwindSizes, UnwindTables},
 };
 use crate::{kernel, model::Pid, plan::Cost};
@@ -74,6 +75,22 @@ pub struct Settings {
 }
 
 /// The programs in the kernel, and what they are attached to.
+impl Settings {
+    /// With tables as small as can be, to try what the kernel takes.
+    #[must_use]
+    pub fn least() -> Self {
+        Self {
+            sizes: Sizes::with_room_for(1, 1),
+            unwind: UnwindSizes::with_room_for(0, 0),
+            min_size: 0,
+            max_size: u64::MAX,
+            sampling: Sampling::with_mean(0),
+            follow: false,
+            alike: 1,
+        }
+    }
+}
+
 pub struct Capture {
     ebpf: Ebpf,
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
@@ -169,6 +186,7 @@ impl Capture {
     pub fn load(settings: &Settings) -> Result<Self> {
         kernel::check(&kernel::release())?;
         let sizes = settings.sizes;
+        kernel::check_lockdown(kernel::lockdown().as_deref())?;
         let seed = u64::from_ne_bytes(random_bytes()?);
         let namespace = pid_namespace();
         // The programs are loaded without the messages that nobody would see.

@@ -206,6 +206,22 @@ pub fn set_element(map: BorrowedFd<'_>, key: u32, value: u32) -> io::Result<()> 
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether `bpf(2)` gets as far as the kernel, which knows no such command, and says so in one way or another. A seccomp filter
+/// refuses it before, whatever the command.
+///
+/// # Errors
+/// How it is refused.
+pub fn may_call_bpf() -> io::Result<()> {
+    const NO_COMMAND: c_int = 0x7fff;
+    // SAFETY: a command that there is not has no attributes.
+    match unsafe { bpf(NO_COMMAND, &0_u64) } {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS)) => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A `bpf(2)` that makes a descriptor.
 ///
 /// # Safety
@@ -232,6 +248,11 @@ pub struct PerfEvent {
     pub breakpoint_type: u32,
     pub config1: u64,
     pub config2: u64,
+    pub branch_sample_type: u64,
+    pub registers_of_user: u64,
+    pub stack_of_user: u32,
+    pub clock: i32,
+    pub registers_of_kernel: u64,
 }
 
 impl PerfEvent {
@@ -245,11 +266,6 @@ impl PerfEvent {
         // A program on an event of every process runs on every CPU, whichever one the event names.
         const FIRST_CPU: c_int = 0;
         const CLOSE_ON_EXEC: libc::c_ulong = 1 << 3;
-    pub branch_sample_type: u64,
-    pub registers_of_user: u64,
-    pub stack_of_user: u32,
-    pub clock: i32,
-    pub registers_of_kernel: u64,
         self.size = size_of::<Self>() as u32;
         let (pid, cpu) = match pid {
             Some(pid) => (pid.try_into().map_err(|_| io::ErrorKind::InvalidInput)?, ANY),
@@ -269,12 +285,6 @@ impl PerfEvent {
     }
 }
 
-/// The descriptor that a system call has made.
-fn descriptor(returned: c_long) -> io::Result<OwnedFd> {
-    let fd = RawFd::try_from(returned).ok().filter(|&fd| fd >= 0).ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
 /// Whether a perf event may show registers of the kernel. A kernel that is locked down for confidentiality refuses it to everybody
 /// (`LOCKDOWN_PERF`); others, to those who may not look into the kernel.
 ///
@@ -297,3 +307,9 @@ pub fn may_see_kernel_registers() -> io::Result<()> {
     unsafe { event.open(None) }.map(drop)
 }
 
+/// The descriptor that a system call has made.
+fn descriptor(returned: c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(returned).ok().filter(|&fd| fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::{
@@ -30,10 +30,7 @@ pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
     if config.tui {
         tui::check_terminal()?;
     }
-    let missing = doctor::required_capabilities_missing();
-    if !missing.is_empty() {
-        bail!("not permitted: {} missing; run it with sudo (`tracer doctor` says more)", missing.join(", "));
-    }
+    doctor::check_rights()?;
     for destination in &config.outputs {
         destination.check()?;
     }

@@ -5,13 +5,12 @@
 
 use std::{ffi::OsStr, fs, io};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use rustix::thread::{CapabilitySet, capabilities};
-use tracer_ebpf::sampling::Sampling;
 
 use crate::{
     attach::{
-        Capture, Settings, Sizes, UnwindSizes, check_following, check_tracepoints,
+        Capture, Settings, check_following, check_tracepoints, may_call_bpf,
         uprobes::{At, PerfPlace, UprobeLinks, open_perf_event, perf_event_type},
     },
     kernel,
@@ -94,7 +93,8 @@ pub fn check() -> Vec<Check> {
     checks.extend([
         user_namespace(&read("/proc/self/uid_map").unwrap_or_default()),
         pid_namespace(&link("/proc/self/ns/pid")),
-        lockdown(read("/sys/kernel/security/lockdown").ok().as_deref()),
+        lockdown(kernel::lockdown().as_deref()),
+        bpf_call(may_call_bpf()),
         programs(load_programs()),
         jit(read("/proc/sys/net/core/bpf_jit_enable")),
         uprobes(UprobeLinks::of_this_kernel(), may_make_uprobes),
@@ -168,9 +168,29 @@ fn effective_capabilities() -> CapabilitySet {
     capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective)
 }
 
+/// Whether this process may trace.
+///
+/// # Errors
+/// What it lacks, in a line.
+pub fn check_rights() -> Result<()> {
+    let effective = effective_capabilities();
+    if required_missing(effective).is_empty()
+        && let Err(error) = may_call_bpf()
+    {
+        bail!("not permitted: bpf(2) is refused in spite of the capabilities ({error}): {ALLOW_BPF}");
+    }
+    let missing = required_capabilities_missing();
+    ensure!(
+        missing.is_empty(),
+        "not permitted: {} missing; run it with sudo (`tracer doctor` says more)",
+        missing.join(", ")
+    );
+    Ok(())
+}
+
 /// The capabilities that tracing needs and this process does not have, by name. Full root is not needed.
 #[must_use]
-pub fn required_capabilities_missing() -> Vec<&'static str> {
+fn required_capabilities_missing() -> Vec<&'static str> {
     let mut missing = required_missing(effective_capabilities());
     if UprobeLinks::of_this_kernel() > UprobeLinks::PerfEvents {
         return missing;
@@ -245,40 +265,45 @@ fn pid_namespace(link: &str) -> Check {
 
 fn lockdown(modes: Option<&str>) -> Check {
     const NAME: &str = "lockdown";
-    match modes {
-        Some(modes) if modes.contains("[confidentiality]") => Check::missing(
+    match (kernel::check_lockdown(modes), modes) {
+        (Err(error), _) => Check::missing(
             NAME,
             "confidentiality: the kernel lets no BPF program read memory",
-            "boot with lockdown=integrity or without Secure Boot",
+            error.remedy(),
         ),
-        Some(modes) if modes.contains("[integrity]") => Check::good(NAME, "integrity, which allows tracing"),
-        _ => Check::good(NAME, "off"),
+        (Ok(()), Some(modes)) if modes.contains("[integrity]") => {
+            Check::good(NAME, "integrity, which allows tracing")
+        }
+        (Ok(()), _) => Check::good(NAME, "off"),
+    }
+}
+
+/// What to do where a filter refuses `bpf(2)`. Older profiles of Docker and podman do not know `CAP_BPF`.
+const ALLOW_BPF: &str =
+    "allow it in the container's seccomp profile, or grant CAP_SYS_ADMIN, with which most profiles allow it";
+
+fn bpf_call(called: io::Result<()>) -> Check {
+    const NAME: &str = "bpf(2)";
+    match called {
+        Ok(()) => Check::good(NAME, "no filter keeps it from the kernel"),
+        Err(error) => {
+            Check::missing(NAME, format!("refused before the kernel looks at it ({error})"), ALLOW_BPF)
+        }
     }
 }
 
 /// Loads every program, as a recording does, into small tables.
 fn load_programs() -> Result<()> {
-    let settings = Settings {
-        sizes: Sizes::with_room_for(1, 1),
-        unwind: UnwindSizes::with_room_for(0, 0),
-        min_size: 0,
-        max_size: u64::MAX,
-        sampling: Sampling::with_mean(0),
-        follow: false,
-        alike: 1,
-    };
-    Capture::load(&settings)?.load_all_programs()
+    Capture::load(&Settings::least())?.load_all_programs()
 }
 
 fn programs(loaded: Result<()>) -> Check {
     const NAME: &str = "BPF programs";
     match loaded {
         Ok(()) => Check::good(NAME, "the kernel takes every one"),
-        Err(error) => Check::missing(
-            NAME,
-            format!("{error:#}"),
-            "run as root (sudo); in a container, allow bpf(2) in its seccomp profile",
-        ),
+        Err(error) => {
+            Check::missing(NAME, format!("{error:#}"), "run as root (sudo), or grant what is MISSING above")
+        }
     }
 }
 
@@ -415,6 +440,7 @@ mod tests {
             (State::Limited, "cannot start x: permission denied")
         );
         assert_eq!(programs(refused()).state, State::Missing);
+        assert_eq!(bpf_call(Err(io::ErrorKind::PermissionDenied.into())).state, State::Missing);
     }
 
     #[test]

@@ -146,6 +146,15 @@ pub const MACHINES: &[Machine] = &[
         tests: SMOKE_BUT_RIGHTS,
         in_ci: false,
         ..kernel("newest, 5-level paging", NEWEST, FIVE_LEVELS)
+    Machine {
+        tests: &[],
+        says: Some("tracer: the kernel is locked down (confidentiality)"),
+        ..set(
+            "6.12, lockdown=confidentiality",
+            "lockdown=confidentiality",
+            "$TRACER doctor; $TRACER --pid 1 -d 1s",
+        )
+    },
     },
     Machine {
         kernel: cloud("bullseye"),
