@@ -7,6 +7,7 @@ mod gaps;
 mod grace;
 pub mod hits;
 mod kernel_types;
+mod preemption;
 mod processes;
 mod programs;
 mod shared;
@@ -49,8 +50,8 @@ use self::{
     uprobes::{At, Places, UprobeLinks},
 };
 pub use self::{
-    tables::{SharedTables, Sizes},
     sys::may_call_bpf,
+    tables::{SharedTables, Sizes},
     unwind_tables::{UnwindSizes, UnwindTables},
 };
 use crate::{kernel, model::Pid, plan::Cost};
@@ -74,7 +75,6 @@ pub struct Settings {
     pub alike: usize,
 }
 
-/// The programs in the kernel, and what they are attached to.
 impl Settings {
     /// With tables as small as can be, to try what the kernel takes.
     #[must_use]
@@ -91,6 +91,7 @@ impl Settings {
     }
 }
 
+/// The programs in the kernel, and what they are attached to.
 pub struct Capture {
     ebpf: Ebpf,
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
@@ -185,8 +186,8 @@ impl Capture {
     /// When the kernel does not take them: too old, locked down, or no permission.
     pub fn load(settings: &Settings) -> Result<Self> {
         kernel::check(&kernel::release())?;
-        let sizes = settings.sizes;
         kernel::check_lockdown(kernel::lockdown().as_deref())?;
+        let sizes = settings.sizes;
         let seed = u64::from_ne_bytes(random_bytes()?);
         let namespace = pid_namespace();
         // The programs are loaded without the messages that nobody would see.

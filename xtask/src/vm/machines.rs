@@ -52,22 +52,6 @@ const SMOKE: &[(&str, &[&str])] = &[
     ("bad_days", &["capabilit", "killed_at_any_moment", "dies_while_we_record"]),
 ];
 
-/// On Linux 7.x a thread can be preempted in a program on a tracepoint, and until it goes on the kernel leaves the program out on
-/// that processor: the more often, the more calls are looked at. In a machine that is translated that is often.
-const SMOKE_BUT_RIGHTS: &[(&str, &[&str])] = &[
-    SMOKE[0],
-    SMOKE[1],
-    SMOKE[2],
-    SMOKE[3],
-    SMOKE[4],
-    SMOKE[5],
-    SMOKE[6],
-    SMOKE[7],
-    SMOKE[8],
-    SMOKE[9],
-    ("bad_days", &["without_", "killed_at_any_moment", "dies_while_we_record"]),
-];
-
 /// Whatever needs no other program than the tests' own.
 const MORE: &[(&str, &[&str])] = &[
     ("malloc_family", &[]),
@@ -141,21 +125,7 @@ const fn set(name: &'static str, parameters: &'static str, setup: &'static str) 
 pub const MACHINES: &[Machine] = &[
     kernel("6.1", LINUX_6_1, FOUR_LEVELS),
     kernel("6.12, 5-level paging", LINUX_6_12, FIVE_LEVELS),
-    // One test of a hundred misses a run of a program there: see `SMOKE_BUT_RIGHTS`.
-    Machine {
-        tests: SMOKE_BUT_RIGHTS,
-        in_ci: false,
-        ..kernel("newest, 5-level paging", NEWEST, FIVE_LEVELS)
-    Machine {
-        tests: &[],
-        says: Some("tracer: the kernel is locked down (confidentiality)"),
-        ..set(
-            "6.12, lockdown=confidentiality",
-            "lockdown=confidentiality",
-            "$TRACER doctor; $TRACER --pid 1 -d 1s",
-        )
-    },
-    },
+    Machine { in_ci: false, ..kernel("newest, 5-level paging", NEWEST, FIVE_LEVELS) },
     Machine {
         kernel: cloud("bullseye"),
         tests: &[],
@@ -165,14 +135,10 @@ pub const MACHINES: &[Machine] = &[
     whole("6.1, more tests", LINUX_6_1, FOUR_LEVELS),
     whole("6.12, more tests", LINUX_6_12, FOUR_LEVELS),
     whole("newest, more tests", NEWEST, FOUR_LEVELS),
-    Machine { tests: SMOKE_BUT_RIGHTS, in_ci: false, ..kernel("7.2", cloud("sid"), FOUR_LEVELS) },
+    Machine { in_ci: false, ..kernel("7.2", cloud("sid"), FOUR_LEVELS) },
     Machine { in_ci: false, ..kernel("6.1 RT", real_time("bookworm"), FOUR_LEVELS) },
     Machine { in_ci: false, ..kernel("6.12 RT", real_time("trixie"), FOUR_LEVELS) },
-    Machine {
-        tests: SMOKE_BUT_RIGHTS,
-        in_ci: false,
-        ..kernel("newest RT", real_time("trixie-backports"), FOUR_LEVELS)
-    },
+    Machine { in_ci: false, ..kernel("newest RT", real_time("trixie-backports"), FOUR_LEVELS) },
     Machine { cpu: FIVE_LEVELS, ..with("6.1, 5-level paging", LINUX_6_1, "", "") },
     with("6.12, 4-level paging", LINUX_6_12, "", ""),
     with("6.12, nokaslr", LINUX_6_12, "nokaslr", ""),
@@ -180,6 +146,15 @@ pub const MACHINES: &[Machine] = &[
     Machine { processors: "1", tests: ONE_PROCESSOR, ..with("6.12, one processor", LINUX_6_12, "", "") },
     Machine { processors: "2,maxcpus=64", ..with("6.12, 62 of 64 processors offline", LINUX_6_12, "", "") },
     set("6.12, lockdown=integrity", "lockdown=integrity", ""),
+    Machine {
+        tests: &[],
+        says: Some("tracer: the kernel is locked down (confidentiality)"),
+        ..set(
+            "6.12, lockdown=confidentiality",
+            "lockdown=confidentiality",
+            "$TRACER doctor; $TRACER --pid 1 -d 1s",
+        )
+    },
     set("6.12, cgroup v1", "", "umount /sys/fs/cgroup; mount -t cgroup -o memory none /sys/fs/cgroup"),
     set("6.12, tracefs mounted", "", "mount -t tracefs none /sys/kernel/tracing"),
     set("6.12, no BPF for others", "", "echo 2 >/proc/sys/kernel/unprivileged_bpf_disabled"),
