@@ -59,6 +59,22 @@ pub struct Memory {
     pub rss_after_bytes: Option<u64>,
     #[serde(default)]
     pub parts: Vec<PartSize>,
+    #[serde(default)]
+    pub allocators: Vec<AllocatorMemory>,
+}
+
+/// What an allocator has beyond the blocks that the program holds.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of the schema, which describes them")]
+pub struct AllocatorMemory {
+    pub name: Option<String>,
+    pub file: String,
+    pub resident_bytes: u64,
+    pub kept_before_bytes: u64,
+    pub kept_after_bytes: u64,
+    pub trimmable_bytes: Option<u64>,
+    #[serde(default)]
+    pub is_whole_file: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]

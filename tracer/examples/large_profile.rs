@@ -86,6 +86,7 @@ fn profile(number: usize, depth: usize) -> Profile {
             rss_before_bytes: Some(1 << 30),
             rss_after_bytes: Some((1 << 30) + totals.weight_bytes),
             parts: vec![],
+            allocators: Vec::new(),
         }),
         timeline: (0..=600)
             .map(|i| TimelinePoint {

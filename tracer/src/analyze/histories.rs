@@ -341,6 +341,7 @@ fn decide(story: &Story, window: f64, sample_bytes: f64, chance: &mut Chance) ->
             part(Part::Allocator, chance.between(-65536.0, 65536.0)),
             part(Part::File, chance.between(0.0, 524_288.0)),
         ],
+        allocators: Vec::new(),
     };
     let facts = Facts {
         window: Duration::from_nanos(window_ns),
@@ -353,6 +354,7 @@ fn decide(story: &Story, window: f64, sample_bytes: f64, chance: &mut Chance) ->
         outstanding: &[],
         runtime: None,
         allocator: Some("glibc"),
+        program: "service",
     };
     verdict::of(&facts).leaking
 }

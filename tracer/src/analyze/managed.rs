@@ -10,13 +10,13 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use tracer_ebpf::stack::StackId;
 
 use super::mappings::{Holder, Totals};
 use crate::model::{Frame, Kind, Part};
-use crate::plan::Catalog;
+use crate::plan::{Catalog, Family, family};
 use crate::target::{Backing, Mapping};
 
 /// A language runtime with a heap of its own.
@@ -182,7 +182,25 @@ fn is_within_allocator<F: Borrow<Frame>>(frames: &[F]) -> bool {
 fn is_allocator_function(function: &str) -> bool {
     static KNOWN: LazyLock<Catalog> = LazyLock::new(Catalog::default);
     let name = function.strip_prefix("__GI_").unwrap_or(function);
-    KNOWN.find(name.as_bytes()).is_some() || begins_with(Some(function), &["operator new", "operator delete"])
+    KNOWN.find(name.as_bytes()).is_some()
+        || family::is_of_jemalloc(function)
+        || begins_with(Some(function), &["operator new", "operator delete"])
+}
+
+/// The file of the function that made the system call, behind the C library's wrapper of it.
+fn file_that_maps<F: Borrow<Frame>>(frames: &[F]) -> Option<&str> {
+    let mut callers = frames.iter().map(Borrow::borrow).filter(|frame| !is_system_call_wrapper(frame));
+    callers.next()?.module.as_deref()
+}
+
+/// Whether a frame is the C library's way into a system call that maps.
+pub(super) fn is_system_call_wrapper(frame: &Frame) -> bool {
+    const WRAPPERS: [&str; 8] = ["mmap", "mmap64", "munmap", "mremap", "brk", "sbrk", "syscall", "brk_call"];
+    frame.function.as_deref().is_some_and(|function| {
+        let name = function.trim_start_matches('_');
+        let name = name.strip_prefix("GI_").unwrap_or(name).trim_start_matches('_');
+        WRAPPERS.contains(&name)
+    })
 }
 
 fn makes_thread_stack<F: Borrow<Frame>>(frames: &[F]) -> bool {
@@ -194,7 +212,11 @@ fn makes_thread_stack<F: Borrow<Frame>>(frames: &[F]) -> bool {
 /// Which mappings of the window are not the program's own, by who holds them: a runtime's heap, or an allocator's.
 /// Each holder is judged once, as soon as its stack has names.
 #[derive(Clone, Debug, Default)]
-pub struct ManagedHolders(HashMap<Holder, Owner>);
+pub struct ManagedHolders {
+    owners: HashMap<Holder, Owner>,
+    /// The files of the allocators among them, and which one of a file's it is.
+    files: HashMap<Holder, (Arc<str>, Option<Family>)>,
+}
 
 /// Whose a mapping is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,26 +246,42 @@ impl ManagedHolders {
         holders: impl Iterator<Item = (Holder, Totals)>,
         frames: impl Fn(StackId) -> Option<Vec<F>>,
     ) {
-        for (holder, totals) in holders.filter(|(holder, _)| holder.kind == Kind::Mapping) {
-            if !self.0.contains_key(&holder)
+        for (holder, totals) in holders.filter(|(holder, _)| holder.kind != Kind::File) {
+            if !self.owners.contains_key(&holder)
                 && let Some(frames) = frames(holder.stack)
             {
                 // Arenas are all of one length.
                 let length = totals.allocated_bytes / totals.allocated_objects.max(1);
-                self.0.insert(holder, Owner::of(&frames, length));
+                let owner = match holder.kind {
+                    Kind::Allocator => Owner::Allocator,
+                    _ => Owner::of(&frames, length),
+                };
+                self.owners.insert(holder, owner);
+                if let Some(file) = file_that_maps(&frames).filter(|_| owner == Owner::Allocator) {
+                    let functions = frames.iter().filter_map(|frame| frame.borrow().function.as_deref());
+                    let family = functions.into_iter().find_map(Family::of_function);
+                    self.files.insert(holder, (file.into(), family));
+                }
             }
         }
     }
 
+    /// The file of the allocator whose a holder's mappings are.
+    #[must_use]
+    pub fn allocators_file(&self, holder: Holder) -> Option<(&str, Option<Family>)> {
+        self.files.get(&holder).map(|(file, family)| (file.as_ref(), *family))
+    }
+
     /// Forgets what was judged of holders.
     pub fn forget(&mut self, gone: impl Fn(&Holder) -> bool) {
-        self.0.retain(|holder, _| !gone(holder));
+        self.owners.retain(|holder, _| !gone(holder));
+        self.files.retain(|holder, _| !gone(holder));
     }
 
     /// The holder with the kind that its mappings are, as far as it is known.
     #[must_use]
     pub fn judged(&self, holder: Holder) -> Holder {
-        match self.0.get(&holder) {
+        match self.owners.get(&holder) {
             Some(Owner::Runtime(_)) => Holder { kind: Kind::Managed, ..holder },
             Some(Owner::Allocator) => Holder { kind: Kind::Allocator, ..holder },
             Some(Owner::ThreadStack | Owner::Program) | None => holder,
@@ -253,7 +291,7 @@ impl ManagedHolders {
     /// The part of resident memory that a holder's mappings are in, as far as it is known.
     #[must_use]
     pub fn part(&self, holder: Holder) -> Part {
-        match (self.0.get(&holder), self.judged(holder).kind) {
+        match (self.owners.get(&holder), self.judged(holder).kind) {
             (Some(Owner::ThreadStack), _) => Part::Stack,
             (_, Kind::Native) => Part::Native,
             (_, Kind::Mapping) => Part::Mapping,
@@ -265,7 +303,7 @@ impl ManagedHolders {
 
     /// The runtimes whose heaps were mapped.
     pub fn runtimes(&self) -> impl Iterator<Item = Runtime> + '_ {
-        self.0.values().filter_map(|owner| match owner {
+        self.owners.values().filter_map(|owner| match owner {
             Owner::Runtime(runtime) => Some(*runtime),
             Owner::Allocator | Owner::ThreadStack | Owner::Program => None,
         })

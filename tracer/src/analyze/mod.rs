@@ -1,5 +1,6 @@
 //! What was recorded means: pure code over the events, the readings of the target's memory and the model.
 
+pub mod allocators;
 pub mod causes;
 pub mod compiled;
 pub mod growth;
@@ -10,4 +11,5 @@ pub mod managed;
 pub mod mappings;
 pub mod outcome;
 pub mod reconcile;
+pub mod retention;
 pub mod verdict;

@@ -13,7 +13,7 @@ use super::{
     compiled::{self, Judged},
     growth::{self, Births, Point, Turnover},
     history::{History, Source},
-    managed::ManagedHolders,
+    managed::{ManagedHolders, is_system_call_wrapper},
     mappings::{Holder, LiveRange, Totals as MappingTotals},
 };
 use crate::model::{Bytes, Events, Frame, Kind, Pid, StackReport, Stop, Totals};
@@ -356,15 +356,7 @@ struct HeldRanges {
 
 /// The caller of `mmap` is frame 0, not `mmap` itself, in which the system call was made.
 fn drop_system_call_wrappers(frames: &mut Vec<Arc<Frame>>) {
-    const WRAPPERS: [&str; 8] = ["mmap", "mmap64", "munmap", "mremap", "brk", "sbrk", "syscall", "brk_call"];
-    let is_wrapper = |frame: &Frame| {
-        frame.function.as_deref().is_some_and(|function| {
-            let name = function.trim_start_matches('_');
-            let name = name.strip_prefix("GI_").unwrap_or(name).trim_start_matches('_');
-            WRAPPERS.contains(&name)
-        })
-    };
-    let wrappers = frames.iter().take_while(|frame| is_wrapper(frame.as_ref())).count();
+    let wrappers = frames.iter().take_while(|frame| is_system_call_wrapper(frame)).count();
     // `sbrk` calls `brk`, both are wrappers; but a stack of nothing else is better than none.
     if wrappers < frames.len() {
         frames.drain(..wrappers);

@@ -18,9 +18,10 @@
 
 use std::collections::BTreeMap;
 
+use super::allocators::Allocators;
 use super::managed::{Runtime, Runtimes};
 use crate::memory::contents::Contents;
-use crate::model::{Address, AddressRange, Bytes, Part, PartSize};
+use crate::model::{Address, AddressRange, AllocatorMemory, Bytes, Part, PartSize};
 use crate::target::{Backing, Mapping};
 
 /// A range that was mapped in the window.
@@ -32,6 +33,8 @@ pub struct Tracked {
     pub part: Part,
     /// How much of it is in memory.
     pub resident: Bytes,
+    /// The allocator whose it is, by its place in the list of them.
+    pub allocator: Option<usize>,
 }
 
 /// What a process's resident memory is split by.
@@ -49,6 +52,8 @@ pub struct Evidence<'a> {
     pub stack_pointers: &'a [Address],
     /// What its memory says about itself.
     pub contents: &'a Contents,
+    /// Its allocators.
+    pub allocators: &'a Allocators,
     /// Outstanding bytes of the malloc family.
     pub native: Bytes,
 }
@@ -100,40 +105,64 @@ pub fn split(evidence: &Evidence, division: Division) -> Split {
     split
 }
 
+/// What each allocator has resident, in the order of their list.
+#[must_use]
+pub fn heaps(evidence: &Evidence) -> Vec<Bytes> {
+    Sorted::new(evidence).heaps.into_iter().map(Bytes).collect()
+}
+
 /// The resident memory by whose it is, before that of allocators is divided.
 struct Sorted {
     sizes: BTreeMap<Part, u64>,
     /// Of allocators, but not known to be glibc's.
     foreign: u64,
+    /// By allocator.
+    heaps: Vec<u64>,
 }
 
 impl Sorted {
     fn new(evidence: &Evidence) -> Self {
         let mut rest: Vec<u64> =
             evidence.mappings.iter().map(|mapping| mapping.rss.unwrap_or_default().0).collect();
-        let mut sorted = Self { sizes: PARTS.map(|part| (part, 0)).into(), foreign: 0 };
+        let heaps = vec![0; evidence.allocators.list().len()];
+        let mut sorted = Self { sizes: PARTS.map(|part| (part, 0)).into(), foreign: 0, heaps };
         for tracked in evidence.tracked {
             let bytes = deduct(evidence.mappings, &mut rest, tracked.range, tracked.resident);
-            sorted.add(evidence, tracked.range, tracked.part, bytes);
+            sorted.add(evidence, tracked.range, (tracked.part, tracked.allocator), bytes);
         }
         let mut known = evidence.tracked.to_vec();
         known.sort_unstable_by_key(|tracked| tracked.range);
         for piece in &evidence.contents.pieces {
             let resident = Bytes(piece.resident.0.saturating_sub(resident_of(&known, piece.range)));
             let bytes = deduct(evidence.mappings, &mut rest, piece.range, resident);
-            sorted.add(evidence, piece.range, piece.part, bytes);
+            sorted.add(evidence, piece.range, (piece.part, None), bytes);
         }
         for ((index, mapping), rest) in evidence.mappings.iter().enumerate().zip(rest) {
-            let part = classify(evidence.mappings, evidence.runtimes, evidence.stack_pointers, index);
-            sorted.add(evidence, mapping.range(), part, rest);
+            let whose = classify(evidence, index);
+            sorted.add(evidence, mapping.range(), whose, rest);
         }
         sorted
     }
 
-    fn add(&mut self, evidence: &Evidence, range: AddressRange, part: Part, bytes: u64) {
+    fn add(
+        &mut self,
+        evidence: &Evidence,
+        range: AddressRange,
+        (part, allocator): (Part, Option<usize>),
+        bytes: u64,
+    ) {
         *self.sizes.entry(part).or_default() += bytes;
-        if part == Part::Allocator && !evidence.contents.is_of_glibc(range) {
+        if part != Part::Allocator {
+            return;
+        }
+        let is_of_glibc = evidence.contents.is_of_glibc(range);
+        if !is_of_glibc {
             self.foreign += bytes;
+        }
+        let by_contents = || is_of_glibc.then(|| evidence.allocators.of_c_library()).flatten();
+        let by_blocks = || evidence.allocators.with_blocks_in(range);
+        if let Some(index) = allocator.or_else(by_contents).or_else(by_blocks) {
+            self.heaps[index] += bytes;
         }
     }
 
@@ -142,24 +171,42 @@ impl Sorted {
     }
 }
 
-/// Two splits side by side, with what a reader should know about each part. `runtime` is whose heap the managed one is.
+/// Two splits side by side, with what a reader should know about each part. `runtime` is whose heap the managed one is, `allocators`
+/// say what each of them keeps.
 #[must_use]
-pub fn compare(before: &Split, after: &Split, division: Division, runtime: Option<Runtime>) -> Vec<PartSize> {
+pub fn compare(
+    before: &Split,
+    after: &Split,
+    division: Division,
+    runtime: Option<Runtime>,
+    allocators: &[AllocatorMemory],
+) -> Vec<PartSize> {
     let size = |split: &Split, part| split.get(&part).copied().unwrap_or(0);
     let note = |part| match (part, division) {
         (Part::Native, Division::Measured) => {
-            Some((false, "blocks with their headers, those from before the window included"))
+            Some((false, "blocks with their headers, those from before the window included".to_owned()))
         }
-        (Part::Allocator, Division::Measured) => Some((false, "freed by the program, kept by glibc")),
+        (Part::Allocator, Division::Measured) => {
+            let trimmable = allocators.iter().find_map(|allocator| allocator.trimmable_bytes);
+            let trim = trimmable.filter(|&bytes| bytes >= WORTH_TRIMMING).map(Bytes);
+            let trim = trim.map(|bytes| format!("; malloc_trim(0) would give back {bytes}"));
+            Some((false, format!("freed by the program, kept by glibc{}", trim.unwrap_or_default())))
+        }
         (Part::Native, Division::Estimated) => {
-            Some((false, "requested bytes of blocks allocated in the window"))
+            Some((false, "requested bytes of blocks allocated in the window".to_owned()))
         }
         (Part::Allocator, Division::Estimated) => {
-            Some((true, "freed memory that was kept, overhead, blocks from before the window"))
+            let grown = u64::try_from(size(after, part) - size(before, part)).unwrap_or(0);
+            let keeper = allocators.iter().max_by_key(|allocator| allocator.growth());
+            let keeper = keeper.filter(|keeper| keeper.growth() > 0 && keeper.growth() >= grown / 2);
+            let whose = keeper.map(|keeper| format!("; most by {}", keeper.sentence()));
+            let what = "freed memory that was kept, overhead, blocks from before the window";
+            Some((true, format!("{what}{}", whose.unwrap_or_default())))
         }
-        (Part::Mapping, _) => {
-            Some((true, "what was mapped before the window is told by its place and what is in it"))
-        }
+        (Part::Mapping, _) => Some((
+            true,
+            "what was mapped before the window is told by its place and what is in it".to_owned(),
+        )),
         _ => None,
     };
     let row = |part| PartSize {
@@ -168,22 +215,33 @@ pub fn compare(before: &Split, after: &Split, division: Division, runtime: Optio
         after_bytes: size(after, part),
         runtime: runtime.filter(|_| part == Part::Managed).map(|runtime| runtime.to_string()),
         estimated: note(part).is_some_and(|(estimated, _)| estimated),
-        note: note(part).map(|(_, text)| text.to_owned()),
+        note: note(part).map(|(_, text)| text),
     };
     PARTS.map(row).into()
 }
 
+/// Less is not mentioned.
+const WORTH_TRIMMING: u64 = 1 << 20;
+
 /// The mappings of which what is in them tells best whose they are: without a name, and not a runtime's nor a stack.
 #[must_use]
 pub fn unclear(mappings: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address]) -> Vec<AddressRange> {
+    let nothing = (&Contents::default(), &Allocators::default());
+    let evidence = Evidence {
+        mappings,
+        rss: Bytes(0),
+        runtimes,
+        tracked: &[],
+        stack_pointers,
+        contents: nothing.0,
+        allocators: nothing.1,
+        native: Bytes(0),
+    };
     let is_unclear = |&(index, mapping): &(usize, &Mapping)| {
         let has_no_name = mapping.name.is_empty() && mapping.backing() == Backing::Anonymous;
         has_no_name
             && mapping.rss > Some(Bytes(0))
-            && matches!(
-                classify(mappings, runtimes, stack_pointers, index),
-                Part::Mapping | Part::Allocator | Part::File
-            )
+            && matches!(classify(&evidence, index).0, Part::Mapping | Part::Allocator | Part::File)
     };
     mappings.iter().enumerate().filter(is_unclear).map(|(_, mapping)| mapping.range()).collect()
 }
@@ -222,28 +280,34 @@ const NAMES: &[(&str, Part)] = &[
     ("[anon:jemalloc", Part::Allocator),
     ("[anon:scudo:", Part::Allocator),
     ("[anon:tcmalloc_", Part::Allocator),
+    ("[anon:mimalloc", Part::Allocator),
     ("[anon:partition_alloc", Part::Allocator),
     ("[vdso]", Part::File),
     ("[vvar", Part::File),
     ("[vsyscall]", Part::File),
 ];
 
-/// What a mapping is that the window did not see being made.
-fn classify(mappings: &[Mapping], runtimes: &Runtimes, stack_pointers: &[Address], index: usize) -> Part {
+/// What a mapping is that the window did not see being made, and the allocator whose it is, if that is known.
+fn classify(evidence: &Evidence, index: usize) -> (Part, Option<usize>) {
+    let Evidence { mappings, allocators, .. } = *evidence;
     let mapping = &mappings[index];
     let named = NAMES.iter().find(|(name, _)| mapping.is_named(name)).map(|&(_, part)| part);
+    let is_anonymous = mapping.backing() != Backing::File;
+    let with_blocks = || is_anonymous.then(|| allocators.with_blocks_in(mapping.range())).flatten();
     if let Some(part) = named {
-        part
-    } else if runtimes.of_mapping(mapping).is_some() {
-        Part::Managed
-    } else if mapping.backing() == Backing::File || is_data_of_object(mappings, index) {
-        Part::File
-    } else if contains_one_of(mapping.range(), stack_pointers) {
-        Part::Stack
+        (part, allocators.of_mapping(mapping))
+    } else if evidence.runtimes.of_mapping(mapping).is_some() {
+        (Part::Managed, None)
+    } else if !is_anonymous || is_data_of_object(mappings, index) {
+        (Part::File, None)
+    } else if contains_one_of(mapping.range(), evidence.stack_pointers) {
+        (Part::Stack, None)
+    } else if let Some(allocator) = allocators.of_mapping(mapping).or_else(with_blocks) {
+        (Part::Allocator, Some(allocator))
     } else if is_arena(mapping) {
-        Part::Allocator
+        (Part::Allocator, None)
     } else {
-        Part::Mapping
+        (Part::Mapping, None)
     }
 }
 
@@ -280,6 +344,8 @@ mod tests {
 
     const MEBIBYTE: u64 = 1 << 20;
 
+    static NONE: std::sync::LazyLock<Allocators> = std::sync::LazyLock::new(Allocators::default);
+
     fn mapping(start: u64, length: u64, rss: u64, name: &str) -> Mapping {
         let permissions = if name.starts_with("/bin") { "r-xp" } else { "rw-p" };
         let made_up = Mapping::made_up(AddressRange::sized(start, length).unwrap(), permissions, name);
@@ -291,8 +357,16 @@ mod tests {
         let rss = Bytes(mappings.iter().filter_map(|mapping| mapping.rss).map(|size| size.0).sum());
         let contents = &Contents::default();
         let native = Bytes(native);
-        let evidence =
-            Evidence { mappings, rss, runtimes: &runtimes, tracked, stack_pointers, contents, native };
+        let evidence = Evidence {
+            mappings,
+            rss,
+            runtimes: &runtimes,
+            tracked,
+            stack_pointers,
+            contents,
+            allocators: &NONE,
+            native,
+        };
         assert_eq!(division(&evidence), Division::Estimated);
         split(&evidence, Division::Estimated)
     }
@@ -339,6 +413,7 @@ mod tests {
             range: AddressRange::sized(0x7f10_0000_0000 + offset, 2 * MEBIBYTE).unwrap(),
             part,
             resident: Bytes(resident),
+            allocator: None,
         };
         let split = split_of(
             &mappings,
@@ -372,6 +447,7 @@ mod tests {
                 tracked: &[],
                 stack_pointers: &[],
                 contents: &Contents::default(),
+                allocators: &NONE,
                 native: Bytes(0),
             })
         };
@@ -392,6 +468,7 @@ mod tests {
             tracked: &[],
             stack_pointers: &[],
             contents: &Contents::default(),
+            allocators: &NONE,
             native: Bytes(0),
         };
         let unexplained = |evidence: &Evidence| split(evidence, Division::Estimated)[&Part::Unexplained];
@@ -406,6 +483,7 @@ mod tests {
             &Split::from([(Part::File, 5), (Part::Native, 1)]),
             Division::Estimated,
             None,
+            &[],
         );
         let sizes: Vec<_> =
             parts.iter().map(|part| (part.part, part.before_bytes, part.after_bytes)).collect();
@@ -431,10 +509,16 @@ mod tests {
             piece(0x7f10_0000_8000, Part::Managed, 100),
             piece(0x7f20_0000_6000, Part::Allocator, 80),
         ];
-        let kept = Some(Kept { bytes: Bytes(300), heaps: vec![mappings[0].range()] });
+        let kept = Some(Kept { bytes: Bytes(300), trimmable: Bytes(0), heaps: vec![mappings[0].range()] });
         let contents = Contents { pieces, kept };
         let grown = AddressRange::sized(0x7f20_0000_6800, 2048).unwrap();
-        let tracked = Tracked { range: grown, part: Part::Allocator, resident: Bytes(50) };
+        let of_allocator = |range, resident| Tracked {
+            range,
+            part: Part::Allocator,
+            resident: Bytes(resident),
+            allocator: None,
+        };
+        let tracked = of_allocator(grown, 50);
         let evidence = Evidence {
             mappings: &mappings,
             rss: Bytes(1680),
@@ -442,6 +526,7 @@ mod tests {
             tracked: &[tracked],
             stack_pointers: &[],
             contents: &contents,
+            allocators: &NONE,
             native: Bytes(10),
         };
         assert_eq!(division(&evidence), Division::Measured);
@@ -452,7 +537,7 @@ mod tests {
 
         // Of another allocator.
         let elsewhere = AddressRange::sized(0x7f10_0000_a000, MEBIBYTE / 2).unwrap();
-        let foreign = Tracked { range: elsewhere, part: Part::Allocator, resident: Bytes(300) };
+        let foreign = of_allocator(elsewhere, 300);
         let evidence = Evidence { tracked: &[tracked, foreign], ..evidence };
         assert_eq!(division(&evidence), Division::Estimated);
     }
@@ -475,6 +560,7 @@ mod tests {
                 range: AddressRange::sized(page * 4096, pages * 4096).unwrap(),
                 part: [Part::Mapping, Part::Allocator, Part::Managed, Part::File][kind],
                 resident: Bytes(resident * 4096),
+                allocator: None,
             }).collect();
             let runtimes = Runtimes::of(&mappings);
             let pieces = pieces.iter().map(|&(page, pages, resident, is_managed)| Piece {
@@ -482,7 +568,7 @@ mod tests {
                 part: if is_managed { Part::Managed } else { Part::Allocator },
                 resident: Bytes(resident * 4096),
             });
-            let kept = kept.map(|bytes| Kept { bytes: Bytes(bytes), heaps: Vec::new() });
+            let kept = kept.map(|bytes| Kept { bytes: Bytes(bytes), trimmable: Bytes(0), heaps: Vec::new() });
             let evidence = Evidence {
                 mappings: &mappings,
                 rss: Bytes(rss),
@@ -490,6 +576,7 @@ mod tests {
                 tracked: &tracked,
                 stack_pointers: &[],
                 contents: &Contents { pieces: pieces.collect(), kept },
+                allocators: &NONE,
                 native: Bytes(native),
             };
             for division in [Division::Estimated, Division::Measured] {
@@ -517,6 +604,7 @@ mod tests {
                 tracked,
                 stack_pointers: &[],
                 contents,
+                allocators: &NONE,
                 native: Bytes(native),
             };
             split(&evidence, Division::Estimated)
@@ -530,7 +618,7 @@ mod tests {
         let at = target.run("answer = mmap(16 << 20); write(answer, 4096)").try_into().unwrap();
         let range = AddressRange::sized(at, 16 * MEBIBYTE).unwrap();
         let resident = residency::resident_bytes(target.pid(), &[range]).unwrap()[0].unwrap();
-        let tracked = [Tracked { range, part: Part::Mapping, resident }];
+        let tracked = [Tracked { range, part: Part::Mapping, resident, allocator: None }];
         let after = observe(&target, &tracked, 8192 * 1000);
 
         let grown = |part| after[&part] - before[&part];

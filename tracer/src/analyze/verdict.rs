@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use super::growth::{self, Point};
 use super::managed::Runtime;
-use crate::model::{Bytes, Cause, Events, Kind, Memory, Part, StackReport, Verdict, VerdictSummary};
+use super::retention;
+use crate::model::{
+    AllocatorMemory, Bytes, Cause, Events, Kind, Memory, Part, StackReport, Verdict, VerdictSummary,
+};
 
 /// What a verdict rests on.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +36,8 @@ pub struct Facts<'a> {
     pub runtime: Option<Runtime>,
     /// The allocator, as people call it.
     pub allocator: Option<&'a str>,
+    /// The name of the program.
+    pub program: &'a str,
 }
 
 /// Resident memory that grew less says nothing: every program's size wavers.
@@ -104,7 +109,9 @@ fn without_main_leak(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     if growth.is_noise() {
         return match undecided.largest() {
             Some(largest) if undecided.footprint > NOISE / 100 * UNDECIDED => {
-                undecided_sentence(facts, growth, largest)
+                let (sentence, leaking) = undecided_sentence(facts, growth, largest);
+                let kept = retention::level(facts.memory).map(|kept| format!("; besides, {kept}"));
+                (sentence + &kept.unwrap_or_default(), leaking)
             }
             // A leak that is smaller than what every program's size wavers is still one.
             Some(_) => (sentence, None),
@@ -131,10 +138,11 @@ const UNDECIDED: u64 = 5;
 const FEWEST_SAMPLES: u64 = 32;
 
 fn no_growth(facts: &Facts) -> (String, Option<bool>) {
-    (
-        "no growth in this window; record longer or under load".to_owned(),
-        (facts.window >= growth::SHORTEST).then_some(false),
-    )
+    let sentence = match retention::level(facts.memory) {
+        Some(kept) => format!("no growth in this window; {kept}"),
+        None => "no growth in this window; record longer or under load".to_owned(),
+    };
+    (sentence, (facts.window >= growth::SHORTEST).then_some(false))
 }
 
 /// What is said of a cause of which it is not known whether it leaks.
@@ -390,22 +398,28 @@ const fn managed_sentence(runtime: Option<Runtime>) -> &'static str {
 fn retained_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let share = growth.share(growth.retained);
     let freed: u64 = facts.stacks.iter().map(|stack| stack.freed_bytes).sum();
-    let allocator = facts.allocator.unwrap_or("the allocator");
-    if freed == 0 && facts.freed_older_blocks == 0 {
-        // Nothing was freed that could have been kept.
+    let keeper = retention::keeper(facts.memory, growth.retained);
+    let allocator = keeper.map(AllocatorMemory::sentence);
+    let allocator = allocator.unwrap_or_else(|| facts.allocator.unwrap_or("the allocator").to_owned());
+    if freed < growth.retained / LEAST_FREED && facts.freed_older_blocks == 0 {
+        // Too little was freed that could have been kept.
         let sentence = format!(
             "memory that {allocator} gave out before this window is now being touched; start recording earlier"
         );
         return (format!("{sentence}{share}"), None);
     }
-    let advice = match facts.allocator {
-        Some("glibc") => "; try MALLOC_ARENA_MAX=2, malloc_trim or jemalloc",
-        Some("jemalloc") => "; try a smaller dirty_decay_ms",
-        Some("tcmalloc") => "; try a larger TCMALLOC_RELEASE_RATE",
-        _ => "",
+    let advice = match (keeper, facts.allocator) {
+        (Some(keeper), _) => retention::advice(keeper, facts.program),
+        (None, Some("glibc")) => "; try MALLOC_ARENA_MAX=2, malloc_trim or jemalloc".to_owned(),
+        (None, Some("jemalloc")) => "; try a smaller dirty_decay_ms".to_owned(),
+        (None, Some("tcmalloc")) => "; try a larger TCMALLOC_RELEASE_RATE".to_owned(),
+        (None, _) => String::new(),
     };
     (format!("not a leak: freed memory kept by {allocator}{advice}{share}"), Some(false))
 }
+
+/// What is kept was freed: in the window at least this part of it.
+const LEAST_FREED: u64 = 4;
 
 fn per_minute(bytes_per_second: f64) -> String {
     // A float cast saturates.
@@ -484,7 +498,7 @@ mod tests {
             estimated: part == Part::Allocator,
             note: None,
         };
-        Memory { rss_before_bytes: None, rss_after_bytes: None, parts: grown.iter().map(part).collect() }
+        Memory { parts: grown.iter().map(part).collect(), ..Memory::default() }
     }
 
     fn verdict(made: &[Made], grown: &[(Part, u64)]) -> (String, Option<bool>) {
@@ -515,6 +529,7 @@ mod tests {
             outstanding: &[],
             runtime: Some(Runtime::V8),
             allocator: Some("glibc"),
+            program: "service",
         });
         (verdict.summary, verdict.leaking)
     }
@@ -625,6 +640,31 @@ mod tests {
                 Some(false)
             )
         );
+    }
+
+    #[test]
+    fn what_is_kept_is_that_of_the_allocator_that_holds_it() {
+        let keeper = AllocatorMemory {
+            name: Some("mimalloc".to_owned()),
+            file: "libarrow.so.2100".to_owned(),
+            resident_bytes: 90 * MIB,
+            kept_before_bytes: 0,
+            kept_after_bytes: 90 * MIB,
+            trimmable_bytes: None,
+            is_whole_file: false,
+        };
+        let memory = Memory { allocators: vec![keeper], ..memory(&[(Part::Allocator, 90 * MIB as i64)]) };
+        let mut freed = made("f", Kind::Native, Verdict::Steady, MIB, 0.0);
+        freed.stack.freed_bytes = 80 * MIB;
+        let (summary, leaking) = verdict_of(&[freed.clone()], &memory, 0);
+        assert!(
+            summary.starts_with("not a leak: freed memory kept by the mimalloc in libarrow.so.2100; "),
+            "{summary}"
+        );
+        assert_eq!(leaking, Some(false));
+        // Hardly anything was freed, so it is something else that is kept.
+        freed.stack.freed_bytes = MIB;
+        assert_eq!(verdict_of(&[freed], &memory, 0).1, None);
     }
 
     #[test]

@@ -12,8 +12,9 @@ mod units;
 pub use cause::Cause;
 pub use extents::Extents;
 pub use profile::{
-    End, Events, Frame, Kind, Memory, Mode, NotProbed, Overhead, Part, PartSize, Process, ProcessEnd,
-    Profile, SCHEMA, Settings, StackReport, TimelinePoint, Totals, Verdict, VerdictSummary, Window,
+    AllocatorMemory, End, Events, Frame, Kind, Memory, Mode, NotProbed, Overhead, Part, PartSize, Process,
+    ProcessEnd, Profile, SCHEMA, Settings, StackReport, TimelinePoint, Totals, Verdict, VerdictSummary,
+    Window,
 };
 pub use tracer_ebpf::stop::Stop;
 pub use units::{Address, AddressRange, Bytes, PAGE_BYTES, Pid};

@@ -298,6 +298,49 @@ pub struct Memory {
     /// Parts that add up to the resident set; empty when it was not split.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartSize>,
+    /// What each allocator keeps, the most first; empty when that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocators: Vec<AllocatorMemory>,
+}
+
+/// What an allocator has resident beyond the blocks that the program holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocatorMemory {
+    /// What people call it (`mimalloc`); absent of one that nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The file that it is in.
+    pub file: String,
+    /// Resident bytes at the end, blocks included.
+    pub resident_bytes: u64,
+    /// What it kept at the start of the window. Estimates count blocks from before the window as kept: only their growth says something.
+    pub kept_before_bytes: u64,
+    /// What it kept at the end.
+    pub kept_after_bytes: u64,
+    /// What `malloc_trim(0)` would give back of that; of glibc only, where its arenas could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trimmable_bytes: Option<u64>,
+    /// Whether the file is nothing but this allocator, or the C library.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_whole_file: bool,
+}
+
+impl AllocatorMemory {
+    /// By how much what it keeps grew.
+    #[must_use]
+    pub const fn growth(&self) -> u64 {
+        self.kept_after_bytes.saturating_sub(self.kept_before_bytes)
+    }
+
+    /// Which one it is, as part of a sentence: `glibc`, `the mimalloc in libarrow.so.2100`.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match &self.name {
+            Some(name) if self.is_whole_file => name.clone(),
+            Some(name) => format!("the {name} in {}", self.file),
+            None => format!("the allocator in {}", self.file),
+        }
+    }
 }
 
 /// The size of one part of the resident memory.

@@ -19,6 +19,7 @@
 //! - [`api`]: the table of allocator functions.
 //! - [`declared`]: the functions that the user names.
 //! - `object`: what is read of the file: executable segments and symbols.
+//! - [`family`]: which allocator a file's functions are of, and those under prefixes that nobody knows.
 //! - [`exits`]: where functions return that must not have a return probe.
 //! - `forward`: which functions only call another one that is probed.
 //! - `table`: a plan as text.
@@ -29,6 +30,7 @@ pub mod api;
 mod arch;
 pub mod declared;
 pub mod exits;
+pub mod family;
 mod forward;
 mod object;
 pub mod placement;
@@ -45,6 +47,7 @@ use tracer_ebpf::probe::Signature;
 pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
 pub use declared::{Allocator, Declarations};
 pub use exits::{Exit, Exits};
+pub use family::Family;
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
 pub use table::PlanTable;
 pub use usdt::{Telling, Told, UsdtProbe};
@@ -230,6 +233,14 @@ impl Planner {
             self.declared.push(Numbered { allocator: allocator.clone(), functions });
         }
         self
+    }
+
+    /// Learns the families of allocator functions in an ELF file that have a prefix which no table has. What is no ELF file has none.
+    pub fn learn(&mut self, elf: &[u8]) {
+        let Ok(object) = Object::parse(elf) else { return };
+        for prefix in family::unknown_prefixes(&object, &self.catalog) {
+            self.catalog.add_prefix(&prefix);
+        }
     }
 
     /// Plans the ELF file that a target has mapped from this path, with what is declared for it.

@@ -42,7 +42,7 @@ pub struct Children {
 /// What a new process must be made known to.
 pub struct Family<'a> {
     pub capture: &'a mut Capture,
-    pub planner: &'a Planner,
+    pub planner: &'a mut Planner,
     pub code: &'a mut CodeFiles,
     pub worker: &'a Worker,
     pub mappings: &'a mut MappingAccount,

@@ -84,6 +84,7 @@ impl Findings {
                 outstanding: &counted.outstanding(),
                 runtime: self.runtime,
                 allocator: self.allocator,
+                program: &processes[0].comm,
             })
         });
         causes::leave_out_small(&mut causes);

@@ -3,9 +3,28 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use crate::{
-    plan::{Allocator, Catalog, Declarations, ObjectPlan, declared},
+    analyze::allocators,
+    plan::{Allocator, Api, Catalog, Declarations, Family, ObjectPlan, Role, declared},
     report::human::printable,
 };
+
+/// The allocators that a file has: probed functions that are not only the operators of C++.
+pub fn allocators_in(file: &str, plan: &ObjectPlan, catalog: &Catalog) -> Vec<allocators::Allocator> {
+    let probed: Vec<_> =
+        plan.probes.iter().filter_map(|probe| Some((probe.api, catalog.get(probe.api)?))).collect();
+    let allocates = |api: &Api| !api.is_operator() && matches!(api.role, Role::Allocate(_));
+    if !probed.iter().any(|(_, api)| allocates(api)) {
+        return Vec::new();
+    }
+    let names: Vec<&str> = probed.iter().map(|(_, api)| api.name.as_ref()).collect();
+    let families = Family::in_file(file, &names).into_iter();
+    let allocator = |(family, places): (Family, Vec<usize>)| allocators::Allocator {
+        family,
+        file: file.to_owned(),
+        functions: places.into_iter().map(|place| probed[place].0).collect(),
+    };
+    families.map(allocator).collect()
+}
 
 /// What was looked at for allocators, and what was found there.
 #[derive(Clone, Debug, Default)]

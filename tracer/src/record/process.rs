@@ -15,9 +15,12 @@ use tracer_ebpf::{
     usdt::UsdtCookie,
 };
 
-use super::{address_space::last_page, found::Found};
+use super::{
+    address_space::last_page,
+    found::{Found, allocators_in},
+};
 use crate::{
-    analyze::mappings::InitialMappings,
+    analyze::{allocators::Allocator, mappings::InitialMappings},
     attach::{Capture, ProbedEvent, Site},
     model::{Address, Bytes, Mode, NotProbed, Pid},
     plan::{
@@ -38,6 +41,8 @@ pub struct ProbedFiles {
     functions: HashMap<FileId, usize>,
     /// Functions whose calls are not seen.
     pub not_probed: Vec<NotProbed>,
+    /// The allocators in them.
+    allocators: Vec<Allocator>,
     /// The offsets of the probes in each, where probes are everybody's.
     places: HashSet<Vec<u64>>,
 }
@@ -92,6 +97,11 @@ impl TracedProcess {
         self.probed.borrow().not_probed.clone()
     }
 
+    /// The allocators in the files that have been probed; where probes are everybody's, in all of them.
+    pub fn allocators(&self) -> Vec<Allocator> {
+        self.probed.borrow().allocators.clone()
+    }
+
     /// What was looked at for allocators.
     pub fn found(&self) -> &Found {
         &self.found
@@ -101,7 +111,7 @@ impl TracedProcess {
     ///
     /// # Errors
     /// When the process is gone, or the kernel refuses a probe.
-    pub fn attach(&mut self, capture: &mut Capture, planner: &Planner) -> Result<()> {
+    pub fn attach(&mut self, capture: &mut Capture, planner: &mut Planner) -> Result<()> {
         if planner.catalog.is_empty() {
             return Ok(());
         }
@@ -118,7 +128,7 @@ impl TracedProcess {
             log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
         }
         let plans: Vec<_> =
-            objects.opened.iter().map(|object| self.plan(object, planner)).collect::<Result<_>>()?;
+            objects.opened.iter().map(|object| self.plan(object, &mut *planner)).collect::<Result<_>>()?;
         // Where one file tells of the blocks of all, the functions of those before it are not to be probed either.
         self.telling += plans.iter().flatten().map(|plan| told_probes(plan).len()).sum::<usize>();
         for (object, plan) in objects.opened.iter().zip(plans) {
@@ -131,7 +141,12 @@ impl TracedProcess {
     ///
     /// # Errors
     /// As [`TracedProcess::attach`].
-    pub fn attach_new(&mut self, object: &Object, capture: &mut Capture, planner: &Planner) -> Result<()> {
+    pub fn attach_new(
+        &mut self,
+        object: &Object,
+        capture: &mut Capture,
+        planner: &mut Planner,
+    ) -> Result<()> {
         if planner.catalog.is_empty() || self.probed.borrow().functions.contains_key(&object.id) {
             return Ok(());
         }
@@ -141,7 +156,7 @@ impl TracedProcess {
     }
 
     /// What is to be probed in a file; none where that cannot be told, which is a warning.
-    fn plan(&self, object: &Object, planner: &Planner) -> Result<Option<ObjectPlan>> {
+    fn plan(&self, object: &Object, planner: &mut Planner) -> Result<Option<ObjectPlan>> {
         match plan(object, planner) {
             Ok(plan) => Ok(Some(plan)),
             Err(error) if matches!(error.downcast_ref(), Some(PlanError::NotDefined { .. })) => Err(error),
@@ -178,6 +193,7 @@ impl TracedProcess {
         planner: &Planner,
     ) -> Result<usize> {
         self.found.add_plan(&plan, &planner.catalog);
+        self.probed.borrow_mut().allocators.extend(allocators_in(&object.name(), &plan, &planner.catalog));
         if self.telling > 0 {
             self.leave_out_told(object, &mut plan, &planner.catalog);
         }
@@ -382,12 +398,12 @@ pub enum Trampoline {
 /// # Errors
 /// When the process is gone, or one of its files is not what it should be.
 pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
-    let planner = Planner { sample: Some(Bytes(0)), ..planner(declarations, Mode::Allocations, None) };
+    let mut planner = Planner { sample: Some(Bytes(0)), ..planner(declarations, Mode::Allocations, None) };
     let mut text = String::new();
     let mut found = Found::default();
     for object in target.objects()?.opened {
         found.add_file(object.path.clone());
-        let plan = plan(&object, &planner)?;
+        let plan = plan(&object, &mut planner)?;
         found.add_plan(&plan, &planner.catalog);
         if !plan.probes.is_empty() || !plan.skipped.is_empty() || !plan.telling.probes.is_empty() {
             let separator = if text.is_empty() { "" } else { "\n" };
@@ -424,8 +440,12 @@ fn told_probes(plan: &ObjectPlan) -> &[UsdtProbe] {
     if plan.telling.is_complete() { &plan.telling.probes } else { &[] }
 }
 
-fn plan(object: &Object, planner: &Planner) -> Result<ObjectPlan> {
-    let plan = || Ok(planner.plan_file(&object.path, &object.bytes()?)?);
+fn plan(object: &Object, planner: &mut Planner) -> Result<ObjectPlan> {
+    let mut plan = || {
+        let bytes = object.bytes()?;
+        planner.learn(&bytes);
+        Ok(planner.plan_file(&object.path, &bytes)?)
+    };
     plan().map_err(|error: anyhow::Error| match error.downcast_ref() {
         // It names the file itself.
         Some(PlanError::NotDefined { .. }) => error,

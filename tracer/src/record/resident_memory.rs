@@ -3,13 +3,21 @@
 //! Reading takes time from the target too: the kernel walks its page tables with its memory map locked, 7 to 9 ms for
 //! each GiB. So each kind of reading is only made when the ones before it took less than a hundredth of the time.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::LazyLock,
+};
 
-use tracer_ebpf::process::ProcessIndex;
+use tracer_ebpf::{
+    live::{Block, BlockKey},
+    process::ProcessIndex,
+    stack::StackId,
+};
 
 use super::{clock::now_ns, process::TracedProcess};
 use crate::{
     analyze::{
+        allocators::Allocators,
         managed::{ManagedHolders, Runtime, Runtimes},
         mappings::{LiveRange, MappingAccount},
         reconcile::{self, Division, Evidence, Split, Tracked},
@@ -20,7 +28,8 @@ use crate::{
         residency::{self, ResidencyError},
         threads,
     },
-    model::{Address, AddressRange, Bytes, Memory, Part},
+    model::{Address, AddressRange, AllocatorMemory, Bytes, Memory, Part},
+    plan::{ApiId, Family},
     target::Mapping,
 };
 
@@ -34,6 +43,9 @@ pub struct ResidentMemory {
     before: BTreeMap<ProcessIndex, Reading>,
     latest: BTreeMap<ProcessIndex, Reading>,
     reading_pace: Pace,
+    /// By process.
+    allocators: BTreeMap<ProcessIndex, Allocators>,
+    block_pace: Pace,
     rss: Option<Bytes>,
     rss_pace: Pace,
 }
@@ -93,24 +105,55 @@ impl ResidentMemory {
         (!readings.is_empty()).then_some(Readings(readings))
     }
 
-    /// Keeps readings, with what they are split by: the live mappings, and by process the outstanding bytes of the malloc family.
+    /// Keeps readings, with what they are split by: the live mappings, and the outstanding bytes of the malloc family by process and
+    /// function.
     pub fn keep(
         &mut self,
         Readings(mut readings): Readings,
+        processes: &[TracedProcess],
         account: &MappingAccount,
-        native: &BTreeMap<ProcessIndex, u64>,
+        native: &BTreeMap<(ProcessIndex, ApiId), u64>,
     ) {
+        for process in processes {
+            if let Some(reading) = readings.get(&process.index) {
+                let allocators = self.allocators.entry(process.index).or_default();
+                allocators.learn(&process.allocators(), &reading.mappings);
+            }
+        }
         let mut live = by_process(account.live());
-        for (index, reading) in &mut readings {
-            let live = live.remove(index).unwrap_or_default().into_iter();
+        for (&index, reading) in &mut readings {
+            let live = live.remove(&index).unwrap_or_default().into_iter();
             reading.tracked = live.filter_map(|live| Some((live, self.of_range(&live)?))).collect();
-            reading.native = Bytes(native.get(index).copied().unwrap_or(0));
+            let native = native.range((index, ApiId(0))..=(index, ApiId(u16::MAX)));
+            reading.native = native.map(|(&(_, function), &bytes)| (function, Bytes(bytes))).collect();
         }
         if self.before.is_empty() {
             self.before = readings;
         } else {
             self.latest.extend(readings);
         }
+    }
+
+    /// Sees where blocks of allocators are that are not the C library's: what is around them, they have mapped. `function` is that by
+    /// which the blocks of a stack were allocated.
+    pub fn look_at_blocks<I: Iterator<Item = (BlockKey, Block)>>(
+        &mut self,
+        blocks: impl FnOnce() -> I,
+        function: impl Fn(StackId) -> Option<ApiId>,
+        when: When,
+    ) {
+        if !self.allocators.values().any(Allocators::has_others) {
+            return;
+        }
+        let Some(started) = self.block_pace.begin(when) else { return };
+        for (key, block) in blocks() {
+            if let (Some(allocators), Some(function)) =
+                (self.allocators.get_mut(&key.process()), function(block.stack))
+            {
+                allocators.see(Address(key.address()), function);
+            }
+        }
+        self.block_pace.end(started);
     }
 
     /// The resident set size of the targets that still run, as it was when it was last read.
@@ -134,7 +177,8 @@ impl ResidentMemory {
     /// Resident bytes of managed heaps at the latest reading.
     #[must_use]
     pub fn managed_bytes(&self, managed: &ManagedHolders) -> Option<u64> {
-        let size = split_of(&self.latest, managed, Division::Estimated).get(&Part::Managed).copied()?;
+        let split = self.split_of(&self.latest, managed, Division::Estimated);
+        let size = split.get(&Part::Managed).copied()?;
         u64::try_from(size).ok()
     }
 
@@ -147,17 +191,77 @@ impl ResidentMemory {
         }
         let rss =
             |readings: &BTreeMap<ProcessIndex, Reading>| readings.values().map(|reading| reading.rss.0).sum();
-        let mut readings = self.before.values().chain(self.latest.values());
-        let is_measured =
-            |reading: &Reading| reading.with_evidence(managed, reconcile::division) == Division::Measured;
+        let mut readings = self.before.iter().chain(&self.latest);
+        let is_measured = |(index, reading): (&ProcessIndex, &Reading)| {
+            reading.with_evidence(managed, self.allocators_of(*index), reconcile::division)
+                == Division::Measured
+        };
         let division = if readings.all(is_measured) { Division::Measured } else { Division::Estimated };
-        let before = split_of(&self.before, managed, division);
-        let after = split_of(&self.latest, managed, division);
+        let before = self.split_of(&self.before, managed, division);
+        let after = self.split_of(&self.latest, managed, division);
+        let allocators = self.kept_by_allocators(managed);
         Some(Memory {
             rss_before_bytes: Some(rss(&self.before)),
             rss_after_bytes: Some(rss(&self.latest)),
-            parts: reconcile::compare(&before, &after, division, self.runtime(managed)),
+            parts: reconcile::compare(&before, &after, division, self.runtime(managed), &allocators),
+            allocators,
         })
+    }
+
+    fn allocators_of(&self, process: ProcessIndex) -> &Allocators {
+        static NONE: LazyLock<Allocators> = LazyLock::new(Allocators::default);
+        self.allocators.get(&process).unwrap_or(&NONE)
+    }
+
+    fn split_of(
+        &self,
+        readings: &BTreeMap<ProcessIndex, Reading>,
+        managed: &ManagedHolders,
+        division: Division,
+    ) -> Split {
+        let mut sum = Split::new();
+        for (index, reading) in readings {
+            let split = |evidence: &Evidence| reconcile::split(evidence, division);
+            let split = reading.with_evidence(managed, self.allocators_of(*index), split);
+            split.into_iter().for_each(|(part, bytes)| *sum.entry(part).or_default() += bytes);
+        }
+        sum
+    }
+
+    /// What each allocator has beyond what the program holds of it, the most first. Those that have nothing are left out.
+    fn kept_by_allocators(&self, managed: &ManagedHolders) -> Vec<AllocatorMemory> {
+        let (before, mut after) =
+            (self.heaps_of(&self.before, managed), self.heaps_of(&self.latest, managed));
+        after.retain(|_, heap| heap.resident > 0);
+        let of = |((family, file), heap): ((Family, String), Heap)| AllocatorMemory {
+            kept_before_bytes: before.get(&(family, file.clone())).map_or(0, |heap| heap.kept),
+            kept_after_bytes: heap.kept,
+            resident_bytes: heap.resident,
+            trimmable_bytes: heap.trimmable,
+            name: (family != Family::Other).then(|| family.to_string()),
+            is_whole_file: family.is_whole(&file),
+            file,
+        };
+        let mut allocators: Vec<_> = after.into_iter().map(of).collect();
+        allocators.sort_by_key(|allocator| std::cmp::Reverse(allocator.kept_after_bytes));
+        allocators
+    }
+
+    fn heaps_of(
+        &self,
+        readings: &BTreeMap<ProcessIndex, Reading>,
+        managed: &ManagedHolders,
+    ) -> BTreeMap<(Family, String), Heap> {
+        let mut sum: BTreeMap<(Family, String), Heap> = BTreeMap::new();
+        for (index, reading) in readings {
+            let allocators = self.allocators_of(*index);
+            let resident = reading.with_evidence(managed, allocators, reconcile::heaps);
+            for (place, (allocator, resident)) in allocators.list().iter().zip(resident).enumerate() {
+                let heap = sum.entry((allocator.family, allocator.file.clone())).or_default();
+                heap.add(reading, allocators, place, resident);
+            }
+        }
+        sum
     }
 
     /// A runtime in the targets, the one that mapped in the window before others.
@@ -216,17 +320,27 @@ fn running(processes: &[TracedProcess]) -> impl Iterator<Item = &TracedProcess> 
     processes.iter().filter(|process| !process.target.has_exited())
 }
 
-fn split_of(
-    readings: &BTreeMap<ProcessIndex, Reading>,
-    managed: &ManagedHolders,
-    division: Division,
-) -> Split {
-    let mut sum = Split::new();
-    for reading in readings.values() {
-        let split = reading.with_evidence(managed, |evidence| reconcile::split(evidence, division));
-        split.into_iter().for_each(|(part, bytes)| *sum.entry(part).or_default() += bytes);
+/// What an allocator has in several processes.
+#[derive(Debug, Default)]
+struct Heap {
+    resident: u64,
+    kept: u64,
+    trimmable: Option<u64>,
+}
+
+impl Heap {
+    /// Adds what the allocator at a place of the list has in one process.
+    fn add(&mut self, reading: &Reading, allocators: &Allocators, place: usize, Bytes(resident): Bytes) {
+        let is_of_c_library = allocators.of_c_library() == Some(place);
+        self.resident += resident;
+        match reading.contents.kept.as_ref().filter(|_| is_of_c_library) {
+            Some(kept) => {
+                self.kept += kept.bytes.0;
+                *self.trimmable.get_or_insert(0) += kept.trimmable.0;
+            }
+            None => self.kept += resident.saturating_sub(reading.held_of(allocators, place)),
+        }
     }
-    sum
 }
 
 /// What the memory of a process is split by, as it was at one moment.
@@ -237,7 +351,8 @@ struct Reading {
     stack_pointers: Vec<Address>,
     contents: Contents,
     tracked: Vec<(LiveRange, Bytes)>,
-    native: Bytes,
+    /// Outstanding bytes of the malloc family, by function.
+    native: Vec<(ApiId, Bytes)>,
 }
 
 impl Reading {
@@ -270,15 +385,30 @@ impl Reading {
         let unclear = reconcile::unclear(&mappings, &runtimes, &stack_pointers);
         let has_python = runtimes.iter().any(|runtime| runtime == Runtime::CPython);
         let contents = Contents::of(pid, &mappings, &unclear, has_python)?;
-        Ok(Self { rss, mappings, stack_pointers, contents, tracked: Vec::new(), native: Bytes(0) })
+        Ok(Self { rss, mappings, stack_pointers, contents, tracked: Vec::new(), native: Vec::new() })
     }
 
-    /// What the parts are depends on what is known of the stacks by now.
-    fn with_evidence<T>(&self, managed: &ManagedHolders, use_it: impl FnOnce(&Evidence) -> T) -> T {
+    /// What the program holds of an allocator, as far as the window saw. What nobody is known to have given out is the C library's.
+    fn held_of(&self, allocators: &Allocators, place: usize) -> u64 {
+        let whose = |function| allocators.of_function(function).or_else(|| allocators.of_c_library());
+        let held = self.native.iter().filter(|(function, _)| whose(*function) == Some(place));
+        held.map(|(_, bytes)| bytes.0).sum()
+    }
+
+    /// What the parts are depends on what is known of the stacks and of the allocators by now.
+    fn with_evidence<T>(
+        &self,
+        managed: &ManagedHolders,
+        allocators: &Allocators,
+        use_it: impl FnOnce(&Evidence) -> T,
+    ) -> T {
         let tracked = self.tracked.iter().map(|&(live, resident)| Tracked {
             range: live.range,
             part: managed.part(live.holder),
             resident,
+            allocator: managed
+                .allocators_file(live.holder)
+                .and_then(|(file, family)| allocators.in_file(file, family)),
         });
         use_it(&Evidence {
             mappings: &self.mappings,
@@ -287,7 +417,8 @@ impl Reading {
             tracked: &tracked.collect::<Vec<_>>(),
             stack_pointers: &self.stack_pointers,
             contents: &self.contents,
-            native: self.native,
+            allocators,
+            native: Bytes(self.native.iter().map(|(_, bytes)| bytes.0).sum()),
         })
     }
 }

@@ -269,6 +269,15 @@ pub fn node() -> Profile {
                 part(Part::Allocator, 6 << 20, 5 << 20, Some("freed by the program, kept by glibc")),
                 part(Part::File, 30 << 20, 30 << 20, None),
             ],
+            allocators: vec![AllocatorMemory {
+                name: Some("glibc".into()),
+                file: "libc.so.6".into(),
+                resident_bytes: 61 << 20,
+                kept_before_bytes: 6 << 20,
+                kept_after_bytes: 5 << 20,
+                trimmable_bytes: Some(3 << 20),
+                is_whole_file: true,
+            }],
         }),
         timeline: (0..=6)
             .map(|i| TimelinePoint {

@@ -227,7 +227,7 @@ impl<'a> Page<'a> {
 
     /// Where the resident memory went.
     fn memory(&self) -> String {
-        let Some(Memory { rss_before_bytes: Some(before), rss_after_bytes: Some(after), parts }) =
+        let Some(Memory { rss_before_bytes: Some(before), rss_after_bytes: Some(after), parts, .. }) =
             &self.profile.memory
         else {
             return String::new();

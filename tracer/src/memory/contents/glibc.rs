@@ -218,13 +218,14 @@ impl Arenas {
     /// Counts what is free in them; `None` if that is too much to count, or changes too fast.
     pub fn free(self, memory: &impl ReadMemory) -> Option<Free> {
         let mut free = Free { heaps: self.heaps, ..Free::default() };
-        for arena in &self.arenas {
+        for (arena, is_main) in self.arenas.iter().zip(std::iter::once(true).chain(std::iter::repeat(false)))
+        {
             let top = arena.words[state::TOP];
             let [size] = memory.words(Address(top + SIZE))?;
             if size & !FLAGS > arena.words[state::SYSTEM_BYTES] {
                 return None;
             }
-            free.add(top, size & !FLAGS);
+            free.add_top(top, size & !FLAGS, is_main);
             for list in 0..state::LIST_COUNT {
                 free.add_list(memory, arena, list)?;
             }
@@ -298,19 +299,30 @@ pub(super) struct Free {
     bytes: u64,
     /// Whole pages of larger ones, which may have been given back.
     pages: Vec<AddressRange>,
+    /// The same behind the last block of arenas other than the first: `malloc_trim` leaves those alone (`mtrim`).
+    untrimmed: Vec<AddressRange>,
     looks: usize,
 }
 
 impl Free {
     /// Adds a free chunk.
     fn add(&mut self, at: u64, size: u64) {
-        let pages = AddressRange {
-            start: Address(at.saturating_add(CHUNK_HEADER).next_multiple_of(PAGE_BYTES)),
-            end: Address(at.saturating_add(size) / PAGE_BYTES * PAGE_BYTES),
-        };
+        let pages = whole_pages(at, size);
         self.bytes += size - pages.bytes();
         if !pages.is_empty() {
             self.pages.push(pages);
+        }
+    }
+
+    /// Adds what is behind the last block of an arena.
+    fn add_top(&mut self, at: u64, size: u64, of_main_arena: bool) {
+        if of_main_arena {
+            return self.add(at, size);
+        }
+        let pages = whole_pages(at, size);
+        self.bytes += size - pages.bytes();
+        if !pages.is_empty() {
+            self.untrimmed.push(pages);
         }
     }
 
@@ -423,11 +435,23 @@ impl Free {
             end = end.max(pages.end);
             is_new
         });
+        let trimmed = self.pages.len();
+        self.pages.append(&mut self.untrimmed);
         let pages: Option<Vec<Bytes>> = resident(&self.pages)?.into_iter().collect();
+        let sum = |pages: &[Bytes]| pages.iter().map(|bytes| bytes.0).sum::<u64>();
         Ok(pages.map(|pages| Kept {
-            bytes: Bytes(self.bytes + pages.iter().map(|bytes| bytes.0).sum::<u64>()),
+            bytes: Bytes(self.bytes + sum(&pages)),
+            trimmable: Bytes(sum(&pages[..trimmed])),
             heaps: self.heaps,
         }))
+    }
+}
+
+/// The pages that a free chunk has for itself.
+fn whole_pages(at: u64, size: u64) -> AddressRange {
+    AddressRange {
+        start: Address(at.saturating_add(CHUNK_HEADER).next_multiple_of(PAGE_BYTES)),
+        end: Address(at.saturating_add(size) / PAGE_BYTES * PAGE_BYTES),
     }
 }
 
@@ -436,6 +460,9 @@ impl Free {
 pub struct Kept {
     /// Resident bytes of free chunks.
     pub bytes: Bytes,
+    /// Of that, what `malloc_trim(0)` would give back to the kernel: whole pages of chunks in lists, and behind the last block of the
+    /// first arena. It may be a little more, since `malloc_trim` first joins neighbours.
+    pub trimmable: Bytes,
     /// Where arenas are; what is not free there is in use.
     pub heaps: Vec<AddressRange>,
 }

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     analyze::history::{History, Source},
     model::{Bytes, Kind, Mode, Overhead, Pid, TimelinePoint},
+    plan::ApiId,
     report::status::Status,
 };
 
@@ -42,7 +43,7 @@ impl Session {
         let t_ns = now_ns().saturating_sub(self.window.opened_ns);
         self.accounts.judge_mappings(self.naming.names());
         self.accounts.look_at_memory(&self.processes, when);
-        let by_process = self.native_by_process();
+        let held = self.native_by_function();
         let was_read = reading.is_some();
         let rss = match &reading {
             Some(reading) => Some(reading.rss()),
@@ -50,7 +51,10 @@ impl Session {
         };
         let Accounts { mappings, managed, resident, .. } = &mut self.accounts;
         if let Some(reading) = reading {
-            resident.keep(reading, mappings, &by_process);
+            resident.keep(reading, &self.processes, mappings, &held);
+            let (capture, stacks) = (&self.capture, self.naming.stacks());
+            let function = |stack| stacks.get(&stack).map(|stack| ApiId(stack.api));
+            resident.look_at_blocks(|| capture.tables().live_blocks(), function, when);
         }
         let Some(rss) = rss else { return };
         self.window.rss_after = Some(rss);
@@ -58,7 +62,7 @@ impl Session {
         self.course.add(TimelinePoint {
             t_ns,
             rss_bytes: rss.0,
-            outstanding_bytes: by_process.values().sum::<u64>() + self.accounts.mapping_weight(),
+            outstanding_bytes: held.values().sum::<u64>() + self.accounts.mapping_weight(),
             managed_bytes,
         });
     }
@@ -84,13 +88,13 @@ impl Session {
         self.course.history.push(t_ns, native.chain(mapped).chain(touched));
     }
 
-    /// Outstanding bytes of the malloc family, by process.
-    fn native_by_process(&self) -> BTreeMap<ProcessIndex, u64> {
+    /// Outstanding bytes of the malloc family, by process and function.
+    fn native_by_function(&self) -> BTreeMap<(ProcessIndex, ApiId), u64> {
         let mut sizes = BTreeMap::new();
         for (stack, totals) in self.capture.tables().stacks() {
             let bytes = totals.outstanding().bytes;
             if bytes > 0 {
-                *sizes.entry(self.naming.process_of(stack)).or_default() += bytes;
+                *sizes.entry(self.naming.function_of(stack)).or_default() += bytes;
             }
         }
         sizes

@@ -115,7 +115,7 @@ impl Session {
         self.naming.add_code(views);
         // Once the window is closed, only names are still to be found.
         if self.window.end.is_none()
-            && let Err(error) = process.attach(&mut self.capture, &self.planner)
+            && let Err(error) = process.attach(&mut self.capture, &mut self.planner)
             && !process.target.has_exited()
         {
             log::warn!("cannot probe newly loaded code: {error:#}");

@@ -152,12 +152,12 @@ impl Session {
         parts.done("attaching to system calls");
         // A probe that is shared is in everybody's code, and not all of them tell of their blocks.
         let sample = (config.sample.0 > 0 && !capture.shares_probes()).then_some(config.sample);
-        let planner = planner(&config.declarations, config.mode, sample);
+        let mut planner = planner(&config.declarations, config.mode, sample);
         let worker = Worker::start(config.native_frames).context("no thread can be had to find names on")?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
             worker.add_target(process.index, &process.target);
-            if let Err(error) = process.attach(&mut capture, &planner) {
+            if let Err(error) = process.attach(&mut capture, &mut planner) {
                 // A child may come to its end at any time.
                 if targets.contains(&process.target.pid()) || !process.target.has_exited() {
                     return Err(error);
@@ -243,7 +243,7 @@ impl Session {
         let Accounts { mappings, resident, .. } = &mut self.accounts;
         self.window.rss_before = resident.rss(&self.processes, When::Now);
         if let Some(first) = resident.read(&self.processes, When::Now) {
-            resident.keep(first, mappings, &BTreeMap::new());
+            resident.keep(first, &self.processes, mappings, &BTreeMap::new());
         }
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();

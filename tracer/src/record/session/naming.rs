@@ -6,10 +6,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tracer_ebpf::{process::ProcessIndex, stack::StackId};
+use tracer_ebpf::{process::ProcessIndex, stack::StackId, usdt::NO_API};
 
 use crate::{
     drain::NewStack,
+    plan::ApiId,
     symbolize::{CodeView, Names, Worker},
 };
 
@@ -42,9 +43,11 @@ impl Naming {
         &self.stacks
     }
 
-    /// The process that a stack was made in; the first one where that is not known.
-    pub fn process_of(&self, stack: StackId) -> ProcessIndex {
-        self.stacks.get(&stack).map_or_else(ProcessIndex::default, |stack| stack.process)
+    /// The process that a stack was made in and the function that it called; of the first process where that is not known.
+    pub fn function_of(&self, stack: StackId) -> (ProcessIndex, ApiId) {
+        let unknown = || (ProcessIndex::default(), NO_API);
+        let (process, api) = self.stacks.get(&stack).map_or_else(unknown, |stack| (stack.process, stack.api));
+        (process, ApiId(api))
     }
 
     /// Takes a stack in. Its last frame can be named when its code is known.

@@ -87,7 +87,7 @@ impl Session {
         resident.split(managed).unwrap_or_else(|| Memory {
             rss_before_bytes: self.window.rss_before.map(|bytes| bytes.0),
             rss_after_bytes: self.window.rss_after.map(|bytes| bytes.0),
-            parts: Vec::new(),
+            ..Memory::default()
         })
     }
 
