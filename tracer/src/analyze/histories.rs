@@ -355,6 +355,7 @@ fn decide(story: &Story, window: f64, sample_bytes: f64, chance: &mut Chance) ->
         runtime: None,
         allocator: Some("glibc"),
         program: "service",
+        python_objects: false,
     };
     verdict::of(&facts).leaking
 }

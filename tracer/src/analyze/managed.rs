@@ -237,6 +237,16 @@ impl Owner {
         }
         of_call(frames, length).map_or(Self::Program, Self::Runtime)
     }
+
+    /// Of what was mapped while a probed function ran: Python's object allocator may be one, which maps arenas itself.
+    fn of_flagged<F: Borrow<Frame>>(frames: &[F], length: u64) -> Self {
+        let mut system = frames
+            .iter()
+            .map(Borrow::borrow)
+            .take_while(|f| begins_with(f.module.as_deref(), SYSTEM_MODULES));
+        let runtime = of_call(frames, length).filter(|_| system.all(is_system_call_wrapper));
+        runtime.filter(|runtime| *runtime == Runtime::CPython).map_or(Self::Allocator, Self::Runtime)
+    }
 }
 
 impl ManagedHolders {
@@ -253,7 +263,7 @@ impl ManagedHolders {
                 // Arenas are all of one length.
                 let length = totals.allocated_bytes / totals.allocated_objects.max(1);
                 let owner = match holder.kind {
-                    Kind::Allocator => Owner::Allocator,
+                    Kind::Allocator => Owner::of_flagged(&frames, length),
                     _ => Owner::of(&frames, length),
                 };
                 self.owners.insert(holder, owner);

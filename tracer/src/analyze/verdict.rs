@@ -12,6 +12,7 @@ use super::retention;
 use crate::model::{
     AllocatorMemory, Bytes, Cause, Events, Kind, Memory, Part, StackReport, Verdict, VerdictSummary,
 };
+use crate::plan::python;
 
 /// What a verdict rests on.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,8 @@ pub struct Facts<'a> {
     pub allocator: Option<&'a str>,
     /// The name of the program.
     pub program: &'a str,
+    /// Whether the objects of Python were followed, so that those of its heap are blocks with stacks.
+    pub python_objects: bool,
 }
 
 /// Resident memory that grew less says nothing: every program's size wavers.
@@ -207,10 +210,13 @@ impl Growth {
         let is_measured = memory.parts.iter().any(|part| part.part == Part::Allocator && !part.estimated);
         // Then what blocks need besides is part of `native`.
         let overhead = if is_measured { 0 } else { overhead.min(grown(Part::Allocator)) };
+        // Objects that are followed are held, though they are in the runtime's heap.
+        let objects = counted.filter(|stack| facts.python_objects && python::is_of_objects(&stack.api));
+        let objects = objects.map(footprint).sum::<u64>().min(grown(Part::Managed));
         let whole = parts.values().fold(0, |sum: i64, &bytes| sum.saturating_add(bytes));
         Self {
-            held: grown(Part::Native) + grown(Part::Mapping) + overhead,
-            managed: grown(Part::Managed),
+            held: grown(Part::Native) + grown(Part::Mapping) + overhead + objects,
+            managed: grown(Part::Managed) - objects,
             retained: grown(Part::Allocator) - overhead,
             files: grown(Part::File),
             stacks: grown(Part::Stack),
@@ -339,7 +345,7 @@ fn largest_part(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
             _ => (sentence, leaking),
         }
     } else if largest == growth.managed {
-        (format!("{}{share}", managed_sentence(facts.runtime)), None)
+        (format!("{}{share}", managed_sentence(facts.runtime, facts.python_objects)), None)
     } else if largest == growth.retained {
         retained_sentence(facts, growth)
     } else if largest == growth.files && facts.shared_memory > growth.files / 2 {
@@ -381,13 +387,18 @@ fn held_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     }
 }
 
-const fn managed_sentence(runtime: Option<Runtime>) -> &'static str {
+const fn managed_sentence(runtime: Option<Runtime>, python_objects: bool) -> &'static str {
     match runtime {
+        Some(Runtime::CPython) if python_objects => {
+            "the Python heap is what grows, by more than the objects of this window: its pools are not all in use"
+        }
         Some(Runtime::V8) => "the JavaScript heap is what grows: take a heap snapshot",
         Some(Runtime::HotSpot) => {
             "the Java heap is what grows: take a heap dump (jcmd PID GC.heap_dump FILE)"
         }
-        Some(Runtime::CPython) => "the Python heap is what grows: look for its objects with tracemalloc",
+        Some(Runtime::CPython) => {
+            "the Python heap is what grows: --objects python names who allocates (tracemalloc does not see C extensions)"
+        }
         Some(Runtime::Go) => "the Go heap is what grows: take a heap profile with pprof",
         Some(Runtime::Ruby) => "the Ruby heap is what grows: dump it with ObjectSpace.dump_all",
         Some(Runtime::DotNet) => "the .NET heap is what grows: take a dump with dotnet-gcdump",
@@ -530,6 +541,7 @@ mod tests {
             runtime: Some(Runtime::V8),
             allocator: Some("glibc"),
             program: "service",
+            python_objects: false,
         });
         (verdict.summary, verdict.leaking)
     }
@@ -665,6 +677,35 @@ mod tests {
         // Hardly anything was freed, so it is something else that is kept.
         freed.stack.freed_bytes = MIB;
         assert_eq!(verdict_of(&[freed], &memory, 0).1, None);
+    }
+
+    #[test]
+    fn objects_that_are_followed_are_held() {
+        let mut leak = leak(30 * MIB);
+        leak.stack.api = "_PyObject_Malloc".to_owned();
+        let memory = memory(&[(Part::Managed, 31 * MIB as i64), (Part::Native, 0), (Part::Allocator, 0)]);
+        let of = |python_objects| {
+            let verdict = of(&Facts {
+                window: WINDOW,
+                memory: Some(&memory),
+                stacks: &[leak.stack.clone()],
+                causes: &[leak.cause.clone()],
+                sample_bytes: 0,
+                // As many as it holds: older objects are freed, too.
+                freed_older_blocks: leak.stack.outstanding_objects,
+                shared_memory: 0,
+                outstanding: &[],
+                runtime: Some(Runtime::CPython),
+                allocator: Some("glibc"),
+                program: "service",
+                python_objects,
+            });
+            (verdict.summary, verdict.leaking)
+        };
+        let (summary, leaking) = of(true);
+        assert!(summary.starts_with("leaking 30.0 MiB/min in `addon.node: Session::Open`"), "{summary}");
+        assert_eq!(leaking, Some(true));
+        assert!(of(false).0.contains("older blocks"));
     }
 
     #[test]

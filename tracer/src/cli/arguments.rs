@@ -160,11 +160,26 @@ pub(super) struct AllocatorArguments {
     /// Also trace the malloc family under this prefix: `my_` for my_malloc, my_free and so on. May be repeated.
     #[arg(long = "symbol-prefix", value_name = "PREFIX", value_parser = parse_prefix, help_heading = heading::TARGET)]
     prefixes: Vec<SymbolPrefix>,
+
+    /// Also trace the object allocator of this runtime: objects of up to 512 bytes, which a C extension may leak. Each costs a probe.
+    #[arg(long, value_name = "RUNTIME", value_enum, help_heading = heading::TARGET)]
+    objects: Option<ObjectsOf>,
+}
+
+/// A runtime whose objects can be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ObjectsOf {
+    /// CPython: what comes from its pools.
+    Python,
 }
 
 impl From<AllocatorArguments> for Declarations {
     fn from(arguments: AllocatorArguments) -> Self {
-        Self { prefixes: arguments.prefixes, allocators: arguments.allocators }
+        Self {
+            prefixes: arguments.prefixes,
+            allocators: arguments.allocators,
+            python_objects: arguments.objects == Some(ObjectsOf::Python),
+        }
     }
 }
 
@@ -324,6 +339,7 @@ impl RecordArguments {
             ("--max-live", self.max_live.is_some()),
             ("--allocator", !self.allocators.allocators.is_empty()),
             ("--symbol-prefix", !self.allocators.prefixes.is_empty()),
+            ("--objects", self.allocators.objects.is_some()),
         ];
         options.into_iter().find_map(|(option, given)| given.then_some(option))
     }

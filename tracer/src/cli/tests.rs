@@ -47,7 +47,7 @@ fn every_option_arrives() {
     let config = parsed(
         "-p 1 --pid 2 --follow -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
          --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB \
-         --max-live 1000 --interval 2s --mark-after 5s --tui --native-frames -vv --color never --symbol-prefix my_ \
+         --max-live 1000 --interval 2s --mark-after 5s --tui --native-frames -vv --color never --symbol-prefix my_ --objects python \
          --allocator lib.so:malloc=get,free=put",
     );
     let recording = record::Config {
@@ -64,6 +64,7 @@ fn every_option_arrives() {
         declarations: Declarations {
             prefixes: vec!["my_".parse().unwrap()],
             allocators: vec!["lib.so:malloc=get,free=put".parse().unwrap()],
+            python_objects: true,
         },
         mode: Mode::Allocations,
         mark_after: Some(Duration::from_secs(5)),

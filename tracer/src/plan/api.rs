@@ -98,17 +98,17 @@ const fn arg(number: u8) -> Option<Arg> {
 }
 
 /// `f(.., size, ..)` returning the block.
-const fn sized(size: u8) -> Role {
+pub(super) const fn sized(size: u8) -> Role {
     Role::Allocate(Signature { size: arg(size), count: None, old: None, result: ResultPlace::Register })
 }
 
 /// `f(.., count, size, ..)` returning a block of `count * size` bytes.
-const fn counted(count: u8, size: u8) -> Role {
+pub(super) const fn counted(count: u8, size: u8) -> Role {
     Role::Allocate(Signature { size: arg(size), count: arg(count), old: None, result: ResultPlace::Register })
 }
 
 /// `f(.., old, size, ..)` returning the block at its new place.
-const fn resize(old: u8, size: u8) -> Role {
+pub(super) const fn resize(old: u8, size: u8) -> Role {
     Role::Allocate(Signature { size: arg(size), count: None, old: arg(old), result: ResultPlace::Register })
 }
 
@@ -123,7 +123,7 @@ const BY_POINTER: Role =
     Role::Allocate(Signature { size: arg(2), count: None, old: None, result: ResultPlace::PointedAtByArg0 });
 
 /// `f(.., old, ..)` giving the block back.
-const fn release(old: u8) -> Role {
+pub(super) const fn release(old: u8) -> Role {
     Role::Release(Signature { size: None, count: None, old: arg(old), result: ResultPlace::Register })
 }
 

@@ -12,13 +12,15 @@ pub struct Declarations {
     pub prefixes: Vec<SymbolPrefix>,
     /// Functions of single files.
     pub allocators: Vec<Allocator>,
+    /// Whether the objects of Python are followed, too.
+    pub python_objects: bool,
 }
 
 impl Declarations {
     /// Whether nothing is said.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.prefixes.is_empty() && self.allocators.is_empty()
+        self.prefixes.is_empty() && self.allocators.is_empty() && !self.python_objects
     }
 }
 

@@ -25,6 +25,8 @@ pub enum Family {
     Rpmalloc,
     /// snmalloc.
     Snmalloc,
+    /// That of CPython, for objects.
+    Python,
     /// Another one.
     Other,
 }
@@ -40,6 +42,7 @@ impl fmt::Display for Family {
             Self::Tbb => "oneTBB's allocator",
             Self::Rpmalloc => "rpmalloc",
             Self::Snmalloc => "snmalloc",
+            Self::Python => "Python's object allocator",
             Self::Other => "allocator",
         })
     }
@@ -67,6 +70,7 @@ const FUNCTIONS: &[(&str, Family)] = &[
     ("sn_", Family::Snmalloc),
     ("je_", Family::Jemalloc),
     ("rjem_", Family::Jemalloc),
+    ("PyObject_", Family::Python),
     // In a static program.
     ("libc_", Family::Glibc),
 ];

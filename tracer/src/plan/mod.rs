@@ -24,6 +24,7 @@
 //! - `forward`: which functions only call another one that is probed.
 //! - `table`: a plan as text.
 //! - [`usdt`]: probes by which a file tells itself what it allocates.
+//! - [`python`]: the object allocator of CPython.
 //! - [`placement`]: what is known about the place of a probe; `arch` finds it by disassembly.
 
 pub mod api;
@@ -34,6 +35,7 @@ pub mod family;
 mod forward;
 mod object;
 pub mod placement;
+pub mod python;
 mod table;
 pub mod usdt;
 
@@ -58,6 +60,7 @@ use exits::ExitFinder;
 use forward::forwards;
 use object::{Named, Object, Symbols};
 use placement::Spot;
+use python::ObjectAllocator;
 use usdt::telling;
 
 use crate::model::Bytes;
@@ -206,6 +209,8 @@ pub struct Planner {
     /// Mean bytes between samples where a sample is wanted: then what files tell of the blocks that they sample is looked for.
     pub sample: Option<Bytes>,
     pub(crate) declared: Vec<Numbered>,
+    /// Where the objects of Python are wanted.
+    pub(crate) objects: Option<ObjectAllocator>,
 }
 
 /// Plans one ELF file with the default [`Planner`].
@@ -222,6 +227,9 @@ impl Planner {
     pub fn with(mut self, declarations: &Declarations) -> Self {
         for prefix in &declarations.prefixes {
             self.catalog.add_prefix(prefix);
+        }
+        if declarations.python_objects {
+            self.objects = Some(ObjectAllocator::add_to(&mut self.catalog));
         }
         for allocator in &declarations.allocators {
             let functions = allocator.functions.iter().map(|api| {
@@ -270,12 +278,16 @@ impl Planner {
     /// When the bytes are not a well-formed x86_64 ELF file.
     pub fn plan(&self, elf: &[u8]) -> Result<ObjectPlan, PlanError> {
         let object = Object::parse(elf)?;
-        let symbols = object.allocator_symbols(&self.catalog)?;
+        let mut symbols = object.allocator_symbols(&self.catalog)?;
+        let objects = self.objects.map_or(Ok(()), |objects| objects.find(&object, &mut symbols));
         let skip = |name: String, why: String, omission| Skipped { name, why, omission };
         let unusable = symbols.unusable.iter();
         let mut skipped: Vec<Skipped> = unusable
             .map(|(name, why)| skip(name.clone(), (*why).to_owned(), Omission::Unsupported))
             .collect();
+        if let Err(why) = objects {
+            skipped.push(skip(python::OBJECTS.to_owned(), why.to_owned(), Omission::Unsupported));
+        }
         let scope = Scope {
             object: &object,
             defines_allocator: self.defines_allocator(&symbols),

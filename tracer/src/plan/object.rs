@@ -164,6 +164,56 @@ impl<'data> Object<'data> {
         })
     }
 
+    /// Those of these functions that the file defines: address and size.
+    pub(super) fn functions_named<'name>(&self, wanted: &[&'name str]) -> HashMap<&'name str, (u64, u64)> {
+        let longest = wanted.iter().map(|name| name.len()).max().unwrap_or(0);
+        let mut found = HashMap::new();
+        for table in [self.file.elf_dynamic_symbol_table(), self.file.elf_symbol_table()] {
+            let names = self.names_of(table).unwrap_or_default();
+            for symbol in table.iter().filter(|symbol| is_defined_code(symbol)) {
+                let name = name_at(names, symbol.st_name(LittleEndian), longest);
+                if let Some(name) =
+                    name.and_then(|name| wanted.iter().find(|wanted| wanted.as_bytes() == name))
+                {
+                    found.insert(*name, (symbol.st_value(LittleEndian), symbol.st_size(LittleEndian)));
+                }
+            }
+        }
+        found
+    }
+
+    /// What a word of the file has in memory when the loader is done: an address of this file.
+    pub(super) fn word_at_start(&self, svma: u64) -> Option<u64> {
+        let relocations = self.file.elf_section_table().iter().filter_map(|section| {
+            let (relocations, _) = section.rela(LittleEndian, self.data).ok()??;
+            Some(relocations)
+        });
+        let relocation = relocations.flatten().find(|relocation| relocation.r_offset(LittleEndian) == svma);
+        let Some(relocation) = relocation else { return self.word_in_file(svma) };
+        let addend = relocation.r_addend(LittleEndian) as u64;
+        match relocation.r_type(LittleEndian, false) {
+            elf::R_X86_64_RELATIVE => Some(addend),
+            elf::R_X86_64_GLOB_DAT | elf::R_X86_64_64 | elf::R_X86_64_JUMP_SLOT => {
+                let table = self.file.elf_dynamic_symbol_table();
+                let symbol = table.symbol(relocation.symbol(LittleEndian, false)?).ok()?;
+                let is_here = symbol.st_shndx(LittleEndian) != elf::SHN_UNDEF;
+                is_here.then(|| symbol.st_value(LittleEndian).wrapping_add(addend))
+            }
+            _ => None,
+        }
+    }
+
+    fn word_in_file(&self, svma: u64) -> Option<u64> {
+        self.file.elf_program_headers().iter().find_map(|header| {
+            if header.p_type(LittleEndian) != elf::PT_LOAD {
+                return None;
+            }
+            let offset = usize::try_from(svma.checked_sub(header.p_vaddr(LittleEndian))?).ok()?;
+            let bytes = header.data(LittleEndian, self.data).ok()?;
+            Some(u64::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
+        })
+    }
+
     /// The names of all functions that the file defines.
     pub(super) fn function_names(&self) -> impl Iterator<Item = &'data str> {
         /// As long as a symbol that can be declared.
@@ -215,6 +265,19 @@ impl Symbols {
     /// The address of a function.
     pub(super) fn address_of(&self, api: ApiId) -> Option<u64> {
         self.functions.iter().find_map(|(&svma, named)| named.apis.contains(&api).then_some(svma))
+    }
+
+    /// A function was found by other means than its name.
+    pub(super) fn add(&mut self, svma: u64, api: ApiId) {
+        self.functions.entry(svma).or_default().apis.insert(api);
+    }
+
+    /// Functions are not to be probed.
+    pub(super) fn forget(&mut self, apis: &[ApiId]) {
+        for named in self.functions.values_mut() {
+            named.apis.retain(|api| !apis.contains(api));
+        }
+        self.functions.retain(|_, named| !named.apis.is_empty());
     }
 
     /// The function that an address is in.

@@ -44,6 +44,8 @@ pub struct Findings {
     pub(super) memory: Memory,
     pub(super) runtime: Option<Runtime>,
     pub(super) allocator: Option<&'static str>,
+    /// Whether the objects of Python were followed.
+    pub(super) python_objects: bool,
     pub(super) shared_memory: u64,
     pub(super) timeline: Vec<TimelinePoint>,
 }
@@ -85,6 +87,7 @@ impl Findings {
                 runtime: self.runtime,
                 allocator: self.allocator,
                 program: &processes[0].comm,
+                python_objects: self.python_objects,
             })
         });
         causes::leave_out_small(&mut causes);

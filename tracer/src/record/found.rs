@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use crate::{
     analyze::allocators,
-    plan::{Allocator, Api, Catalog, Declarations, Family, ObjectPlan, Role, declared},
+    plan::{Allocator, Api, Catalog, Declarations, Family, ObjectPlan, Role, declared, python},
     report::human::printable,
 };
 
@@ -17,7 +17,8 @@ pub fn allocators_in(file: &str, plan: &ObjectPlan, catalog: &Catalog) -> Vec<al
         return Vec::new();
     }
     let names: Vec<&str> = probed.iter().map(|(_, api)| api.name.as_ref()).collect();
-    let families = Family::in_file(file, &names).into_iter();
+    // Objects lie in the pools of the interpreter.
+    let families = Family::in_file(file, &names).into_iter().filter(|(family, _)| *family != Family::Python);
     let allocator = |(family, places): (Family, Vec<usize>)| allocators::Allocator {
         family,
         file: file.to_owned(),
@@ -32,6 +33,8 @@ pub struct Found {
     files: BTreeSet<PathBuf>,
     /// Functions, probed or not.
     functions: BTreeSet<String>,
+    /// Why the objects of Python cannot be followed.
+    objects: Option<String>,
 }
 
 impl Found {
@@ -43,12 +46,15 @@ impl Found {
     /// This is to be probed in a file.
     pub fn add_plan(&mut self, plan: &ObjectPlan, catalog: &Catalog) {
         self.functions.extend(plan.names(catalog));
+        let skipped = plan.skipped.iter().find(|skipped| skipped.name == python::OBJECTS);
+        self.objects = self.objects.take().or_else(|| skipped.map(|skipped| skipped.why.clone()));
     }
 
     /// Adds what was found in another process.
     pub fn extend(&mut self, other: &Self) {
         self.files.extend(other.files.iter().cloned());
         self.functions.extend(other.functions.iter().cloned());
+        self.objects = self.objects.take().or_else(|| other.objects.clone());
     }
 
     /// What of the declarations was not found, in words that follow "has no".
@@ -56,6 +62,10 @@ impl Found {
     pub fn lacks(&self, declarations: &Declarations) -> Option<String> {
         if let Some(allocator) = declarations.allocators.iter().find(|allocator| !self.has_file(allocator)) {
             return Some(self.no_file(allocator));
+        }
+        if declarations.python_objects && !self.functions.iter().any(|name| python::is_of_objects(name)) {
+            let why = self.objects.iter().map(|why| format!(" that can be followed: {why}"));
+            return Some(format!("object allocator of Python{}", why.collect::<String>()));
         }
         let is_used = |prefix: &str| self.functions.iter().any(|name| name.starts_with(prefix));
         let unused =

@@ -8,6 +8,7 @@
 //! 2-byte nops none). Later kernels do the like with a 10-byte nop.
 
 mod pass_on;
+mod table_call;
 
 use std::ops::RangeInclusive;
 
@@ -18,6 +19,8 @@ use iced_x86::{
 use tracer_ebpf::probe::{Arg, ResultPlace, Signature};
 
 use crate::plan::placement::{Cost, Obstacle};
+
+pub(in crate::plan) use table_call::TableCall;
 
 /// The C calling convention's argument registers.
 const ARGUMENTS: [Register; Arg::COUNT as usize] =

@@ -64,6 +64,7 @@ impl Session {
             memory: self.memory(),
             runtime: resident.runtime(managed),
             allocator: resident.allocator(),
+            python_objects: self.config.declarations.python_objects,
             shared_memory: resident.shared_growth(),
             timeline: self.course.timeline.clone(),
         }
