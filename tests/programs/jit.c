@@ -1,5 +1,7 @@
 // Code that no file has: two functions written into executable memory at run time, which call malloc and keep frame
-// pointers. /tmp/perf-PID.map names one of them, as node and the JVM do; the other has no name.
+// pointers. /tmp/perf-PID.map names one of them, as node and the JVM do; the other has no name. With `memfd` the memory is that of a
+// file without a name, which is mapped twice, as Erlang does.
+#define _GNU_SOURCE
 #include <sys/mman.h>
 
 #include "protocol.h"
@@ -24,11 +26,23 @@ CALLER void call(int at) {
     KEEP(block);
 }
 
-int main(void) {
-    code = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    size_t length = assemble(code + NAMED, NAMED_SIZE);
-    assemble(code + NAMELESS, NAMELESS_SIZE);
-    if (mprotect(code, 4096, PROT_READ | PROT_EXEC) != 0) return 1;
+int main(int count, char **arguments) {
+    int file = -1;
+    if (count > 1 && strcmp(arguments[1], "memfd") == 0) {
+        file = memfd_create("vmem", 0);
+        if (file < 0 || ftruncate(file, 4096) != 0) return 1;
+    }
+    int kind = file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    unsigned char *written = mmap(NULL, 4096, PROT_READ | PROT_WRITE, kind, file, 0);
+    size_t length = assemble(written + NAMED, NAMED_SIZE);
+    assemble(written + NAMELESS, NAMELESS_SIZE);
+    code = written;
+    if (file >= 0) {
+        code = mmap(NULL, 4096, PROT_READ | PROT_EXEC, kind, file, 0);
+        if (code == MAP_FAILED) return 1;
+    } else if (mprotect(code, 4096, PROT_READ | PROT_EXEC) != 0) {
+        return 1;
+    }
     snprintf(map_file, sizeof map_file, "/tmp/perf-%d.map", getpid());
     FILE *names = fopen(map_file, "w");
     fprintf(names, "%lx %zx LazyCompile:~leakInJit server.js:7\n", (unsigned long)(code + NAMED), length);

@@ -183,6 +183,13 @@ fn jit_code_is_named_by_its_perf_map() {
     program.assert_unharmed();
 }
 
+#[test]
+fn jit_code_in_a_memfd_is_walked_through() {
+    let mut program = Program::new("jit.c").argument("memfd").start();
+    check_jit(&trace(&mut program), &program);
+    program.assert_unharmed();
+}
+
 #[track_caller]
 fn check_jit(report: &Report, program: &Running) {
     report.assert_exact();

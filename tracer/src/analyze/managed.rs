@@ -34,6 +34,12 @@ pub enum Runtime {
     Ruby,
     /// .NET (CoreCLR).
     DotNet,
+    /// Mono.
+    Mono,
+    /// PHP.
+    Php,
+    /// Erlang and Elixir.
+    Beam,
 }
 
 impl fmt::Display for Runtime {
@@ -45,6 +51,9 @@ impl fmt::Display for Runtime {
             Self::Go => "Go",
             Self::Ruby => "Ruby",
             Self::DotNet => ".NET",
+            Self::Mono => "Mono",
+            Self::Php => "PHP",
+            Self::Beam => "BEAM",
         })
     }
 }
@@ -121,6 +130,32 @@ const CALL_RULES: &[CallRule] = &[
         modules: &["ruby", "libruby"],
         functions: &["heap_page_body_allocate", "gc_aligned_malloc", "rb_gc_impl_", "rb_yjit_", "rb_zjit_"],
         reach: 3,
+        lengths: &[],
+    },
+    // Without symbols: HEAP_PAGE_SIZE is 16 KiB in 3.1 and 64 KiB from 3.2 on, and twice that is mapped, of which the page is left.
+    CallRule {
+        runtime: Runtime::Ruby,
+        modules: &["ruby", "libruby"],
+        functions: ANY,
+        reach: 1,
+        lengths: &[32 << 10, 128 << 10],
+    },
+    // Zend/zend_alloc.c maps chunks of 2 MiB, and blocks that are larger. (A fiber's stack is mapped by the program, too.)
+    CallRule { runtime: Runtime::Php, modules: &["php", "libphp"], functions: ANY, reach: 1, lengths: &[] },
+    // Carriers: erts/emulator/sys/common/erl_mmap.c, under erl_mseg.c and erl_alloc_util.c.
+    CallRule {
+        runtime: Runtime::Beam,
+        modules: &["beam"],
+        functions: &["erts_mmap"],
+        reach: 2,
+        lengths: &[],
+    },
+    // mono/utils/mono-mmap.c: the sections of sgen, and code.
+    CallRule {
+        runtime: Runtime::Mono,
+        modules: &["mono", "libmono"],
+        functions: &["mono_valloc"],
+        reach: 2,
         lengths: &[],
     },
     // The GC and the code heaps; what else CoreCLR needs comes from malloc.
@@ -334,6 +369,8 @@ const NAME_RULES: &[(&str, Runtime)] = &[
     ("[anon:cpython:", Runtime::CPython),
     // CoreCLR's ExecutableAllocator maps code twice, writable and executable.
     ("/memfd:doublemapper", Runtime::DotNet),
+    // erts/emulator/beam/jit: the same.
+    ("/memfd:vmem", Runtime::Beam),
 ];
 
 /// Where a runtime puts its heap although the kernel would have put it elsewhere.
@@ -368,6 +405,11 @@ const RUNTIME_MODULES: &[(&str, Runtime)] = &[
     ("ruby", Runtime::Ruby),
     ("libruby", Runtime::Ruby),
     ("libcoreclr.so", Runtime::DotNet),
+    ("mono", Runtime::Mono),
+    ("libmono", Runtime::Mono),
+    ("php", Runtime::Php),
+    ("libphp", Runtime::Php),
+    ("beam", Runtime::Beam),
 ];
 
 /// The runtimes that a process contains, as far as its mappings show. (A Go program is known by its heap's address.)
@@ -444,6 +486,29 @@ mod tests {
 
     fn holder(stack: u32, kind: Kind) -> Holder {
         Holder { process: ProcessIndex::default(), stack: StackId::new(stack), kind, api: "mmap" }
+    }
+
+    /// As they were seen with Debian 12's packages, whose files have no symbols but the exported ones.
+    #[test]
+    fn heaps_of_runtimes_without_symbols() {
+        let beam = [
+            "libc.so.6:mmap64",
+            "beam.smp:erts_mmap",
+            "beam.smp",
+            "beam.smp:erts_mseg_alloc_opt",
+            "beam.smp",
+        ];
+        assert_eq!(of_call(&stack(&beam), 1 << 22), Some(Runtime::Beam));
+        let mono =
+            ["libc.so.6:mmap64", "mono-sgen:mono_valloc", "mono-sgen:mono_valloc_aligned", "mono-sgen"];
+        assert_eq!(of_call(&stack(&mono), 1 << 19), Some(Runtime::Mono));
+        let php = ["libc.so.6:mmap64", "php8.2", "php8.2", "php8.2", "php8.2:zend_hash_next_index_insert"];
+        assert_eq!(of_call(&stack(&php), 2 << 20), Some(Runtime::Php));
+        let extension = ["libc.so.6:mmap64", "imagick.so:pixels", "php8.2:execute_ex"];
+        assert_eq!(of_call(&stack(&extension), 2 << 20), None);
+        let ruby = ["libc.so.6:mmap64", "libruby-3.1.so.3.1.2", "libruby-3.1.so.3.1.2"];
+        assert_eq!(of_call(&stack(&ruby), 32 << 10), Some(Runtime::Ruby));
+        assert_eq!(of_call(&stack(&ruby), 40 << 10), None);
     }
 
     #[test]

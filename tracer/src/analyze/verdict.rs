@@ -401,6 +401,13 @@ const fn managed_sentence(runtime: Option<Runtime>, python_objects: bool) -> &'s
         }
         Some(Runtime::Go) => "the Go heap is what grows: take a heap profile with pprof",
         Some(Runtime::Ruby) => "the Ruby heap is what grows: dump it with ObjectSpace.dump_all",
+        Some(Runtime::Mono) => "the Mono heap is what grows: start it with mono --profile=log:heapshot",
+        Some(Runtime::Php) => {
+            "the PHP heap is what grows: compare memory_get_usage() between requests, and dump it with meminfo"
+        }
+        Some(Runtime::Beam) => {
+            "the Erlang heap (BEAM's carriers) is what grows: look at it with recon (recon_alloc:memory(usage), recon:bin_leak(10))"
+        }
         Some(Runtime::DotNet) => "the .NET heap is what grows: take a dump with dotnet-gcdump",
         None => "the heap of the language runtime is what grows: look at it with the runtime's own tools",
     }

@@ -86,6 +86,20 @@ impl CodeFiles {
         for object in objects.opened {
             self.read_object(object);
         }
+        // Code that was compiled as the program ran has no tables, and never will have: it is walked by frame pointers.
+        for id in objects.others {
+            self.files_seen += 1;
+            self.files.insert(
+                id,
+                CodeFile {
+                    object: None,
+                    table: InKernel::As(Code::NO_TABLE),
+                    segments: CodeSegments::default(),
+                    v8: None,
+                    number: self.files_seen,
+                },
+            );
+        }
         if self.vdso.is_none()
             && let Some(vdso) = mappings.iter().find(|mapping| mapping.name == "[vdso]")
         {

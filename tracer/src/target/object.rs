@@ -111,6 +111,8 @@ pub struct Objects {
     pub opened: Vec<Object>,
     /// Files with executable mappings that could not be opened.
     pub unopened: Vec<Unopened>,
+    /// Files with executable mappings that are no ELF files: code that was compiled into a `memfd`.
+    pub others: Vec<FileId>,
 }
 
 /// A mapped file that could not be opened.
@@ -143,7 +145,7 @@ pub(super) fn open_all(
                 file,
                 segments: segments.into_iter().map(Segment::from).collect(),
             }),
-            Ok(None) => {}
+            Ok(None) => objects.others.push(id),
             Err(errno) => objects.unopened.push(Unopened { id, path, reason: errno.into() }),
         }
     }
