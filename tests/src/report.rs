@@ -161,6 +161,7 @@ pub struct Frame {
     pub module: Option<String>,
     pub build_id: Option<String>,
     pub offset: Option<String>,
+    pub function_offset: Option<String>,
     pub file: Option<String>,
     pub line: Option<u32>,
     #[serde(default)]

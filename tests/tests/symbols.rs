@@ -93,7 +93,7 @@ fn cxx_names_are_demangled() {
 }
 
 #[test]
-fn a_stripped_program_shows_module_and_offset_and_no_guess() {
+fn a_stripped_program_shows_module_and_where_functions_begin_and_no_guess() {
     let program = Program::new("malloc_family.c");
     let executable = program.build();
     let directory = TempDir::new().expect("a temporary directory");
@@ -101,9 +101,13 @@ fn a_stripped_program_shows_module_and_offset_and_no_guess() {
     let report = trace(&mut running);
     let leaf = &stack_of(&report, 7 * 1001).frames[0];
     assert_eq!((leaf.function.as_deref(), leaf.module.as_deref()), (None, Some("stripped")), "{leaf:?}");
-    let offset = leaf.offset.as_deref().and_then(|offset| offset.strip_prefix("0x"));
-    let offset = u64::from_str_radix(offset.expect("the offset is known"), 16).expect("it is hexadecimal");
-    assert!(symbol(&executable, "leak_malloc").contains(&offset), "{leaf:?}");
+    let number = |hex: &Option<String>| {
+        let digits = hex.as_deref().and_then(|hex| hex.strip_prefix("0x")).expect("it is known");
+        u64::from_str_radix(digits, 16).expect("it is hexadecimal")
+    };
+    let leaks = symbol(&executable, "leak_malloc");
+    assert!(leaks.contains(&number(&leaf.offset)), "{leaf:?}");
+    assert_eq!(number(&leaf.function_offset), leaks.start, "{leaf:?}");
 }
 
 /// The addresses of a function, as the file states them.

@@ -144,6 +144,7 @@ fn frame(place: usize, dice: &mut Dice) -> Frame {
         module: Some("service".into()),
         build_id: Some("0123456789abcdef0123456789abcdef01234567".into()),
         offset: Some(format!("{offset:#x}")),
+        function_offset: None,
         // Most libraries come without debug information.
         file: has_source
             .then(|| format!("/build/service/src/module_{}/worker_{}.cc", function % 200, function % 3_000)),

@@ -538,6 +538,9 @@ pub struct Frame {
     /// Offset of `ip` in the object as its file states addresses (svma), in hex with `0x`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<String>,
+    /// Where the function begins, stated as `offset` is, if the function has no name: in every run and at every call in it the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function_offset: Option<String>,
     /// Source file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
@@ -553,10 +556,11 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// What to call this frame: its function, else `module+0xoffset`, else the bare address in brackets.
+    /// What to call this frame: its function, else `module+0xoffset` of where that begins, or of the call where that is not known, else
+    /// the bare address in brackets.
     #[must_use]
     pub fn label(&self) -> String {
-        match (&self.function, &self.module, &self.offset) {
+        match (&self.function, &self.module, self.function_offset.as_ref().or(self.offset.as_ref())) {
             (Some(function), _, _) => function.clone(),
             (None, Some(module), Some(offset)) => format!("{module}+{offset}"),
             (None, Some(module), None) => module.clone(),

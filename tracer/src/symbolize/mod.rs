@@ -12,7 +12,8 @@
 //!
 //! # Never a guess
 //! Each source of names is bounded by what it claims to cover: debug information by its ranges, symbols by their size,
-//! perf maps by theirs. Where none covers an address, the frame says `module+0xoffset`.
+//! perf maps by theirs. Where none covers an address, the frame says `module+0xoffset`, with the offset at which the function begins by
+//! the frame information that exceptions need, so that all calls in it are one place.
 //!
 //! The order of the sources: debug information (in the object, or in a separate debug file found by build id or debug
 //! link in the target's root or the tracer's), the symbol tables of the object, the perf map of the target.
@@ -201,6 +202,9 @@ impl Symbolizer {
         if let Some(name) = self.perf_map.find(call) {
             frame.function = Some(name.to_owned());
             frame.language = Some("jit".to_owned());
+        } else if let Some(region) = region {
+            let begin = region.module.function_begin(region.file_offset(call));
+            frame.function_offset = begin.map(|begin| format!("{begin:#x}"));
         }
         Rc::new([self.pool.share(frame)])
     }
@@ -261,6 +265,12 @@ impl Module {
         }
         let svma = object.svma(file_offset);
         svma.map(|svma| object.functions(svma, target)).unwrap_or_default()
+    }
+
+    /// Where the function that the byte at `file_offset` is in begins.
+    fn function_begin(&self, file_offset: u64) -> Option<u64> {
+        let object = self.object.as_ref()?;
+        object.function_begin(object.svma(file_offset)?)
     }
 
     /// What a frame at the call at `call` says of its module.

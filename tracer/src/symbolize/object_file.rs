@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Seek as _};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,6 +19,7 @@ use super::debug_file::{self, DebugLinks, to_hex};
 use super::demangle::{Name, demangle};
 use super::exports::Exports;
 use crate::target::Target;
+use crate::unwind::function_ranges;
 
 /// Mappings begin and end on pages, segments of a file need not.
 const PAGE: u64 = 4096;
@@ -30,6 +31,8 @@ pub(super) struct ObjectFile {
     headers: Headers,
     file: File,
     names: OnceCell<Names>,
+    /// Where its functions are by its frame information; read when one has no name.
+    functions: OnceCell<Vec<Range<u64>>>,
 }
 
 /// A function, or one that was inlined into the function of the next one.
@@ -45,7 +48,7 @@ impl ObjectFile {
     /// Reads the headers of `file`, found at `path`; fails when it is not ELF.
     pub(super) fn open(file: File, path: PathBuf) -> io::Result<Self> {
         let headers = Headers::read(&file)?;
-        Ok(Self { path, headers, file, names: OnceCell::new() })
+        Ok(Self { path, headers, file, names: OnceCell::new(), functions: OnceCell::new() })
     }
 
     /// The build id in hex.
@@ -83,6 +86,18 @@ impl ObjectFile {
         )
     }
 
+    /// Where the function at `svma` begins, as the frame information says, which outlives `strip`: exceptions need it.
+    pub(super) fn function_begin(&self, svma: u64) -> Option<u64> {
+        let functions = self.functions.get_or_init(|| {
+            read_whole(&self.file).map(|elf| function_ranges(&elf)).unwrap_or_else(|error| {
+                log::debug!("cannot read the functions of {}: {error}", self.path.display());
+                Vec::new()
+            })
+        });
+        let at = functions.partition_point(|function| function.end <= svma);
+        functions.get(at).map(|function| function.start).filter(|&start| start <= svma)
+    }
+
     fn open_names(&self, target: Option<&Target>) -> Names {
         let has_debug_info = self.headers.has_debug_info;
         let debug_file =
@@ -97,6 +112,13 @@ impl ObjectFile {
             }),
         }
     }
+}
+
+fn read_whole(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Where an object's names come from.

@@ -244,9 +244,23 @@ fn what_a_stripped_object_does_not_name_is_module_and_offset() {
         let frames = program.frames(&mut symbolizer, "hidden");
         let offset =
             frames[0].offset.as_ref().and_then(|hex| u64::from_str_radix(&hex[2..], 16).ok()).unwrap();
-        assert_eq!(frames[0].label(), format!("prog+{offset:#x}"), "{options}");
         assert!(hidden.contains(&offset), "{options}: {offset:#x} in {hidden:x?}");
+        assert_eq!(frames[0].label(), format!("prog+{:#x}", hidden.start), "{options}");
     }
+}
+
+#[test]
+fn without_frame_information_the_place_of_a_call_is_its_own() {
+    let shop = Workshop::new();
+    let options = "-O2 -fvisibility=hidden -fno-asynchronous-unwind-tables";
+    let path = shop.compile("prog", EXPORTS, options);
+    let hidden = symbol(&path, "hidden");
+    run(&format!("strip --remove-section=.eh_frame --remove-section=.eh_frame_hdr {}", path.display()));
+    let program = Program::start(&mut Command::new(&path));
+    let frame = &program.frames(&mut program.symbolizer(), "hidden")[0];
+    assert_eq!(frame.function_offset, None);
+    let offset = frame.label().strip_prefix("prog+0x").map(|hex| u64::from_str_radix(hex, 16).unwrap());
+    assert!(offset.is_some_and(|offset| offset > hidden.start && hidden.contains(&offset)), "{frame:?}");
 }
 
 /// Frames of no runtime.

@@ -321,6 +321,23 @@ fn javascript_is_no_cause_and_is_said_beside_it() {
 }
 
 #[test]
+fn calls_in_one_function_without_a_name_are_one_place() {
+    let mut program = Program::default();
+    for call in ["0x1040", "0x1080"] {
+        let frames = &mut program.add("x < lib.so!lib_open < app!main", |_| 5, 100, 0).frames;
+        frames[0] = Arc::new(Frame {
+            module: Some("lib.so".to_owned()),
+            offset: Some(call.to_owned()),
+            function_offset: Some("0x1000".to_owned()),
+            ..Frame::default()
+        });
+    }
+    let cause = program.first();
+    assert_eq!((cause.place.as_str(), cause.stacks), ("lib.so+0x1000", 2));
+    assert_eq!(cause.below.as_deref(), Some("lib_open"));
+}
+
+#[test]
 fn a_stack_without_frames_has_a_cause() {
     let mut program = Program::default();
     program.add("x", |_| 5, 100, 0).frames.clear();
