@@ -47,6 +47,8 @@ const PROGRAMS_OF_TESTS: &[(&str, &str)] = &[
     // sys/sdt.h
     ("dtrace", "systemtap-sdt-dev"),
     ("bpftrace", "bpftrace"),
+    ("debuginfod", "debuginfod"),
+    ("debuginfod-find", "debuginfod"),
     ("postgres", "postgresql"),
 ];
 

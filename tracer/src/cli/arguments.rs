@@ -20,6 +20,7 @@ use crate::plan::{Allocator, Declarations, SymbolPrefix};
 use crate::record;
 use crate::report::Format;
 use crate::report::destination::Destination;
+use crate::symbolize::Wish;
 use crate::target::{CommandLine, Subject, choice::Choice};
 
 const EXAMPLES: &str = "\
@@ -224,6 +225,11 @@ pub(super) struct RecordArguments {
     #[arg(long, help_heading = heading::REPORTS)]
     native_frames: bool,
 
+    /// Fetch debug files of what has none, after the recording, from this debuginfod server, or from those that DEBUGINFOD_URLS or
+    /// /etc/debuginfod name. Without this option that is done only where DEBUGINFOD_URLS is set, which sudo leaves out.
+    #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "", help_heading = heading::REPORTS)]
+    debuginfod: Option<String>,
+
     /// Write a report; the ending picks the format: .svg flame graph, .html page, .json or .json.gz to be read back,
     /// .folded stacks, .pb.gz pprof, .speedscope.json, .heapprofile for Chrome DevTools. `-` is standard output. May be
     /// repeated [default: tracer-COMM-PID.svg].
@@ -393,6 +399,7 @@ impl RecordArguments {
             declarations: self.allocators.into(),
             mode: self.mode,
             mark_after: self.mark_after,
+            debuginfod: self.debuginfod.map_or(Wish::Unsaid, Wish::Servers),
         };
         Ok(RecordConfig {
             recording,

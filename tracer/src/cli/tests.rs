@@ -10,6 +10,7 @@ use crate::plan::Declarations;
 use crate::record;
 use crate::report::destination::Place;
 use crate::report::{FlameOrder, Weight};
+use crate::symbolize::Wish;
 use crate::target::{CommandLine, Subject, choice::Choice};
 
 fn parse(arguments: &str) -> Result<Action, clap::Error> {
@@ -43,12 +44,19 @@ fn without_options_everything_has_its_default() {
 }
 
 #[test]
+fn servers_of_debug_files_need_no_url() {
+    for line in ["--debuginfod --pid 42", "--pid 42 --debuginfod"] {
+        assert_eq!(parsed(line).recording.debuginfod, Wish::Servers(String::new()), "{line}");
+    }
+}
+
+#[test]
 fn every_option_arrives() {
     let config = parsed(
         "-p 1 --pid 2 --follow -d 1m30s -o a.svg -o - --format folded --min-age 500ms --min-size 4096 --max-size 1MiB \
          --include file,managed --only leaking --top 3 --weight objects --flame-order icicle --fail-on 1.5KiB --sample 512KiB \
          --max-live 1000 --interval 2s --mark-after 5s --tui --native-frames -vv --color never --symbol-prefix my_ --objects python \
-         --allocator lib.so:malloc=get,free=put",
+         --allocator lib.so:malloc=get,free=put --debuginfod https://debug.test",
     );
     let recording = record::Config {
         subject: Subject::Processes(vec![Pid(1), Pid(2)]),
@@ -69,6 +77,7 @@ fn every_option_arrives() {
         mode: Mode::Allocations,
         mark_after: Some(Duration::from_secs(5)),
         command_output: None,
+        debuginfod: Wish::Servers("https://debug.test".to_owned()),
     };
     let expected = RecordConfig {
         recording,

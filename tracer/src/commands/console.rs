@@ -17,6 +17,8 @@ use crate::{
 pub struct Console<'a> {
     config: &'a RecordConfig,
     line: StatusLine,
+    /// After the window.
+    waiting: Option<StatusLine>,
     snapshots: u32,
     writer: Background,
 }
@@ -25,7 +27,13 @@ impl<'a> Console<'a> {
     /// Says what is to be said as the command line asks for.
     #[must_use]
     pub fn new(config: &'a RecordConfig) -> Self {
-        Self { config, line: StatusLine::new(config.progress), snapshots: 0, writer: Background::default() }
+        Self {
+            config,
+            line: StatusLine::new(config.progress),
+            waiting: None,
+            snapshots: 0,
+            writer: Background::default(),
+        }
     }
 }
 
@@ -51,6 +59,20 @@ impl Onlooker for Console<'_> {
 
     fn show(&mut self, status: &Status<'_>) {
         self.line.update(status);
+    }
+
+    fn wait_for(&mut self, what: Option<&str>) {
+        match what {
+            Some(what) => {
+                let line = self.waiting.get_or_insert_with(|| StatusLine::new(self.config.progress));
+                line.say(what);
+            }
+            None => {
+                if let Some(line) = self.waiting.take() {
+                    line.finish();
+                }
+            }
+        }
     }
 
     fn is_ready(&self) -> bool {

@@ -4,11 +4,15 @@
 //! [`Findings::profile`]: reading the tables that the programs fill, judging each stack, putting them in order.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, mpsc::Receiver},
     time::{Duration, Instant},
 };
 
-use tracer_ebpf::{counter::Counter, stack::StackTotals};
+use tracer_ebpf::{
+    counter::Counter,
+    stack::{StackId, StackTotals},
+};
 
 use super::sampling::Sampler;
 use crate::{
@@ -20,7 +24,7 @@ use crate::{
     },
     attach::SharedTables,
     model::{Events, Memory, NotProbed, Overhead, Process, Profile, SCHEMA, Settings, TimelinePoint, Window},
-    symbolize::Names,
+    symbolize::{DebugFiles, Debuginfod, Names, Watcher},
 };
 
 /// What was found so far.
@@ -48,6 +52,8 @@ pub struct Findings {
     pub(super) python_objects: bool,
     pub(super) shared_memory: u64,
     pub(super) timeline: Vec<TimelinePoint>,
+    /// Whether the tables have been read, and stacks have their frames.
+    pub(super) is_read: bool,
 }
 
 impl Findings {
@@ -55,19 +61,8 @@ impl Findings {
     #[must_use]
     pub fn profile(mut self) -> Profile {
         let started = Instant::now();
-        self.read_tables();
-        log::debug!("the tables were read in {:?}", started.elapsed());
-        self.count_kernel_events();
-        let Self { tables, names, named, mut counted, mut events, processes, window, memory, .. } = self;
-        if let Some(named) = named {
-            // An error says that nobody names any more.
-            let _ = named.recv();
-        }
-        for (&number, stack) in &mut counted.stacks {
-            stack.frames = names.frames(number).unwrap_or_default();
-        }
-        let unread = names.unread().into_iter();
-        events.unnamed_functions = unread.map(|(cause, frames)| (cause.name().to_owned(), frames)).collect();
+        self.read();
+        let Self { tables, counted, mut events, processes, window, memory, .. } = self;
         // While somebody reads, the numbers of stacks stay as they are.
         drop(tables);
         let judged = counted.judged();
@@ -109,6 +104,39 @@ impl Findings {
             verdict: Some(verdict),
             causes,
         }
+    }
+
+    /// Names frames by debug files that servers have, of the stacks that hold something. Takes its time.
+    pub fn name_by_debug_files(&mut self, debuginfod: &Debuginfod, watcher: &mut dyn Watcher) -> DebugFiles {
+        self.read();
+        let native = &self.counted.native;
+        let holds = |number: &StackId| {
+            native.get(number).is_none_or(|totals| totals.allocated_objects > totals.freed_objects)
+        };
+        let holding: HashSet<StackId> = self.counted.stacks.keys().copied().filter(holds).collect();
+        let stacks = self.counted.stacks.iter_mut().filter(|(number, _)| holding.contains(number));
+        debuginfod.refine(stacks.map(|(_, stack)| &mut stack.frames), watcher)
+    }
+
+    /// Reads the tables, once, and gives stacks their frames.
+    fn read(&mut self) {
+        if std::mem::replace(&mut self.is_read, true) {
+            return;
+        }
+        let started = Instant::now();
+        self.read_tables();
+        log::debug!("the tables were read in {:?}", started.elapsed());
+        self.count_kernel_events();
+        if let Some(named) = self.named.take() {
+            // An error says that nobody names any more.
+            let _ = named.recv();
+        }
+        for (&number, stack) in &mut self.counted.stacks {
+            stack.frames = self.names.frames(number).unwrap_or_default();
+        }
+        let unread = self.names.unread().into_iter();
+        self.events.unnamed_functions =
+            unread.map(|(cause, frames)| (cause.name().to_owned(), frames)).collect();
     }
 
     /// Reads what the programs counted by stack, and which blocks are live.

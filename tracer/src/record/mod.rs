@@ -8,6 +8,7 @@ mod allocators;
 mod children;
 mod clock;
 mod code;
+mod debug_files;
 mod findings;
 mod found;
 mod growth;
@@ -45,6 +46,7 @@ use crate::{
     model::{Bytes, End, Mode, Pid, Profile},
     plan::Declarations,
     readable, signals,
+    symbolize::{Debuginfod, Wish},
     target::{Subject, Target, choice::Choice, launch::Launched},
 };
 
@@ -79,6 +81,8 @@ pub struct Config {
     pub mark_after: Option<Duration>,
     /// Where the output of a launched command goes; to the tracer's own if not given.
     pub command_output: Option<PathBuf>,
+    /// Whether servers are to be asked for debug files.
+    pub debuginfod: Wish,
 }
 
 impl Default for Config {
@@ -99,6 +103,7 @@ impl Default for Config {
             mode: Mode::Allocations,
             mark_after: None,
             command_output: None,
+            debuginfod: Wish::default(),
         }
     }
 }
@@ -125,6 +130,7 @@ pub async fn record(
     keys: UnboundedReceiver<Request>,
     onlooker: &mut dyn Onlooker,
 ) -> Result<Recorded> {
+    let debuginfod = Debuginfod::wanted(&config.debuginfod)?;
     let mut interrupts = Interrupts::new()?;
     let mut requests = Requests::listen(keys)?;
     let mut launched = launch(config)?;
@@ -153,7 +159,11 @@ pub async fn record(
     onlooker.finish();
     signals::let_signals_kill();
     log::info!("taking the probes out");
-    let profile = session.finish()?;
+    let mut findings = session.finish()?;
+    if let Some(debuginfod) = &debuginfod {
+        debug_files::name(&mut findings, debuginfod, onlooker);
+    }
+    let profile = findings.profile();
     if end == End::Interrupted
         && let Some(launched) = &launched
     {

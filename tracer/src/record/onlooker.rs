@@ -25,6 +25,9 @@ pub trait Onlooker {
     /// How it stands; several times a second.
     fn show(&mut self, status: &Status<'_>);
 
+    /// What is being waited for after the window, in a few words; none when it is over.
+    fn wait_for(&mut self, _what: Option<&str>) {}
+
     /// Whether the next findings can be taken: those before are dealt with.
     fn is_ready(&self) -> bool;
 

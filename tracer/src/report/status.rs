@@ -122,6 +122,12 @@ impl StatusLine {
         self.0.tick();
     }
 
+    /// Shows these words.
+    pub fn say(&self, words: &str) {
+        self.0.set_message(shorten(&printable(words), columns()).into_owned());
+        self.0.tick();
+    }
+
     /// Takes the line away, for good.
     pub fn finish(&self) {
         self.0.finish_and_clear();

@@ -61,7 +61,7 @@ fn candidates(path: &Path, links: &DebugLinks) -> Vec<PathBuf> {
 
 /// Whether `file` is what the links ask for: the same build id where there is one, else the same CRC. It must also
 /// hold more than the object does.
-fn belongs(file: &File, links: &DebugLinks) -> io::Result<bool> {
+pub(super) fn belongs(file: &File, links: &DebugLinks) -> io::Result<bool> {
     let cache = ReadCache::new(file);
     let elf = object::File::parse(&cache).map_err(io::Error::other)?;
     if elf.section_by_name(".debug_info").is_none() && elf.section_by_name(".symtab").is_none() {

@@ -19,6 +19,7 @@
 //! link in the target's root or the tracer's), the symbol tables of the object, the perf map of the target.
 
 mod debug_file;
+mod debuginfod;
 mod demangle;
 mod exports;
 mod modules;
@@ -32,6 +33,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use self::debuginfod::{Debuginfod, Outcome as DebugFiles, Progress, Watcher, Wish};
 pub use self::view::CodeView;
 pub use self::worker::{Names, Worker};
 

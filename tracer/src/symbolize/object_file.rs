@@ -194,6 +194,27 @@ impl Headers {
     }
 }
 
+/// A file that holds the symbols and the debug information of another.
+pub(super) struct DebugFile {
+    code: Vec<Range<u64>>,
+    symbols: Symbols,
+}
+
+impl DebugFile {
+    /// Opens it; none when it cannot be read.
+    pub(super) fn open(file: &File) -> Option<Self> {
+        Some(Self { code: Headers::read(file).ok()?.code, symbols: Symbols::open(file, true)? })
+    }
+
+    /// The functions at `svma`, the innermost inlined one first.
+    pub(super) fn functions(&self, svma: u64) -> Vec<Function> {
+        let table = self.symbols.table_symbol(svma, &self.code);
+        let described = self.symbols.debug_symbol(svma, &self.code);
+        let Some(symbol) = described.as_ref().or(table.as_ref()) else { return Vec::new() };
+        functions(symbol, best_name(&symbol.name, table.as_ref().map(|table| &*table.name), None))
+    }
+}
+
 /// One ELF file with symbols, as blazesym reads it.
 struct Symbols {
     symbolizer: Symbolizer,

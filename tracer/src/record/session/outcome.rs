@@ -20,17 +20,17 @@ use super::{
 };
 use crate::{
     analyze::outcome::{Counted, KnownStack},
-    model::{Events, Memory, NotProbed, Pid, Profile, Settings, Window, loss},
+    model::{Events, Memory, NotProbed, Pid, Settings, Window, loss},
     plan::{ApiId, Told},
 };
 
 impl Session {
     /// Takes the probes out and tells what was found.
-    pub fn finish(mut self) -> Result<Profile> {
+    pub fn finish(mut self) -> Result<Findings> {
         self.capture.detach();
         self.take_events();
         self.naming.finish()?;
-        Ok(self.findings().profile())
+        Ok(self.findings())
     }
 
     /// What was found so far. It can be made a profile while the recording goes on.
@@ -67,6 +67,7 @@ impl Session {
             python_objects: self.config.declarations.python_objects,
             shared_memory: resident.shared_growth(),
             timeline: self.course.timeline.clone(),
+            is_read: false,
         }
     }
 

@@ -1,0 +1,52 @@
+//! Debug files are fetched when the recording is over: the user sees how far it is, and may do without.
+
+use super::{Findings, onlooker::Onlooker};
+use crate::{
+    model::Bytes,
+    signals::Interruptible,
+    symbolize::{Debuginfod, Progress, Watcher},
+};
+
+/// Names what was found by the debug files that servers have.
+pub fn name(findings: &mut Findings, debuginfod: &Debuginfod, onlooker: &mut dyn Onlooker) {
+    let mut waiting = Waiting { debuginfod, onlooker, interruptible: Interruptible::begin() };
+    let came = findings.name_by_debug_files(debuginfod, &mut waiting);
+    waiting.onlooker.wait_for(None);
+    if came.wanted > 0 {
+        waiting
+            .onlooker
+            .say(&format!("debug files: {} of {} that are not installed were had", came.had, came.wanted));
+    }
+    if let Some(why) = came.failure {
+        log::warn!("debuginfod: {why}");
+    }
+    if came.ended_early {
+        log::warn!("debuginfod: not all servers' files were waited for; what has come is kept");
+    }
+}
+
+struct Waiting<'a> {
+    debuginfod: &'a Debuginfod,
+    onlooker: &'a mut dyn Onlooker,
+    interruptible: Interruptible,
+}
+
+impl Watcher for Waiting<'_> {
+    fn begin(&mut self, servers: &[String], files: usize) {
+        self.onlooker.say(&format!(
+            "debug files of {files} modules are fetched from {} into {}; Ctrl-C goes on without",
+            servers.join(", "),
+            self.debuginfod.directory().display()
+        ));
+    }
+
+    fn progress(&mut self, progress: Progress<'_>) {
+        let Progress { module, bytes, of } = progress;
+        let of = of.map_or_else(String::new, |of| format!(" of {}", Bytes(of)));
+        self.onlooker.wait_for(Some(&format!("debug file of {module}: {}{of}", Bytes(bytes))));
+    }
+
+    fn is_tired(&self) -> bool {
+        self.interruptible.was_interrupted()
+    }
+}
