@@ -321,6 +321,23 @@ fn javascript_is_no_cause_and_is_said_beside_it() {
 }
 
 #[test]
+fn allocators_of_bindings_and_libraries_are_passed_over() {
+    for (stack, to_blame) in [
+        (
+            "_core.so!PyDataMem_UserNEW < _core.so!PyArray_NewFromDescr_int < _core.so!array_copy",
+            "_core.so: array_copy",
+        ),
+        ("_message.so!upb_Arena_InitSlow < _message.so!PyUpb_Message_New", "_message.so: PyUpb_Message_New"),
+        ("addon.node!Napi::Buffer<char>::Copy < addon.node!Encoder::Encode", "addon.node: Encoder::Encode"),
+        ("libruby.so!ruby_strdup < parser.so!parser_open", "parser.so: parser_open"),
+    ] {
+        let mut program = Program::default();
+        program.add(stack, |_| 5, 100, 0);
+        assert_eq!(program.first().place, to_blame);
+    }
+}
+
+#[test]
 fn calls_in_one_function_without_a_name_are_one_place() {
     let mut program = Program::default();
     for call in ["0x1040", "0x1080"] {
