@@ -1,8 +1,10 @@
-// Programs whose truth is known: what grows, how, and whether it is a leak. The argument names the scenario.
+// Programs whose truth is known: what grows, how, and whether it is a leak. The argument names the scenario; a second one the library
+// that one of them loads.
 //
 // Says `worked` when it has done enough to be judged, and works on until a line comes: whatever ends the window, it ends while the
 // program is at work.
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -172,6 +174,77 @@ static void reservation(int tick) {
     memset(at + (size_t)tick * step, 1, step);
 }
 
+// What this program allocates through, which no table knows: five callers free what they get, one does not.
+CALLER void *procure(size_t size) { return KEEP(filled(malloc(size), size)); }
+
+#define PASSING_CALLER(name)                \
+    CALLER void name(void) {                \
+        void *block = procure(2000);        \
+        __asm__ volatile("" ::: "memory"); \
+        free(block);                        \
+    }
+PASSING_CALLER(read_header)
+PASSING_CALLER(read_body)
+PASSING_CALLER(parse_line)
+PASSING_CALLER(write_log)
+PASSING_CALLER(answer)
+CALLER void remember(void) { KEEP(procure(4000)); }
+
+static void wrapper(int tick) {
+    (void)tick;
+    for (int i = 0; i < 8; i++) read_header(), read_body(), parse_line(), write_log(), answer(), remember();
+}
+
+// An object of three parts, to which 256 ways lead.
+CALLER void make_head(void) { KEEP(filled(malloc(1000), 1000)); }
+CALLER void make_body(void) { KEEP(filled(malloc(2000), 2000)); }
+CALLER void make_tail(void) { KEEP(filled(malloc(3000), 3000)); }
+CALLER void make_object(void) {
+    make_head();
+    make_body();
+    make_tail();
+    __asm__ volatile("" ::: "memory");
+}
+
+CALLER void left(int depth, int way);
+CALLER void right(int depth, int way);
+static void step(int depth, int way) {
+    if (depth == 8) make_object();
+    else if (way & 1) right(depth + 1, way >> 1);
+    else left(depth + 1, way >> 1);
+}
+void left(int depth, int way) {
+    step(depth, way);
+    __asm__ volatile("" ::: "memory");
+}
+void right(int depth, int way) {
+    step(depth, way);
+    __asm__ volatile("nop" ::: "memory");
+}
+
+static void ways(int tick) {
+    for (int i = 0; i < 4; i++) step(0, (4 * tick + i) % 256);
+}
+
+// One block of 16 MiB in 1.2 s, and small ones that go again.
+static void big_rare(int tick) {
+    if (tick % 120 == 60) leaked(16 * MEBIBYTE);
+    for (int i = 0; i < 4; i++) free(passing(4096));
+}
+
+// What a library leaks that the second argument names.
+static const char *library_path;
+static void (*library_open)(void);
+static void load_library(void) {
+    void *handle = library_path ? dlopen(library_path, RTLD_NOW) : NULL;
+    if (handle) library_open = (void (*)(void))dlsym(handle, "library_open");
+    if (!library_open) _exit(113);
+}
+static void library(int tick) {
+    (void)tick;
+    for (int i = 0; i < 8; i++) library_open();
+}
+
 static const struct {
     const char *name;
     void (*work)(int tick);
@@ -181,12 +254,15 @@ static const struct {
     {"sawtooth", sawtooth},       {"fragmentation", fragmentation}, {"mapping_leak", mapping_leak},
     {"reservation", reservation}, {"one_of_fifty", one_of_fifty}, {"arenas", arenas},
     {"file", file},               {"queue", queue, fill_queue},
+    {"wrapper", wrapper},         {"ways", ways},                 {"big_rare", big_rare},
+    {"library", library, load_library},
 };
 
 int main(int count, char **arguments) {
-    for (size_t i = 0; count == 2 && i < sizeof scenarios / sizeof *scenarios; i++) {
+    for (size_t i = 0; count >= 2 && i < sizeof scenarios / sizeof *scenarios; i++) {
         if (strcmp(arguments[1], scenarios[i].name) != 0) continue;
         expect_unknown_frees();
+        library_path = arguments[2];
         if (scenarios[i].prepare) scenarios[i].prepare();
         ready();
         long long started = now_ms();

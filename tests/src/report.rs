@@ -37,6 +37,20 @@ pub struct Report {
     pub memory: Option<Memory>,
     pub stacks: Vec<Stack>,
     pub verdict: Option<Verdict>,
+    #[serde(default)]
+    pub causes: Vec<Cause>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of the schema, which describes them")]
+pub struct Cause {
+    pub place: String,
+    #[serde(default)]
+    pub by: Vec<String>,
+    pub below: Option<String>,
+    pub verdict: String,
+    pub weight_bytes: u64,
+    pub stacks: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
