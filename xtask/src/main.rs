@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 #[expect(dead_code, reason = "where the object is built matters to the build script of `tracer` alone")]
 mod bpf_toolchain;
+mod cases;
 mod command;
 mod deb;
 mod demo;
@@ -46,6 +47,11 @@ enum Xtask {
     Test,
     /// Record the scenarios whose truth is known, and write the table of verdicts into docs/analysis.md. As root.
     Scenarios,
+    /// Replay public reports of leaks, all or those with these numbers, and write into docs/cases.md what tracer says of them. As root.
+    Cases {
+        /// Their numbers, as in docs/cases.md.
+        numbers: Vec<String>,
+    },
     /// Run the kernel tests on other kernels, in virtual machines.
     Vm(vm::Options),
     /// Kill tracers and targets, and starve tracers, at random moments. As root.
@@ -96,6 +102,7 @@ impl Xtask {
                 test::test(workspace)
             }
             Self::Vm(options) => vm::vm(workspace, &options),
+            Self::Cases { numbers } => cases::cases(workspace, &numbers),
             Self::Scenarios => scenarios::scenarios(workspace),
             Self::Faults { count, seed } => faults::faults(workspace, count, seed),
             Self::Lint => lint::lint(workspace),

