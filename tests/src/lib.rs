@@ -24,6 +24,7 @@ mod program;
 mod report;
 mod runtimes;
 mod sampler;
+mod stated;
 mod terminal;
 mod tracer;
 mod turn;
@@ -38,6 +39,7 @@ pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir,
 pub use report::{AllocatorMemory, Cause, Frame, Report, Stack};
 pub use runtimes::{go, java, node_addon, nodes, python};
 pub use sampler::{Listener, sampler};
+pub use stated::{Functions, Pairs, Place};
 pub use terminal::Terminal;
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
 

@@ -1,17 +1,15 @@
 //! JavaScript functions by name, file and line, in processes that were started without any flag: what the report says of an allocation is
 //! compared with what V8 told the program itself at that moment.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use tempfile::TempDir;
-use tracer_tests::{Frame, Report, Running, Tracer, node_addon, nodes, programs_dir, trace_with};
+use tracer_tests::{
+    Frame, Functions, Pairs, Place, Report, Running, Tracer, node_addon, nodes, programs_dir, trace_with,
+};
 
 /// As the program states them.
 type Stated = (Option<String>, Option<String>, Option<u32>);
-/// Function, file and line.
-type Place = (String, Option<String>, Option<u32>);
-/// The functions written in JavaScript of a stack, innermost first.
-type Functions = Vec<Place>;
 
 /// What one recording of `node/javascript.js` gave.
 struct Recorded {
@@ -60,47 +58,9 @@ impl Recorded {
         leaks.flat_map(|stack| vec![functions(&stack.frames); stack.outstanding_objects as usize]).collect()
     }
 
-    /// Pairs each stack that was stated with one that was told: the same one, or of those that are left over the one of the same length
-    /// that has most in common.
-    fn pairs(&self) -> Vec<(Functions, Option<Functions>)> {
-        let mut told: BTreeMap<Functions, u64> = BTreeMap::new();
-        self.told().into_iter().for_each(|stack| *told.entry(stack).or_default() += 1);
-        let mut take = |stack: &Functions| {
-            let left = told.get_mut(stack)?;
-            *left -= 1;
-            if *left == 0 {
-                told.remove(stack);
-            }
-            Some(stack.clone())
-        };
-        let (same, others): (Vec<_>, Vec<_>) = self
-            .stated
-            .iter()
-            .map(|stack| (stack.clone(), take(stack)))
-            .partition(|(_, told)| told.is_some());
-        let others = others.into_iter().map(|(stated, _)| {
-            let in_common = |told: &&Functions| told.iter().zip(&stated).filter(|(a, b)| a == b).count();
-            let alike = told.keys().filter(|told| told.len() == stated.len()).max_by_key(in_common).cloned();
-            if let Some(left) = alike.as_ref().and_then(|alike| told.get_mut(alike)) {
-                *left -= 1;
-            }
-            told.retain(|_, left| *left > 0);
-            (stated, alike)
-        });
-        let others: Vec<_> = others.collect();
-        same.into_iter().chain(others).collect()
+    fn pairs(&self) -> Pairs {
+        Pairs::of(&self.stated, self.told())
     }
-}
-
-/// Of the frames that were stated, how many per cent were told by function and file, and by line too.
-fn shares(pairs: &[(Functions, Option<Functions>)]) -> (f64, f64) {
-    let all: usize = pairs.iter().map(|(stated, _)| stated.len()).sum();
-    let right = |is_right: fn(&Place, &Place) -> bool| {
-        let frames = pairs.iter().filter_map(|(stated, told)| Some(stated.iter().zip(told.as_ref()?)));
-        let right = frames.flatten().filter(|(stated, told)| is_right(stated, told)).count();
-        100.0 * right as f64 / all as f64
-    };
-    (right(|stated, told| (&stated.0, &stated.1) == (&told.0, &told.1)), right(|stated, told| stated == told))
 }
 
 #[test]
@@ -110,11 +70,11 @@ fn functions_are_those_that_v8_tells() {
         let (stated, told) = (recorded.stated.len(), recorded.told().len());
         assert!(stated > 1000 && told == stated, "{node:?}: {told} of {stated} allocations");
         let pairs = recorded.pairs();
-        let (functions, lines) = shares(&pairs);
+        let (functions, lines) = pairs.shares();
         println!("{}: {functions:.2} % of functions, {lines:.2} % of lines, {stated} stacks", node.display());
-        let wrong: Vec<_> = pairs.iter().filter(|(stated, told)| Some(stated) != told.as_ref()).collect();
-        assert!(functions >= 99.0, "{node:?}: {functions} %: {:#?}", &wrong[..wrong.len().min(5)]);
-        assert!(lines >= 97.0, "{node:?}: {lines} %: {:#?}", &wrong[..wrong.len().min(5)]);
+        let wrong = pairs.wrong(5);
+        assert!(functions >= 99.0, "{node:?}: {functions} %: {wrong:#?}");
+        assert!(lines >= 97.0, "{node:?}: {lines} %: {wrong:#?}");
     }
 }
 
@@ -129,7 +89,7 @@ fn functions_that_move_have_no_wrong_names() {
     let is_computed = |place: &&Place| place.1.as_deref() == Some("node:internal/event_target");
     let wrong: Vec<_> = told.iter().flatten().filter(wrong).filter(|place| !is_computed(place)).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let whole = recorded.pairs().iter().filter(|(stated, told)| Some(stated) == told.as_ref()).count();
+    let whole = recorded.pairs().right();
     println!(
         "{whole} of {} stacks are right, unnamed: {:?}",
         told.len(),
