@@ -37,16 +37,36 @@ pub fn nodes() -> Vec<PathBuf> {
     found
 }
 
+/// Every Java that is here: the one in `PATH`, and those that `cargo xtask setup` gets.
+#[must_use]
+pub fn javas() -> Vec<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
+    let found = fs::read_dir(tools).into_iter().flatten().flatten();
+    let found = found.filter(|entry| entry.file_name().to_string_lossy().starts_with("java-"));
+    let mut found: Vec<_> = found.map(|entry| entry.path().join("bin/java")).collect();
+    found.retain(|java| java.is_file());
+    found.sort();
+    found.insert(0, "java".into());
+    found
+}
+
 /// A class of `programs/java`, compiled into a directory, in a virtual machine with these options.
 #[track_caller]
 #[must_use]
 pub fn java(class: &str, directory: &Path, options: &[&str]) -> Command {
+    java_of(Path::new("java"), class, directory, options)
+}
+
+/// A class of `programs/java`, compiled into a directory for Java 11 and later, in this virtual machine with these options.
+#[track_caller]
+#[must_use]
+pub fn java_of(java: &Path, class: &str, directory: &Path, options: &[&str]) -> Command {
     let source = programs_dir().join("java").join(class).with_extension("java");
     let mut javac = Command::new("javac");
-    javac.arg("-d").arg(directory).arg(source);
+    javac.args(["--release", "11", "-d"]).arg(directory).arg(source);
     let output = javac.output().expect("javac is installed (`cargo xtask setup`)");
     assert!(output.status.success(), "{javac:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
-    let mut java = Command::new("java");
+    let mut java = Command::new(java);
     java.args(options).arg("-cp").arg(directory).arg(class);
     java
 }

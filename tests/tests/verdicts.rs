@@ -109,15 +109,6 @@ impl Judged {
         top
     }
 
-    /// The largest stack, in which this function must be.
-    #[track_caller]
-    fn top_through(&self, function: &str, verdict: &str) -> &Stack {
-        let top = self.first().expect("there are stacks");
-        assert!(top.passes(function), "{:#?}", self.0.outlines());
-        assert_eq!(top.verdict.as_deref(), Some(verdict), "{top:#?}");
-        top
-    }
-
     /// What all stacks hold that have this function: code that is compiled as it runs makes several of one.
     fn held_through(&self, function: &str) -> u64 {
         let through = self.0.stacks.iter().filter(|stack| stack.counts() && stack.passes(function));
@@ -315,7 +306,7 @@ fn buffers_that_javascript_keeps() {
 
 fn jvm(name: &str) -> (Running, TempDir) {
     let directory = TempDir::new().expect("a temporary directory");
-    let options = ["-XX:+PreserveFramePointer", "-Xmx256m", "-XX:MaxDirectMemorySize=1g"];
+    let options = ["-Xmx256m", "-XX:MaxDirectMemorySize=1g"];
     let mut command = java("Scenario", directory.path(), &options);
     command.arg(name);
     (Running::start(command), directory)
@@ -325,9 +316,7 @@ fn jvm(name: &str) -> (Running, TempDir) {
 fn direct_buffers_of_java() {
     let (program, _directory) = jvm("buffers");
     let judged = Judged::running(program, "java: direct ByteBuffers that are kept");
-    let top = judged.top_through("Unsafe_AllocateMemory0", "leaking");
-    assert!(top.weight_bytes > 0);
-    judged.assert_says(Some(true), &["leaking ", "libjvm.so: Unsafe_AllocateMemory0`"]);
+    judged.assert_says(Some(true), &["leaking ", "`Scenario.keepBuffer`", "`Unsafe_AllocateMemory0`"]);
     judged.assert_growth("native", judged.held_through("Unsafe_AllocateMemory0"));
 }
 
@@ -335,11 +324,8 @@ fn direct_buffers_of_java() {
 fn inflaters_of_java_that_are_not_ended() {
     let (program, _directory) = jvm("inflaters");
     let judged = Judged::running(program, "java: `Inflater`s that are not ended");
-    judged.top_through("inflateInit2_", "leaking");
-    judged.assert_says(
-        Some(true),
-        &["leaking ", "libzip.so: Java_java_util_zip_Inflater_init` (by `inflateInit2_`)"],
-    );
+    assert!(judged.held_through("inflateInit2_") > 0);
+    judged.assert_says(Some(true), &["leaking ", "`Scenario.forgetInflater`"]);
 }
 
 #[test]

@@ -72,6 +72,8 @@ pub struct ProcessState {
     pub from: Word,
     /// Where things are in the objects of its V8: a [`Layout`](crate::runtime::v8::Layout); 0 when it has none.
     pub v8: Word,
+    /// Which of the [layouts](crate::runtime::hotspot::SharedLayout) is that of its HotSpot, counted from 1; 0 when it has none.
+    pub hotspot: Word,
     /// Its pid, in the numbers of user space. Written last: until then the others are not to be read. 0 where children are not
     /// followed.
     pub tgid: Word,

@@ -12,6 +12,7 @@ mod dist;
 mod distributions;
 mod faults;
 mod imports;
+mod java;
 mod licences;
 mod lint;
 mod npm;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     apt,
     bpf_toolchain::{self, Compiler, Source},
-    command, npm,
+    command, java, npm,
     privilege::found_in_path,
 };
 
@@ -86,6 +86,7 @@ pub fn programs_of_tests(workspace: &Path) -> Result<()> {
         apt::install(&packages, "the tests")?;
     }
     npm::install(workspace, "speedscope@1.25.0", "dist/release/index.html")?;
+    java::install(workspace)?;
     Ok(())
 }
 

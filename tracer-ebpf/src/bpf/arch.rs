@@ -146,6 +146,15 @@ pub fn read_word(address: u64) -> Option<u64> {
     if status == 0 { Some(word) } else { None }
 }
 
+/// Reads one byte of the current thread's memory.
+#[inline(always)]
+pub fn read_byte(address: u64) -> Option<u8> {
+    let mut byte = 0_u8;
+    // SAFETY: the destination is one byte long; the helper refuses any source that is no readable user memory.
+    let status = unsafe { bpf_probe_read_user((&raw mut byte).cast(), 1, address as *const _) };
+    if status == 0 { Some(byte) } else { None }
+}
+
 /// Reads `length` bytes of the current thread's memory.
 ///
 /// # Safety

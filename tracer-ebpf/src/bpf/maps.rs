@@ -10,6 +10,7 @@ use tracer_ebpf::{
     counter::{STRIPES, Stripe},
     live::{Block, LiveBucket},
     process::{MAX_PROCESSES, ProcessState},
+    runtime::hotspot::{MAX_LAYOUTS, SharedLayout},
     sampling::Sampling,
     slots::{SlotSet, WAYS},
     stack::{Capture, StackTotals},
@@ -99,6 +100,10 @@ pub static UNWIND_RULES: Array<Word> = Array::with_max_entries(MAX_RULES, MMAPAB
 /// Rules of code that was looked up before.
 #[map]
 pub static UNWIND_CACHE: Array<Word> = Array::with_max_entries(1 << CACHE_BITS, MMAPABLE);
+
+/// Where things are in the HotSpots of the traced processes.
+#[map]
+pub static HOTSPOT_LAYOUTS: Array<SharedLayout> = Array::with_max_entries(MAX_LAYOUTS, MMAPABLE);
 
 /// Events for user space: room for 7,000 stacks of 128 native frames.
 #[map]

@@ -15,6 +15,7 @@ use tracer_ebpf::{
     process::{CodeList, ProcessIndex, ProcessState},
     runtime::{
         FrameKind,
+        hotspot::{self, BLOB_WORDS, CodeMemory, HotSpotFrame, Place},
         v8::{self, V8Frame},
     },
     slots::WAYS,
@@ -30,8 +31,8 @@ use tracer_ebpf::{
 use super::{
     arch,
     maps::{
-        CAPTURES, PROCESSES, UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS, UNWIND_RULES,
-        UNWIND_TABLES,
+        CAPTURES, HOTSPOT_LAYOUTS, PROCESSES, UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS,
+        UNWIND_RULES, UNWIND_TABLES,
     },
 };
 
@@ -134,6 +135,10 @@ pub struct Walk {
     v8: u64,
     /// The thread that is walked.
     tid: u32,
+    /// See [`ProcessState::hotspot`].
+    hotspot: u32,
+    /// What was read last of a blob of HotSpot's code.
+    blob: [u64; BLOB_WORDS],
 }
 
 /// The walks that fill the captures: each has the number of its capture. Nobody else's, so they are here.
@@ -204,6 +209,7 @@ pub fn walk(
     walk.capture = capture;
     walk.v8 = process.v8.load();
     walk.tid = bpf_get_current_pid_tgid() as u32;
+    walk.hotspot = process.hotspot.load() as u32;
     let mut context = capture;
     // SAFETY: the callback has the signature that the helper asks for, and `context` outlives the call.
     unsafe {
@@ -249,8 +255,12 @@ fn leave_frame(walk: &mut Walk) -> u32 {
     }
     let address = walk.frame.lookup_address();
     if !walk.mapping.contains(address) {
-        let found = find_mapping(walk.first_mapping, walk.mapping_count, address);
-        walk.mapping = mapping(found).unwrap_or_default();
+        walk.mapping = match hotspot_code(walk.hotspot, address) {
+            Some(code) => code,
+            None => {
+                mapping(find_mapping(walk.first_mapping, walk.mapping_count, address)).unwrap_or_default()
+            }
+        };
         if !walk.mapping.contains(address) {
             if walk.depth > 0 {
                 let is_behind = walk.code.is_behind != 0;
@@ -276,6 +286,9 @@ fn leave_frame(walk: &mut Walk) -> u32 {
     }
     // Above the 47 bits that addresses have, but for the few programs that ask for more.
     walk.hash = walk.hash.mix(ip ^ u64::from(walk.mapping.file) << 48);
+    if table == Mapping::HOTSPOT {
+        return step_up_java(walk.capture);
+    }
     let rule = find_rule(table, walk.mapping.svma(address));
     if rule == Rule::NO_TABLE.to_bits() && v8::Layout::from_bits(walk.v8).may_have_code_in(walk.mapping.file)
     {
@@ -336,6 +349,95 @@ extern "C" fn note_v8_frame(capture: u32) -> u32 {
     };
     write_word(capture, words - 1, kind.word(walk.frame.address_after()));
     0
+}
+
+/// All of HotSpot's code, as one mapping, if the address is in it: it grows without anybody's notice.
+#[inline(always)]
+fn hotspot_code(layout: u32, address: u64) -> Option<Mapping> {
+    let [start, end] = HOTSPOT_LAYOUTS.get(layout.checked_sub(1)?)?.code();
+    let code = Mapping { start, end, bias: 0, table: Mapping::HOTSPOT, file: 0 };
+    if code.contains(address) { Some(code) } else { None }
+}
+
+/// The memory of the current thread, apart from the stack, as HotSpot's code is read: by the walk of the capture with this number.
+struct HotSpotMemory {
+    walk: *mut Walk,
+}
+
+impl Memory for HotSpotMemory {
+    #[inline(always)]
+    fn read(&self, address: u64) -> Option<u64> {
+        arch::read_word(address)
+    }
+}
+
+impl CodeMemory for HotSpotMemory {
+    #[inline(always)]
+    fn byte(&self, address: u64) -> Option<u8> {
+        arch::read_byte(address)
+    }
+
+    #[inline(always)]
+    fn load_blob(&self, address: u64, length: u16) -> bool {
+        // By its bits: every verifier understands that it is within the room there is.
+        let length = u32::from(length) & (size_of::<[u64; BLOB_WORDS]>() as u32 - 1);
+        // SAFETY: the walk is one that this run has claimed, and has room for that many bytes.
+        unsafe { arch::read_bytes((&raw mut (*self.walk).blob).cast(), length, address) }
+    }
+
+    #[inline(always)]
+    fn blob_word(&self, index: usize) -> u64 {
+        // SAFETY: as above; the index is within.
+        unsafe { (&raw const (*self.walk).blob).cast::<u64>().add(index % BLOB_WORDS).read() }
+    }
+}
+
+/// Writes down what the last frame of a walk, in HotSpot's code, is, and replaces it by its caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_up_java(capture: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(capture) else { return Stop::NoRoom as u32 };
+    // SAFETY: it points at an element that this run has claimed.
+    let number = unsafe { (*walk).hotspot };
+    let Some(layout) = HOTSPOT_LAYOUTS.get(number.wrapping_sub(1)) else { return Stop::NoTable as u32 };
+    // SAFETY: as above.
+    let frame = unsafe { &mut (*walk).frame };
+    let stack = UserMemory { capture };
+    let ip = frame.address_after();
+    let stepped = if hotspot::is_interpreted(layout, frame) {
+        let stepped = hotspot::step_interpreted(layout, frame, &stack, &HeapMemory);
+        stepped.map(|method| (FrameKind::InterpretedJava, ip, method.to_words()))
+    } else {
+        let blob = find_java_blob(number, frame.lookup_address());
+        let stepped = hotspot::step_compiled(layout, blob, frame, &stack, &HotSpotMemory { walk });
+        stepped.map(|Place { frame, ip: place }| {
+            let words = if let HotSpotFrame::Compiled(code) = frame { code.to_words() } else { [0; 2] };
+            (FrameKind::CompiledJava, place, words)
+        })
+    };
+    // SAFETY: as above.
+    let walk = unsafe { &mut *walk };
+    let words = walk.words;
+    match stepped {
+        Ok((kind, place, [first, second])) => {
+            write_word(capture, words - 1, kind.word(place));
+            write_word(capture, words, first);
+            write_word(capture, words + 1, second);
+            walk.words = words + 2;
+            walk.hash = walk.hash.mix(first ^ place).mix(second);
+            STEPPED
+        }
+        Err(stop) => stop as u32,
+    }
+}
+
+/// The blob of HotSpot's code that holds an address; 0 when none was found.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_java_blob(layout: u32, address: u64) -> u64 {
+    let Some(layout) = HOTSPOT_LAYOUTS.get(layout.wrapping_sub(1)) else { return 0 };
+    let memory = HotSpotMemory { walk: core::ptr::null_mut() };
+    hotspot::find_blob(layout, address, &memory).unwrap_or(0)
 }
 
 /// In place of the number of a [`Stop`]: the walk goes on.

@@ -4,6 +4,7 @@
 //! ([`FrameKind`]). Some kinds are followed by words of their own. Each runtime has a module here that recognises its frames and
 //! says which words these are; it runs in BPF and on the host.
 
+pub mod hotspot;
 pub mod v8;
 
 /// What a frame is.
@@ -19,6 +20,10 @@ pub enum FrameKind {
     V8Internal = 2,
     /// A JavaScript function in code that was made at run time: two words follow, as of [`FrameKind::JavaScript`].
     CompiledJavaScript = 3,
+    /// A Java method that is interpreted: two words follow, see [`hotspot::InterpretedMethod::to_words`].
+    InterpretedJava = 4,
+    /// Code that HotSpot has made: two words follow, see [`hotspot::CompiledCode::to_words`].
+    CompiledJava = 5,
 }
 
 /// Bits of a frame's word that are its address. Those of user space have 47, or 56 with page tables of five levels.
@@ -26,7 +31,14 @@ const ADDRESS_BITS: u32 = 56;
 
 impl FrameKind {
     /// Every kind, by its number.
-    const ALL: [Self; 4] = [Self::Native, Self::JavaScript, Self::V8Internal, Self::CompiledJavaScript];
+    const ALL: [Self; 6] = [
+        Self::Native,
+        Self::JavaScript,
+        Self::V8Internal,
+        Self::CompiledJavaScript,
+        Self::InterpretedJava,
+        Self::CompiledJava,
+    ];
 
     /// The most words that follow one frame.
     pub const MOST_WORDS: usize = 2;
@@ -36,7 +48,7 @@ impl FrameKind {
     pub const fn words(self) -> usize {
         match self {
             Self::Native => 0,
-            Self::JavaScript | Self::CompiledJavaScript => 2,
+            Self::JavaScript | Self::CompiledJavaScript | Self::InterpretedJava | Self::CompiledJava => 2,
             Self::V8Internal => 1,
         }
     }

@@ -242,6 +242,8 @@ impl Mapping {
     pub const NO_TABLE: u32 = u32::MAX;
     /// Code whose table is being made: [`crate::stop::Stop::TableNotReady`].
     pub const NOT_READY: u32 = u32::MAX - 1;
+    /// Code of HotSpot, which says itself how it is walked ([`crate::runtime::hotspot`]). In no list: the walk knows where it is.
+    pub const HOTSPOT: u32 = u32::MAX - 2;
 
     /// Whether it holds the address.
     #[must_use]

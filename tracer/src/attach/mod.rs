@@ -10,6 +10,7 @@ mod kernel_types;
 mod preemption;
 mod processes;
 mod programs;
+mod runtimes;
 mod shared;
 mod sys;
 mod tables;
@@ -37,7 +38,6 @@ use aya::{
 use aya_log::EbpfLogger;
 use tracer_ebpf::{
     process::{CodeList, ProcessIndex},
-    runtime::v8,
     sampling::Sampling,
     unwind::Mapping,
     usdt::Argument,
@@ -97,6 +97,7 @@ pub struct Capture {
     messages: Option<EbpfLogger<&'static dyn log::Log>>,
     tables: Arc<SharedTables>,
     unwind: UnwindTables,
+    hotspots: runtimes::HotSpotLayouts,
     programs: Programs,
     links: UprobeLinks,
     follows: bool,
@@ -227,11 +228,13 @@ impl Capture {
             .ok();
         let tables = Arc::new(SharedTables::map(&ebpf, sizes)?);
         let unwind = UnwindTables::map(&ebpf, settings.unwind)?;
+        let hotspots = runtimes::HotSpotLayouts::map(&ebpf)?;
         Ok(Self {
             ebpf,
             messages,
             tables,
             unwind,
+            hotspots,
             programs,
             links,
             follows: settings.follow,
@@ -322,13 +325,6 @@ impl Capture {
     ) -> Option<CodeList> {
         let state = self.tables.processes().get(usize::from(process))?;
         self.unwind.set_code(process, state, code, before, dropped_tables)
-    }
-
-    /// Tells the programs where things are in the V8 of a process.
-    pub fn set_v8(&self, process: ProcessIndex, layout: v8::Layout) {
-        if let Some(state) = self.tables.processes().get(usize::from(process)) {
-            state.v8.store(layout.to_bits());
-        }
     }
 
     /// Tells the programs that the list is complete as of so many changes.

@@ -4,8 +4,8 @@ use std::{io, marker::PhantomData, os::fd::AsFd, ptr::NonNull};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use tracer_ebpf::{
-    atomic::Word, counter::Stripe, live::LiveBucket, process::ProcessState, slots::SlotSet,
-    stack::StackTotals, unwind::Chunk, usdt::Arguments,
+    atomic::Word, counter::Stripe, live::LiveBucket, process::ProcessState, runtime::hotspot::SharedLayout,
+    slots::SlotSet, stack::StackTotals, unwind::Chunk, usdt::Arguments,
 };
 
 /// Types that may be changed by others at any time: made of [`Word`]s alone, so any bytes are a value.
@@ -28,6 +28,8 @@ unsafe impl Shared for Arguments {}
 unsafe impl Shared for Stripe {}
 // SAFETY: as above.
 unsafe impl Shared for Chunk {}
+// SAFETY: as above.
+unsafe impl Shared for SharedLayout {}
 // SAFETY: it is the word that the others are made of.
 unsafe impl Shared for Word {}
 // SAFETY: as above.

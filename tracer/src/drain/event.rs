@@ -4,14 +4,17 @@ use thiserror::Error;
 use tracer_ebpf::{
     event::{EventKind, MappingCall, MappingEvent, ProcessChange},
     process::ProcessIndex,
-    runtime::FrameKind,
+    runtime::{
+        FrameKind,
+        hotspot::{CompiledCode, InterpretedMethod},
+    },
     stack::{MAX_WORDS, StackHeader, StackId, mapping_call},
     stop::Stop,
     usdt::INSIDE,
 };
 
 use crate::model::Address;
-use crate::runtime::v8::WalkedFunction;
+use crate::runtime::{hotspot::WalkedMethod, v8::WalkedFunction};
 
 /// An event from the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +77,8 @@ pub enum RuntimeFrame {
     JavaScript(WalkedFunction),
     /// V8's own, of a type with this number.
     V8Internal(u32),
+    /// Code of HotSpot.
+    Java(WalkedMethod),
 }
 
 impl RuntimeFrame {
@@ -83,6 +88,7 @@ impl RuntimeFrame {
         match self {
             Self::Native => "",
             Self::JavaScript(_) | Self::V8Internal(_) => "javascript",
+            Self::Java(_) => "java",
         }
     }
 }
@@ -222,6 +228,14 @@ impl Fields<'_> {
                         is_compiled: kind == FrameKind::CompiledJavaScript,
                     })
                 }
+                FrameKind::InterpretedJava => {
+                    let words = [self.u64()?, self.u64()?];
+                    RuntimeFrame::Java(WalkedMethod::Interpreted(InterpretedMethod::from_words(words)))
+                }
+                FrameKind::CompiledJava => {
+                    let words = [self.u64()?, self.u64()?];
+                    RuntimeFrame::Java(WalkedMethod::Compiled(CompiledCode::from_words(words)))
+                }
             };
             walked.push(WalkedFrame { address: Address(address), runtime });
         }
@@ -306,14 +320,24 @@ mod tests {
             FrameKind::V8Internal.word(0x20),
             13,
             0x30,
+            FrameKind::InterpretedJava.word(0x40),
+            0x5000,
+            0x7000 << 16 | 6,
+            FrameKind::CompiledJava.word(0x50),
+            0x6000,
+            88,
         ];
         let Ok(Event::Stack(stack)) = Event::decode(&stack_bytes(0, &words)) else { panic!("a stack") };
         let function = WalkedFunction { shared: 0xabc1, id: 9, position: 77, is_compiled: false };
+        let method = InterpretedMethod { method: 0x5000, class: 0x7000, bytecode: 6 };
+        let code = CompiledCode { blob: 0x6000, compile_id: 88 };
         let frame = |ip, runtime| WalkedFrame { address: Address(ip), runtime };
         let expected = [
             frame(0x10, RuntimeFrame::JavaScript(function)),
             frame(0x20, RuntimeFrame::V8Internal(13)),
             frame(0x30, RuntimeFrame::Native),
+            frame(0x40, RuntimeFrame::Java(WalkedMethod::Interpreted(method))),
+            frame(0x50, RuntimeFrame::Java(WalkedMethod::Compiled(code))),
         ];
         assert_eq!(stack.frames, expected);
         for length in [1, 2, 4] {

@@ -14,9 +14,10 @@ use tracer_ebpf::{
     unwind::Mapping as Code,
 };
 
+use super::hotspot::{HotSpots, MappedFile};
 use crate::{
     attach::{Capture, UnwindSizes, UnwindTables},
-    runtime::{Layouts, v8},
+    runtime::{Layouts, MemoryFile, hotspot, v8},
     symbolize::CodeView,
     target::{FileId, Mapping, Object, Target},
     unwind::{Cache, CacheLimits, CodeSegments, TRAMPOLINE_HEAD, Table, begins_with_trampoline},
@@ -31,6 +32,8 @@ pub struct CodeFiles {
     trampolines: HashMap<Vec<u8>, CodeFile>,
     /// What each process had mapped when it was last looked at.
     installed: HashMap<ProcessIndex, Installed>,
+    /// The HotSpots that are known.
+    hotspots: HotSpots,
     /// Files that no process has mapped any more, in the order in which they were unmapped.
     unmapped: VecDeque<FileId>,
     files_seen: u32,
@@ -46,6 +49,8 @@ struct CodeFile {
     segments: CodeSegments,
     /// Where things are in its V8, if it has one that is known.
     v8: Option<Arc<v8::Layout>>,
+    /// Where its HotSpot says where things are, if it has one.
+    hotspot: Option<hotspot::Symbols>,
     /// Its number: no other file gets it.
     number: u32,
 }
@@ -74,6 +79,7 @@ impl CodeFiles {
             vdso: None,
             trampolines: HashMap::new(),
             installed: HashMap::new(),
+            hotspots: HotSpots::default(),
             unmapped: VecDeque::new(),
             files_seen: 0,
         }
@@ -130,6 +136,7 @@ impl CodeFiles {
         entry.insert(CodeFile {
             segments: CodeSegments::of(&bytes),
             v8: v8_in(&bytes, &object),
+            hotspot: hotspot::Symbols::of_elf(&bytes),
             object: Some(Arc::new(object)),
             table,
             number: self.files_seen,
@@ -177,11 +184,14 @@ impl CodeFiles {
     ) -> Option<()> {
         let (before, changes) = (capture.code_list(process), capture.code_changes(process));
         let mappings = executable(target)?;
-        let memory = target.open_file("mem").ok();
+        let memory = target.open_file("mem").ok().map(MemoryFile);
+        self.hotspots.look(process, hotspot_file(&self.files, &mappings), memory.as_ref());
+        capture.set_hotspot(process, self.hotspots.layout(process).map(|layout| &layout.walked));
         let v8 = self.v8_file(&mappings).and_then(|file| Some((file.v8.as_ref()?.walked, file.number)));
         capture
             .set_v8(process, v8.map_or_else(Default::default, |(walked, file)| WalkedV8 { file, ..walked }));
-        let code = |mapping| self.code(mapping, memory.as_ref(), capture.unwind_tables());
+        let file = memory.as_ref().map(|memory| &memory.0);
+        let code = |mapping| self.code(mapping, file, capture.unwind_tables());
         let ready: Vec<Code> = mappings.iter().map(code).collect();
         let is_old = |code: &Code| capture.is_listed(process, code);
         let (mut listed, old): (Vec<Code>, Vec<bool>) =
@@ -233,7 +243,10 @@ impl CodeFiles {
         code: Vec<Mapping>,
     ) -> CodeView {
         let objects = code.iter().filter_map(|mapping| self.files.get(&mapping.file_id()?)?.object.clone());
-        let runtimes = Layouts { v8: self.v8_file(&code).and_then(|file| file.v8.clone()) };
+        let runtimes = Layouts {
+            v8: self.v8_file(&code).and_then(|file| file.v8.clone()),
+            hotspot: self.hotspots.layout(process).cloned(),
+        };
         CodeView { process, generation, changes, objects: objects.collect(), runtimes, code }
     }
 
@@ -318,12 +331,23 @@ impl CodeFiles {
                     table,
                     segments,
                     v8: None,
+                    hotspot: None,
                     number: self.files_seen,
                 }))
             }
             Entry::Vacant(_) => None,
         }
     }
+}
+
+/// The file among the mapped ones that has a HotSpot.
+fn hotspot_file<'a>(files: &'a HashMap<FileId, CodeFile>, code: &[Mapping]) -> Option<MappedFile<'a>> {
+    code.iter().find_map(|mapping| {
+        let file = files.get(&mapping.file_id()?)?;
+        let symbols = file.hotspot.as_ref()?;
+        let bias = file.segments.load_bias(mapping.start.0, mapping.file_offset)?;
+        Some(MappedFile { number: file.number, bias, symbols })
+    })
 }
 
 /// Where things are in the V8 that a file has. What is not known is walked and named as other code is.
@@ -375,6 +399,7 @@ fn read_vdso(target: &Target, vdso: &Mapping, number: u32) -> Option<CodeFile> {
         table: InKernel::Not(Box::new(table)),
         segments: CodeSegments::of(&bytes),
         v8: None,
+        hotspot: None,
         number,
     })
 }

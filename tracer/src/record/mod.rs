@@ -12,6 +12,7 @@ mod debug_files;
 mod findings;
 mod found;
 mod growth;
+mod hotspot;
 mod onlooker;
 mod overhead;
 mod process;

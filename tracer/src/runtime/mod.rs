@@ -7,6 +7,7 @@
 //! Nothing here is believed because it is there: the process goes on while it is read, so each object is checked to be of the type
 //! and to have the number that the walk saw, and what does not fit is a reason ([`Unread`]), never a guess.
 
+pub mod hotspot;
 pub mod v8;
 
 use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
@@ -36,11 +37,22 @@ impl ProcessMemory for MemoryFile {
     }
 }
 
+/// Words of a process' memory, for the rules that both sides have.
+struct Words<'a>(&'a dyn ProcessMemory);
+
+impl Memory for Words<'_> {
+    fn read(&self, address: u64) -> Option<u64> {
+        self.0.read(address)
+    }
+}
+
 /// Where things are in the runtimes of a process, as far as it has any that are known.
 #[derive(Clone, Debug, Default)]
 pub struct Layouts {
     /// In its V8.
     pub v8: Option<Arc<v8::Layout>>,
+    /// In its HotSpot.
+    pub hotspot: Option<Arc<hotspot::Layout>>,
 }
 
 /// A runtime of one process, and what it has told so far.
@@ -81,6 +93,8 @@ pub struct Function {
     pub inlined: bool,
     /// The language that it is written in, as reports call it.
     pub language: &'static str,
+    /// Whether it only says how the runtime works.
+    pub is_internal: bool,
 }
 
 impl Function {

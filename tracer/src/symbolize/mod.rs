@@ -153,9 +153,10 @@ impl Symbolizer {
             let ip = frame.walked.address;
             match (&frame.functions, frame.walked.runtime) {
                 (Some(Ok(functions)), _) => {
-                    frames.extend(
-                        functions.iter().map(|function| self.pool.share(runtime_frame(ip, function))),
-                    );
+                    let is_shown =
+                        |function: &&runtime::Function| self.native_frames || !function.is_internal;
+                    let shown = functions.iter().filter(is_shown);
+                    frames.extend(shown.map(|function| self.pool.share(runtime_frame(ip, function))));
                 }
                 (Some(Err(_)), of) => {
                     let unread = runtime::Function::unread(of.language());

@@ -13,7 +13,7 @@ use tracer_ebpf::process::ProcessIndex;
 use super::CodeView;
 use crate::drain::{RuntimeFrame, WalkedFrame};
 use crate::model::Pid;
-use crate::runtime::{Function, Layouts, MemoryFile, Runtime, Unread, v8::V8};
+use crate::runtime::{Function, Layouts, MemoryFile, Runtime, Unread, hotspot::HotSpot, v8::V8};
 use crate::target::Target;
 
 /// A frame of a stack, and what its runtime says of it.
@@ -42,11 +42,12 @@ pub(super) struct RuntimeReader {
 struct Process {
     pid: Pid,
     v8: Option<Reader<V8>>,
+    hotspot: Option<Reader<HotSpot>>,
 }
 
 impl RuntimeReader {
     pub(super) fn add_process(&mut self, index: ProcessIndex, pid: Pid) {
-        self.processes.insert(index, Process { pid, v8: None });
+        self.processes.insert(index, Process { pid, v8: None, hotspot: None });
     }
 
     /// A child that has its parent's code.
@@ -61,9 +62,10 @@ impl RuntimeReader {
         self.add_runtimes(view.process, &view.runtimes);
     }
 
-    fn add_runtimes(&mut self, process: ProcessIndex, Layouts { v8 }: &Layouts) {
+    fn add_runtimes(&mut self, process: ProcessIndex, Layouts { v8, hotspot }: &Layouts) {
         let Some(process) = self.processes.get_mut(&process) else { return };
         Reader::renew(&mut process.v8, v8.as_ref());
+        Reader::renew(&mut process.hotspot, hotspot.as_ref());
     }
 
     /// What the frames of a stack of a process are to its runtimes.
@@ -82,7 +84,8 @@ impl RuntimeReader {
 
 impl Process {
     fn layouts(&self) -> Layouts {
-        Layouts { v8: Reader::layout(self.v8.as_ref()) }
+        let v8 = Reader::layout(self.v8.as_ref());
+        Layouts { v8, hotspot: Reader::layout(self.hotspot.as_ref()) }
     }
 
     fn functions(&mut self, frame: WalkedFrame) -> Option<Result<Arc<[Function]>, Unread>> {
@@ -93,6 +96,9 @@ impl Process {
             }
             RuntimeFrame::JavaScript(walked) => {
                 Some(Reader::functions(self.v8.as_mut(), walked, frame, self.pid))
+            }
+            RuntimeFrame::Java(walked) => {
+                Some(Reader::functions(self.hotspot.as_mut(), walked, frame, self.pid))
             }
         }
     }

@@ -262,7 +262,7 @@ impl<'a> Names<'a> {
 fn function_of(frame: &Frame, program: &Program) -> Function {
     let module = frame.module.clone().unwrap_or_default();
     let shown = if !module.is_empty() && module == program.file { &program.name } else { &module };
-    let is_compiled = frame.language.as_deref() == Some("jit");
+    let is_compiled = matches!(frame.language.as_deref(), Some("jit" | "java"));
     let place = match &frame.function {
         // Of code that is compiled as it runs the module says nothing.
         Some(function) if is_compiled => anew(function).to_owned(),

@@ -20,7 +20,10 @@ use std::{
     sync::Arc,
 };
 
-use self::callers::{FunctionId, Way, Ways};
+use self::{
+    callers::{FunctionId, Way, Ways},
+    roles::Role,
+};
 use super::{
     compiled::{Judged, judge_as_one},
     growth::{self, Judgement},
@@ -248,11 +251,16 @@ impl Search<'_> {
             .map(|&index| (self.ways.of_stack(index), self.stacks[index].stack.weight_bytes))
             .collect();
         let heaviest = stacks.iter().max_by_key(|&&index| self.stacks[index].stack.weight_bytes);
+        let place = self.ways.place(function);
         Cause {
-            place: self.ways.place(function),
             by: self.ways.by(function, &ways),
             below: self.ways.caller(function, &ways),
-            called_from: heaviest.and_then(|&index| runtime_caller(&self.stacks[index].stack.frames)),
+            called_from: heaviest
+                .map(|&index| &self.stacks[index].stack.frames)
+                // Where such a function is blamed itself, nobody else is to be named.
+                .filter(|frames| frames.iter().all(|frame| frame.function.as_ref() != Some(&place)))
+                .and_then(|frames| runtime_caller(frames)),
+            place,
             kind: heaviest.map_or(Kind::Native, |&index| self.stacks[index].stack.kind),
             verdict,
             reason,
@@ -275,7 +283,11 @@ impl Search<'_> {
 fn runtime_caller(frames: &[Arc<Frame>]) -> Option<String> {
     let is_the_programs = |frame: &&Arc<Frame>| {
         let file = frame.file.as_deref().unwrap_or("node:");
-        frame.language.as_deref() == Some("javascript") && !file.starts_with("node:")
+        match frame.language.as_deref() {
+            Some("javascript") => !file.starts_with("node:"),
+            Some("java") => frame.line.is_some() && Role::of(frame) == Role::Own,
+            _ => false,
+        }
     };
     let frame = frames.iter().find(is_the_programs)?;
     let file = frame.file.as_deref().map(|file| file.rsplit('/').next().unwrap_or(file))?;

@@ -176,7 +176,8 @@ const INTERPRETERS: &[&str] = &[
     "mono_jit_",
     "mono_runtime_",
 ];
-const COMPILED_INTERPRETERS: &[&str] = &["Interpreter", "call_stub", "StubRoutines"];
+const COMPILED_INTERPRETERS: &[&str] =
+    &["Interpreter", "call_stub", "StubRoutines", "[java]", "[virtual thread"];
 
 /// Libraries of languages: their functions work for whoever instantiated them.
 fn is_of_language(name: &str) -> bool {

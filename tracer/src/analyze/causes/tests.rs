@@ -355,6 +355,37 @@ fn calls_in_one_function_without_a_name_are_one_place() {
 }
 
 #[test]
+fn a_native_leak_of_java_ends_in_the_programs_method() {
+    let java = |function: &str, file: &str| {
+        Arc::new(Frame {
+            function: Some(function.to_owned()),
+            file: Some(file.to_owned()),
+            line: Some(7),
+            language: Some("java".to_owned()),
+            ..Frame::default()
+        })
+    };
+    let methods = [
+        java("java.nio.DirectByteBuffer.<init>", "DirectByteBuffer.java"),
+        java("com.shop.Cart.keep", "Cart.java"),
+        java("com.shop.Main.main", "Main.java"),
+    ];
+    let mut program = Program::default();
+    let native =
+        ["libjvm.so!os::malloc(unsigned long, MEMFLAGS)", "libjvm.so!Unsafe_AllocateMemory0"].map(frame);
+    program.add("x", |_| 5, 100, 0).frames = native.into_iter().chain(methods.clone()).collect();
+    let cause = program.first();
+    assert_eq!((cause.place.as_str(), cause.called_from), ("com.shop.Cart.keep", None));
+
+    let mut program = Program::default();
+    program.add("x", |_| 5, 100, 0).frames =
+        [frame("libimage.so!decode")].into_iter().chain(methods).collect();
+    let cause = program.first();
+    assert_eq!(cause.place, "libimage.so: decode");
+    assert_eq!(cause.called_from.as_deref(), Some("com.shop.Cart.keep (Cart.java:7)"));
+}
+
+#[test]
 fn a_stack_without_frames_has_a_cause() {
     let mut program = Program::default();
     program.add("x", |_| 5, 100, 0).frames.clear();

@@ -15,7 +15,7 @@ use self::{
     heap::{Heap, Tagged},
     positions::{line_at, line_ends},
 };
-use super::{Function, ProcessMemory, Runtime, Unread};
+use super::{Function, ProcessMemory, Runtime, Unread, Words};
 
 /// A frame of a JavaScript function, as the walk wrote it down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,6 +144,7 @@ impl V8 {
             line: script.zip(place.offset).and_then(|(script, offset)| self.line(script, offset, heap)),
             inlined: false,
             language: JAVASCRIPT,
+            is_internal: false,
         }
     }
 
@@ -202,15 +203,6 @@ const SCRIPT_NAME: u64 = 16;
 const SCRIPT_FIRST_LINE: u64 = 24;
 const SCRIPT_LINE_ENDS: u64 = 56;
 const SCRIPT_ID: u64 = 64;
-
-/// Words of a process' memory, for the rules that both sides have.
-struct Words<'a>(&'a dyn ProcessMemory);
-
-impl tracer_ebpf::unwind::Memory for Words<'_> {
-    fn read(&self, address: u64) -> Option<u64> {
-        self.0.read(address)
-    }
-}
 
 /// The bytecode that something leads to which has to do with compiling a function: itself, interpreter data, baseline code.
 fn bytecode_of(data: Tagged, heap: &Heap<'_>, layout: &Layout) -> Option<Tagged> {

@@ -1,0 +1,140 @@
+//! Methods: class, name, file and line, from the metaspace.
+
+use super::super::{ProcessMemory, Unread, Words};
+use super::{
+    layout::{Layout, SourceFile},
+    numbers::line_of,
+};
+
+/// The longest name that is believed; the format of class files has 16 bits for it.
+const LONGEST_SYMBOL: usize = u16::MAX as usize;
+/// The largest ConstMethod that is believed. Bytecode has 64 KiB at most.
+const LARGEST_METHOD: u64 = 1 << 20;
+/// Lowest bits of an entry of a ConstantPool, that are not part of the pointer.
+const ENTRY_FLAGS: u64 = 3;
+
+/// What a method says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MethodText {
+    /// Its class, `java.lang.String`.
+    pub class: String,
+    /// Its name.
+    pub name: String,
+    /// The file that it is written in, without its directory.
+    pub file: Option<String>,
+    /// The line of the bytecode that was asked for.
+    pub line: Option<u32>,
+}
+
+/// A method in the memory of a process.
+pub struct MethodReader<'a> {
+    pub layout: &'a Layout,
+    pub memory: &'a dyn ProcessMemory,
+}
+
+impl MethodReader<'_> {
+    /// What the method at an address says of itself, and of one of its bytecodes; none for native methods. `class` is what told its
+    /// class from others when it was walked, if that is known: another one is not believed.
+    ///
+    /// # Errors
+    /// When there is no method, or another one.
+    pub fn read(&self, method: u64, class: Option<u64>, bytecode: Option<u32>) -> Result<MethodText, Unread> {
+        let text = self.try_read(method, class, bytecode);
+        text.ok_or(Unread::Moved)
+    }
+
+    fn try_read(&self, method: u64, class: Option<u64>, bytecode: Option<u32>) -> Option<MethodText> {
+        let (walked, of) = (&self.layout.walked.method, &self.layout.method);
+        let const_method = self.pointer(method + u64::from(walked.const_method))?;
+        let constants = self.pointer(const_method + u64::from(walked.constants))?;
+        let holder = self.pointer(constants + u64::from(walked.holder))?;
+        let name_of_class = self.pointer(holder + u64::from(walked.name))?;
+        let identity = || walked.class_identity(name_of_class, &Words(self.memory));
+        if class.is_some() && class != identity() {
+            return None;
+        }
+        let class = self.symbol(name_of_class)?;
+        let name = self.entry(constants, self.u16(const_method + of.name_index)?)?;
+        let file = match of.source_file {
+            SourceFile::ConstantPool(offset) => self.u16(constants + offset)?,
+            SourceFile::Class(offset) => self.u16(holder + offset)?,
+        };
+        let file = (file != 0).then(|| self.entry(constants, file)).flatten();
+        let line = bytecode.and_then(|bytecode| self.line(const_method, bytecode));
+        Some(MethodText { class: class_name_of(&class), name, file, line })
+    }
+
+    fn line(&self, const_method: u64, bytecode: u32) -> Option<u32> {
+        let of = &self.layout.method;
+        let code_size = self.u16(const_method + of.code_size)?;
+        if bytecode >= code_size.into() || self.u16(const_method + of.flags)? & of.has_lines == 0 {
+            return None;
+        }
+        let size = 8 * u64::from(self.u32(const_method + of.size)?);
+        let table = u64::from(self.layout.walked.method.const_method_size) + u64::from(code_size);
+        let length = size.checked_sub(table).filter(|_| size <= LARGEST_METHOD)?;
+        let mut bytes = vec![0; usize::try_from(length).ok()?];
+        self.memory.read_bytes(const_method + table, &mut bytes).then_some(())?;
+        line_of(&bytes, bytecode, self.layout.number_base)
+    }
+
+    /// An entry of a ConstantPool that is a Symbol.
+    fn entry(&self, constants: u64, index: u16) -> Option<String> {
+        let of = &self.layout.method;
+        if u32::from(index) >= self.u32(constants + of.constant_pool_length)? {
+            return None;
+        }
+        let entry = constants + of.constant_pool_size + 8 * u64::from(index);
+        self.symbol(self.memory.read(entry)? & !ENTRY_FLAGS)
+    }
+
+    /// The text of a Symbol, which is UTF-8 but for characters that take two units of UTF-16.
+    fn symbol(&self, symbol: u64) -> Option<String> {
+        let of = &self.layout.walked.method;
+        let length = usize::from(self.u16(symbol + u64::from(of.name_length_bits / 8))?);
+        let mut bytes = vec![0; length];
+        let is_read = length > 0 && length < LONGEST_SYMBOL;
+        (is_read && self.memory.read_bytes(symbol + u64::from(of.name_text), &mut bytes)).then_some(())?;
+        // Of anything else than a Symbol it would be unlikely to be text.
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        text.chars().all(|character| !character.is_control()).then_some(text)
+    }
+
+    /// A pointer to an object of the metaspace.
+    fn pointer(&self, address: u64) -> Option<u64> {
+        self.memory.read(address).filter(|&pointer| pointer != 0 && pointer % 8 == 0)
+    }
+
+    fn u16(&self, address: u64) -> Option<u16> {
+        let mut bytes = [0; 2];
+        self.memory.read_bytes(address, &mut bytes).then(|| u16::from_le_bytes(bytes))
+    }
+
+    fn u32(&self, address: u64) -> Option<u32> {
+        let mut bytes = [0; 4];
+        self.memory.read_bytes(address, &mut bytes).then(|| u32::from_le_bytes(bytes))
+    }
+}
+
+/// `java/lang/String` as people write it. Classes that are made at run time have a number behind their name, another one in each run.
+fn class_name_of(symbol: &str) -> String {
+    let name = symbol.find("+0x").or_else(|| symbol.find("/0x")).map_or(symbol, |end| &symbol[..end]);
+    name.replace('/', ".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_named_as_people_write_them() {
+        for (symbol, name) in [
+            ("java/lang/String", "java.lang.String"),
+            ("App$$Lambda+0x000077cd5c000a00", "App$$Lambda"),
+            ("App$$Lambda$14+0x0000000800c03000", "App$$Lambda$14"),
+            ("a/b/LambdaForm$MH/0x0000000800067040", "a.b.LambdaForm$MH"),
+        ] {
+            assert_eq!(class_name_of(symbol), name);
+        }
+    }
+}
