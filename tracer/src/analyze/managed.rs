@@ -515,23 +515,27 @@ mod tests {
     fn holders_are_judged_once_their_stacks_have_names() {
         let totals = Totals { allocated_bytes: 3 << 18, allocated_objects: 3, ..Totals::default() };
         let all = [1, 2, 3].map(|number| (holder(number, Kind::Mapping), totals));
-        let of_allocator = (holder(1, Kind::Allocator), totals);
+        let of_allocator = (holder(2, Kind::Allocator), totals);
+        // Where the objects of Python are followed, its arenas are mapped by a function that is probed.
+        let of_objects = (holder(1, Kind::Allocator), totals);
         let mut managed = ManagedHolders::default();
         let names = |id: StackId| match id.number() {
             1 => Some(stack(&["libc.so.6:mmap", "python3.9"])),
             2 => Some(stack(&["libc.so.6:mmap", "server:grow"])),
             _ => None,
         };
-        managed.learn(all.into_iter().chain([of_allocator]), names);
+        managed.learn(all.into_iter().chain([of_allocator, of_objects]), names);
         assert_eq!(managed.judged(all[0].0), holder(1, Kind::Managed));
         assert_eq!(managed.judged(all[1].0).kind, Kind::Mapping);
         assert_eq!(managed.judged(all[2].0).kind, Kind::Mapping);
         assert_eq!(managed.judged(of_allocator.0).kind, Kind::Allocator);
+        assert_eq!(managed.judged(of_objects.0).kind, Kind::Managed);
         managed.learn(all.into_iter(), |_| Some(stack(&["node:v8::internal::PagePool::f"])));
         assert_eq!(managed.judged(all[1].0).kind, Kind::Mapping, "once");
         assert_eq!(managed.judged(all[2].0).kind, Kind::Managed);
         let mut runtimes: Vec<_> = managed.runtimes().collect();
         runtimes.sort_unstable();
+        runtimes.dedup();
         assert_eq!(runtimes, [Runtime::V8, Runtime::CPython]);
     }
 

@@ -734,7 +734,8 @@ mod tests {
     fn objects_that_are_followed_are_held() {
         let mut leak = leak(30 * MIB);
         leak.stack.api = "_PyObject_Malloc".to_owned();
-        let memory = memory(&[(Part::Managed, 31 * MIB as i64), (Part::Native, 0), (Part::Allocator, 0)]);
+        let mut memory = memory(&[(Part::Managed, 31 * MIB as i64), (Part::Native, 0), (Part::Allocator, 0)]);
+        memory.parts[2].estimated = false;
         let of = |python_objects| {
             let verdict = of(&Facts {
                 window: WINDOW,
