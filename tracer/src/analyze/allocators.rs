@@ -7,14 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Address, AddressRange};
-use crate::plan::{ApiId, Family};
+use crate::plan::{AllocatorFamily, ApiId};
 use crate::target::{Backing, Mapping};
 
 /// An allocator that is in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Allocator {
+pub struct FileAllocator {
     /// Which one.
-    pub family: Family,
+    pub family: AllocatorFamily,
     /// The file's name.
     pub file: String,
     /// Its functions that are probed.
@@ -24,7 +24,7 @@ pub struct Allocator {
 /// Those of one process, and where blocks of theirs were seen.
 #[derive(Clone, Debug, Default)]
 pub struct Allocators {
-    list: Vec<Allocator>,
+    list: Vec<FileAllocator>,
     /// Pieces of [`PIECE`] bytes that had a block of an allocator in them.
     places: BTreeMap<u64, usize>,
 }
@@ -37,14 +37,15 @@ const MOST_PIECES: usize = 1 << 16;
 
 impl Allocators {
     /// Of the allocators that were found in files, the process has those whose file it has mapped.
-    pub fn learn(&mut self, found: &[Allocator], mappings: &[Mapping]) {
+    pub fn learn(&mut self, found: &[FileAllocator], mappings: &[Mapping]) {
         let is_mapped = |file: &str| {
             let mut code = mappings.iter().filter(|mapping| mapping.permissions.execute);
             code.any(|mapping| mapping.file_name() == Some(file))
         };
         for allocator in found {
-            let is_same =
-                |known: &&mut Allocator| (known.family, &known.file) == (allocator.family, &allocator.file);
+            let is_same = |known: &&mut FileAllocator| {
+                (known.family, &known.file) == (allocator.family, &allocator.file)
+            };
             match self.list.iter_mut().find(is_same) {
                 Some(known) => known.functions.extend(&allocator.functions),
                 None if is_mapped(&allocator.file) => self.list.push(allocator.clone()),
@@ -55,7 +56,7 @@ impl Allocators {
 
     /// All of them.
     #[must_use]
-    pub fn list(&self) -> &[Allocator] {
+    pub fn list(&self) -> &[FileAllocator] {
         &self.list
     }
 
@@ -78,14 +79,14 @@ impl Allocators {
     /// The allocator that has a function. The usual names may be in several files: then others stand before the C library.
     #[must_use]
     pub fn of_function(&self, function: ApiId) -> Option<usize> {
-        let having = |(_, allocator): &(usize, &Allocator)| allocator.functions.contains(&function);
+        let having = |(_, allocator): &(usize, &FileAllocator)| allocator.functions.contains(&function);
         let having = self.list.iter().enumerate().filter(having);
         having.min_by_key(|(_, allocator)| allocator.family.is_of_c_library()).map(|(index, _)| index)
     }
 
     /// The allocator in a file; of several the one of a family, if that is known.
     #[must_use]
-    pub fn in_file(&self, file: &str, family: Option<Family>) -> Option<usize> {
+    pub fn in_file(&self, file: &str, family: Option<AllocatorFamily>) -> Option<usize> {
         let in_file = || self.list.iter().enumerate().filter(|(_, allocator)| allocator.file == file);
         let named = family.and_then(|family| in_file().find(|(_, allocator)| allocator.family == family));
         named.or_else(|| in_file().next()).map(|(index, _)| index)
@@ -111,7 +112,8 @@ impl Allocators {
     /// The allocator that a mapping is of, by its name and its place.
     #[must_use]
     pub fn of_mapping(&self, mapping: &Mapping) -> Option<usize> {
-        let only = |family: Family| self.list.iter().position(|allocator| allocator.family == family);
+        let only =
+            |family: AllocatorFamily| self.list.iter().position(|allocator| allocator.family == family);
         if let Some((_, family)) = NAMES.iter().find(|(name, _)| mapping.is_named(name)) {
             return only(*family);
         }
@@ -119,16 +121,16 @@ impl Allocators {
             && mapping.backing() == Backing::Anonymous
             && MIMALLOC_HINTS.contains(&mapping.start.0)
             && mapping.start.0.is_multiple_of(MIMALLOC_SLICE);
-        is_mimallocs.then(|| only(Family::Mimalloc)).flatten()
+        is_mimallocs.then(|| only(AllocatorFamily::Mimalloc)).flatten()
     }
 }
 
 /// How the names of mappings begin that allocators give theirs.
-const NAMES: &[(&str, Family)] = &[
-    ("[anon: glibc: malloc", Family::Glibc),
-    ("[anon:jemalloc", Family::Jemalloc),
-    ("[anon:tcmalloc_", Family::Tcmalloc),
-    ("[anon:mimalloc", Family::Mimalloc),
+const NAMES: &[(&str, AllocatorFamily)] = &[
+    ("[anon: glibc: malloc", AllocatorFamily::Glibc),
+    ("[anon:jemalloc", AllocatorFamily::Jemalloc),
+    ("[anon:tcmalloc_", AllocatorFamily::Tcmalloc),
+    ("[anon:mimalloc", AllocatorFamily::Mimalloc),
 ];
 
 /// Where mimalloc 2 asks for its memory (`MI_HINT_BASE` and `MI_HINT_MAX` in src/os.c): 2 to 30 TiB, far below where Linux maps by
@@ -148,15 +150,15 @@ mod tests {
     }
 
     fn allocators() -> Allocators {
-        let allocator = |family, file: &str, functions: &[u16]| Allocator {
+        let allocator = |family, file: &str, functions: &[u16]| FileAllocator {
             family,
             file: file.to_owned(),
             functions: functions.iter().copied().map(ApiId).collect(),
         };
         let found = [
-            allocator(Family::Glibc, "libc.so.6", &[1]),
-            allocator(Family::Mimalloc, "libarrow.so", &[1, 7]),
-            allocator(Family::Jemalloc, "libelsewhere.so", &[9]),
+            allocator(AllocatorFamily::Glibc, "libc.so.6", &[1]),
+            allocator(AllocatorFamily::Mimalloc, "libarrow.so", &[1, 7]),
+            allocator(AllocatorFamily::Jemalloc, "libelsewhere.so", &[9]),
         ];
         let mapped = [mapping(4096, 4096, "/lib/libc.so.6"), mapping(8192, 4096, "/lib/libarrow.so")];
         let mut allocators = Allocators::default();

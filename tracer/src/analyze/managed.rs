@@ -16,7 +16,7 @@ use tracer_ebpf::stack::StackId;
 
 use super::mappings::{Holder, Totals};
 use crate::model::{Frame, Kind, Part};
-use crate::plan::{Catalog, Family, family};
+use crate::plan::{AllocatorFamily, Catalog, family};
 use crate::target::{Backing, Mapping};
 
 /// A language runtime with a heap of its own.
@@ -250,7 +250,7 @@ fn makes_thread_stack<F: Borrow<Frame>>(frames: &[F]) -> bool {
 pub struct ManagedHolders {
     owners: HashMap<Holder, Owner>,
     /// The files of the allocators among them, and which one of a file's it is.
-    files: HashMap<Holder, (Arc<str>, Option<Family>)>,
+    files: HashMap<Holder, (Arc<str>, Option<AllocatorFamily>)>,
 }
 
 /// Whose a mapping is.
@@ -304,7 +304,7 @@ impl ManagedHolders {
                 self.owners.insert(holder, owner);
                 if let Some(file) = file_that_maps(&frames).filter(|_| owner == Owner::Allocator) {
                     let functions = frames.iter().filter_map(|frame| frame.borrow().function.as_deref());
-                    let family = functions.into_iter().find_map(Family::of_function);
+                    let family = functions.into_iter().find_map(AllocatorFamily::of_function);
                     self.files.insert(holder, (file.into(), family));
                 }
             }
@@ -313,7 +313,7 @@ impl ManagedHolders {
 
     /// The file of the allocator whose a holder's mappings are.
     #[must_use]
-    pub fn allocators_file(&self, holder: Holder) -> Option<(&str, Option<Family>)> {
+    pub fn allocators_file(&self, holder: Holder) -> Option<(&str, Option<AllocatorFamily>)> {
         self.files.get(&holder).map(|(file, family)| (file.as_ref(), *family))
     }
 

@@ -8,7 +8,7 @@ use super::object::Object;
 
 /// An allocator, by the code that it consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
+pub enum AllocatorFamily {
     /// The GNU C library's.
     Glibc,
     /// musl's.
@@ -31,7 +31,7 @@ pub enum Family {
     Other,
 }
 
-impl fmt::Display for Family {
+impl fmt::Display for AllocatorFamily {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Glibc => "glibc",
@@ -49,30 +49,30 @@ impl fmt::Display for Family {
 }
 
 /// How the names of files begin that are an allocator, or a C library.
-const FILES: &[(&str, Family)] = &[
-    ("libc.so", Family::Glibc),
-    ("libc-", Family::Glibc),
-    ("ld-musl", Family::Musl),
-    ("libjemalloc", Family::Jemalloc),
-    ("libmimalloc", Family::Mimalloc),
-    ("libtcmalloc", Family::Tcmalloc),
-    ("libtbbmalloc", Family::Tbb),
-    ("librpmalloc", Family::Rpmalloc),
-    ("libsnmalloc", Family::Snmalloc),
+const FILES: &[(&str, AllocatorFamily)] = &[
+    ("libc.so", AllocatorFamily::Glibc),
+    ("libc-", AllocatorFamily::Glibc),
+    ("ld-musl", AllocatorFamily::Musl),
+    ("libjemalloc", AllocatorFamily::Jemalloc),
+    ("libmimalloc", AllocatorFamily::Mimalloc),
+    ("libtcmalloc", AllocatorFamily::Tcmalloc),
+    ("libtbbmalloc", AllocatorFamily::Tbb),
+    ("librpmalloc", AllocatorFamily::Rpmalloc),
+    ("libsnmalloc", AllocatorFamily::Snmalloc),
 ];
 
 /// How functions begin that only one of them has.
-const FUNCTIONS: &[(&str, Family)] = &[
-    ("mi_", Family::Mimalloc),
-    ("tc_", Family::Tcmalloc),
-    ("scalable_", Family::Tbb),
-    ("rpmalloc", Family::Rpmalloc),
-    ("sn_", Family::Snmalloc),
-    ("je_", Family::Jemalloc),
-    ("rjem_", Family::Jemalloc),
-    ("PyObject_", Family::Python),
+const FUNCTIONS: &[(&str, AllocatorFamily)] = &[
+    ("mi_", AllocatorFamily::Mimalloc),
+    ("tc_", AllocatorFamily::Tcmalloc),
+    ("scalable_", AllocatorFamily::Tbb),
+    ("rpmalloc", AllocatorFamily::Rpmalloc),
+    ("sn_", AllocatorFamily::Snmalloc),
+    ("je_", AllocatorFamily::Jemalloc),
+    ("rjem_", AllocatorFamily::Jemalloc),
+    ("PyObject_", AllocatorFamily::Python),
     // In a static program.
-    ("libc_", Family::Glibc),
+    ("libc_", AllocatorFamily::Glibc),
 ];
 
 /// How functions of jemalloc's own interface end.
@@ -84,7 +84,7 @@ pub fn is_of_jemalloc(function: &str) -> bool {
     JEMALLOC.iter().any(|ending| function.ends_with(ending))
 }
 
-impl Family {
+impl AllocatorFamily {
     /// The allocators in a file, each with those of its functions that are given, by the place of their names.
     #[must_use]
     pub fn in_file(file: &str, functions: &[&str]) -> BTreeMap<Self, Vec<usize>> {
@@ -169,16 +169,24 @@ mod tests {
 
     #[test]
     fn an_allocator_is_known_by_its_file_or_its_functions() {
-        let of = |file, functions: &[&str]| Family::in_file(file, functions).into_iter().collect::<Vec<_>>();
-        assert_eq!(of("libc.so.6", &["malloc"]), [(Family::Glibc, vec![0])]);
-        assert_eq!(of("libjemalloc.so.2", &["malloc", "mallocx"]), [(Family::Jemalloc, vec![0, 1])]);
+        let of = |file, functions: &[&str]| {
+            AllocatorFamily::in_file(file, functions).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(of("libc.so.6", &["malloc"]), [(AllocatorFamily::Glibc, vec![0])]);
+        assert_eq!(of("libjemalloc.so.2", &["malloc", "mallocx"]), [(AllocatorFamily::Jemalloc, vec![0, 1])]);
         assert_eq!(
             of("libarrow.so.2100", &["mi_malloc", "je_arrow_mallocx", "mi_free", "je_arrow_free"]),
-            [(Family::Jemalloc, vec![1, 3]), (Family::Mimalloc, vec![0, 2])]
+            [(AllocatorFamily::Jemalloc, vec![1, 3]), (AllocatorFamily::Mimalloc, vec![0, 2])]
         );
-        assert_eq!(of("server", &["free_all", "x_malloc", "x_mallocx"]), [(Family::Jemalloc, vec![0, 1, 2])]);
-        assert_eq!(of("server", &["malloc", "__libc_malloc"]), [(Family::Glibc, vec![0, 1])]);
-        assert_eq!(of("server", &["malloc"]), [(Family::Other, vec![0])]);
-        assert!(Family::Jemalloc.is_whole("libjemalloc.so.2") && !Family::Jemalloc.is_whole("redis-server"));
+        assert_eq!(
+            of("server", &["free_all", "x_malloc", "x_mallocx"]),
+            [(AllocatorFamily::Jemalloc, vec![0, 1, 2])]
+        );
+        assert_eq!(of("server", &["malloc", "__libc_malloc"]), [(AllocatorFamily::Glibc, vec![0, 1])]);
+        assert_eq!(of("server", &["malloc"]), [(AllocatorFamily::Other, vec![0])]);
+        assert!(
+            AllocatorFamily::Jemalloc.is_whole("libjemalloc.so.2")
+                && !AllocatorFamily::Jemalloc.is_whole("redis-server")
+        );
     }
 }

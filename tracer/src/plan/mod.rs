@@ -49,7 +49,7 @@ use tracer_ebpf::probe::Signature;
 pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
 pub use declared::{Allocator, Declarations};
 pub use exits::{Exit, Exits};
-pub use family::Family;
+pub use family::AllocatorFamily;
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
 pub use table::PlanTable;
 pub use usdt::{Telling, Told, UsdtProbe};

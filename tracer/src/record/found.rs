@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use crate::{
     analyze::allocators,
-    plan::{Allocator, Api, Catalog, Declarations, Family, ObjectPlan, Role, declared, python},
+    plan::{Allocator, AllocatorFamily, Api, Catalog, Declarations, ObjectPlan, Role, declared, python},
     report::human::printable,
 };
 
 /// The allocators that a file has: probed functions that are not only the operators of C++.
-pub fn allocators_in(file: &str, plan: &ObjectPlan, catalog: &Catalog) -> Vec<allocators::Allocator> {
+pub fn allocators_in(file: &str, plan: &ObjectPlan, catalog: &Catalog) -> Vec<allocators::FileAllocator> {
     let probed: Vec<_> =
         plan.probes.iter().filter_map(|probe| Some((probe.api, catalog.get(probe.api)?))).collect();
     let allocates = |api: &Api| !api.is_operator() && matches!(api.role, Role::Allocate(_));
@@ -18,8 +18,10 @@ pub fn allocators_in(file: &str, plan: &ObjectPlan, catalog: &Catalog) -> Vec<al
     }
     let names: Vec<&str> = probed.iter().map(|(_, api)| api.name.as_ref()).collect();
     // Objects lie in the pools of the interpreter.
-    let families = Family::in_file(file, &names).into_iter().filter(|(family, _)| *family != Family::Python);
-    let allocator = |(family, places): (Family, Vec<usize>)| allocators::Allocator {
+    let families = AllocatorFamily::in_file(file, &names)
+        .into_iter()
+        .filter(|(family, _)| *family != AllocatorFamily::Python);
+    let allocator = |(family, places): (AllocatorFamily, Vec<usize>)| allocators::FileAllocator {
         family,
         file: file.to_owned(),
         functions: places.into_iter().map(|place| probed[place].0).collect(),

@@ -20,7 +20,7 @@ use super::{
     found::{Found, allocators_in},
 };
 use crate::{
-    analyze::{allocators::Allocator, mappings::InitialMappings},
+    analyze::{allocators::FileAllocator, mappings::InitialMappings},
     attach::{Capture, ProbedEvent, Site},
     model::{Address, Bytes, Mode, NotProbed, Pid},
     plan::{
@@ -42,7 +42,7 @@ pub struct ProbedFiles {
     /// Functions whose calls are not seen.
     pub not_probed: Vec<NotProbed>,
     /// The allocators in them.
-    allocators: Vec<Allocator>,
+    allocators: Vec<FileAllocator>,
     /// The offsets of the probes in each, where probes are everybody's.
     places: HashSet<Vec<u64>>,
 }
@@ -98,7 +98,7 @@ impl TracedProcess {
     }
 
     /// The allocators in the files that have been probed; where probes are everybody's, in all of them.
-    pub fn allocators(&self) -> Vec<Allocator> {
+    pub fn allocators(&self) -> Vec<FileAllocator> {
         self.probed.borrow().allocators.clone()
     }
 

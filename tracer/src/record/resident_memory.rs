@@ -29,7 +29,7 @@ use crate::{
         threads,
     },
     model::{Address, AddressRange, AllocatorMemory, Bytes, Memory, Part},
-    plan::{ApiId, Family},
+    plan::{AllocatorFamily, ApiId},
     target::Mapping,
 };
 
@@ -233,12 +233,12 @@ impl ResidentMemory {
         let (before, mut after) =
             (self.heaps_of(&self.before, managed), self.heaps_of(&self.latest, managed));
         after.retain(|_, heap| heap.resident > 0);
-        let of = |((family, file), heap): ((Family, String), Heap)| AllocatorMemory {
+        let of = |((family, file), heap): ((AllocatorFamily, String), KeptMemory)| AllocatorMemory {
             kept_before_bytes: before.get(&(family, file.clone())).map_or(0, |heap| heap.kept),
             kept_after_bytes: heap.kept,
             resident_bytes: heap.resident,
             trimmable_bytes: heap.trimmable,
-            name: (family != Family::Other).then(|| family.to_string()),
+            name: (family != AllocatorFamily::Other).then(|| family.to_string()),
             is_whole_file: family.is_whole(&file),
             file,
         };
@@ -251,8 +251,8 @@ impl ResidentMemory {
         &self,
         readings: &BTreeMap<ProcessIndex, Reading>,
         managed: &ManagedHolders,
-    ) -> BTreeMap<(Family, String), Heap> {
-        let mut sum: BTreeMap<(Family, String), Heap> = BTreeMap::new();
+    ) -> BTreeMap<(AllocatorFamily, String), KeptMemory> {
+        let mut sum: BTreeMap<(AllocatorFamily, String), KeptMemory> = BTreeMap::new();
         for (index, reading) in readings {
             let allocators = self.allocators_of(*index);
             let resident = reading.with_evidence(managed, allocators, reconcile::heaps);
@@ -322,13 +322,13 @@ fn running(processes: &[TracedProcess]) -> impl Iterator<Item = &TracedProcess> 
 
 /// What an allocator has in several processes.
 #[derive(Debug, Default)]
-struct Heap {
+struct KeptMemory {
     resident: u64,
     kept: u64,
     trimmable: Option<u64>,
 }
 
-impl Heap {
+impl KeptMemory {
     /// Adds what the allocator at a place of the list has in one process.
     fn add(&mut self, reading: &Reading, allocators: &Allocators, place: usize, Bytes(resident): Bytes) {
         let is_of_c_library = allocators.of_c_library() == Some(place);

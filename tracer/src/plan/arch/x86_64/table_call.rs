@@ -22,7 +22,7 @@ pub(in crate::plan) enum TableCall {
 
 /// What a register holds.
 #[derive(Clone, Copy)]
-enum Held {
+enum RegisterValue {
     /// What was loaded from there.
     Word(TableCall),
     /// This address.
@@ -41,9 +41,9 @@ impl Function<'_> {
     }
 
     fn table_call(&self) -> Option<(TableCall, bool)> {
-        let mut held: HashMap<Register, Held> = HashMap::new();
-        let word = |held: &HashMap<Register, Held>, register| match held.get(&register) {
-            Some(Held::Word(word)) => Some(*word),
+        let mut held: HashMap<Register, RegisterValue> = HashMap::new();
+        let word = |held: &HashMap<Register, RegisterValue>, register| match held.get(&register) {
+            Some(RegisterValue::Word(word)) => Some(*word),
             _ => None,
         };
         for instruction in self.decoder(SEARCH_BYTES.min(self.extent())).iter() {
@@ -67,7 +67,7 @@ impl Function<'_> {
                         OpKind::Immediate32to64 => true,
                         OpKind::Register => [first, second]
                             .iter()
-                            .any(|register| matches!(held.get(register), Some(Held::Address))),
+                            .any(|register| matches!(held.get(register), Some(RegisterValue::Address))),
                         _ => false,
                     };
                     if let Some(call) =
@@ -85,7 +85,7 @@ impl Function<'_> {
 }
 
 /// The word that an instruction reads.
-fn loaded(instruction: &Instruction, held: &HashMap<Register, Held>) -> Option<TableCall> {
+fn loaded(instruction: &Instruction, held: &HashMap<Register, RegisterValue>) -> Option<TableCall> {
     if instruction.is_ip_rel_memory_operand() {
         return Some(TableCall::Through(instruction.ip_rel_memory_address()));
     }
@@ -93,7 +93,9 @@ fn loaded(instruction: &Instruction, held: &HashMap<Register, Held>) -> Option<T
         return Some(TableCall::Through(instruction.memory_displacement64()));
     }
     match held.get(&instruction.memory_base()) {
-        Some(Held::Word(TableCall::Through(pointer))) if instruction.memory_index() == Register::None => {
+        Some(RegisterValue::Word(TableCall::Through(pointer)))
+            if instruction.memory_index() == Register::None =>
+        {
             Some(TableCall::Behind { pointer: *pointer, offset: instruction.memory_displacement64() })
         }
         _ => None,
@@ -101,14 +103,16 @@ fn loaded(instruction: &Instruction, held: &HashMap<Register, Held>) -> Option<T
 }
 
 /// What a register holds after an instruction that writes it.
-fn learn(instruction: &Instruction, held: &mut HashMap<Register, Held>) {
+fn learn(instruction: &Instruction, held: &mut HashMap<Register, RegisterValue>) {
     if instruction.op0_kind() != OpKind::Register {
         return;
     }
     let value = match (instruction.mnemonic(), instruction.op1_kind()) {
-        (Mnemonic::Mov, OpKind::Memory) => loaded(instruction, held).map(Held::Word),
+        (Mnemonic::Mov, OpKind::Memory) => loaded(instruction, held).map(RegisterValue::Word),
         (Mnemonic::Mov, OpKind::Register) => held.get(&instruction.op1_register()).copied(),
-        (Mnemonic::Lea, OpKind::Memory) if instruction.is_ip_rel_memory_operand() => Some(Held::Address),
+        (Mnemonic::Lea, OpKind::Memory) if instruction.is_ip_rel_memory_operand() => {
+            Some(RegisterValue::Address)
+        }
         (Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push, _) => return,
         _ => None,
     };
