@@ -63,8 +63,10 @@ pub fn run(
     qemu.args(["-accel", if kvm { "kvm" } else { TRANSLATION }, "-cpu", cpu, "-smp", machine.processors]);
     qemu.args(["-m", "3072", "-nographic", "-no-reboot", "-nic", "none", "-kernel"]).arg(&kernel.image);
     qemu.arg("-initrd").arg(image);
-    qemu.arg("-append")
-        .arg(format!("console=ttyS0 panic=-1 oops=panic quiet machine={number} {}", machine.parameters));
+    qemu.arg("-append").arg(format!(
+        "console=ttyS0 panic=-1 oops=panic no_timer_check quiet machine={number} {}",
+        machine.parameters
+    ));
     qemu.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     let began = Instant::now();
     let mut child = qemu.spawn().context("cannot start qemu")?;
