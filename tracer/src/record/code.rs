@@ -102,6 +102,7 @@ impl CodeFiles {
                     table: InKernel::As(Code::NO_TABLE),
                     segments: CodeSegments::default(),
                     v8: None,
+                    hotspot: None,
                     number: self.files_seen,
                 },
             );
