@@ -105,10 +105,10 @@ pub fn of(facts: &Facts) -> VerdictSummary {
 /// What is said where no leak is what it is about: an acquittal only with the evidence for one.
 fn without_main_leak(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let (sentence, leaking) = if growth.is_noise() { no_growth(facts) } else { largest_part(facts, growth) };
-    if leaking != Some(false) {
-        return (sentence, leaking);
-    }
     let mut undecided = Places::of(facts, |verdict| matches!(verdict, Verdict::Growing | Verdict::Unknown));
+    if leaking != Some(false) {
+        return (beside_undecided(growth, sentence, undecided.largest()), leaking);
+    }
     undecided.footprint =
         undecided.places.iter().map(|cause| possible_leak(facts, cause)).fold(0, u64::saturating_add);
     if growth.is_noise() {
@@ -133,6 +133,18 @@ fn without_main_leak(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
             ("nothing can be told from so few samples; record longer, or sample more".to_owned(), None)
         }
         _ => (sentence, leaking),
+    }
+}
+
+/// What is said of something else that grew, with a cause of a large part of which it is not known whether it leaks.
+fn beside_undecided(growth: &Growth, sentence: String, undecided: Option<&Cause>) -> String {
+    let is_large = |cause: &&Cause| footprint_of(cause) >= growth.percent(MAIN);
+    match undecided.filter(is_large).map(|cause| (cause, cause.sentence())) {
+        Some((cause, name)) if growth.held < growth.all() / 2 && !sentence.contains(&name) => {
+            let (held, share) = (held_now(growth, cause), growth.share(footprint_of(cause)));
+            format!("{sentence}; besides, it is not known whether {held} in {name}{share} leak")
+        }
+        _ => sentence,
     }
 }
 
@@ -576,6 +588,23 @@ mod tests {
             python_objects: false,
         });
         (verdict.summary, verdict.leaking)
+    }
+
+    #[test]
+    fn what_is_not_known_is_said_beside_a_heap_that_grows() {
+        let of = |mebibytes| {
+            let unknown = made("field", Kind::Native, Verdict::Unknown, mebibytes * MIB, 0.0);
+            verdict(&[unknown], &[(Part::Managed, 60), (Part::Native, mebibytes)]).0
+        };
+        let sentence = of(30);
+        assert!(sentence.starts_with("the JavaScript heap is what grows"), "{sentence}");
+        assert!(
+            sentence.ends_with(
+                "it is not known whether 30.0 MiB in `addon.node: field` (33 % of the growth) leak"
+            ),
+            "{sentence}"
+        );
+        assert!(!of(2).contains("field"));
     }
 
     #[test]

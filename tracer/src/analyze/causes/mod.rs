@@ -152,9 +152,11 @@ impl Search<'_> {
         let more = self.through(all, banned).into_iter().filter(|(_, stacks)| {
             let others: Vec<usize> =
                 stacks.iter().copied().filter(|index| !is_explained.contains(index)).collect();
+            let rest = self.branch(&others);
             !others.is_empty()
                 && others.len() + explained.len() == stacks.len()
-                && together::go_in_step(&branch, &self.branch(&others))
+                && together::show_a_pace(&branch, &rest)
+                && together::go_in_step(&branch, &rest)
         });
         let nearest = more
             .min_by(|a, b| self.distance(a.0, &a.1).total_cmp(&self.distance(b.0, &b.1)).then(a.0.cmp(&b.0)));

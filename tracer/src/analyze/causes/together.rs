@@ -34,6 +34,12 @@ pub fn is_one(branches: &[Branch]) -> bool {
     }
 }
 
+/// Whether there are enough blocks of both to see at which pace they come.
+pub const fn show_a_pace(a: &Branch, b: &Branch) -> bool {
+    const ENOUGH: u64 = 8;
+    a.objects >= ENOUGH && b.objects >= ENOUGH
+}
+
 /// Whether each call of their caller leaves as many blocks of both, or twice as many of one.
 pub fn go_in_step(a: &Branch, b: &Branch) -> bool {
     const TOLERANCE: f64 = 0.03;
