@@ -9,7 +9,8 @@ use std::{
 
 use rustix::process::Signal;
 use tracer_tests::{
-    Finished, Leak, Listener, Program, Report, Running, Tracer, compile, modified_text, sampler, wait_until,
+    Finished, Leak, Listener, Program, Report, Running, Stack, Tracer, compile, modified_text, sampler,
+    wait_until,
 };
 
 /// A program into which the library is loaded; with others behind it.
@@ -233,6 +234,45 @@ fn so_it_is_with_another_allocator_behind() {
 }
 
 #[test]
+fn of_a_hundred_million_pairs_nothing_is_lost() {
+    const PAIRS: f64 = 1e8;
+    let finished = sampled(&mut with_sampler(Program::new("sampled_pairs.c"), &[]).start(), 512 << 10);
+    assert_sampled_within(&finished, "USDT probes");
+    let report = finished.report();
+    report.assert_nothing_lost_but(&[]);
+    let stacks: Vec<_> = report.called_by("pair");
+    let sum = |figure: fn(&Stack) -> u64| stacks.iter().map(|stack| figure(stack)).sum::<u64>();
+    println!("{} of {PAIRS} pairs", sum(|stack| stack.allocated_objects));
+    // All were freed: what was allocated is what was freed, to the byte, and every release was that of a known block.
+    assert_eq!(sum(|stack| stack.outstanding_objects), 0, "{stacks:#?}");
+    assert_eq!(sum(|stack| stack.allocated_bytes), sum(|stack| stack.freed_bytes));
+    assert_eq!(sum(|stack| stack.allocated_objects), sum(|stack| stack.freed_objects));
+    assert_eq!(report.events.unmatched_frees, 0, "{:?}", report.events);
+    // Some 190,000 samples know the bytes to a quarter of a hundredth.
+    assert!((sum(|stack| stack.allocated_bytes) as f64 / (PAIRS * 1000.5) - 1.0).abs() < 0.0125);
+}
+
+#[test]
+fn a_program_computes_the_same_with_the_library_while_tracers_come_and_go() {
+    const AS_EVER: &str = "two rounds";
+    let mut program = with_sampler(Program::new("same_results.c"), &[]).start();
+    let work = |program: &mut Running| {
+        program.go();
+        program.wait_for_line(AS_EVER);
+    };
+    work(&mut program);
+    for mean in ["1", "512", "64KiB"] {
+        let recording = Tracer::new().options(["--sample", mean]).pid(program.pid()).start();
+        work(&mut program);
+        let finished = recording.interrupt();
+        assert_sampled_within(&finished, "USDT probes");
+        finished.report().assert_nothing_lost_but(&[]);
+    }
+    work(&mut program);
+    program.assert_unharmed();
+}
+
+#[test]
 fn a_killed_tracer_leaves_nothing_behind() {
     let mut program = with_sampler(Program::new("busy.c"), &[]).start();
     let recording = Tracer::new().pid(program.pid()).options(["--sample", "64KiB"]).start();
@@ -282,9 +322,70 @@ fn a_command_that_loads_the_library_is_sampled_from_its_start() {
     report.assert_balanced();
     assert_eq!(report.events.unmatched_frees, 0, "{:?}", report.events);
     // One sample in 2,000 bytes makes an estimate of so many blocks that is off by less than a hundredth; one in 512 KiB by a tenth.
-    let calls = 8.0 * 50_000.0;
     let allocations = report.events.allocations as f64;
-    assert!((allocations / calls - 1.0).abs() < 0.05, "{:?}", report.events);
+    assert!((allocations / CHURNED - 1.0).abs() < 0.05, "{:?}", report.events);
+}
+
+/// A command with the sampler that is preloaded by tracer itself.
+fn launched(options: &[&str], command: &[&str]) -> Finished {
+    let sampler = sampler().display().to_string();
+    let tracer = Tracer::new().options(["--sample", "2000", "--sampler", &sampler]).options(options);
+    tracer.launch(command.iter().copied()).run()
+}
+
+#[test]
+fn a_launched_command_gets_the_library_by_itself() {
+    let program = Program::new("sampled_churn.c").build();
+    let finished = launched(&[], &[&program.display().to_string(), "50", "alone"]);
+    assert_sampled_within(&finished, "USDT probes");
+    let report = finished.report();
+    report.assert_nothing_lost_but(&[]);
+    let allocations = report.events.allocations as f64;
+    assert!((allocations / CHURNED - 1.0).abs() < 0.05, "{:?}", report.events);
+}
+
+/// Calls of the program with 50 turns, in eight threads.
+const CHURNED: f64 = 8.0 * 50_000.0;
+
+#[test]
+fn a_static_command_is_probed_and_that_is_said() {
+    let finished = launched(&[], &["/bin/busybox", "true"]);
+    let said = finished.stderr.join("\n");
+    assert!(said.contains("does not load the sampler") && !said.contains("sampled within"), "{said}");
+}
+
+#[test]
+fn of_followed_programs_each_is_sampled_as_it_can_be() {
+    let program = Program::new("sampled_churn.c").build();
+    let program = program.display();
+    // The second has no library, so the functions of the C library are probed for it, and they are in the third, too.
+    let script = format!("{program} 20 alone; env -u LD_PRELOAD {program} 200 alone; {program} 20 alone");
+    let finished = launched(&["--follow"], &["sh", "-c", &script]);
+    assert_sampled_within(&finished, "USDT probes");
+    let report = finished.report();
+    // The second runs already when its allocator is probed, one function after the other.
+    report.assert_nothing_lost_but(&["missed_free"]);
+    report.assert_balanced();
+    let name = program.to_string();
+    let runs = |index: usize| report.processes[index].exe.as_deref() == Some(&*name);
+    // Not the children that it makes.
+    let is_first =
+        |&index: &usize| runs(index) && report.processes[index].from.is_some_and(|from| !runs(from));
+    let churns: Vec<usize> = (0..report.processes.len()).filter(is_first).collect();
+    let allocated = churns.iter().map(|&process| {
+        let stacks = report.stacks.iter().filter(|stack| stack.process == Some(process));
+        stacks.filter(|stack| stack.kind == "native").map(|stack| stack.allocated_bytes).sum::<u64>() as f64
+    });
+    let allocated: Vec<f64> = allocated.collect();
+    let [first, second, third] = allocated[..] else { panic!("{:#?}", report.processes) };
+    // What it allocated before its probes were in is not seen. The others know a hundredth by chance.
+    assert!(second > 0.0 && second < 10.3 * first, "{allocated:?}");
+    assert!((third / first - 1.0).abs() < 0.05, "{allocated:?}");
+    // Of what it told and of what was seen of it before, nothing is left.
+    let of_churn = |stack: &&Stack| stack.process == Some(churns[2]) && stack.passes("churn");
+    let left: Vec<_> =
+        report.stacks.iter().filter(of_churn).filter(|stack| stack.outstanding_objects > 0).collect();
+    assert!(left.iter().all(|stack| stack.passes("pthread_create")), "{left:#?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{path::Path, process::Command};
 
 use tempfile::TempDir;
-use tracer_tests::{Program, Stack, Tracer, programs_dir};
+use tracer_tests::{Program, Stack, Tracer, programs_dir, sampler};
 
 /// What a program did with its heap, and what it has at its end.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,12 +17,17 @@ struct Heap {
 
 /// As valgrind's summary has it: `total heap usage: 221 allocs, 70 frees, 861,259 bytes allocated`, and `in use at exit: …`.
 fn by_valgrind(command: &[&str]) -> Heap {
+    by_valgrind_with(command, "")
+}
+
+/// As [`by_valgrind`], with a library that is loaded first.
+fn by_valgrind_with(command: &[&str], preload: &str) -> Heap {
     let directory = TempDir::new().expect("a temporary directory");
     let log = directory.path().join("log");
     // By default it has libraries free at the end what they need till then.
     let options = ["--run-libc-freeres=no", "--run-cxx-freeres=no", &format!("--log-file={}", log.display())];
-    let output =
-        Command::new("valgrind").args(options).args(command).output().expect("valgrind is installed");
+    let output = Command::new("valgrind").env("LD_PRELOAD", preload).args(options).args(command).output();
+    let output = output.expect("valgrind is installed");
     assert!(output.status.success(), "{command:?}: {output:?}");
     let log = std::fs::read_to_string(log).expect("valgrind writes its log");
     let numbers_after = |title: &str| -> Vec<u64> {
@@ -83,6 +88,25 @@ fn on_an_archiver() {
 fn on_a_disassembler() {
     let program = Program::new("mappings.c").build();
     agree_on(&["objdump", "--disassemble", path(&program)]);
+}
+
+/// The library counts what the program asks for, as valgrind does; and valgrind the same with it as without it.
+#[test]
+fn on_what_the_sampler_sees() {
+    let source = programs_dir().join("protocol.h");
+    let command = ["xz", "--keep", "--stdout", path(&source)];
+    let valgrind = by_valgrind(&command);
+    assert_eq!(by_valgrind_with(&command, path(sampler())), valgrind);
+    // One sample a byte: a block of 16 bytes is left out once in nine million times.
+    let tracer = Tracer::new().options(["--sample", "1", "--sampler", path(sampler())]).launch(command);
+    let report = tracer.run().report();
+    report.assert_nothing_lost_but(&[]);
+    let native = report.stacks.iter().filter(|stack| stack.kind == "native");
+    let (bytes, left) = native
+        .fold((0, 0), |(bytes, left), stack| (bytes + stack.allocated_bytes, left + stack.outstanding_bytes));
+    let is_near = |a: u64, b: u64| (a as f64 - b as f64).abs() < 0.001 * b as f64 + 64.0;
+    assert!(is_near(bytes, valgrind.allocated_bytes), "{bytes} {valgrind:?}");
+    assert!(is_near(left, valgrind.outstanding_bytes), "{left} {valgrind:?}");
 }
 
 fn path(path: &Path) -> &str {

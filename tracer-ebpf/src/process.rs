@@ -64,6 +64,9 @@ pub struct ProcessState {
     pub code_changes: Word,
     /// How many of these changes user space had seen when it made the list.
     pub code_changes_seen: Word,
+    /// Not 0 when it tells of its blocks itself, so that what its allocator's functions do counts no more. Only told where probes are
+    /// everybody's.
+    pub tells: Word,
     /// Of so many page faults one is reported, a power of two; 0 for none.
     pub fault_period: Word,
     /// The name of the thread that made it or of the program it executed, as [`Comm`].

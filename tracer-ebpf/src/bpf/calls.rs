@@ -48,12 +48,30 @@ pub fn is_return(ctx: &ProbeContext) -> bool {
     UserRegisters::at_probe(ctx.regs).ip() != probed
 }
 
+/// Whether the process tells of its blocks itself. A probe that is everybody's is in its code, too.
+#[inline(always)]
+fn tells(process: &ProcessState) -> bool {
+    shares_probes() && process.tells.load() != 0
+}
+
+/// Releases what a call releases, if it was accounted before the process told of its blocks.
+#[inline(always)]
+fn forget_old(cookie: Cookie, regs: UserRegisters) -> Option<()> {
+    let key = BlockKey::new(cookie.process, regs.argument(cookie.signature.old?))?;
+    live::freed(&live::take(key)?);
+    Some(())
+}
+
 /// Entry of an allocating function: remembers the call, and releases what it releases.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let cookie = cookie(ctx)?;
     let process = open_process(cookie.process)?;
     let regs = UserRegisters::at_probe(ctx.regs);
+    if tells(process) {
+        forget_old(cookie, regs);
+        return None;
+    }
 
     let mut record = match threads::current() {
         Some(record)
@@ -293,6 +311,8 @@ pub fn release(ctx: &ProbeContext) -> Option<()> {
     }
     match live::take(key) {
         Some(block) => live::freed(&block),
+        // What it did not sample.
+        None if tells(process) => {}
         None => count(Counter::UnmatchedFree),
     }
     Some(())

@@ -100,6 +100,7 @@ fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<ProcessIndex>
     process.comm[1].store(comm[1]);
     process.from.store(from.to_bits());
     process.opened_ns.store(origin.opened_ns.load());
+    process.tells.store(if from.executed { 0 } else { origin.tells.load() });
     process.trampoline.store(origin.trampoline.load());
     process.fault_period.store(origin.fault_period.load());
     // A child that was forked has its parent's code.

@@ -20,7 +20,7 @@ use super::{
     capture::{self, CaptureRequest},
     count::count,
     live,
-    maps::{USDT_ARGUMENTS, follows, sampling, size_is_tracked},
+    maps::{USDT_ARGUMENTS, sampling, shares_probes, size_is_tracked},
     processes::{current_index, open_process},
     threads,
 };
@@ -29,6 +29,9 @@ use super::{
 #[inline(always)]
 pub fn alloc(ctx: &ProbeContext) -> Option<()> {
     let (cookie, process, regs) = told(ctx)?;
+    if process.tells.load() == 0 {
+        process.tells.store(1);
+    }
     let (Some(address), Some(size), Some(weight)) =
         (argument(&cookie, 0, regs), argument(&cookie, 1, regs), argument(&cookie, 2, regs))
     else {
@@ -43,6 +46,12 @@ pub fn alloc(ctx: &ProbeContext) -> Option<()> {
         count(Counter::UnreadableResult);
         return None;
     };
+    // The call in which it first tells may have been seen by a probe of the function, too.
+    if shares_probes()
+        && let Some(seen) = live::take(key)
+    {
+        live::freed(&seen);
+    }
     let frame = Frame::first(regs.for_walk());
     let request = CaptureRequest { frame, returns_to: 0, process: cookie.process, api: cookie.api };
     let stack = capture::stack(&request);
@@ -82,7 +91,7 @@ pub fn free(ctx: &ProbeContext) -> Option<()> {
 fn told(ctx: &ProbeContext) -> Option<(UsdtCookie, &'static ProcessState, UserRegisters)> {
     // SAFETY: the helper reads the cookie of the probe whose context this is.
     let mut cookie = UsdtCookie::from_bits(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
-    if follows() {
+    if shares_probes() {
         cookie.process = current_index()?;
     }
     let process = open_process(cookie.process)?;

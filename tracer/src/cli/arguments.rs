@@ -277,6 +277,11 @@ pub(super) struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0", help_heading = heading::COUNTED)]
     sample: Bytes,
 
+    /// The library that is loaded into a launched command with --sample, so that it samples its allocations itself, at nanoseconds a
+    /// call [default: libtracer_sampler.so beside tracer, or in /usr/lib/tracer].
+    #[arg(long, value_name = "FILE", requires = "launch", help_heading = heading::COUNTED)]
+    sampler: Option<PathBuf>,
+
     /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE), help_heading = heading::COUNTED)]
@@ -375,6 +380,9 @@ impl RecordArguments {
                 time(duration)
             )));
         }
+        if self.sampler.is_some() && self.sample == Bytes(0) {
+            return Err(wrong("--sampler is about a sample: give --sample, too".to_owned()));
+        }
         let outputs = destinations(&self.outputs, self.format)?;
         let verbosity = match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -394,6 +402,7 @@ impl RecordArguments {
             min_size: self.min_size,
             max_size: self.max_size,
             sample: self.sample,
+            sampler: self.sampler,
             max_live: self.max_live,
             interval: self.interval,
             declarations: self.allocators.into(),

@@ -67,6 +67,7 @@ fn every_option_arrives() {
         min_size: Some(Bytes(4096)),
         max_size: Some(Bytes(1 << 20)),
         sample: Bytes(512 << 10),
+        sampler: None,
         max_live: Some(1000),
         interval: Duration::from_secs(2),
         declarations: Declarations {

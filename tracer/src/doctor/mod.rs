@@ -383,7 +383,7 @@ fn following(known: Result<()>) -> Check {
 /// Holds a command at its start, and lets it go by killing it. Only launching a command uses ptrace; attaching to a process does not.
 fn hold_a_command() -> Result<(), LaunchError> {
     let program = OsStr::new("/proc/self/exe");
-    Launched::spawn(program, ["--version"], true, None).map(drop)
+    Launched::spawn(program, ["--version"], true, None, None).map(drop)
 }
 
 fn launching(held: Result<(), LaunchError>) -> Check {

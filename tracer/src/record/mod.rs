@@ -48,7 +48,11 @@ use crate::{
     plan::Declarations,
     readable, signals,
     symbolize::{Debuginfod, Wish},
-    target::{Subject, Target, choice::Choice, launch::Launched},
+    target::{
+        Subject, Target,
+        choice::Choice,
+        launch::{Launched, Preload},
+    },
 };
 
 /// What to record.
@@ -66,6 +70,8 @@ pub struct Config {
     pub max_size: Option<Bytes>,
     /// Mean bytes between sampled allocations; 0 tracks every one.
     pub sample: Bytes,
+    /// The library that is loaded into a command to sample its allocations; the one that came with tracer if not given.
+    pub sampler: Option<PathBuf>,
     /// Whether to trace the children of the targets, too.
     pub follow: bool,
     /// Whether frames stay that only say how a language runtime works.
@@ -96,6 +102,7 @@ impl Default for Config {
             min_size: None,
             max_size: None,
             sample: Bytes(0),
+            sampler: None,
             follow: false,
             native_frames: false,
             max_live: None,
@@ -192,7 +199,24 @@ fn launch(config: &Config) -> Result<Option<Launched>> {
     let output = config.command_output.as_ref().map(|path| {
         File::create(path).with_context(|| format!("cannot write the command's output to {}", path.display()))
     });
-    Ok(Some(Launched::spawn(&command.program, &command.arguments, command.as_root, output.transpose()?)?))
+    let preload = preload(config)?;
+    let (program, arguments) = (&command.program, &command.arguments);
+    Ok(Some(Launched::spawn(program, arguments, command.as_root, output.transpose()?, preload.as_ref())?))
+}
+
+/// The sampler to load into the command, where a sample is wanted. Without it the functions are probed.
+fn preload(config: &Config) -> Result<Option<Preload>> {
+    if config.sample == Bytes(0) {
+        return Ok(None);
+    }
+    match Preload::find(config.sampler.as_deref(), config.sample) {
+        Ok(preload) => Ok(Some(preload)),
+        Err(error) if config.sampler.is_some() => Err(error.into()),
+        Err(error) => {
+            log::warn!("the command does not sample itself, its functions are probed: {error}");
+            Ok(None)
+        }
+    }
 }
 
 /// Takes events and snapshots until something ends the window.

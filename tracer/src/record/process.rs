@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet},
+    io,
     os::unix::fs::FileExt as _,
     rc::Rc,
     sync::Arc,
@@ -37,14 +38,24 @@ pub type Probed = Rc<RefCell<ProbedFiles>>;
 /// The files that have been probed.
 #[derive(Default)]
 pub struct ProbedFiles {
-    /// How many functions in each.
-    functions: HashMap<FileId, usize>,
+    files: HashMap<FileId, ProbedFile>,
     /// Functions whose calls are not seen.
     pub not_probed: Vec<NotProbed>,
     /// The allocators in them.
     allocators: Vec<FileAllocator>,
     /// The offsets of the probes in each, where probes are everybody's.
     places: HashSet<Vec<u64>>,
+}
+
+/// A file that has been looked at.
+#[derive(Clone, Copy, Default)]
+struct ProbedFile {
+    /// How many functions are probed.
+    functions: usize,
+    /// Whether it tells of blocks.
+    tells: bool,
+    /// Whether functions were left out because the process tells of their blocks. Another process may not.
+    left_out: bool,
 }
 
 /// A process that is traced.
@@ -57,8 +68,9 @@ pub struct TracedProcess {
     probes: usize,
     /// Where its sampler has the word that says how many bytes are between samples.
     mean: Option<Address>,
-    /// How many USDT probes it has by which it tells of its blocks itself.
+    /// How many USDT probes it has by which it tells of its blocks itself, and the files that they are in.
     telling: usize,
+    telling_files: HashSet<FileId>,
     found: Found,
 }
 
@@ -74,7 +86,16 @@ impl TracedProcess {
     /// A process with this place in the tables. The files in `probed` have their probes.
     pub fn new(index: ProcessIndex, target: Target, probed: Probed) -> Self {
         let target = Arc::new(target);
-        Self { index, target, probed, probes: 0, mean: None, telling: 0, found: Found::default() }
+        Self {
+            index,
+            target,
+            probed,
+            probes: 0,
+            mean: None,
+            telling: 0,
+            telling_files: HashSet::new(),
+            found: Found::default(),
+        }
     }
 
     /// From now on the files that have been probed are these, for others too.
@@ -117,24 +138,48 @@ impl TracedProcess {
         }
         let (known, mut probes) = (Rc::clone(&self.probed), 0);
         let is_new = |id| {
-            let functions = known.borrow().functions.get(&id).copied();
-            probes += functions.unwrap_or(0);
-            functions.is_none()
+            known.borrow().files.get(&id).is_none_or(|file| {
+                probes += file.functions;
+                // Where probes are everybody's, they are in it already. It is told its rate all the same.
+                file.tells && !self.telling_files.contains(&id)
+            })
         };
         let objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
         self.probes = probes;
         for unopened in &objects.unopened {
-            self.probed.borrow_mut().functions.insert(unopened.id, 0);
+            self.probed.borrow_mut().files.insert(unopened.id, ProbedFile::default());
             log::warn!("{}: cannot look for allocators in {}", self.name(), unopened.path.display());
         }
         let plans: Vec<_> =
             objects.opened.iter().map(|object| self.plan(object, &mut *planner)).collect::<Result<_>>()?;
         // Where one file tells of the blocks of all, the functions of those before it are not to be probed either.
-        self.telling += plans.iter().flatten().map(|plan| told_probes(plan).len()).sum::<usize>();
+        objects.opened.iter().zip(&plans).for_each(|(object, plan)| self.listen_to(object, plan.as_ref()));
         for (object, plan) in objects.opened.iter().zip(plans) {
             self.attach_planned(object, plan, capture, planner)?;
         }
+        self.attach_left_out(capture, planner)
+    }
+
+    /// Probes what was left out for another process, which tells of its blocks as this one does not.
+    fn attach_left_out(&mut self, capture: &mut Capture, planner: &mut Planner) -> Result<()> {
+        let files = Rc::clone(&self.probed);
+        let is_left_out = |id| files.borrow().files.get(&id).is_some_and(|file| file.left_out);
+        if self.telling > 0 || !files.borrow().files.values().any(|file| file.left_out) {
+            return Ok(());
+        }
+        for object in self.target.objects_where(is_left_out).with_context(|| self.unreadable())?.opened {
+            let plan = self.plan(&object, planner)?;
+            self.attach_planned(&object, plan, capture, planner)?;
+        }
         Ok(())
+    }
+
+    /// From now on its blocks are those that a file tells of, if it does.
+    fn listen_to(&mut self, object: &Object, plan: Option<&ObjectPlan>) {
+        let probes = plan.map_or(0, |plan| told_probes(plan).len());
+        if probes > 0 && self.telling_files.insert(object.id) {
+            self.telling += probes;
+        }
     }
 
     /// As [`TracedProcess::attach`], for one file.
@@ -147,11 +192,11 @@ impl TracedProcess {
         capture: &mut Capture,
         planner: &mut Planner,
     ) -> Result<()> {
-        if planner.catalog.is_empty() || self.probed.borrow().functions.contains_key(&object.id) {
+        if planner.catalog.is_empty() || self.probed.borrow().files.contains_key(&object.id) {
             return Ok(());
         }
         let plan = self.plan(object, planner)?;
-        self.telling += plan.iter().map(|plan| told_probes(plan).len()).sum::<usize>();
+        self.listen_to(object, plan.as_ref());
         self.attach_planned(object, plan, capture, planner)
     }
 
@@ -175,28 +220,28 @@ impl TracedProcess {
         planner: &Planner,
     ) -> Result<()> {
         self.found.add_file(object.path.clone());
-        let functions = match plan {
+        let file = match plan {
             Some(plan) => self.attach_object(object, plan, capture, planner)?,
-            None => 0,
+            None => ProbedFile::default(),
         };
-        self.probed.borrow_mut().functions.insert(object.id, functions);
-        self.probes += functions;
+        self.probed.borrow_mut().files.insert(object.id, file);
+        self.probes += file.functions;
         Ok(())
     }
 
-    /// Attaches the probes of a file, and tells how many functions they are in.
+    /// Attaches the probes of a file.
     fn attach_object(
         &mut self,
         object: &Object,
         mut plan: ObjectPlan,
         capture: &mut Capture,
         planner: &Planner,
-    ) -> Result<usize> {
+    ) -> Result<ProbedFile> {
         self.found.add_plan(&plan, &planner.catalog);
         self.probed.borrow_mut().allocators.extend(allocators_in(&object.name(), &plan, &planner.catalog));
-        if self.telling > 0 {
-            self.leave_out_told(object, &mut plan, &planner.catalog);
-        }
+        let left_out = self.telling > 0 && self.leave_out_told(object, &mut plan, &planner.catalog);
+        let file =
+            ProbedFile { functions: plan.probes.len(), tells: !told_probes(&plan).is_empty(), left_out };
         let mut sites: Vec<Site> =
             plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
         sites.extend(self.exits(&plan));
@@ -207,12 +252,15 @@ impl TracedProcess {
             self.mean = Some(address);
             self.set_mean(planner);
         }
+        if let Some(&known) = self.probed.borrow().files.get(&object.id).filter(|known| !known.left_out) {
+            return Ok(known);
+        }
         if capture.shares_probes() && self.is_probed_elsewhere(object, &sites) {
             log::debug!(
                 "{} is a file that has been probed already, under another name",
                 object.path.display()
             );
-            return Ok(plan.probes.len());
+            return Ok(file);
         }
         if let Err(error) = capture.attach_probes(&object.uprobe_path(), &sites, self.target.pid()) {
             if self.target.has_exited() {
@@ -221,21 +269,25 @@ impl TracedProcess {
             return Err(error.context(format!("cannot probe {} in {}", self.name(), object.path.display())));
         }
         self.tell_of_plan(object, &plan, &planner.catalog);
-        Ok(plan.probes.len())
+        Ok(file)
     }
 
     /// Leaves out the functions whose blocks the process tells of itself: those of a file that tells of them, and those of allocators
     /// that any file could call by the usual names, so that whoever stands in front of them gets the calls. What such an allocator has
     /// under other names is behind the usual ones (mimalloc's `malloc` calls its `mi_malloc`).
     ///
-    /// The program comes before everybody when names are looked up: what it defines itself, nobody else tells of.
-    fn leave_out_told(&self, object: &Object, plan: &mut ObjectPlan, catalog: &Catalog) {
+    /// The program comes before everybody when names are looked up: what it defines itself, nobody else tells of. Whether there were such
+    /// functions.
+    fn leave_out_told(&self, object: &Object, plan: &mut ObjectPlan, catalog: &Catalog) -> bool {
         let is_usual = |probe: &PlannedProbe| catalog.get(probe.api).is_some_and(Api::is_interposable);
         let stands_behind = || !self.target.is_program(object) && plan.probes.iter().any(is_usual);
-        if plan.telling.is_complete() || stands_behind() {
-            plan.probes.clear();
-            plan.skipped.retain(|skipped| Told::is_one(&skipped.name));
+        if !plan.telling.is_complete() && !stands_behind() {
+            return false;
         }
+        let were_there = !plan.probes.is_empty();
+        plan.probes.clear();
+        plan.skipped.retain(|skipped| Told::is_one(&skipped.name));
+        were_there
     }
 
     /// The site of a probe by which the process tells of a block.
@@ -260,6 +312,8 @@ impl TracedProcess {
         let (Some(address), Some(mean)) = (self.mean, planner.sample) else { return };
         match self.target.write_word(address, mean.0) {
             Ok(()) => log::info!("{}: it samples one in {mean}", self.name()),
+            // Its memory is gone before it is.
+            Err(error) if self.target.has_exited() || is_of_a_gone_process(&error) => {}
             Err(error) => log::warn!("{}: it samples at its own rate: {error}", self.name()),
         }
     }
@@ -418,6 +472,11 @@ pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
         text = format!("{} ({}) has no allocator that tracer knows\n", target.comm(), target.pid());
     }
     Ok(text)
+}
+
+/// Whether memory could not be written because there is none any more.
+fn is_of_a_gone_process(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESRCH) || error.kind() == io::ErrorKind::WriteZero
 }
 
 /// What plans the probes; of growth mode it knows no allocator. Where a sample is wanted, what a process samples itself is one.

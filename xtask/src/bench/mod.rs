@@ -78,6 +78,8 @@ pub enum Bench {
 pub struct Bed {
     /// The tracer that is measured.
     tracer: PathBuf,
+    /// The library that samples within a process.
+    sampler: PathBuf,
     /// Puts empty probes in.
     empty_probes: PathBuf,
     /// Makes unwind tables, and says how long that took.
@@ -155,10 +157,12 @@ impl Bed {
         let mut example = run::cargo(workspace);
         example.args(["build", "--release", "--package", "tracer", "--examples"]);
         command::run("building the programs to compare with", &mut example)?;
+        command::run("building the library that is preloaded", run::cargo(workspace).arg("sampler"))?;
         let scratch = workspace.join("target/bench");
         fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
         let bed = Self {
             tracer: run::binary(workspace),
+            sampler: workspace.join("target/sampler/libtracer_sampler.so"),
             empty_probes: workspace.join("target/release/examples/empty_probes"),
             unwind_tables: workspace.join("target/release/examples/unwind_tables"),
             sources: workspace.join("tests/programs/bench"),

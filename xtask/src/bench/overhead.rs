@@ -52,7 +52,7 @@ pub fn measure(bed: &Bed, plan: &Plan, kind: Kind) -> Result<String> {
     let mut results = vec![Vec::new(); cases.len()];
     for round in 1..=rounds {
         command::step(&format!("{}: round {round} of {rounds}", kind.title()));
-        // One process for all tools of a round, but for heaptrack, which has to be there from the start.
+        // One process for all tools of a round, but for those that have to be there from the start: heaptrack and the sampler.
         let mut shared = warm(kind, bed, &[])?;
         // Whoever is measured first finds the process youngest: each in its turn.
         for place in (0..cases.len()).map(|place| (place + round) % cases.len()) {
@@ -81,7 +81,8 @@ fn cases(kind: Kind) -> Vec<Case> {
     let is_pairs = matches!(kind, Kind::Pairs | Kind::Pairs8);
     let depths: &[Option<u32>] = if is_pairs { &[Some(4), Some(16), Some(64)] } else { &[None] };
     let plain = |tool| Case { tool, depth: None };
-    let before = [Tool::Untraced, Tool::EmptyPlanned, Tool::EmptyEntries].map(plain);
+    let before =
+        [Tool::Untraced, Tool::SamplerIdle, Tool::Sampler, Tool::EmptyPlanned, Tool::EmptyEntries].map(plain);
     let exact = depths.iter().map(|&depth| Case { tool: Tool::Tracer, depth });
     // Of a sample hardly any stacks are walked, however deep.
     let others = [Tool::Sampled, Tool::Growth, Tool::Bpftrace, Tool::Heaptrack].map(plain);

@@ -18,6 +18,10 @@ use crate::command;
 pub enum Tool {
     /// Nothing.
     Untraced,
+    /// Nothing, with the sampler's library loaded.
+    SamplerIdle,
+    /// The tracer, listening to the library, which samples one per 512 KiB.
+    Sampler,
     /// Empty probes where the tracer puts its own.
     EmptyPlanned,
     /// Empty probes at the entries of the same functions.
@@ -38,10 +42,12 @@ impl fmt::Display for Tool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Untraced => "untraced",
+            Self::SamplerIdle => "sampler loaded, nobody listens",
+            Self::Sampler => "tracer, sampled within at 512 KiB",
             Self::EmptyPlanned => "empty probes, tracer's sites",
             Self::EmptyEntries => "empty probes, function entries",
             Self::Tracer => "tracer, exact",
-            Self::Sampled => "tracer, sampled at 512 KiB",
+            Self::Sampled => "tracer, sampled by probes at 512 KiB",
             Self::Growth => "tracer, growth mode",
             Self::Bpftrace => "bpftrace script",
             Self::Heaptrack => "heaptrack",
@@ -80,17 +86,19 @@ impl Tool {
         let pid = pid.to_string();
         match self {
             // Heaptrack has been there since the process began.
-            Self::Untraced | Self::Heaptrack => Ok(Attached { child: None, ending: Ending::EndOfInput }),
+            Self::Untraced | Self::SamplerIdle | Self::Heaptrack => {
+                Ok(Attached { child: None, ending: Ending::EndOfInput })
+            }
             Self::EmptyPlanned | Self::EmptyEntries => {
                 let sites = if self == Self::EmptyPlanned { "planned" } else { "entries" };
                 let mut probes = Command::new(&bed.empty_probes);
                 probes.args([&pid, sites]).stdin(Stdio::piped()).stdout(Stdio::piped());
                 Attached::start(&mut probes, "ready", Ending::EndOfInput)
             }
-            Self::Tracer | Self::Sampled | Self::Growth => {
+            Self::Tracer | Self::Sampled | Self::Sampler | Self::Growth => {
                 let mut tracer = tracer(bed, Some(&pid));
                 match self {
-                    Self::Sampled => _ = tracer.args(["--sample", "512KiB"]),
+                    Self::Sampled | Self::Sampler => _ = tracer.args(["--sample", "512KiB"]),
                     Self::Growth => _ = tracer.args(["--mode", "growth"]),
                     _ => {}
                 }
@@ -115,6 +123,9 @@ impl Tool {
             Self::Heaptrack => {
                 let output = bed.scratch.join("heaptrack");
                 ["heaptrack", "--raw", "-o", &output.to_string_lossy()].map(str::to_owned).into()
+            }
+            Self::SamplerIdle | Self::Sampler => {
+                vec!["env".to_owned(), format!("LD_PRELOAD={}", bed.sampler.display())]
             }
             _ => Vec::new(),
         }

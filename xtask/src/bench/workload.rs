@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Lines, Write as _},
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -138,7 +139,10 @@ impl Running {
     }
 
     fn start_redis(bed: &Bed, launcher: &[String]) -> Result<Self> {
-        let socket = bed.scratch.join("redis.sock");
+        // Several run at a time, and each removes its socket at its end.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let socket = bed.scratch.join(format!("redis-{number}.sock"));
         let _ = fs::remove_file(&socket);
         let mut redis = words(launcher, "redis-server");
         redis.args(["--port", "0", "--save", "", "--daemonize", "no", "--unixsocket"]).arg(&socket);

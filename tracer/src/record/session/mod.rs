@@ -150,8 +150,7 @@ impl Session {
         let children = Children::join(&mut capture, &mut processes, &mut code)?;
         capture.attach_system_calls()?;
         parts.done("attaching to system calls");
-        // A probe that is shared is in everybody's code, and not all of them tell of their blocks.
-        let sample = (config.sample.0 > 0 && !capture.shares_probes()).then_some(config.sample);
+        let sample = (config.sample.0 > 0).then_some(config.sample);
         let mut planner = planner(&config.declarations, config.mode, sample);
         let worker = Worker::start(config.native_frames).context("no thread can be had to find names on")?;
         let mut mappings = MappingAccount::new();
@@ -273,6 +272,13 @@ impl Session {
             anyhow::Ok(())
         })?;
         process.set_mean(planner);
+        if launched.is_preloaded() && process.telling() == 0 {
+            log::warn!(
+                "{} does not load the sampler (it is linked statically, setuid, or has an allocator of its own): its functions are \
+                 probed, which costs more",
+                process.name()
+            );
+        }
         self.check_allocators()?;
         // A command may be gone before its libraries are looked at, if not now.
         self.naming.catch_up();

@@ -17,6 +17,7 @@
 //! both: the command does with it what it does, and the tracer writes its reports. Under `sudo` the command runs as the
 //! user who called it, with their groups, `HOME`, `USER` and `LOGNAME`.
 
+mod preload;
 mod ptrace;
 mod user;
 
@@ -33,6 +34,7 @@ use rustix::process::{Signal, kill_process};
 use super::{FileId, Object, Target};
 use crate::descriptors;
 use crate::model::{Address, Pid};
+pub use preload::Preload;
 use ptrace::{Held, Stop};
 use user::InvokingUser;
 pub use user::caller_of_sudo;
@@ -44,6 +46,7 @@ pub use user::caller_of_sudo;
 #[derive(Debug)]
 pub struct Launched {
     child: Child,
+    is_preloaded: bool,
     state: State,
     /// Only the thread that started a program may hold it.
     not_send: PhantomData<*const ()>,
@@ -104,7 +107,8 @@ impl LaunchError {
 
 impl Launched {
     /// Starts a command and holds it before its first instruction. Under sudo it runs as the user who called sudo, unless
-    /// `as_root`. With an `output` it has no terminal: its output goes to that file, and it has no input.
+    /// `as_root`. With an `output` it has no terminal: its output goes to that file, and it has no input. With a `preload`,
+    /// the dynamic linker loads that library first.
     ///
     /// # Errors
     /// When there is no such program, it cannot be executed, or may not be held.
@@ -113,9 +117,10 @@ impl Launched {
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         as_root: bool,
         output: Option<File>,
+        preload: Option<&Preload>,
     ) -> Result<Self, LaunchError> {
         let user = if as_root { None } else { InvokingUser::of_sudo() };
-        Self::spawn_as(user, program, arguments, output)
+        Self::spawn_as(user, program, arguments, output, preload)
     }
 
     fn spawn_as(
@@ -123,9 +128,13 @@ impl Launched {
         program: &OsStr,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         output: Option<File>,
+        preload: Option<&Preload>,
     ) -> Result<Self, LaunchError> {
         let mut command = Command::new(program);
         command.args(arguments);
+        if let Some(preload) = preload {
+            command.envs(preload.variables());
+        }
         if let Some(output) = output {
             let errors = output.try_clone()?;
             command.stdin(Stdio::null()).stdout(output).stderr(errors);
@@ -144,13 +153,20 @@ impl Launched {
         let child = command.spawn().map_err(|source| start_error(program, source))?;
 
         let held = Held::new(rustix::process::Pid::from_child(&child));
-        let mut launched = Self { child, state: State::Held(held), not_send: PhantomData };
+        let is_preloaded = preload.is_some();
+        let mut launched = Self { child, is_preloaded, state: State::Held(held), not_send: PhantomData };
         // `spawn` returned, so `exec` has succeeded, and the kernel has stopped the program with a SIGTRAP.
         match held.wait()? {
             Stop::Ended(status) => launched.state = State::Ended(status),
             Stop::Signal(_) | Stop::Exec | Stop::SystemCall => held.set_up()?,
         }
         Ok(launched)
+    }
+
+    /// Whether the dynamic linker was to load a library first.
+    #[must_use]
+    pub const fn is_preloaded(&self) -> bool {
+        self.is_preloaded
     }
 
     /// Its pid, as the tracer sees it.

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::*;
 
 fn spawn(program: impl AsRef<OsStr>, arguments: &[&str]) -> Launched {
-    Launched::spawn(program.as_ref(), arguments, true, None).expect("the program starts")
+    Launched::spawn(program.as_ref(), arguments, true, None, None).expect("the program starts")
 }
 
 /// Runs to the entry point; the names of the files in the order in which they were reported.
@@ -202,7 +202,8 @@ fn a_failing_callback_leaves_the_command_held() {
 #[test]
 fn what_cannot_be_started_has_the_exit_code_of_a_shell() {
     let start = |program: &str| {
-        let error = Launched::spawn(program.as_ref(), [""; 0], true, None).expect_err("it cannot start");
+        let error =
+            Launched::spawn(program.as_ref(), [""; 0], true, None, None).expect_err("it cannot start");
         (error.exit_code(), error.to_string())
     };
     let (code, message) = start("no-such-program-anywhere");
@@ -222,7 +223,7 @@ fn the_command_runs_as_the_invoking_user() {
     let script = format!("id -u >{0}; id -G >>{0}; echo $HOME $USER >>{0}", output.display());
     let user = InvokingUser::from_numbers("1".as_ref(), "1".as_ref()).expect("daemon");
     let mut launched =
-        Launched::spawn_as(Some(user), "sh".as_ref(), ["-c", &script], None).expect("it starts");
+        Launched::spawn_as(Some(user), "sh".as_ref(), ["-c", &script], None, None).expect("it starts");
     let (_, startup) = run_to_entry(&mut launched);
     assert_eq!(startup, Startup::AtEntry);
     assert!(launched.wait().expect("it ends").success());
