@@ -128,6 +128,8 @@ pub enum End {
     TargetExited,
     /// The target replaced itself by `exec`.
     TargetExec,
+    /// The kernel killed the target for want of memory.
+    OomKilled,
     /// The tracer could not go on.
     Failed,
 }

@@ -14,6 +14,7 @@ mod found;
 mod growth;
 mod hotspot;
 mod onlooker;
+mod oom;
 mod overhead;
 mod process;
 mod requests;
@@ -42,7 +43,7 @@ use tokio::{
 };
 
 pub use self::{findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request};
-use self::{requests::Requests, resident_memory::When, session::Session};
+use self::{oom::OomKills, requests::Requests, resident_memory::When, session::Session};
 use crate::{
     model::{Bytes, End, Mode, Pid, Profile},
     plan::Declarations,
@@ -148,6 +149,7 @@ pub async fn record(
         (None, Subject::Chosen(choice)) => traceable(choice)?,
         (None, Subject::Command(_)) => Vec::new(),
     };
+    let mut oom_kills = OomKills::before(&targets);
     let mut session = Session::attach(config, &targets)?;
     let mut exits = Exits::watch(session.exit_descriptors()?)?;
     session.open_window()?;
@@ -163,6 +165,7 @@ pub async fn record(
     let watched = watch(config, &mut session, asked, &mut interrupts, &mut exits).await;
     // What was recorded until then is worth as much as before.
     let (end, failure) = watched.map_or_else(|error| (End::Failed, Some(error)), |end| (end, None));
+    let end = oom_kills.judge(end);
     session.close_window(end);
     onlooker.finish();
     signals::let_signals_kill();

@@ -519,6 +519,7 @@ const fn ending(window: &Window) -> &'static str {
         Some(End::Duration) => "recorded for the time asked for",
         Some(End::Interrupted) => "ended by Ctrl-C",
         Some(End::TargetExited) => "ended when the process exited",
+        Some(End::OomKilled) => "ended when the kernel killed the process for want of memory",
         Some(End::TargetExec) => "ended when the process executed another program (--follow goes on in that)",
         Some(End::Failed) => "ended early, since tracer could not go on",
     }

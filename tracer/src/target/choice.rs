@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::cgroup;
 use crate::model::Pid;
 
 /// Which processes to trace.
@@ -59,9 +60,9 @@ impl Choice {
             chosen.extend(pids);
         }
         for cgroup in &self.cgroups {
-            let directory = cgroup_directory(cgroup)?;
-            let mut pids = BTreeSet::new();
-            collect(&directory, &mut pids)
+            let directory =
+                cgroup::directory(cgroup).ok_or_else(|| ChoiceError::NoSuchCgroup(cgroup.clone()))?;
+            let mut pids = cgroup::members(&directory)
                 .map_err(|source| ChoiceError::Unreadable { directory: directory.clone(), source })?;
             pids.retain(|&pid| is_traceable(pid));
             if pids.is_empty() {
@@ -75,8 +76,11 @@ impl Choice {
     }
 }
 
-/// The processes with this name.
-fn called(name: &str) -> Result<Vec<Pid>, ChoiceError> {
+/// The processes with this name, now.
+///
+/// # Errors
+/// When the list of processes cannot be read.
+pub fn called(name: &str) -> Result<Vec<Pid>, ChoiceError> {
     let proc = Path::new("/proc");
     let entries = fs::read_dir(proc)
         .map_err(|source| ChoiceError::Unreadable { directory: proc.to_owned(), source })?;
@@ -106,83 +110,9 @@ fn is_traceable(pid: Pid) -> bool {
     pid.0 != std::process::id() && has_program
 }
 
-/// The list of processes in a control group's directory, of both versions.
-const MEMBERS: &str = "cgroup.procs";
-
-/// The directory of a control group: itself, or below where control groups are mounted.
-fn cgroup_directory(cgroup: &Path) -> Result<PathBuf, ChoiceError> {
-    let is_cgroup = |directory: &PathBuf| directory.join(MEMBERS).is_file();
-    let name = cgroup.strip_prefix("/").unwrap_or(cgroup);
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let below = cgroup_mounts(&mounts).into_iter().map(|mount| mount.join(name));
-    let itself = cgroup.is_absolute().then(|| cgroup.to_owned());
-    itself
-        .into_iter()
-        .chain(below)
-        .find(is_cgroup)
-        .ok_or_else(|| ChoiceError::NoSuchCgroup(cgroup.to_owned()))
-}
-
-/// Where control groups are mounted: version 2 first, then the hierarchy that limits memory, then others.
-fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
-    let mount = |line: &str| {
-        let (mount, system) = line.split_once(" - ")?;
-        let place = unescaped(mount.split(' ').nth(4)?);
-        let mut system = system.split(' ');
-        let rank = match (system.next()?, system.nth(1).unwrap_or_default()) {
-            ("cgroup2", _) => 0,
-            ("cgroup", options) if options.split(',').any(|option| option == "memory") => 1,
-            ("cgroup", _) => 2,
-            _ => return None,
-        };
-        Some((rank, PathBuf::from(place)))
-    };
-    let mut mounts: Vec<_> = mountinfo.lines().filter_map(mount).collect();
-    mounts.sort_by_key(|(rank, _)| *rank);
-    mounts.into_iter().map(|(_, place)| place).collect()
-}
-
-/// The kernel writes blanks and backslashes of a path in octal.
-fn unescaped(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-}
-
-/// Adds the processes of a control group and those below it.
-fn collect(directory: &Path, pids: &mut BTreeSet<Pid>) -> io::Result<()> {
-    match fs::read_to_string(directory.join(MEMBERS)) {
-        // 0 stands for a process of another pid namespace.
-        Ok(members) => {
-            pids.extend(members.lines().filter_map(|pid| pid.parse().ok()).filter(|&pid| pid != 0).map(Pid));
-        }
-        // A group of threads: their processes are members of the one above.
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-        // It has been removed meanwhile.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(&entry.path(), pids)?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_unified_hierarchy_comes_before_that_of_memory_and_others() {
-        let mountinfo = "\
-30 24 0:26 / /sys/fs/cgroup/cpu rw,nosuid - cgroup cgroup rw,cpu,cpuacct
-31 24 0:27 / /sys/fs/cgroup/my\\040memory rw - cgroup cgroup rw,memory
-32 24 0:28 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw,nsdelegate
-33 24 0:29 / /tmp rw - tmpfs tmpfs rw
-nonsense";
-        let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/my memory", "/sys/fs/cgroup/cpu"];
-        assert_eq!(cgroup_mounts(mountinfo), mounts.map(PathBuf::from));
-    }
 
     #[test]
     fn nobody_is_an_error_that_says_so() {

@@ -3,6 +3,7 @@
 //! A [`Target`] cannot be fooled by a reused pid. It holds the process' directory in `/proc`, which the kernel ties to
 //! the process and not to the number: once the process is gone every read through it fails with `ESRCH`.
 
+pub mod cgroup;
 pub mod choice;
 mod cpu_clock;
 mod error;
