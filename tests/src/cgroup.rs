@@ -30,7 +30,13 @@ impl MemoryGroup {
         Self(group)
     }
 
-    /// What a tracer is started through to be in it.
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.0
+    }
+
+    /// What a program is started through to be in it.
     #[must_use]
     pub fn wrapper(&self) -> [String; 3] {
         let enter = format!("echo $$ > {} && exec \"$0\" \"$@\"", self.0.join("cgroup.procs").display());

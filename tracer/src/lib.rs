@@ -44,6 +44,8 @@ mod record;
 
 mod doctor;
 
+mod watch;
+
 mod cli;
 
 mod tui;

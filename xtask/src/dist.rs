@@ -24,7 +24,7 @@ const FILES: [&str; 7] = [
 ];
 
 /// The commands of the tracer that have man pages.
-const COMMANDS: [&str; 4] = ["report", "diff", "doctor", "plan"];
+const COMMANDS: [&str; 5] = ["report", "diff", "doctor", "plan", "watch"];
 
 /// The completions: the shell, and the file where it looks for them.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "tracer.bash"), ("zsh", "_tracer"), ("fish", "tracer.fish")];

@@ -14,6 +14,7 @@ use super::values::{
     parse_allocator, parse_format, parse_interval, parse_pid, parse_positive_time, parse_prefix,
     parse_sample, parse_size, parse_time, parse_verdict, time,
 };
+use super::watch::WatchArguments;
 use super::{heading, plain};
 use crate::model::{Bytes, Kind, Mode, Pid, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
@@ -46,7 +47,7 @@ status is passed on (128 + the signal that killed it; 127 not found, 126 not exe
     subcommand_negates_reqs = true,
     override_usage = "tracer [OPTIONS] --pid <PID>\n       tracer [OPTIONS] -- <COMMAND> [ARGS]...\n       \
         tracer report <RECORDING>\n       tracer diff <BASE> <NEW>\n       tracer doctor\n       \
-        tracer plan --pid <PID>"
+        tracer plan --pid <PID>\n       tracer watch [OPTIONS] <--all|--cgroup|--name|--pid>"
 )]
 pub(super) struct Cli {
     #[command(subcommand)]
@@ -88,6 +89,8 @@ pub(super) enum Sub {
         #[command(flatten)]
         view: ViewArguments,
     },
+    /// Watch containers, services and processes, and record when one runs out of memory.
+    Watch(Box<WatchArguments>),
     /// Print the completions of a shell, for instance into /etc/bash_completion.d/tracer.
     Completions {
         /// The shell.
@@ -96,7 +99,7 @@ pub(super) enum Sub {
     /// Print the man page, of tracer or of one of its commands: `tracer man | man -l -`.
     Man {
         /// The command.
-        #[arg(value_parser = ["doctor", "plan", "report", "diff"])]
+        #[arg(value_parser = ["doctor", "plan", "report", "diff", "watch"])]
         command: Option<String>,
     },
 }
@@ -314,6 +317,10 @@ pub(super) struct RecordArguments {
     /// Show no status line while recording.
     #[arg(long, help_heading = heading::TERMINAL)]
     no_progress: bool,
+
+    /// For `tracer watch`, whose recordings end when it is killed.
+    #[arg(long, value_name = "PID", value_parser = parse_pid, hide = true)]
+    dies_with: Option<Pid>,
 }
 
 /// The kinds that are not drawn by default.
@@ -417,6 +424,7 @@ impl RecordArguments {
             only: self.only,
             top: self.top,
             drawing: self.drawing,
+            dies_with: self.dies_with,
             fail_on: self.fail_on,
             tui: self.tui,
             verbosity,

@@ -13,6 +13,7 @@ use crate::record;
 use crate::report::destination::{Destination, Place};
 use crate::report::filter::Filter;
 use crate::report::{FlameOrder, Format, Options, Weight};
+use crate::watch;
 
 /// What to draw again of a saved recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +115,8 @@ pub struct RecordConfig {
     pub top: usize,
     /// What is drawn how.
     pub drawing: Drawing,
+    /// Whose death is that of this recording, too: the service that began it.
+    pub dies_with: Option<Pid>,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
     /// Whether to show the recording as it goes on, all over the terminal.
@@ -136,6 +139,7 @@ impl Default for RecordConfig {
             only: Vec::new(),
             top: 10,
             drawing: Drawing::default(),
+            dies_with: None,
             fail_on: None,
             tui: false,
             progress: true,
@@ -173,6 +177,17 @@ impl RecordConfig {
     pub fn is_quiet(&self) -> bool {
         self.verbosity == Verbosity::Quiet
     }
+}
+
+/// What the service does, and what is done before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WatchConfig {
+    /// What it does.
+    pub service: watch::Config,
+    /// Whether only to check it.
+    pub check: bool,
+    /// How much is said on standard error.
+    pub verbosity: Verbosity,
 }
 
 /// How much is said on standard error.

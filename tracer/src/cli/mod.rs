@@ -8,16 +8,22 @@ mod config;
 #[cfg(test)]
 mod tests;
 mod values;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ColorChoice, CommandFactory as _, Parser as _};
+use clap::{
+    ArgMatches, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser as _, error::ErrorKind,
+};
 use clap_complete::Shell;
 
 use self::arguments::{Cli, Sub};
-pub use self::config::{DiffConfig, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig};
+pub use self::config::{
+    DiffConfig, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig, WatchConfig,
+};
+use self::watch::WatchArguments;
 use crate::model::Pid;
 use crate::report::Format;
 use crate::report::destination::{Destination, Place, WriteError};
@@ -33,7 +39,7 @@ mod heading {
 }
 
 /// What the command line asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// `tracer --pid N`, `tracer -- COMMAND`
     Record(Box<RecordConfig>),
@@ -48,6 +54,8 @@ pub enum Action {
     Report(ReportConfig),
     /// `tracer diff`
     Diff(DiffConfig),
+    /// `tracer watch`
+    Watch(Box<WatchConfig>),
     /// `tracer completions`
     Completions(Shell),
     /// `tracer man`, of one of the commands or of all
@@ -90,7 +98,9 @@ pub fn parse() -> Action {
 /// # Errors
 /// When it is wrong or asks for help.
 pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, clap::Error> {
-    let cli = Cli::try_parse_from(arguments)?;
+    let words: Vec<OsString> = arguments.into_iter().collect();
+    let matches = Cli::command().try_get_matches_from(&words)?;
+    let cli = Cli::from_arg_matches(&matches)?;
     match cli.command {
         Some(Sub::Doctor) => Ok(Action::Doctor { color: cli.color }),
         Some(Sub::Report { recording, keep, view }) => {
@@ -102,10 +112,29 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
         Some(Sub::Plan { pid, allocators }) => {
             Ok(Action::Plan(PlanConfig { pid, declarations: allocators.into(), color: cli.color }))
         }
+        Some(Sub::Watch(arguments)) => watch_action(*arguments, &matches, &words),
         Some(Sub::Completions { shell }) => Ok(Action::Completions(shell)),
         Some(Sub::Man { command }) => Ok(Action::Man(command)),
         None => Ok(Action::Record(cli.record.validate(cli.color)?.into())),
     }
+}
+
+/// The service, with what its file says.
+fn watch_action(
+    arguments: WatchArguments,
+    matches: &ArgMatches,
+    words: &[OsString],
+) -> Result<Action, clap::Error> {
+    let wrong = |message: String| command().error(ErrorKind::ValueValidation, message);
+    let own = matches.subcommand_matches(watch::NAME).unwrap_or(matches);
+    let arguments = match arguments.with_file(own, words).map_err(wrong)? {
+        None => arguments,
+        Some(words) => match Cli::try_parse_from(words)?.command {
+            Some(Sub::Watch(whole)) => *whole,
+            _ => arguments,
+        },
+    };
+    Ok(Action::Watch(arguments.complete().map_err(wrong)?.into()))
 }
 
 /// The whole command line, for what is made from it.

@@ -90,6 +90,7 @@ fn every_option_arrives() {
         only: vec![Verdict::Leaking],
         top: 3,
         drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
+        dies_with: None,
         fail_on: Some(Bytes(1536)),
         tui: true,
         verbosity: Verbosity::Debug,

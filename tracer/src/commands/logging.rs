@@ -1,19 +1,15 @@
-//! Warnings and what is being done, on standard error or in the terminal interface.
+//! Warnings and what is being done.
 
 use std::io::Write as _;
 
 use env_logger::Target;
 use log::LevelFilter;
 
-use crate::{
-    cli::{RecordConfig, Verbosity},
-    report::human::printable,
-    tui,
-};
+use crate::{cli::Verbosity, report::human::printable};
 
-/// From now on messages go where the command line wants them.
-pub(super) fn start_log(config: &RecordConfig) {
-    let level = match config.verbosity {
+/// From now on messages go there.
+pub(super) fn start_log(verbosity: Verbosity, target: Target) {
+    let level = match verbosity {
         Verbosity::Quiet => LevelFilter::Error,
         Verbosity::Normal => LevelFilter::Warn,
         Verbosity::Verbose => LevelFilter::Info,
@@ -22,7 +18,7 @@ pub(super) fn start_log(config: &RecordConfig) {
     env_logger::Builder::new()
         .filter_level(LevelFilter::Error)
         .filter_module("tracer", level)
-        .target(if config.tui { Target::Pipe(tui::log_sink()) } else { Target::Stderr })
+        .target(target)
         .format(|out, record| {
             let level = match record.level() {
                 log::Level::Warn => "warning: ",

@@ -6,6 +6,7 @@ mod manual;
 mod record;
 mod report;
 mod terminal;
+mod watch;
 
 use std::{
     io::{self, Write as _},
@@ -32,6 +33,7 @@ pub fn run() -> ExitCode {
         Action::Plan(config) => show_plan(&config),
         Action::Report(config) => report::draw_again(&config),
         Action::Diff(config) => report::compare(&config),
+        Action::Watch(config) => watch::watch(&config),
         Action::Completions(shell) => {
             manual::write_completions(shell, &mut io::stdout().lock());
             Ok(Exit::Done)

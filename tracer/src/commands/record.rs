@@ -2,7 +2,9 @@
 
 use std::io::{self, Write as _};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use env_logger::Target;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::{
@@ -13,7 +15,7 @@ use super::{
 use crate::{
     cli::{self, Exit, RecordConfig, Verbosity},
     doctor,
-    model::Profile,
+    model::{Pid, Profile},
     record::{self, Onlooker, Recorded},
     report::{
         Options, Report as _,
@@ -26,7 +28,10 @@ use crate::{
 
 /// Records, and writes the reports.
 pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
-    start_log(config);
+    if let Some(parent) = config.dies_with {
+        die_with(parent)?;
+    }
+    start_log(config.verbosity, if config.tui { Target::Pipe(tui::log_sink()) } else { Target::Stderr });
     if config.tui {
         tui::check_terminal()?;
     }
@@ -53,6 +58,15 @@ pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
         Some(status) if !status.success() => Exit::Command(exit_code(status)),
         _ => Exit::Done,
     })
+}
+
+/// From now on the kernel kills this process when its parent dies, however that comes. The kernel forgets that when a program is
+/// executed that has capabilities of its own, so it is asked here and not by the parent.
+fn die_with(parent: Pid) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot be tied to the parent")?;
+    let own = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    ensure!(own == Some(parent.0), "the service that began this recording is gone");
+    Ok(())
 }
 
 /// Records, and shows what happens as the command line asks for. A snapshot that is being written is waited for.

@@ -1,0 +1,196 @@
+//! `tracer watch` on this machine's control groups: a limit, a leak, and the kernel that kills.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tracer_tests::{
+    MemoryGroup, Recording, Report, Tracer, assert_text_is_pristine, bpf, compile, is_running, wait_for_exit,
+    wait_until,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// A program in a group that leaks until the kernel kills it.
+struct Leaking {
+    child: Child,
+    stdin: ChildStdin,
+}
+
+impl Leaking {
+    /// Starts it, and waits until it has leaked so many blocks of 64 KiB.
+    fn start(group: &MemoryGroup, blocks: u32, pause_us: u32) -> Self {
+        let program = compile("leak_until_killed.c", &["-g".into(), "-O1".into()]);
+        let [shell, words @ ..] = group.wrapper();
+        let mut command = Command::new(shell);
+        command.args(words).arg(program).args([blocks.to_string(), pause_us.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("it can be started");
+        let mut ready = [0; 5];
+        let mut stdout = child.stdout.take().expect("it is piped");
+        std::io::Read::read_exact(&mut stdout, &mut ready).expect("it says that it is ready");
+        let stdin = child.stdin.take().expect("it is piped");
+        Self { child, stdin }
+    }
+
+    fn go(&mut self) {
+        writeln!(self.stdin).expect("it listens");
+    }
+}
+
+impl Drop for Leaking {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Watches a group, with these options besides.
+fn watch(group: &MemoryGroup, reports: &Path, options: &[&str]) -> Recording {
+    let words = ["watch", "--interval", "200ms", "--cool-down", "0s", "--record", "10m", "--cgroup"];
+    let words = words.into_iter().map(Into::into);
+    let mut words: Vec<std::ffi::OsString> = words.collect();
+    words.extend([group.directory().into(), "--dir".into(), reports.into()]);
+    words.extend(options.iter().map(Into::into));
+    Tracer::command(words).spawn()
+}
+
+fn recordings(reports: &Path) -> Vec<Value> {
+    let index = fs::read(reports.join("index.json")).expect("there is an index");
+    let index: Value = serde_json::from_slice(&index).expect("which is whole at any moment");
+    index["recordings"].as_array().expect("a list").clone()
+}
+
+/// The recordings, once there are so many and all have ended.
+fn ended(reports: &Path, number: usize) -> Vec<Value> {
+    wait_until("the recordings end", || {
+        let all = recordings(reports);
+        let is_over = |recording: &Value| recording["state"] != "recording";
+        (all.len() == number && all.iter().all(is_over)).then_some(all)
+    })
+}
+
+/// The JSON report of a recording, unpacked.
+fn report_of(reports: &Path, recording: &Value) -> Report {
+    let name = format!("{}.json.gz", recording["name"].as_str().expect("a name"));
+    let unpacked = Command::new("gzip").arg("-dc").arg(reports.join(name)).output().expect("gzip runs");
+    Report::parse(&String::from_utf8(unpacked.stdout).expect("it is JSON"))
+}
+
+#[test]
+fn a_leak_is_named_each_time_the_kernel_kills_for_it() {
+    let group = MemoryGroup::with_limit(200 * MIB);
+    let reports = TempDir::new().unwrap();
+    let mut watching = watch(&group, reports.path(), &["--when", "usage > 25%"]);
+    // The first one leaks for some 12 s, long enough to be judged; the others are restarts, which die soon.
+    for (round, pause_us) in [(1, 3500), (2, 100), (3, 100)] {
+        let mut service = Leaking::start(&group, 16 * 60, pause_us);
+        watching.wait_for_message("its probes are in");
+        service.go();
+        if round == 1 {
+            watching.wait_for_message("usage > 95%: its reports are written now");
+        }
+        let status = wait_for_exit(&mut service.child);
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "the kernel killed it");
+        let all = ended(reports.path(), round);
+        let recording = all.last().expect("there is one");
+        assert_eq!(recording["state"], "done", "{recording:#}");
+        assert_eq!((&recording["digest"]["end"], &recording["oom_kills"]), (&"oom_killed".into(), &1.into()));
+        assert!(
+            recording["digest"]["causes"][0]["cause"].as_str().unwrap().contains("forget"),
+            "{recording:#}"
+        );
+        let report = report_of(reports.path(), recording);
+        assert_eq!(report.window.end.as_deref(), Some("oom_killed"));
+        assert!(!report.called_by("forget").is_empty());
+        if round == 1 {
+            assert_eq!(recording["digest"]["leaking"], true, "{recording:#}");
+        }
+        // What was written before the end has made room for what was written at it.
+        let names: Vec<_> =
+            recording["files"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        assert!(
+            names.iter().all(|name| reports.path().join(name).is_file()) && names.len() == 3,
+            "{names:?}"
+        );
+        assert_eq!(fs::read_dir(reports.path()).unwrap().count(), 3 * round + 2, "index, lock and reports");
+    }
+    assert!(watching.interrupt().status.success());
+}
+
+/// The processes that this one has started.
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[test]
+fn whoever_kills_the_service_leaves_no_probe_and_a_right_index() {
+    let group = MemoryGroup::with_limit(200 * MIB);
+    let reports = TempDir::new().unwrap();
+    let mut service = Leaking::start(&group, 16 * 10, 0);
+    let mut watching = watch(&group, reports.path(), &["--when", "rss > 1MiB"]);
+    watching.wait_for_message("its probes are in");
+    let [recorder] = children(watching.pid())[..] else { panic!("one recording") };
+    let programs = bpf::programs_held_by(recorder);
+    assert!(!programs.is_empty() && recordings(reports.path())[0]["state"] == "recording");
+    service.go();
+
+    watching.kill();
+    wait_until("the recording dies, too", || (!is_running(recorder)).then_some(()));
+    wait_until("its programs are gone", || programs.iter().all(|&id| !bpf::program_exists(id)).then_some(()));
+    assert_text_is_pristine(service.child.id());
+    assert!(is_running(service.child.id()));
+
+    let mut watching = watch(&group, reports.path(), &["--when", "rss > 1GiB"]);
+    watching.wait_for_message("watching");
+    assert_eq!(recordings(reports.path()), [] as [Value; 0], "nothing had been written of it");
+    watching.interrupt();
+}
+
+#[test]
+fn a_configuration_is_read_again_and_a_bad_one_is_not() {
+    let group = MemoryGroup::with_limit(200 * MIB);
+    let reports = TempDir::new().unwrap();
+    let file = reports.path().join("watch.toml");
+    fs::write(&file, "when = 'rss > 1GiB'\n").unwrap();
+    let service = Leaking::start(&group, 16 * 10, 0);
+    let mut watching = watch(&group, reports.path(), &["--config", file.to_str().unwrap()]);
+    watching.wait_for_message("watching");
+    fs::write(&file, "when = 'rss > 1 elephant'\n").unwrap();
+    watching.signal(Signal::HUP);
+    watching.wait_for_message("the configuration stays as it was");
+    fs::write(&file, "when = 'rss > 1MiB'\n").unwrap();
+    watching.signal(Signal::HUP);
+    watching.wait_for_message("its probes are in");
+    // It says goodbye with a report of what it has.
+    watching.interrupt();
+    let [recording] = &recordings(reports.path())[..] else { panic!("one recording") };
+    assert_eq!((&recording["state"], &recording["digest"]["end"]), (&"done".into(), &"interrupted".into()));
+    assert!(is_running(service.child.id()));
+}
+
+#[test]
+fn a_check_shows_what_would_be_watched_and_changes_nothing() {
+    let group = MemoryGroup::with_limit(200 * MIB);
+    let reports = TempDir::new().unwrap();
+    let directory = reports.path().join("not/yet");
+    let _service = Leaking::start(&group, 16 * 10, 0);
+    let name = group.directory().file_name().unwrap().to_str().unwrap();
+    let check = |words: &[&str]| Tracer::command(["watch", "--check"].iter().chain(words)).run();
+    let directory_text = directory.to_str().unwrap();
+    let finished = check(&["--cgroup", name, "--dir", directory_text]);
+    let said = finished.stdout.join("\n");
+    assert!(finished.status.success() && said.contains(&format!("{name}: ")), "{finished:#?}");
+    assert!(said.contains("of 200.0 MiB") && said.contains("records when usage > 80% for 5m"), "{said}");
+    assert!(!directory.exists());
+    let finished = check(&["--dir", directory_text]);
+    assert_eq!(finished.status.code(), Some(2));
+    assert!(finished.stderr[0].contains("whom to watch?"), "{finished:#?}");
+}

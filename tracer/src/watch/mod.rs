@@ -1,0 +1,335 @@
+//! The service: looks at the memory of containers, services and processes, and records those that a condition holds for.
+//!
+//! [`subject`] finds who there is, [`reading`] what the kernel says of their memory, [`engine`] decides, [`recorder`] records in a
+//! process of its own, [`store`] keeps the reports. While no condition holds there is no probe and no BPF program.
+
+pub mod condition;
+mod container;
+mod digest;
+mod engine;
+mod processes;
+mod reading;
+mod recorder;
+mod sight;
+mod store;
+pub mod subject;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Result, anyhow};
+use tokio::{
+    select,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
+};
+
+pub use self::store::Retention;
+use self::{
+    condition::Condition,
+    engine::{Decision, Rules},
+    recorder::{News, Order, Recording},
+    sight::Sight,
+    store::{State, Store},
+    subject::{Selection, SubjectId},
+};
+use crate::{
+    model::{Bytes, Mode, Pid},
+    report::human::printable,
+    target::Target,
+};
+
+/// What the service does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Whom it watches.
+    pub selection: Selection,
+    /// When it records.
+    pub conditions: Vec<Condition>,
+    /// How long.
+    pub record: Duration,
+    /// How many at a time.
+    pub at_most: usize,
+    /// Time between two recordings of one subject.
+    pub cool_down: Duration,
+    /// Time between readings.
+    pub interval: Duration,
+    /// Mean bytes between sampled allocations; 0 for every one.
+    pub sample: Bytes,
+    /// What a recording looks at.
+    pub mode: Mode,
+    /// Where the reports go.
+    pub directory: PathBuf,
+    /// How many of them are kept.
+    pub retention: Retention,
+}
+
+impl Default for Config {
+    /// Nobody is watched, by the default of every option.
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        Self {
+            selection: Selection::default(),
+            conditions: vec![DEFAULT_CONDITION.parse().expect("it is one")],
+            record: Duration::from_secs(2 * 60),
+            at_most: 1,
+            cool_down: Duration::from_secs(15 * 60),
+            interval: Duration::from_secs(10),
+            sample: Bytes(0),
+            mode: Mode::Allocations,
+            directory: "/var/lib/tracer".into(),
+            retention: Retention { count: 200, age: DAY * 30, bytes: 2 << 30 },
+        }
+    }
+}
+
+/// When to record, where nothing else is said.
+pub const DEFAULT_CONDITION: &str = "usage > 80% for 5m";
+
+impl Config {
+    fn rules(&self) -> Rules {
+        Rules {
+            conditions: self.conditions.clone(),
+            at_most: self.at_most,
+            cool_down: self.cool_down,
+            interval: self.interval,
+        }
+    }
+}
+
+/// Time between looks at who is being recorded: the kernel's kill may be near.
+const CLOSE_LOOK: Duration = Duration::from_millis(500);
+
+/// Time that recordings have to write their reports when the service ends.
+const FAREWELL: Duration = Duration::from_secs(30);
+
+/// Watches until SIGTERM or Ctrl-C. `reload` is asked for another configuration at SIGHUP.
+///
+/// # Errors
+/// When the directory cannot be used.
+pub async fn run(config: Config, reload: impl Fn() -> Result<Config>) -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut service = Service::new(config)?;
+    let mut looks = every(service.config.interval);
+    let mut close_looks = every(CLOSE_LOOK);
+    say(&format!("watching {}", service.sight.of_what()));
+    loop {
+        select! {
+            biased;
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = hang_up.recv() => {
+                match reload() {
+                    Ok(config) => service.reconfigure(config),
+                    Err(error) => log::error!("the configuration stays as it was: {error:#}"),
+                }
+                looks = every(service.config.interval);
+            }
+            Some((name, news)) = service.news.recv() => service.hear(&name, news),
+            _ = looks.tick() => service.look(),
+            _ = close_looks.tick(), if !service.ongoing.is_empty() => service.look_closely(),
+        }
+    }
+    service.say_farewell().await;
+    Ok(())
+}
+
+fn every(time: Duration) -> Interval {
+    let mut interval = interval(time);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    interval
+}
+
+/// What would be watched, as text. Nothing is changed.
+///
+/// # Errors
+/// When the directory cannot be used.
+pub fn check(config: &Config) -> Result<String> {
+    store::check(&config.directory)?;
+    let mut sight = Sight::new(config.selection.clone(), config.rules());
+    sight.look(now());
+    let mut lines = vec![sight.of_what()];
+    lines.extend(config.conditions.iter().map(|condition| format!("records when {condition}")));
+    lines.push(format!("reports go to {}", config.directory.display()));
+    let seen = sight.lines();
+    lines.push(match seen.len() {
+        0 => "nobody is there to be watched now".into(),
+        number => format!("watches {number} now:"),
+    });
+    lines.extend(seen.iter().map(|line| format!("  {}", printable(line))));
+    Ok(lines.join("\n") + "\n")
+}
+
+/// The service.
+struct Service {
+    config: Config,
+    sight: Sight,
+    store: Store,
+    ongoing: BTreeMap<String, Ongoing>,
+    news: UnboundedReceiver<(String, News)>,
+    teller: UnboundedSender<(String, News)>,
+}
+
+/// A recording that goes on.
+struct Ongoing {
+    id: SubjectId,
+    recording: Recording,
+    /// Counted before it.
+    oom_kills: u64,
+    note: Option<String>,
+}
+
+impl Service {
+    fn new(config: Config) -> Result<Self> {
+        let (teller, news) = unbounded_channel();
+        Ok(Self {
+            sight: Sight::new(config.selection.clone(), config.rules()),
+            store: Store::open(&config.directory, config.retention)?,
+            ongoing: BTreeMap::new(),
+            news,
+            teller,
+            config,
+        })
+    }
+
+    /// Goes on by another configuration; the directory stays.
+    fn reconfigure(&mut self, config: Config) {
+        if config.directory != self.config.directory {
+            log::warn!(
+                "reports go on to {}: another --dir takes a new start",
+                self.config.directory.display()
+            );
+        }
+        self.sight.set(config.selection.clone(), config.rules());
+        self.store.set_retention(config.retention);
+        self.config = Config { directory: self.config.directory.clone(), ..config };
+        say("the configuration has been read again");
+    }
+
+    fn look(&mut self) {
+        self.sight.look(now());
+        for decision in self.sight.engine.decide(now()) {
+            if let Decision::Record { id, trigger, pids } = decision {
+                self.record(&id, &trigger, &pids);
+            }
+        }
+    }
+
+    /// Looks at those that are being recorded, and has their reports written when they are about to be killed.
+    fn look_closely(&mut self) {
+        for (name, Ongoing { id, recording, .. }) in &self.ongoing {
+            let Some(before) = self.sight.read(now(), id) else { continue };
+            if let Some(Decision::Write { why, .. }) = self.sight.engine.write(now(), id, &before) {
+                say(&format!("{name}: {why}: its reports are written now"));
+                recording.write();
+            }
+        }
+    }
+
+    fn record(&mut self, id: &SubjectId, trigger: &str, pids: &[Pid]) {
+        let Some(watched) = self.sight.engine.get(id) else { return };
+        let subject = watched.subject.identity.name.clone();
+        let (note, oom_kills) = (watched.reading.parts.not_ours(), watched.reading.events.oom_kill);
+        let targets = traceable(&subject, pids);
+        let processes =
+            targets.iter().map(|target| format!("{} ({})", target.comm(), target.pid())).collect();
+        let name = self.store.begin(&subject, trigger, processes, SystemTime::now());
+        self.sight.engine.began(id);
+        let order = Order {
+            name: name.clone(),
+            pids: targets.iter().map(Target::pid).collect(),
+            time: self.config.record,
+            sample: self.config.sample,
+            mode: self.config.mode,
+            outputs: self.store.outputs(&name).collect(),
+        };
+        let begun = match &order.pids[..] {
+            [] => Err(anyhow!("none of its processes can be traced")),
+            _ => Recording::begin(&order, self.teller.clone()),
+        };
+        match begun {
+            Ok(recording) => {
+                say(&format!("{name}: recording {subject}, since {trigger}"));
+                self.ongoing.insert(name, Ongoing { id: id.clone(), recording, oom_kills, note });
+            }
+            Err(error) => self.ended(&name, id, Some(format!("{error:#}")), None, 0),
+        }
+    }
+
+    fn hear(&mut self, name: &str, news: News) {
+        match news {
+            News::Attached => {
+                if let Some(ongoing) = self.ongoing.get_mut(name) {
+                    say(&format!("{name}: its probes are in"));
+                    ongoing.recording.attached();
+                }
+            }
+            News::Wrote => self.store.wrote(name),
+            News::Ended(error) => {
+                let Some(Ongoing { id, oom_kills, note, .. }) = self.ongoing.remove(name) else { return };
+                self.sight.read(now(), &id);
+                let kills = self.sight.engine.get(&id).map_or(0, |watched| watched.reading.events.oom_kill);
+                self.ended(name, &id, error, note, kills.saturating_sub(oom_kills));
+            }
+        }
+    }
+
+    fn ended(
+        &mut self,
+        name: &str,
+        id: &SubjectId,
+        error: Option<String>,
+        note: Option<String>,
+        oom_kills: u64,
+    ) {
+        self.sight.engine.ended(now(), id);
+        let Some(entry) = self.store.end(name, error, note, oom_kills) else { return };
+        let verdict = entry.digest.as_ref().and_then(|digest| digest.verdict.as_deref());
+        match (entry.state, &entry.error) {
+            (State::Done, None) => say(&format!("{name}: {}", verdict.unwrap_or("recorded"))),
+            (_, error) => log::error!("{name}: {}", error.as_deref().unwrap_or("no report was written")),
+        }
+    }
+
+    /// Lets the recordings write what they have.
+    async fn say_farewell(&mut self) {
+        self.ongoing.values().for_each(|ongoing| ongoing.recording.finish());
+        let all = async {
+            while !self.ongoing.is_empty() {
+                if let Some((name, news)) = self.news.recv().await {
+                    self.hear(&name, news);
+                }
+            }
+        };
+        if timeout(FAREWELL, all).await.is_err() {
+            log::warn!("recordings did not end in time: what they had written before stays");
+            self.ongoing.values().for_each(|ongoing| ongoing.recording.kill());
+            // The kernel takes a moment to remove their probes.
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Those that can be traced: one that cannot would keep the others from being recorded.
+fn traceable(subject: &str, pids: &[Pid]) -> Vec<Target> {
+    let open = |&pid| Target::open(pid).inspect_err(|error| log::warn!("{subject}: left out: {error}")).ok();
+    pids.iter().filter_map(open).collect()
+}
+
+/// Time since the machine was started, also while it slept.
+fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Says what goes as it should.
+fn say(line: &str) {
+    use std::io::Write as _;
+    _ = writeln!(std::io::stderr(), "tracer: {}", printable(line));
+}
