@@ -37,7 +37,7 @@ pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, send_signal, wait_for_exit, wait_until};
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir, rust_allocator};
 pub use report::{AllocatorMemory, Cause, Frame, Report, Stack};
-pub use runtimes::{go, java, java_of, javas, node_addon, nodes, python};
+pub use runtimes::{go, java, java_of, javas, node_addon, nodes, python, pythons};
 pub use sampler::{Listener, sampler};
 pub use stated::{Functions, Pairs, Place};
 pub use terminal::Terminal;

@@ -84,6 +84,32 @@ pub fn go(program: &str, directory: &Path) -> Command {
     Command::new(built)
 }
 
+/// Every Python whose functions are named: the one in `PATH`, Debian's, and those in the directories that `TRACER_PYTHONS` names, with
+/// colons between them, as roots of a file system or as prefixes of one version.
+#[must_use]
+pub fn pythons() -> Vec<PathBuf> {
+    let mut found = vec![PathBuf::from(python().get_program())];
+    for directory in
+        std::env::var("TRACER_PYTHONS").unwrap_or_default().split(':').filter(|name| !name.is_empty())
+    {
+        let programs = fs::read_dir(Path::new(directory).join("bin")).into_iter().flatten().flatten();
+        let is_python =
+            |name: &str| name.strip_prefix("python3.").is_some_and(|minor| minor.parse::<u8>().is_ok());
+        found.extend(
+            programs
+                .filter(|program| is_python(&program.file_name().to_string_lossy()))
+                .map(|program| program.path()),
+        );
+    }
+    let debian = PathBuf::from("/usr/bin/python3");
+    if debian.is_file() {
+        found.push(debian.canonicalize().unwrap_or(debian));
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
 /// The interpreter itself: what `python3` in `PATH` starts may be a script that starts it.
 #[track_caller]
 #[must_use]

@@ -13,7 +13,7 @@ pub struct Pairs(Vec<(Functions, Option<Functions>)>);
 
 impl Pairs {
     /// Pairs each stack that was stated with one that was told: the same one, or of those that are left over the one of the same length
-    /// that has most in common.
+    /// that is most alike.
     #[must_use]
     pub fn of(stated: &[Functions], told: impl IntoIterator<Item = Functions>) -> Self {
         let mut left: BTreeMap<Functions, u64> = BTreeMap::new();
@@ -29,9 +29,11 @@ impl Pairs {
         let all = stated.iter().map(|stack| (stack.clone(), take(stack)));
         let (mut pairs, others): (Vec<_>, Vec<_>) = all.partition(|(_, told)| told.is_some());
         for (stated, _) in others {
-            let in_common = |told: &&Functions| told.iter().zip(&stated).filter(|(a, b)| a == b).count();
-            let alike = left.keys().filter(|told| told.len() == stated.len()).max_by_key(in_common).cloned();
-            let alike = alike.or_else(|| left.keys().max_by_key(in_common).cloned());
+            let likeness = |told: &&Functions| {
+                told.iter().zip(&stated).map(|(told, stated)| likeness(told, stated)).sum::<i32>()
+            };
+            let alike = left.keys().filter(|told| told.len() == stated.len()).max_by_key(likeness).cloned();
+            let alike = alike.or_else(|| left.keys().max_by_key(likeness).cloned());
             if let Some(count) = alike.as_ref().and_then(|alike| left.get_mut(alike)) {
                 *count -= 1;
             }
@@ -68,10 +70,31 @@ impl Pairs {
         wrong.take(most).map(outline).collect()
     }
 
+    /// The frames that have the name of another function than was stated; one without a name says nothing. None where a stack was not told,
+    /// or is of another length.
+    #[must_use]
+    pub fn misnamed(&self) -> Option<Vec<(&Place, &Place)>> {
+        let mut misnamed = Vec::new();
+        for (stated, told) in &self.0 {
+            let told = told.as_ref().filter(|told| told.len() == stated.len())?;
+            misnamed.extend(stated.iter().zip(told).filter(|(stated, told)| likeness(told, stated) < 0));
+        }
+        Some(misnamed)
+    }
+
     /// How many were told as they were stated.
     #[must_use]
     pub fn right(&self) -> usize {
         self.0.iter().filter(|(stated, told)| Some(stated) == told.as_ref()).count()
+    }
+}
+
+/// How much speaks for the two being the same; a name in brackets says nothing.
+fn likeness(told: &Place, stated: &Place) -> i32 {
+    match told {
+        told if told == stated => 1,
+        (name, ..) if name.starts_with('[') => 0,
+        _ => -100,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What both sides know of a traced process.
 
-use crate::{atomic::Word, unwind::MAX_CODE_MAPPINGS};
+use crate::{atomic::Word, runtime::python::Interpreter, unwind::MAX_CODE_MAPPINGS};
 
 /// How many processes one recording can trace.
 pub const MAX_PROCESSES: u32 = 4096;
@@ -77,6 +77,8 @@ pub struct ProcessState {
     pub v8: Word,
     /// Which of the [layouts](crate::runtime::hotspot::SharedLayout) is that of its HotSpot, counted from 1; 0 when it has none.
     pub hotspot: Word,
+    /// Its Python: an [`Interpreter`](crate::runtime::python::Interpreter), as words; all 0 when it has none.
+    pub python: [Word; Interpreter::WORDS],
     /// Its pid, in the numbers of user space. Written last: until then the others are not to be read. 0 where children are not
     /// followed.
     pub tgid: Word,

@@ -136,6 +136,20 @@ pub fn is_first_touch(address: u64, error_code: u64) -> bool {
     error_code & (PROTECTION | INSTRUCTION) == 0 && address >> 63 == 0
 }
 
+/// Where the current thread's own memory is: the base of `fs`, which is this far in the kernel's `struct task_struct`.
+#[inline(always)]
+pub fn thread_base(offset: u64) -> u64 {
+    let mut base = 0_u64;
+    // SAFETY: the destination is one word long; the helper refuses any source that is not readable. Threads set it by a system call,
+    // which leaves it in the structure, too.
+    unsafe {
+        let task = bpf_get_current_task_btf() as *const u8;
+        let source = task.wrapping_add(offset as usize);
+        bpf_probe_read_kernel((&raw mut base).cast(), size_of::<u64>() as u32, source.cast());
+    }
+    base
+}
+
 /// Reads one word of the current thread's memory.
 #[inline(always)]
 pub fn read_word(address: u64) -> Option<u64> {

@@ -109,6 +109,9 @@ fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<ProcessIndex>
     process.code_changes.store(changes);
     process.v8.store(if from.executed { 0 } else { origin.v8.load() });
     process.hotspot.store(if from.executed { 0 } else { origin.hotspot.load() });
+    for (word, origin) in process.python.iter().zip(&origin.python) {
+        word.store(if from.executed { 0 } else { origin.load() });
+    }
     process.code.store(if from.executed { CodeList::default().to_bits() } else { origin.code.load() });
     // Without an entry nothing comes from it, so user space must not take it for one that is traced.
     enter(tgid, index)?;

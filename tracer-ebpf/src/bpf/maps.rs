@@ -151,6 +151,9 @@ static TASK_PID: Global<u32> = Global::new(0);
 /// Offset of `signal` there.
 #[unsafe(no_mangle)]
 static TASK_SIGNAL: Global<u32> = Global::new(0);
+/// Offset of `thread.fsbase` there; 0 when it is not known.
+#[unsafe(no_mangle)]
+static TASK_THREAD_BASE: Global<u32> = Global::new(0);
 /// Offset of `live` in `struct signal_struct`.
 #[unsafe(no_mangle)]
 static SIGNAL_LIVE: Global<u32> = Global::new(0);
@@ -171,6 +174,12 @@ pub fn shares_probes() -> bool {
 #[inline(always)]
 pub fn task_pid() -> u64 {
     TASK_PID.load().into()
+}
+
+/// Offset of `thread.fsbase` in the kernel's `struct task_struct`; 0 when it is not known.
+#[inline(always)]
+pub fn task_thread_base() -> u64 {
+    TASK_THREAD_BASE.load().into()
 }
 
 /// Offsets of `signal` in `struct task_struct`, and of `live` in `struct signal_struct`.

@@ -16,6 +16,7 @@ use tracer_ebpf::{
     runtime::{
         FrameKind,
         hotspot::{self, BLOB_WORDS, CodeMemory, HotSpotFrame, Place},
+        python::{self, Interpreter, LoopCode, PythonFrame},
         v8::{self, V8Frame},
     },
     slots::WAYS,
@@ -32,7 +33,7 @@ use super::{
     arch,
     maps::{
         CAPTURES, HOTSPOT_LAYOUTS, PROCESSES, UNWIND_CACHE, UNWIND_MAPPINGS, UNWIND_PAGES, UNWIND_ROWS,
-        UNWIND_RULES, UNWIND_TABLES,
+        UNWIND_RULES, UNWIND_TABLES, task_thread_base,
     },
 };
 
@@ -139,7 +140,28 @@ pub struct Walk {
     hotspot: u32,
     /// What was read last of a blob of HotSpot's code.
     blob: [u64; BLOB_WORDS],
+    /// See [`ProcessState::python`].
+    python: [u64; Interpreter::WORDS],
+    listing: PythonListing,
+    /// The part of an object that was read last.
+    object: [u64; OBJECT_WORDS],
 }
+
+/// How far the walk is in the thread's Python frames.
+#[repr(C)]
+struct PythonListing {
+    /// The next one; 0 for none.
+    frame: u64,
+    /// 1 once the first has been looked for.
+    has_begun: u32,
+    /// 1 while a run is listed, which belongs to the last frame.
+    is_under_way: u32,
+    /// What the step to the caller of the last frame came to.
+    stepped: u32,
+}
+
+/// How many words of an object are kept: more than are read. A power of two, see [`MAX_WORDS`].
+const OBJECT_WORDS: usize = (python::MOST_READ / 8).next_power_of_two();
 
 /// The walks that fill the captures: each has the number of its capture. Nobody else's, so they are here.
 #[map]
@@ -210,10 +232,21 @@ pub fn walk(
     walk.v8 = process.v8.load();
     walk.tid = bpf_get_current_pid_tgid() as u32;
     walk.hotspot = process.hotspot.load() as u32;
+    walk.listing.has_begun = 0;
+    walk.listing.is_under_way = 0;
+    // Only whether the native stack comes by a place is asked where there is one.
+    let python = if call.sp == 0 { process.python[2].load() } else { 0 };
+    walk.python[2] = python;
+    if python != 0 {
+        walk.python[0] = process.python[0].load();
+        walk.python[1] = process.python[1].load();
+        walk.python[3] = process.python[3].load();
+        walk.python[4] = process.python[4].load();
+    }
     let mut context = capture;
     // SAFETY: the callback has the signature that the helper asks for, and `context` outlives the call.
     unsafe {
-        bpf_loop(MAX_FRAMES as u32, walk_frame as *mut c_void, (&raw mut context).cast(), 0);
+        bpf_loop(MAX_STEPS, walk_frame as *mut c_void, (&raw mut context).cast(), 0);
     }
     // User space wrote the other of its two lists, and then this one again, while this walk was reading it.
     if CodeList::from_bits(process.code.load()).was_overwritten_since(code) {
@@ -222,6 +255,9 @@ pub fn walk(
     walk.hash = walk.hash.mix(u64::from(walk.stop));
     Some(walk)
 }
+
+/// A frame each, and two more for each run of Python frames.
+const MAX_STEPS: u32 = 3 * MAX_FRAMES as u32;
 
 /// Records one frame and moves to its caller; 1 ends the walk.
 extern "C" fn walk_frame(_index: u32, capture: *mut u32) -> i64 {
@@ -237,7 +273,7 @@ extern "C" fn go_to_caller(capture: u32) -> u32 {
     let Some(walk) = WALKS.get_ptr_mut(capture) else { return Stop::NoRoom as u32 };
     // SAFETY: it points at an element that this run has claimed.
     let walk = unsafe { &mut *walk };
-    let stop = leave_frame(walk);
+    let stop = if walk.listing.is_under_way != 0 { list_python_frame(capture) } else { leave_frame(walk) };
     if stop != STEPPED {
         walk.stop = stop;
     }
@@ -272,20 +308,25 @@ fn leave_frame(walk: &mut Walk) -> u32 {
     }
     let ip = walk.frame.address_after();
     let table = walk.mapping.table;
-    let word = walk.words;
-    if walk.depth >= MAX_FRAMES as u32 || write_word(walk.capture, word, FrameKind::Native.word(ip)) == 0 {
+    let [start, cold, lengths, ..] = walk.python;
+    let is_python = lengths != 0 && LoopCode::from_words([start, cold, lengths]).contains(address);
+    let kind = if is_python { FrameKind::PythonLoop } else { FrameKind::Native };
+    if !has_room(walk) || write_word(walk.capture, walk.words, kind.word(ip)) == 0 {
         return Stop::TooDeep as u32;
     }
-    walk.words = word + 1;
-    walk.depth += 1;
+    walk.words += 1;
+    // The functions stand for the loop.
+    walk.depth += u32::from(!is_python);
     // The same address is another frame once another file is mapped there.
     if table == Mapping::NOT_READY {
         walk.hash = walk.hash.mix(ip).mix(walk.code.changes.into());
         walk.code.last_is_unknown = 1;
         return Stop::TableNotReady as u32;
     }
+    // The same instruction of Python is run by more than one place of the loop, once it is known what it mostly does.
+    let place = if is_python { 0 } else { ip };
     // Above the 47 bits that addresses have, but for the few programs that ask for more.
-    walk.hash = walk.hash.mix(ip ^ u64::from(walk.mapping.file) << 48);
+    walk.hash = walk.hash.mix(place ^ u64::from(walk.mapping.file) << 48);
     if table == Mapping::HOTSPOT {
         return step_up_java(walk.capture);
     }
@@ -294,7 +335,91 @@ fn leave_frame(walk: &mut Walk) -> u32 {
     {
         note_v8_frame(walk.capture);
     }
-    step_up(rule, &raw mut walk.frame, walk.capture)
+    let stepped = step_up(rule, &raw mut walk.frame, walk.capture);
+    if is_python {
+        walk.listing.is_under_way = 1;
+        walk.listing.stepped = stepped;
+        return STEPPED;
+    }
+    stepped
+}
+
+/// Whether another frame may come, with all words that it can have.
+#[inline(always)]
+fn has_room(walk: &Walk) -> bool {
+    walk.depth < MAX_FRAMES as u32 && walk.words < (MAX_WORDS - 1 - FrameKind::MOST_WORDS) as u32
+}
+
+/// Writes down one frame of the run that belongs to the last native one; what the step to its caller came to when the run is over.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn list_python_frame(capture: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(capture) else { return Stop::NoRoom as u32 };
+    // SAFETY: it points at an element that this run has claimed.
+    let walk = unsafe { &mut *walk };
+    let layout = python::Layout::from_words([walk.python[3], walk.python[4]]);
+    if walk.listing.has_begun == 0 {
+        walk.listing.has_begun = 1;
+        walk.listing.frame = first_python_frame(layout);
+    }
+    let read = match walk.listing.frame {
+        0 => None,
+        frame => layout.read_frame(frame, &mut WalkedObject { capture, words: &raw const walk.object }),
+    };
+    let unread = PythonFrame { function: Some(python::Function::default()), caller: 0, ends_run: true };
+    let frame = read.unwrap_or(unread);
+    if let Some(function) = frame.function {
+        if !has_room(walk) {
+            return Stop::TooDeep as u32;
+        }
+        write_word(capture, walk.words, FrameKind::Python.word(function.code));
+        write_word(capture, walk.words + 1, function.to_word());
+        walk.words += 2;
+        walk.depth += 1;
+        walk.hash = walk.hash.mix(function.code).mix(function.to_word());
+    }
+    walk.listing.frame = frame.caller;
+    if frame.ends_run || frame.caller == 0 {
+        walk.listing.is_under_way = 0;
+        return walk.listing.stepped;
+    }
+    STEPPED
+}
+
+/// The innermost Python frame of the current thread; 0 for none.
+#[inline(always)]
+fn first_python_frame(layout: python::Layout) -> u64 {
+    let thread = arch::thread_base(task_thread_base());
+    layout.innermost(thread, &HeapMemory).unwrap_or(0)
+}
+
+/// The object that a walk reads.
+struct WalkedObject {
+    capture: u32,
+    words: *const [u64; OBJECT_WORDS],
+}
+
+impl python::Object for WalkedObject {
+    #[inline(always)]
+    fn load(&mut self, address: u64, length: u8) -> bool {
+        load_object(self.capture, address, length.into()) != 0
+    }
+
+    #[inline(always)]
+    fn word(&self, offset: u8) -> u64 {
+        // SAFETY: it points into the walk of this run, and the index is within the words.
+        unsafe { self.words.cast::<u64>().add(offset as usize / 8 % OBJECT_WORDS).read_volatile() }
+    }
+}
+
+/// Reads part of an object; 0 when it cannot be read. A global function, so that the length stays in a register: see `deliver`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn load_object(capture: u32, address: u64, length: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(capture) else { return 0 };
+    let length = length.min(python::MOST_READ as u32);
+    // SAFETY: it points at an element that this run has claimed, which has room for that many.
+    unsafe { arch::read_bytes((&raw mut (*walk).object).cast(), length, address) }.into()
 }
 
 /// Writes a word of the frames of a capture that this run has claimed; 0 when there is none. Room for all that a walk can find there is.

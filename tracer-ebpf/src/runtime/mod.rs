@@ -5,6 +5,7 @@
 //! says which words these are; it runs in BPF and on the host.
 
 pub mod hotspot;
+pub mod python;
 pub mod v8;
 
 /// What a frame is.
@@ -24,6 +25,11 @@ pub enum FrameKind {
     InterpretedJava = 4,
     /// Code that HotSpot has made: two words follow, see [`hotspot::CompiledCode::to_words`].
     CompiledJava = 5,
+    /// The loop of Python's interpreter. The Python frames that it works through follow.
+    PythonLoop = 6,
+    /// A Python function. In place of the address of code there is that of its code object. One word follows, see
+    /// [`python::Function::to_word`].
+    Python = 7,
 }
 
 /// Bits of a frame's word that are its address. Those of user space have 47, or 56 with page tables of five levels.
@@ -38,6 +44,8 @@ impl FrameKind {
         Self::CompiledJavaScript,
         Self::InterpretedJava,
         Self::CompiledJava,
+        Self::PythonLoop,
+        Self::Python,
     ];
 
     /// The most words that follow one frame.
@@ -47,9 +55,9 @@ impl FrameKind {
     #[must_use]
     pub const fn words(self) -> usize {
         match self {
-            Self::Native => 0,
+            Self::Native | Self::PythonLoop => 0,
             Self::JavaScript | Self::CompiledJavaScript | Self::InterpretedJava | Self::CompiledJava => 2,
-            Self::V8Internal => 1,
+            Self::V8Internal | Self::Python => 1,
         }
     }
 

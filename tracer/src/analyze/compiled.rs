@@ -97,7 +97,8 @@ fn is_compiled(frame: &Arc<Frame>) -> bool {
     let is_built_in = frame.function.as_deref().is_some_and(|function| function.starts_with("Builtins_"));
     let is_in_file =
         frame.module.as_deref().is_some_and(|module| !module.starts_with('[') || module == "[vdso]");
-    is_jit || is_built_in || !is_in_file
+    let is_interpreted = frame.language.as_deref() == Some("python");
+    is_jit || is_built_in || !is_in_file && !is_interpreted
 }
 
 #[cfg(test)]

@@ -18,6 +18,14 @@ pub struct TaskOffsets {
     pub live: u32,
 }
 
+/// How far the base of a thread's own memory, `thread.fsbase`, is in `struct task_struct`; `None` when the running kernel does not
+/// describe that.
+#[must_use]
+pub fn thread_base() -> Option<u32> {
+    let btf = std::fs::read(TYPES).ok()?;
+    Some(offset_of(&btf, "task_struct", "thread")? + offset_of(&btf, "thread_struct", "fsbase")?)
+}
+
 impl TaskOffsets {
     /// Those of the running kernel.
     ///
@@ -154,6 +162,7 @@ mod tests {
     fn the_running_kernel_describes_its_tasks() {
         let offsets = TaskOffsets::of_this_kernel().expect("the kernel has BTF");
         assert!(offsets.pid > 0 && offsets.signal > 0 && offsets.live > 0, "{offsets:?}");
+        assert!(thread_base().is_some_and(|offset| offset > 0 && offset.is_multiple_of(8)));
         assert!(offsets.pid.is_multiple_of(4) && offsets.signal.is_multiple_of(8), "{offsets:?}");
     }
 

@@ -38,6 +38,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use tracer_ebpf::{
     process::{CodeList, ProcessIndex},
+    runtime::python,
     sampling::Sampling,
     unwind::Mapping,
     usdt::Argument,
@@ -196,6 +197,12 @@ impl Capture {
         let links = UprobeLinks::of_this_kernel();
         log::info!("uprobes are attached by {links:?}");
         let (shares_probes, task) = processes::sharing(settings, links, namespace)?;
+        let thread_base = kernel_types::thread_base().unwrap_or_else(|| {
+            log::warn!(
+                "the kernel does not say where threads have their own memory: Python functions have no names"
+            );
+            0
+        });
         let (follows, shares) = (u32::from(settings.follow), u32::from(shares_probes));
         let mut loader = EbpfLoader::new();
         loader
@@ -218,6 +225,7 @@ impl Capture {
             .override_global("SHARES_PROBES", &shares, true)
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_SIGNAL", &task.signal, true)
+            .override_global("TASK_THREAD_BASE", &thread_base, true)
             .override_global("SIGNAL_LIVE", &task.live, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
@@ -325,6 +333,17 @@ impl Capture {
     ) -> Option<CodeList> {
         let state = self.tables.processes().get(usize::from(process))?;
         self.unwind.set_code(process, state, code, before, dropped_tables)
+    }
+
+    /// Tells the programs of the Python of a process.
+    pub fn set_python(&self, process: ProcessIndex, interpreter: python::Interpreter) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            let words = interpreter.to_words();
+            // The lengths of its code, by which the programs tell that there is one, last.
+            for at in [0, 1, 3, 4, 2] {
+                state.python[at].store(words[at]);
+            }
+        }
     }
 
     /// Tells the programs that the list is complete as of so many changes.

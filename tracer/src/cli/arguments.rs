@@ -224,7 +224,7 @@ pub(super) struct RecordArguments {
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time, help_heading = heading::WINDOW)]
     duration: Option<Duration>,
 
-    /// Also show the frames by which a language runtime comes from one function to the next: V8's entries and adaptors.
+    /// Also show the frames by which a language runtime comes from one function to the next: V8's entries and adaptors, Python's interpreter.
     #[arg(long, help_heading = heading::REPORTS)]
     native_frames: bool,
 

@@ -14,7 +14,7 @@ use tracer_ebpf::{
 };
 
 use crate::model::Address;
-use crate::runtime::{hotspot::WalkedMethod, v8::WalkedFunction};
+use crate::runtime::{hotspot::WalkedMethod, python, v8};
 
 /// An event from the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,11 +74,15 @@ pub enum RuntimeFrame {
     /// Nothing that is known.
     Native,
     /// A JavaScript function.
-    JavaScript(WalkedFunction),
+    JavaScript(v8::WalkedFunction),
     /// V8's own, of a type with this number.
     V8Internal(u32),
     /// Code of HotSpot.
     Java(WalkedMethod),
+    /// The loop of Python's interpreter.
+    PythonLoop,
+    /// A Python function.
+    Python(python::WalkedFunction),
 }
 
 impl RuntimeFrame {
@@ -89,6 +93,7 @@ impl RuntimeFrame {
             Self::Native => "",
             Self::JavaScript(_) | Self::V8Internal(_) => "javascript",
             Self::Java(_) => "java",
+            Self::PythonLoop | Self::Python(_) => "python",
         }
     }
 }
@@ -219,9 +224,14 @@ impl Fields<'_> {
             let (kind, address) = FrameKind::of_word(word).ok_or(DecodeError::Frame(word))?;
             let runtime = match kind {
                 FrameKind::Native => RuntimeFrame::Native,
+                FrameKind::PythonLoop => RuntimeFrame::PythonLoop,
+                FrameKind::Python => {
+                    let (id, position) = (self.u32()?, self.u32()?);
+                    RuntimeFrame::Python(python::WalkedFunction { code: address, id, position })
+                }
                 FrameKind::V8Internal => RuntimeFrame::V8Internal(self.u64()? as u32),
                 FrameKind::JavaScript | FrameKind::CompiledJavaScript => {
-                    RuntimeFrame::JavaScript(WalkedFunction {
+                    RuntimeFrame::JavaScript(v8::WalkedFunction {
                         shared: self.u64()?,
                         id: self.u32()?,
                         position: self.u32()?,
@@ -319,6 +329,9 @@ mod tests {
             u64::from(77_u32) << 32 | 9,
             FrameKind::V8Internal.word(0x20),
             13,
+            FrameKind::PythonLoop.word(0x40),
+            FrameKind::Python.word(0x7f00_1230),
+            u64::from(34_u32) << 32 | 5,
             0x30,
             FrameKind::InterpretedJava.word(0x40),
             0x5000,
@@ -328,19 +341,22 @@ mod tests {
             88,
         ];
         let Ok(Event::Stack(stack)) = Event::decode(&stack_bytes(0, &words)) else { panic!("a stack") };
-        let function = WalkedFunction { shared: 0xabc1, id: 9, position: 77, is_compiled: false };
+        let function = v8::WalkedFunction { shared: 0xabc1, id: 9, position: 77, is_compiled: false };
         let method = InterpretedMethod { method: 0x5000, class: 0x7000, bytecode: 6 };
         let code = CompiledCode { blob: 0x6000, compile_id: 88 };
+        let python = python::WalkedFunction { code: 0x7f00_1230, id: 5, position: 34 };
         let frame = |ip, runtime| WalkedFrame { address: Address(ip), runtime };
         let expected = [
             frame(0x10, RuntimeFrame::JavaScript(function)),
             frame(0x20, RuntimeFrame::V8Internal(13)),
+            frame(0x40, RuntimeFrame::PythonLoop),
+            frame(0x7f00_1230, RuntimeFrame::Python(code)),
             frame(0x30, RuntimeFrame::Native),
             frame(0x40, RuntimeFrame::Java(WalkedMethod::Interpreted(method))),
             frame(0x50, RuntimeFrame::Java(WalkedMethod::Compiled(code))),
         ];
         assert_eq!(stack.frames, expected);
-        for length in [1, 2, 4] {
+        for length in [1, 2, 4, 7] {
             assert!(Event::decode(&stack_bytes(0, &words[..length])).is_err(), "cut in a frame");
         }
         let unknown = 0xff00_0000_0000_0010;

@@ -552,7 +552,7 @@ pub struct Frame {
     /// Whether this frame was inlined into the next one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inlined: bool,
-    /// Source language (`c`, `c++`, `rust`, `javascript`, `wasm`), or `jit` for code that a perf map names.
+    /// Source language (`c`, `c++`, `rust`, `javascript`, `python`, `wasm`), or `jit` for code that a perf map names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
 }

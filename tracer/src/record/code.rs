@@ -14,10 +14,13 @@ use tracer_ebpf::{
     unwind::Mapping as Code,
 };
 
-use super::hotspot::{HotSpots, MappedFile};
+use super::{
+    hotspot::{HotSpots, MappedFile},
+    pythons::{NO_PYTHON_NAMES, Pythons},
+};
 use crate::{
     attach::{Capture, UnwindSizes, UnwindTables},
-    runtime::{Layouts, MemoryFile, hotspot, v8},
+    runtime::{Layouts, MemoryFile, hotspot, python, v8},
     symbolize::CodeView,
     target::{FileId, Mapping, Object, Target},
     unwind::{Cache, CacheLimits, CodeSegments, TRAMPOLINE_HEAD, Table, begins_with_trampoline},
@@ -34,6 +37,7 @@ pub struct CodeFiles {
     installed: HashMap<ProcessIndex, Installed>,
     /// The HotSpots that are known.
     hotspots: HotSpots,
+    pythons: Pythons,
     /// Files that no process has mapped any more, in the order in which they were unmapped.
     unmapped: VecDeque<FileId>,
     files_seen: u32,
@@ -51,6 +55,8 @@ struct CodeFile {
     v8: Option<Arc<v8::Layout>>,
     /// Where its HotSpot says where things are, if it has one.
     hotspot: Option<hotspot::Symbols>,
+    /// The Python in it, if it is one that is known.
+    python: Option<Arc<python::Build>>,
     /// Its number: no other file gets it.
     number: u32,
 }
@@ -80,6 +86,7 @@ impl CodeFiles {
             trampolines: HashMap::new(),
             installed: HashMap::new(),
             hotspots: HotSpots::default(),
+            pythons: Pythons::default(),
             unmapped: VecDeque::new(),
             files_seen: 0,
         }
@@ -103,6 +110,7 @@ impl CodeFiles {
                     segments: CodeSegments::default(),
                     v8: None,
                     hotspot: None,
+                    python: None,
                     number: self.files_seen,
                 },
             );
@@ -138,6 +146,7 @@ impl CodeFiles {
             segments: CodeSegments::of(&bytes),
             v8: v8_in(&bytes, &object),
             hotspot: hotspot::Symbols::of_elf(&bytes),
+            python: python_in(&bytes, &object),
             object: Some(Arc::new(object)),
             table,
             number: self.files_seen,
@@ -191,6 +200,7 @@ impl CodeFiles {
         let v8 = self.v8_file(&mappings).and_then(|file| Some((file.v8.as_ref()?.walked, file.number)));
         capture
             .set_v8(process, v8.map_or_else(Default::default, |(walked, file)| WalkedV8 { file, ..walked }));
+        self.pythons.see(process, self.python_of(&mappings), target, capture);
         let file = memory.as_ref().map(|memory| &memory.0);
         let code = |mapping| self.code(mapping, file, capture.unwind_tables());
         let ready: Vec<Code> = mappings.iter().map(code).collect();
@@ -247,6 +257,7 @@ impl CodeFiles {
         let runtimes = Layouts {
             v8: self.v8_file(&code).and_then(|file| file.v8.clone()),
             hotspot: self.hotspots.layout(process).cloned(),
+            python: self.pythons.of(process),
         };
         CodeView { process, generation, changes, objects: objects.collect(), runtimes, code }
     }
@@ -255,6 +266,25 @@ impl CodeFiles {
     fn v8_file(&self, code: &[Mapping]) -> Option<&CodeFile> {
         let mut files = code.iter().filter_map(|mapping| self.files.get(&mapping.file_id()?));
         files.find(|file| file.v8.is_some())
+    }
+
+    /// The Python among the mapped files that is known.
+    fn python_of(&self, code: &[Mapping]) -> Option<python::Located> {
+        code.iter().find_map(|mapping| {
+            let file = self.files.get(&mapping.file_id()?)?;
+            let build = Arc::clone(file.python.as_ref()?);
+            let bias = file.segments.load_bias(mapping.start.0, mapping.file_offset)?;
+            Some(python::Located { build, bias })
+        })
+    }
+
+    /// Looks where the threads of Python are, in processes that had none when they were last looked at.
+    pub fn look_for_python_threads<'a>(
+        &mut self,
+        target: impl Fn(ProcessIndex) -> Option<&'a Target>,
+        capture: &Capture,
+    ) {
+        self.pythons.look(target, capture);
     }
 
     /// Lets go of files that no process has mapped, but for the latest few.
@@ -333,6 +363,7 @@ impl CodeFiles {
                     segments,
                     v8: None,
                     hotspot: None,
+                    python: None,
                     number: self.files_seen,
                 }))
             }
@@ -360,6 +391,17 @@ fn v8_in(bytes: &[u8], object: &Object) -> Option<Arc<v8::Layout>> {
                 "{}: {error}: JavaScript functions have no names; stacks are whole, and native functions have theirs",
                 object.name()
             );
+            None
+        }
+    }
+}
+
+/// The Python that a file has. What is not known is walked and named as other code is.
+fn python_in(bytes: &[u8], object: &Object) -> Option<Arc<python::Build>> {
+    match python::Build::of_elf(bytes) {
+        Ok(build) => build.map(Arc::new),
+        Err(error) => {
+            log::warn!("{}: {error}: {NO_PYTHON_NAMES}", object.name());
             None
         }
     }
@@ -401,6 +443,7 @@ fn read_vdso(target: &Target, vdso: &Mapping, number: u32) -> Option<CodeFile> {
         segments: CodeSegments::of(&bytes),
         v8: None,
         hotspot: None,
+        python: None,
         number,
     })
 }

@@ -17,6 +17,7 @@ mod onlooker;
 mod oom;
 mod overhead;
 mod process;
+mod pythons;
 mod requests;
 mod resident_memory;
 mod retire;

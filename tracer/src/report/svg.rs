@@ -267,7 +267,7 @@ impl Hue {
             Hue::Native => "native",
             Hue::Runtime => "libc",
             Hue::Jit => "JIT",
-            Hue::Script => "JavaScript, Java",
+            Hue::Script => "JavaScript, Python, Java",
             Hue::Kernel => "kernel",
             Hue::Unknown => "unknown",
             Hue::Api => "allocator",
@@ -287,7 +287,7 @@ impl Hue {
         let module = frame.module.as_deref().unwrap_or_default();
         match frame.language.as_deref() {
             Some("jit") => Hue::Jit,
-            Some("javascript" | "wasm" | "java") => Hue::Script,
+            Some("javascript" | "wasm" | "java" | "python") => Hue::Script,
             Some("kernel") => Hue::Kernel,
             _ if module.starts_with("[kernel") => Hue::Kernel,
             _ if frame.function.is_none() => Hue::Unknown,

@@ -7,7 +7,9 @@
 //! Nothing here is believed because it is there: the process goes on while it is read, so each object is checked to be of the type
 //! and to have the number that the walk saw, and what does not fit is a reason ([`Unread`]), never a guess.
 
+mod elf;
 pub mod hotspot;
+pub mod python;
 pub mod v8;
 
 use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
@@ -53,6 +55,8 @@ pub struct Layouts {
     pub v8: Option<Arc<v8::Layout>>,
     /// In its HotSpot.
     pub hotspot: Option<Arc<hotspot::Layout>>,
+    /// In its Python.
+    pub python: Option<Arc<python::Located>>,
 }
 
 /// A runtime of one process, and what it has told so far.

@@ -26,6 +26,7 @@ mod modules;
 mod object_file;
 mod perf_map;
 mod pool;
+mod python_way;
 mod runtimes;
 mod view;
 mod worker;
@@ -50,6 +51,7 @@ use self::modules::SharedModules;
 use self::object_file::{Function, ObjectFile};
 use self::perf_map::PerfMap;
 use self::pool::FramePool;
+use self::python_way::PythonWay;
 use self::runtimes::SeenFrame;
 use self::view::{Region, Views};
 use crate::drain::{RuntimeFrame, WalkedCode};
@@ -75,6 +77,8 @@ struct Symbolizer {
     perf_map: PerfMap,
     /// Whether frames stay that only say how a runtime works.
     native_frames: bool,
+    /// Whether its Python has them in its loop.
+    has_tail_calls: bool,
     frames: FrameCache,
     pool: FramePool,
 }
@@ -105,6 +109,7 @@ impl Symbolizer {
             shared: shared.clone(),
             perf_map: PerfMap::default(),
             native_frames,
+            has_tail_calls: false,
             frames: FrameCache::default(),
             pool: FramePool::default(),
         }
@@ -120,6 +125,7 @@ impl Symbolizer {
             shared: self.shared.clone(),
             perf_map: PerfMap::default(),
             native_frames: self.native_frames,
+            has_tail_calls: self.has_tail_calls,
             frames: FrameCache::default(),
             pool: FramePool::default(),
         }
@@ -139,6 +145,8 @@ impl Symbolizer {
 
     /// From now on stacks can come that were walked by this.
     fn add_code(&mut self, view: &CodeView) {
+        self.has_tail_calls =
+            view.runtimes.python.as_ref().is_some_and(|python| python.build.has_tail_calls());
         let region = |mapping| Region::new(mapping, self.module(mapping, view.object(mapping)));
         let regions = view.code.iter().map(region).collect();
         self.views.push(view, regions);
@@ -149,7 +157,8 @@ impl Symbolizer {
     fn name(&mut self, seen: &[SeenFrame], regions: &[Option<Region<Rc<Module>>>]) -> Vec<Arc<Frame>> {
         let mut frames = Vec::with_capacity(seen.len());
         let mut perf_map_is_current = false;
-        for (frame, region) in seen.iter().zip(regions) {
+        let way = PythonWay::of(seen, regions, self.has_tail_calls);
+        for (index, (frame, region)) in seen.iter().zip(regions).enumerate() {
             let ip = frame.walked.address;
             match (&frame.functions, frame.walked.runtime) {
                 (Some(Ok(functions)), _) => {
@@ -162,9 +171,13 @@ impl Symbolizer {
                     let unread = runtime::Function::unread(of.language());
                     frames.push(self.pool.share(runtime_frame(ip, &unread)));
                 }
-                (None, RuntimeFrame::V8Internal(_)) if !self.native_frames => {}
+                (None, RuntimeFrame::V8Internal(_) | RuntimeFrame::PythonLoop) if !self.native_frames => {}
                 (None, _) => {
-                    frames.extend_from_slice(&self.look_up(ip, region.as_ref(), &mut perf_map_is_current))
+                    let named = self.look_up(ip, region.as_ref(), &mut perf_map_is_current);
+                    let is_way = way.as_ref().is_some_and(|way| way.leads_by(index, &named));
+                    if !is_way || self.native_frames || frames.is_empty() {
+                        frames.extend_from_slice(&named);
+                    }
                 }
             }
         }

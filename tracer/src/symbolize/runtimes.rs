@@ -13,7 +13,9 @@ use tracer_ebpf::process::ProcessIndex;
 use super::CodeView;
 use crate::drain::{RuntimeFrame, WalkedFrame};
 use crate::model::Pid;
-use crate::runtime::{Function, Layouts, MemoryFile, Runtime, Unread, hotspot::HotSpot, v8::V8};
+use crate::runtime::{
+    Function, Layouts, MemoryFile, Runtime, Unread, hotspot::HotSpot, python::Python, v8::V8,
+};
 use crate::target::Target;
 
 /// A frame of a stack, and what its runtime says of it.
@@ -43,11 +45,12 @@ struct Process {
     pid: Pid,
     v8: Option<Reader<V8>>,
     hotspot: Option<Reader<HotSpot>>,
+    python: Option<Reader<Python>>,
 }
 
 impl RuntimeReader {
     pub(super) fn add_process(&mut self, index: ProcessIndex, pid: Pid) {
-        self.processes.insert(index, Process { pid, v8: None, hotspot: None });
+        self.processes.insert(index, Process { pid, v8: None, hotspot: None, python: None });
     }
 
     /// A child that has its parent's code.
@@ -62,10 +65,11 @@ impl RuntimeReader {
         self.add_runtimes(view.process, &view.runtimes);
     }
 
-    fn add_runtimes(&mut self, process: ProcessIndex, Layouts { v8, hotspot }: &Layouts) {
+    fn add_runtimes(&mut self, process: ProcessIndex, Layouts { v8, hotspot, python }: &Layouts) {
         let Some(process) = self.processes.get_mut(&process) else { return };
         Reader::renew(&mut process.v8, v8.as_ref());
         Reader::renew(&mut process.hotspot, hotspot.as_ref());
+        Reader::renew(&mut process.python, python.as_ref());
     }
 
     /// What the frames of a stack of a process are to its runtimes.
@@ -84,13 +88,16 @@ impl RuntimeReader {
 
 impl Process {
     fn layouts(&self) -> Layouts {
-        let v8 = Reader::layout(self.v8.as_ref());
-        Layouts { v8, hotspot: Reader::layout(self.hotspot.as_ref()) }
+        Layouts {
+            v8: Reader::layout(self.v8.as_ref()),
+            hotspot: Reader::layout(self.hotspot.as_ref()),
+            python: Reader::layout(self.python.as_ref()),
+        }
     }
 
     fn functions(&mut self, frame: WalkedFrame) -> Option<Result<Arc<[Function]>, Unread>> {
         match frame.runtime {
-            RuntimeFrame::Native => None,
+            RuntimeFrame::Native | RuntimeFrame::PythonLoop => None,
             RuntimeFrame::V8Internal(number) => {
                 self.v8.as_ref()?.runtime.internal(number).map(|function| Ok([function].into()))
             }
@@ -99,6 +106,9 @@ impl Process {
             }
             RuntimeFrame::Java(walked) => {
                 Some(Reader::functions(self.hotspot.as_mut(), walked, frame, self.pid))
+            }
+            RuntimeFrame::Python(walked) => {
+                Some(Reader::functions(self.python.as_mut(), walked, frame, self.pid))
             }
         }
     }

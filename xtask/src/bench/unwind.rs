@@ -1,5 +1,5 @@
 //! What walking stacks costs: the BPF program at the return of `malloc`, through frames that have unwind tables and through frames
-//! that have frame pointers instead; and what making the tables takes.
+//! that have frame pointers instead, and through Python functions; and what making the tables takes.
 
 use std::{fmt::Write as _, fs, path::PathBuf, process::Command};
 
@@ -20,6 +20,14 @@ const DEPTHS: [u32; 4] = [4, 16, 64, 120];
 /// The two programs: the same source, built so that its frames are walked by tables, or by frame pointers.
 const BY_TABLE: &str = "frames_by_table";
 const BY_POINTER: &str = "frames_by_pointer";
+
+/// The interpreter whose functions are walked, 3.11 or later: so they call each other with no native frame between.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// How many Python functions are on the stack, with some twenty native frames around them, for one of [`DEPTHS`].
+const fn functions(depth: u32) -> u32 {
+    depth * 3 / 4
+}
 
 /// Files whose tables are timed: the first that is there of each line.
 const FILES: [&[&str]; 6] = [
@@ -42,8 +50,8 @@ pub fn measure(bed: &Bed, rounds: usize, milliseconds: u32) -> Result<String> {
     Ok(format!("{}\n{tables}\nMedians of {rounds} rounds. {machine}", Walks(&walks)))
 }
 
-/// Nanoseconds of one run of the program, by depth: through tables, and through frame pointers.
-type Measured = [Vec<f64>; 2];
+/// Nanoseconds of one run of the program, by depth: through tables, through frame pointers, and through Python functions.
+type Measured = [Vec<f64>; 3];
 
 fn walks(bed: &Bed, rounds: usize, milliseconds: u32) -> Result<Vec<Measured>> {
     let pointers =
@@ -52,8 +60,14 @@ fn walks(bed: &Bed, rounds: usize, milliseconds: u32) -> Result<Vec<Measured>> {
     bed.compile_as(BY_POINTER, "pairs", pointers)?;
     let mut programs = Vec::new();
     let mut tracer = tracer(bed, None);
-    for name in [BY_TABLE, BY_POINTER] {
-        let mut program = Dialogue::start(Command::new(bed.program(name)).arg("1"))?;
+    let mut python = Command::new(PYTHON);
+    python.arg(bed.sources.join("pairs.py"));
+    let mut commands = [BY_TABLE, BY_POINTER].map(|name| Command::new(bed.program(name)));
+    for command in &mut commands {
+        command.arg("1");
+    }
+    for command in commands.iter_mut().chain([&mut python]) {
+        let mut program = Dialogue::start(command)?;
         let ready = program.line_with("ready ")?;
         tracer.args(["--pid", ready.trim_start_matches("ready ")]);
         programs.push(program);
@@ -66,9 +80,10 @@ fn walks(bed: &Bed, rounds: usize, milliseconds: u32) -> Result<Vec<Measured>> {
     for round in 0..=rounds {
         command::step(&format!("walking stacks: round {round} of {rounds}"));
         for (depth, measured) in DEPTHS.iter().zip(&mut measured) {
-            for (program, measured) in programs.iter_mut().zip(measured) {
+            let asked = [*depth, *depth, functions(*depth)];
+            for ((program, measured), asked) in programs.iter_mut().zip(measured).zip(asked) {
                 let before = Runs::of(pid)?;
-                program.ask(&format!("{depth} {milliseconds}"))?;
+                program.ask(&format!("{asked} {milliseconds}"))?;
                 let ns = Runs::of(pid)?.dearest_since(&before).context("no program ran")?;
                 // The first round is for what is done once.
                 if round > 0 {
@@ -147,18 +162,27 @@ struct Walks<'a>(&'a [Measured]);
 
 impl std::fmt::Display for Walks<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "| frames | by table | a frame more | by frame pointer | a frame more |")?;
-        writeln!(f, "|--:|--:|--:|--:|--:|")?;
-        let mut earlier: Option<(u32, [f64; 2])> = None;
+        let head = "| frames | by table | a frame more | by frame pointer | a frame more | Python functions | with them | a function more |";
+        writeln!(f, "{head}\n|--:|--:|--:|--:|--:|--:|--:|--:|")?;
+        let mut earlier: Option<(u32, [f64; 3])> = None;
         for (&depth, measured) in DEPTHS.iter().zip(self.0) {
-            let ns = [0, 1].map(|way: usize| median(&measured[way]).unwrap_or(f64::NAN));
-            let slope = |way: usize| match earlier {
+            let ns = [0, 1, 2].map(|way: usize| median(&measured[way]).unwrap_or(f64::NAN));
+            let slope = |way: usize, frames: fn(u32) -> u32| match earlier {
                 Some((before, earlier)) => {
-                    format!("{:.1} ns", (ns[way] - earlier[way]) / f64::from(depth - before))
+                    format!("{:.1} ns", (ns[way] - earlier[way]) / f64::from(frames(depth) - frames(before)))
                 }
                 None => String::new(),
             };
-            writeln!(f, "| {depth} | {:.0} ns | {} | {:.0} ns | {} |", ns[0], slope(0), ns[1], slope(1))?;
+            let native = |depth| depth;
+            write!(
+                f,
+                "| {depth} | {:.0} ns | {} | {:.0} ns | {} ",
+                ns[0],
+                slope(0, native),
+                ns[1],
+                slope(1, native)
+            )?;
+            writeln!(f, "| {} | {:.0} ns | {} |", functions(depth), ns[2], slope(2, functions))?;
             earlier = Some((depth, ns));
         }
         Ok(())
@@ -189,9 +213,11 @@ mod tests {
 
     #[test]
     fn a_frame_more_is_what_lies_between_two_depths() {
-        let measured: Vec<Measured> =
-            [100.0, 340.0, 1300.0, 2420.0].map(|ns| [vec![ns, ns, 9999.0], vec![ns / 2.0]]).into();
+        let measured: Vec<Measured> = [100.0, 340.0, 1300.0, 2420.0]
+            .map(|ns| [vec![ns, ns, 9999.0], vec![ns / 2.0], vec![ns * 3.0]])
+            .into();
         let shown = Walks(&measured).to_string();
-        assert!(shown.contains("| 16 | 340 ns | 20.0 ns | 170 ns | 10.0 ns |"), "{shown}");
+        let row = "| 16 | 340 ns | 20.0 ns | 170 ns | 10.0 ns | 12 | 1020 ns | 80.0 ns |";
+        assert!(shown.contains(row), "{shown}");
     }
 }

@@ -236,10 +236,44 @@ impl<'a> Names<'a> {
             self.programs.push(program);
             self.programs.len() - 1
         });
-        // JavaScript asks nobody for native memory: a native function does it on its behalf. Which function called that is said beside.
-        let native = stack.frames.iter().filter(|frame| !is_javascript(frame));
-        let functions = native.map(|frame| self.function(frame, program)).collect();
+        // A script asks nobody for native memory: a native function does it on its behalf. Which function called that is said beside.
+        let mut functions: Vec<FunctionId> = Vec::with_capacity(stack.frames.len());
+        for frame in &stack.frames {
+            match frame.language.as_deref() {
+                Some("javascript" | "wasm") => {}
+                // They stand where the interpreter's loop was.
+                Some("python") => {
+                    let python = self.python();
+                    if functions.last() != Some(&python) {
+                        functions.push(python);
+                    }
+                }
+                _ => functions.push(self.function(frame, program)),
+            }
+        }
         Way { program, functions, asked: 0, blamable: Vec::new() }
+    }
+
+    /// The loop of Python's interpreter.
+    fn python(&mut self) -> FunctionId {
+        let name = "_PyEval_EvalFrameDefault".to_owned();
+        let function = Function {
+            role: Role::Interpreter,
+            module: String::new(),
+            place: name.clone(),
+            name: Some(name),
+        };
+        self.by_name(function)
+    }
+
+    fn by_name(&mut self, function: Function) -> FunctionId {
+        let name = (function.module.clone(), function.place.clone());
+        let next = FunctionId(u32::try_from(self.functions.len()).unwrap_or(0));
+        let id = *self.by_name.entry(name).or_insert(next);
+        if id == next {
+            self.functions.push(function);
+        }
+        id
     }
 
     fn function(&mut self, frame: &Arc<Frame>, program: usize) -> FunctionId {
@@ -248,12 +282,7 @@ impl<'a> Names<'a> {
             return id;
         }
         let function = function_of(frame, &self.programs[program]);
-        let name = (function.module.clone(), function.place.clone());
-        let next = FunctionId(u32::try_from(self.functions.len()).unwrap_or(0));
-        let id = *self.by_name.entry(name).or_insert(next);
-        if id == next {
-            self.functions.push(function);
-        }
+        let id = self.by_name(function);
         self.by_frame.insert(key, id);
         id
     }
@@ -442,10 +471,6 @@ fn is_blamed_on_callers(callers: &BTreeMap<FunctionId, Use>, stacks: &[Judged], 
     };
     let leaking = callers.values().filter(leaks).count();
     leaking > 0 && leaking <= clean
-}
-
-fn is_javascript(frame: &Frame) -> bool {
-    matches!(frame.language.as_deref(), Some("javascript" | "wasm"))
 }
 
 /// `addon.node: Session::Open`, of the innermost frame that does not allocate for its caller.

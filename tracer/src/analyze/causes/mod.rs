@@ -281,20 +281,33 @@ impl Search<'_> {
     }
 }
 
-/// `handle (service.js:36)`, of the innermost function that is written in a language with a runtime and is not the runtime's own.
+/// `handle (service.js:36)`, of the innermost function that is written in a language with a runtime and is not the runtime's own; of one
+/// that belongs to no installed package, if there is one.
 fn runtime_caller(frames: &[Arc<Frame>]) -> Option<String> {
-    let is_the_programs = |frame: &&Arc<Frame>| {
-        let file = frame.file.as_deref().unwrap_or("node:");
-        match frame.language.as_deref() {
-            Some("javascript") => !file.starts_with("node:"),
-            Some("java") => frame.line.is_some() && Role::of(frame) == Role::Own,
-            _ => false,
-        }
+    let file = |frame: &&Arc<Frame>| frame.file.clone().unwrap_or_default();
+    let is_installed = |frame: &&Arc<Frame>| PACKAGES.iter().any(|place| file(frame).contains(place));
+    let is_the_programs = |frame: &&Arc<Frame>| match frame.language.as_deref() {
+        Some("javascript") => frame.file.is_some() && !file(frame).starts_with("node:"),
+        Some("python") => frame.file.is_some() && (is_installed(frame) || !is_pythons_own(&file(frame))),
+        Some("java") => frame.line.is_some() && Role::of(frame) == Role::Own,
+        _ => false,
     };
-    let frame = frames.iter().find(is_the_programs)?;
+    let mut own = frames.iter().filter(is_the_programs);
+    let frame = own.clone().find(|frame| !is_installed(frame)).or_else(|| own.next())?;
     let file = frame.file.as_deref().map(|file| file.rsplit('/').next().unwrap_or(file))?;
     let line = frame.line.map_or_else(String::new, |line| format!(":{line}"));
     Some(format!("{} ({file}{line})", frame.label()))
+}
+
+/// Where packages are installed.
+const PACKAGES: [&str; 3] = ["/node_modules/", "/site-packages/", "/dist-packages/"];
+
+/// Whether a file is of Python's standard library: in `lib/python3.11`, or in the interpreter itself.
+fn is_pythons_own(file: &str) -> bool {
+    let in_library = file.split_once("/lib/python3").is_some_and(|(_, rest)| {
+        rest.split('/').next().is_some_and(|version| version.starts_with('.') || version.is_empty())
+    });
+    in_library || file.starts_with("<frozen ")
 }
 
 fn sum(figures: impl Iterator<Item = u64>) -> u64 {

@@ -298,16 +298,7 @@ fn java_is_named_beyond_its_own_library() {
 #[test]
 fn javascript_is_no_cause_and_is_said_beside_it() {
     let mut program = Program::default();
-    let script = |function: &str, file: &str| {
-        let (function, file) = (Some(function.to_owned()), Some(file.to_owned()));
-        Arc::new(Frame {
-            function,
-            file,
-            line: Some(4),
-            language: Some("javascript".to_owned()),
-            ..Frame::default()
-        })
-    };
+    let script = |function, file| script("javascript", function, file);
     for caller in ["legacy", "modern"] {
         let frames = &mut program
             .add("node!CRYPTO_malloc < node!node::crypto::Name < node!main", |_| 5, 100, 0)
@@ -318,6 +309,37 @@ fn javascript_is_no_cause_and_is_said_beside_it() {
     let cause = program.first();
     assert_eq!((cause.place.as_str(), cause.stacks), ("node: node::crypto::Name", 2));
     assert_eq!(cause.called_from.as_deref(), Some("whoIsIt (run.js:4)"));
+}
+
+/// A function that a runtime tells, in line 4.
+fn script(language: &str, function: &str, file: &str) -> Arc<Frame> {
+    let [function, file, language] = [function, file, language].map(|text| Some(text.to_owned()));
+    Arc::new(Frame { function, file, line: Some(4), language, ..Frame::default() })
+}
+
+#[test]
+fn the_programs_own_python_is_said_before_that_of_packages() {
+    let caller = |files: &[&str]| {
+        let mut program = Program::default();
+        let frames = &mut program.add("native.so!leaked < python3.11!main", |_| 5, 100, 0).frames;
+        let scripts = files.iter().map(|file| script("python", "f", file));
+        frames.splice(1..1, scripts);
+        let cause = program.first();
+        assert_eq!(cause.place, "native.so: leaked");
+        cause.called_from
+    };
+    let library = "/usr/lib/python3.11/json/decoder.py";
+    let frozen = "<frozen importlib._bootstrap>";
+    let package = "/usr/lib/python3/dist-packages/numpy/core.py";
+    let own = Some("f (leak.py:4)".to_owned());
+    assert_eq!(caller(&[library, frozen, package, "/srv/leak.py", "/srv/main.py"]), own);
+    assert_eq!(caller(&[library, package, frozen]), Some("f (core.py:4)".to_owned()));
+    assert_eq!(
+        caller(&["/root/.pyenv/versions/3.11.7/lib/python3.11/site-packages/numpy/core.py"]),
+        Some("f (core.py:4)".to_owned())
+    );
+    assert_eq!(caller(&[library, frozen]), None);
+    assert_eq!(caller(&["<string>", frozen]), Some("f (<string>:4)".to_owned()));
 }
 
 #[test]
@@ -382,6 +404,18 @@ fn calls_in_one_function_without_a_name_are_one_place() {
     let cause = program.first();
     assert_eq!((cause.place.as_str(), cause.stacks), ("lib.so+0x1000", 2));
     assert_eq!(cause.below.as_deref(), Some("lib_open"));
+}
+
+/// What Python code allocates is nobody's who called Python.
+#[test]
+fn python_functions_part_what_was_asked_for_as_the_interpreters_loop_does() {
+    let mut program = Program::default();
+    let stack = "libpython3.11.so!_PyObject_Malloc < libpython3.11.so!list_resize < extension.so!call < main";
+    let frames = &mut program.add(stack, |_| 5, 100, 0).frames;
+    frames.splice(2..2, ["inner", "outer"].map(|function| script("python", function, "/srv/leak.py")));
+    let cause = program.first();
+    assert_eq!(cause.place, "libpython3.11.so: list_resize");
+    assert_eq!(cause.called_from.as_deref(), Some("inner (leak.py:4)"));
 }
 
 #[test]

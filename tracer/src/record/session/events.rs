@@ -87,6 +87,10 @@ impl Session {
             self.follow_code(process);
         }
         self.follow_stale_code();
+        let Self { code, processes, capture, .. } = self;
+        let target =
+            |index| processes.iter().find(|process| process.index == index).map(|process| &*process.target);
+        code.look_for_python_threads(target, capture);
     }
 
     /// Looks at children that have come, and no more at processes that have gone.

@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind};
+use object::{Object as _, ObjectSymbol as _};
 use tracer_ebpf::runtime::v8 as walked;
+
+use crate::runtime::elf::data;
 
 /// Where things are in one build of V8.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,16 +282,4 @@ impl Symbols {
             inlining_positions: index("DeoptimizationDataInliningPositionsIndex", 7),
         }
     }
-}
-
-/// What the file has at an address; zeroes where it leaves it to the loader to put them there.
-fn data(elf: &object::File<'_>, address: u64, size: u64) -> Option<Vec<u8>> {
-    let holds = |section: &object::Section<'_, '_>| {
-        address.checked_sub(section.address()).is_some_and(|offset| offset + size <= section.size())
-    };
-    let section = elf.sections().find(holds)?;
-    if section.kind() == SectionKind::UninitializedData {
-        return Some(vec![0; usize::try_from(size).ok()?]);
-    }
-    section.data_range(address, size).ok().flatten().map(<[u8]>::to_vec)
 }
