@@ -381,11 +381,11 @@ fn of_followed_programs_each_is_sampled_as_it_can_be() {
     // What it allocated before its probes were in is not seen. The others know a hundredth by chance.
     assert!(second > 0.0 && second < 10.3 * first, "{allocated:?}");
     assert!((third / first - 1.0).abs() < 0.05, "{allocated:?}");
-    // Of what it told and of what was seen of it before, nothing is left.
-    let of_churn = |stack: &&Stack| stack.process == Some(churns[2]) && stack.passes("churn");
-    let left: Vec<_> =
-        report.stacks.iter().filter(of_churn).filter(|stack| stack.outstanding_objects > 0).collect();
-    assert!(left.iter().all(|stack| stack.passes("pthread_create")), "{left:#?}");
+    // Everything was freed. Of what its functions were seen to allocate before it told of its first block, some releases are not seen.
+    let of_churn =
+        |stack: &&Stack| stack.process == Some(churns[2]) && stack.kind == "native" && stack.passes("churn");
+    let left: u64 = report.stacks.iter().filter(of_churn).map(|stack| stack.outstanding_bytes).sum();
+    assert!((left as f64) < first / 1000.0, "{left} {allocated:?}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
     atomic::Word,
     process::ProcessIndex,
     sampling::{Sampling, Weight},
-    stack::StackId,
+    stack::{STACK_BITS, StackId},
 };
 
 /// Blocks a bucket holds. With the count of blocks elsewhere it fills four cache lines.
@@ -93,8 +93,6 @@ pub struct Block {
 
 /// A packed block: 27 bits size, 17 bits stack, 20 bits time of birth.
 const SIZE_BITS: u32 = 27;
-/// Room for 131,072 stacks.
-pub const STACK_BITS: u32 = 17;
 const TIME_AT: u32 = SIZE_BITS + STACK_BITS;
 const _: () = assert!(TIME_AT + EXPONENT_BITS + MANTISSA_BITS == 64);
 

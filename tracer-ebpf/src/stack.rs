@@ -5,7 +5,7 @@
 //! share a hash is 2^34 / 2^65, one in two thousand million recordings; the hash starts from a random seed, so a target cannot
 //! bring collisions about.
 
-use crate::{atomic::Word, live::STACK_BITS, process::ProcessIndex, runtime::FrameKind, sampling::Weight};
+use crate::{atomic::Word, process::ProcessIndex, runtime::FrameKind, sampling::Weight};
 
 /// Frames a stack can have; deeper stacks are cut at the outer end.
 pub const MAX_FRAMES: usize = 128;
@@ -47,6 +47,9 @@ impl StackId {
         self.0 as usize
     }
 }
+
+/// Bits of a stack's number where a block has it.
+pub const STACK_BITS: u32 = 17;
 
 /// The most stacks that a table can have.
 pub const MAX_STACKS: u32 = 1 << STACK_BITS;
@@ -178,17 +181,17 @@ const _: () = assert!(size_of::<StackHeader>() == 24);
 /// The number of an api that is a system call which changes mappings.
 #[must_use]
 #[inline(always)]
-pub const fn mapping_api(call: crate::event::MappingCall) -> u16 {
+pub const fn mapping_api(call: crate::mapping_call::MappingCall) -> u16 {
     0xff00 | call as u16
 }
 
 /// The system call of an api number, if it is one.
 #[must_use]
-pub fn mapping_call(api: u16) -> Option<crate::event::MappingCall> {
+pub fn mapping_call(api: u16) -> Option<crate::mapping_call::MappingCall> {
     if api >> 8 != 0xff {
         return None;
     }
-    crate::event::MappingCall::try_from(api as u8).ok()
+    crate::mapping_call::MappingCall::try_from(api as u8).ok()
 }
 
 /// A stack on its way to user space: header and frames are one run of bytes.
@@ -271,7 +274,7 @@ impl StackHash {
 mod tests {
     extern crate std;
     use super::*;
-    use crate::event::MappingCall;
+    use crate::mapping_call::MappingCall;
     use std::collections::BTreeSet;
 
     #[test]

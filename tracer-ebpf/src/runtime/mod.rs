@@ -37,7 +37,7 @@ const ADDRESS_BITS: u32 = 56;
 
 impl FrameKind {
     /// Every kind, by its number.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Native,
         Self::JavaScript,
         Self::V8Internal,

@@ -350,7 +350,7 @@ mod tests {
             frame(0x10, RuntimeFrame::JavaScript(function)),
             frame(0x20, RuntimeFrame::V8Internal(13)),
             frame(0x40, RuntimeFrame::PythonLoop),
-            frame(0x7f00_1230, RuntimeFrame::Python(code)),
+            frame(0x7f00_1230, RuntimeFrame::Python(python)),
             frame(0x30, RuntimeFrame::Native),
             frame(0x40, RuntimeFrame::Java(WalkedMethod::Interpreted(method))),
             frame(0x50, RuntimeFrame::Java(WalkedMethod::Compiled(code))),

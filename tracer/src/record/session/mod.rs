@@ -15,8 +15,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::{
-    live::STACK_BITS,
     process::{MAX_PROCESSES, ProcessIndex},
+    stack::STACK_BITS,
 };
 
 use self::{

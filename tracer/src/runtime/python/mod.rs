@@ -103,6 +103,7 @@ impl Python {
             line: objects.bytes(word(objects.lines)?, memory).and_then(line),
             inlined: false,
             language: PYTHON,
+            is_internal: false,
         })
     }
 
