@@ -129,9 +129,7 @@ fn without_main_leak(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
         Some(largest) if undecided.footprint > all / 100 * UNDECIDED => {
             undecided_sentence(facts, growth, largest)
         }
-        _ if facts.sample_bytes > all / FEWEST_SAMPLES => {
-            ("nothing can be told from so few samples; record longer, or sample more".to_owned(), None)
-        }
+        _ if facts.sample_bytes > all / FEWEST_SAMPLES => (too_few_samples(), None),
         _ => (sentence, leaking),
     }
 }
@@ -169,6 +167,10 @@ fn possible_leak(facts: &Facts, cause: &Cause) -> u64 {
     let Some(most) = most.min_by(f64::total_cmp) else { return footprint };
     let part = (most + MISSED * facts.sample_bytes as f64) / cause.weight_bytes.max(1) as f64;
     (footprint as f64 * part.min(1.0)) as u64
+}
+
+fn too_few_samples() -> String {
+    "nothing can be told from so few samples; record longer, or sample more".to_owned()
 }
 
 /// Nothing is acquitted while it is not known of so much of the growth whether it leaks, in percent.
@@ -405,6 +407,14 @@ fn held_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     let known: u64 = places.iter().map(|places| places.footprint).sum();
     let largest = places.iter().max_by_key(|places| places.footprint).filter(|_| known >= growth.held / 2);
     let Some(place) = largest.and_then(Places::largest) else {
+        let undecided = Places::of(facts, |verdict| matches!(verdict, Verdict::Growing | Verdict::Unknown));
+        if facts.sample_bytes > growth.held / FEWEST_SAMPLES {
+            // What a sample has not seen may well be of this window.
+            return match undecided.largest().filter(|cause| footprint_of(cause) >= growth.percent(MAIN)) {
+                Some(cause) => undecided_sentence(facts, growth, cause),
+                None => (too_few_samples(), None),
+            };
+        }
         let sentence =
             "memory that was allocated before this window is now being touched; start recording earlier";
         return (format!("{sentence}{}", growth.share(growth.held)), None);
@@ -588,6 +598,19 @@ mod tests {
             python_objects: false,
         });
         (verdict.summary, verdict.leaking)
+    }
+
+    #[test]
+    fn what_a_sample_has_not_seen_is_not_taken_for_older_memory() {
+        let of = |known: u64, sample_bytes| {
+            let unknown = made("key", Kind::Native, Verdict::Unknown, known * MIB / 16, 0.0);
+            facts_of(&[unknown], &memory(&[(Part::Native, 2 * MIB as i64)]), 0, sample_bytes).0
+        };
+        assert!(of(8, MIB / 8).starts_with("512.0 KiB more in `addon.node: key`"), "{}", of(8, MIB / 8));
+        assert!(of(1, MIB / 8).contains("so few samples"), "{}", of(1, MIB / 8));
+        for sample_bytes in [0, MIB / 64] {
+            assert!(of(8, sample_bytes).contains("before this window"), "{}", of(8, sample_bytes));
+        }
     }
 
     #[test]
