@@ -16,13 +16,15 @@ pub struct Case {
     pub right: &'static str,
     pub install: fn(&Place) -> Result<()>,
     pub command: fn(&Place) -> Result<Command>,
+    /// What tracer is told besides.
+    pub options: &'static [&'static str],
     /// The verdict after 10 and after 30 seconds.
     pub exact: (Verdict, Verdict),
     /// The same of a sample.
     pub sampled: (Verdict, Verdict),
     /// One of these is in what is said of the first cause.
     pub cause: &'static [&'static str],
-    /// All of these are in the sentence, unless the answer is left open.
+    /// All of these are in the sentence.
     pub says: &'static [&'static str],
     /// One of these parts of the resident memory grows most.
     pub parts: &'static [&'static str],
@@ -58,14 +60,30 @@ pub const CASES: &[Case] = &[
         number: "02",
         name: "ujson 5.11.0 (CVE-2026-32874)",
         what: "`loads` keeps a temporary object of each integer of more than 64 bits. CPython's own allocator serves it.",
-        right: "the Python heap grows, and how to see its objects.",
+        right: "the Python heap grows; `--objects python` names who allocates.",
         install: |place| place.python_package(UJSON),
         command: |place| Ok(with(place.python_with(UJSON), place, "02-ujson/run.py")),
+        options: &[],
         exact: (NotAcquitted, NotAcquitted),
         sampled: (NotAcquitted, NotAcquitted),
         cause: &[],
-        says: &[],
+        says: &["Python heap", "--objects python"],
         parts: &["managed"],
+        per_minute: None,
+    },
+    Case {
+        number: "02o",
+        name: "the same with `--objects python`",
+        what: "as above.",
+        right: "leaking in `ujson`, all of it.",
+        install: |place| place.python_package(UJSON),
+        command: |place| Ok(with(place.python_with(UJSON), place, "02-ujson/run.py")),
+        options: &["--objects", "python"],
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["ujson"],
+        says: &[],
+        parts: &[],
         per_minute: None,
     },
     Case {
@@ -75,6 +93,7 @@ pub const CASES: &[Case] = &[
         right: "one cause, below `css_matches` or `any_matches`, by lexbor's allocator.",
         install: |place| place.python_package(SELECTOLAX),
         command: |place| Ok(with(place.python_with(SELECTOLAX), place, "05-selectolax/run.py")),
+        options: &[],
         exact: (Leaking, Leaking),
         sampled: (Leaking, Leaking),
         cause: &["any_matches", "css_matches"],
@@ -89,6 +108,7 @@ pub const CASES: &[Case] = &[
         right: "`fz_new_pixmap_with_bbox`, `fz_convert_pixmap`, or the nearest function with a name beside the offset.",
         install: |place| place.python_package(MUPDF),
         command: |place| Ok(with(place.python_with(MUPDF), place, "07-pymupdf/run.py")),
+        options: &[],
         exact: (Leaking, Leaking),
         sampled: (Leaking, Leaking),
         cause: &["fz_new_pixmap", "fz_convert_pixmap"],
@@ -111,6 +131,7 @@ pub const CASES: &[Case] = &[
             node.arg(&place.certificate()[0]);
             Ok(node)
         },
+        options: &[],
         exact: (Leaking, Leaking),
         sampled: (NotAcquitted, NotAcquitted),
         cause: &["X509Name::Iterator", "GetX509NameObject"],
@@ -129,6 +150,7 @@ pub const CASES: &[Case] = &[
             python.args(place.certificate());
             Ok(python)
         },
+        options: &[],
         exact: (Leaking, Leaking),
         sampled: (NotAcquitted, Leaking),
         cause: &["_ssl_session_dup", "PySSL_get_session"],
@@ -147,6 +169,7 @@ pub const CASES: &[Case] = &[
             node.env("NODE_PATH", place.node_modules(SHARP));
             Ok(node)
         },
+        options: &[],
         exact: (NotConvicted, NotConvicted),
         sampled: (NotConvicted, NotConvicted),
         cause: &[],
@@ -161,10 +184,11 @@ pub const CASES: &[Case] = &[
         right: "not a leak: kept by that mimalloc.",
         install: |place| place.python_package(ARROW),
         command: |place| Ok(with(place.python_with(ARROW), place, "20-pyarrow/run.py")),
+        options: &[],
         exact: (NotConvicted, NotConvicted),
         sampled: (NotConvicted, NotConvicted),
         cause: &[],
-        says: &[],
+        says: &["mimalloc", "libarrow"],
         parts: &[],
         per_minute: None,
     },
@@ -186,6 +210,7 @@ pub const CASES: &[Case] = &[
             java.arg(format!("{}:{}", netty()?, place.file("java").display())).arg("Handler");
             Ok(java)
         },
+        options: &[],
         exact: (NotAcquitted, Leaking),
         sampled: (NotAcquitted, Leaking),
         cause: &["Unsafe_AllocateMemory0", "newChunk", "Handler.handle"],
@@ -204,6 +229,7 @@ pub const CASES: &[Case] = &[
             redis.arg(place.source("24-redis/run.sh")).arg(REDIS_PORT);
             Ok(redis)
         },
+        options: &[],
         exact: (NotConvicted, NotConvicted),
         sampled: (NotConvicted, NotConvicted),
         cause: &["redis-server"],
@@ -218,6 +244,7 @@ pub const CASES: &[Case] = &[
         right: "one cause below `Regex::is_match` of `is_order`.",
         install: |place| place.rust_program("29-regex"),
         command: |place| Ok(Command::new(place.file("rust/release/orders"))),
+        options: &[],
         exact: (Leaking, Leaking),
         sampled: (Leaking, Leaking),
         cause: &["is_match", "shortest_match", "is_order", "thread_local"],
@@ -239,6 +266,7 @@ pub const CASES: &[Case] = &[
             php.arg(&place.certificate()[1]);
             Ok(php)
         },
+        options: &[],
         exact: (Leaking, Leaking),
         sampled: (NotAcquitted, NotAcquitted),
         cause: &["PEM_read_bio_PrivateKey", "openssl_sign"],

@@ -76,6 +76,7 @@ pub fn record(place: &Place, case: &Case, way: Way) -> Result<Said> {
         "--pid",
         &program.pid.to_string(),
     ]);
+    tracer.args(case.options);
     if way.is_sampled {
         tracer.args(["--sample", "64KiB"]);
     }
