@@ -20,7 +20,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
-use crate::bpf::{calls, children, exec, faults, mappings, preemption, private_stack, usdt};
+use crate::bpf::{calls, children, exec, faults, mappings, private_stack, usdt};
 
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
@@ -88,59 +88,57 @@ pub fn usdt_free(ctx: ProbeContext) -> u32 {
 /// Entry of `munmap` and `mremap`: what they release is gone from here on.
 #[tracepoint]
 pub fn mapping_enter(_ctx: TracePointContext) -> u32 {
-    preemption::off(mappings::enter);
+    mappings::enter();
     0
 }
 
 /// Exit of `mmap`, `munmap`, `mremap` and `brk`.
 #[tracepoint]
 pub fn mapping_exit(_ctx: TracePointContext) -> u32 {
-    preemption::off(mappings::exit);
+    mappings::exit();
     0
 }
 
 /// As [`mapping_enter`], for machines where the tracepoints of single system calls are out of reach: sees every call.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn any_syscall_enter(_ctx: RawTracePointContext) -> i32 {
-    preemption::off(mappings::enter);
+    mappings::enter();
     0
 }
 
 /// As [`mapping_exit`], for every system call.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn any_syscall_exit(_ctx: RawTracePointContext) -> i32 {
-    preemption::off(mappings::exit);
+    mappings::exit();
     0
 }
 
 /// A page fault, in the program or in the kernel on its behalf (`read` into memory that was never touched).
 #[raw_tracepoint(tracepoint = "page_fault_user")]
 pub fn page_fault(ctx: RawTracePointContext) -> i32 {
-    preemption::off(|| faults::fault(ctx.arg(0), ctx.arg(2)));
+    faults::fault(ctx.arg(0), ctx.arg(2));
     0
 }
 
 /// A process replaces its program.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
-    preemption::off(|| exec::executed(&ctx));
+    exec::executed(&ctx);
     0
 }
 
 /// A process or thread has been made, and has not run yet.
 #[raw_tracepoint(tracepoint = "task_newtask")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
-    preemption::off(|| children::forked(&ctx));
+    children::forked(&ctx);
     0
 }
 
 /// A thread exits.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
-    preemption::off(|| {
-        calls::thread_exits();
-        children::exited(ctx.arg(0));
-    });
+    calls::thread_exits();
+    children::exited(ctx.arg(0));
     0
 }
 

@@ -10,7 +10,6 @@ pub mod faults;
 mod live;
 pub mod mappings;
 mod maps;
-pub mod preemption;
 pub mod private_stack;
 mod processes;
 mod threads;

@@ -1,7 +1,6 @@
-//! Where fields of the kernel's structures are, and what numbers its functions have: from the types that the running kernel
-//! describes (BTF).
+//! Where fields of the kernel's structures are: from the types that the running kernel describes (BTF).
 //!
-//! The format is that of the kernel's Documentation/bpf/btf.rst, as far as structures, their members and names of functions go.
+//! The format is that of the kernel's Documentation/bpf/btf.rst, as far as structures and their members go.
 
 use anyhow::{Context as _, Result};
 
@@ -43,113 +42,48 @@ impl TaskOffsets {
     }
 }
 
-/// The numbers of kernel functions that programs may call, in their order.
-///
-/// # Errors
-/// When the running kernel describes no types, or has no such function.
-pub fn functions_of_this_kernel<const N: usize>(names: [&str; N]) -> Result<[u32; N]> {
-    let btf = std::fs::read(TYPES).with_context(|| format!("cannot read {TYPES}"))?;
-    let mut numbers = [0; N];
-    for (number, name) in numbers.iter_mut().zip(names) {
-        *number = function(&btf, name).with_context(|| format!("this kernel has no {name}"))?;
-    }
-    Ok(numbers)
-}
-
-/// The number of a function.
-fn function(btf: &[u8], name: &str) -> Option<u32> {
-    let types = Types::of(btf)?;
-    let found =
-        types.iter().find(|found| found.kind == FUNCTION && types.name(found.name) == Some(name.as_bytes()));
-    found.map(|found| found.number)
-}
-
 /// Offset in bytes of a member of a structure.
 fn offset_of(btf: &[u8], structure: &str, member: &str) -> Option<u32> {
-    let types = Types::of(btf)?;
-    let mut structures = types.iter().filter(|found| found.kind == STRUCT);
-    let found = structures.find(|found| types.name(found.name) == Some(structure.as_bytes()))?;
-    // With bit fields about, the upper eight bits are the width of one.
-    let bits = |offset: u32| if found.has_bit_fields { offset & 0xff_ffff } else { offset };
-    let mut members = (0..found.count).map(|index| found.trailer + 12 * index);
-    let at =
-        members.find(|&at| types.word(at).and_then(|name| types.name(name)) == Some(member.as_bytes()))?;
-    Some(bits(types.word(at + 8)?) / 8)
+    const MAGIC: u16 = 0xeb9f;
+    let word = |at: usize| Some(u32::from_ne_bytes(*btf.get(at..)?.first_chunk()?));
+    let half = u16::from_ne_bytes(*btf.first_chunk()?);
+    let (header, types, types_length, strings) =
+        (word(4)? as usize, word(8)? as usize, word(12)? as usize, word(16)? as usize);
+    if half != MAGIC {
+        return None;
+    }
+    let name = |offset: u32| {
+        let text = btf.get(header + strings + offset as usize..)?;
+        text.split(|&byte| byte == 0).next()
+    };
+    let mut at = header + types;
+    let end = at + types_length;
+    while at < end {
+        let (name_offset, info) = (word(at)?, word(at + 4)?);
+        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+        let members = at + 12;
+        if kind == STRUCT && name(name_offset)? == structure.as_bytes() {
+            // With bit fields about, the upper eight bits are the width of one.
+            let bits = |offset: u32| if info >> 31 == 1 { offset & 0xff_ffff } else { offset };
+            let mut found = (0..count).map(|index| members + 12 * index);
+            let found = found.find(|&at| word(at).and_then(name) == Some(member.as_bytes()))?;
+            return Some(bits(word(found + 8)?) / 8);
+        }
+        at = members + trailer(kind, count)?;
+    }
+    None
 }
 
 const STRUCT: u32 = 4;
-const FUNCTION: u32 = 12;
-
-/// The types that a BTF describes.
-#[derive(Clone, Copy)]
-struct Types<'a> {
-    btf: &'a [u8],
-    types: usize,
-    end: usize,
-    strings: usize,
-}
-
-struct Type {
-    number: u32,
-    /// Where its name is.
-    name: u32,
-    kind: u32,
-    count: usize,
-    has_bit_fields: bool,
-    /// Where what follows it is.
-    trailer: usize,
-}
-
-impl<'a> Types<'a> {
-    fn of(btf: &'a [u8]) -> Option<Self> {
-        const MAGIC: u16 = 0xeb9f;
-        if u16::from_ne_bytes(*btf.first_chunk()?) != MAGIC {
-            return None;
-        }
-        let word = |at| Some(word(btf, at)? as usize);
-        let (header, types, types_length, strings) = (word(4)?, word(8)?, word(12)?, word(16)?);
-        let types = header + types;
-        Some(Self { btf, types, end: types + types_length, strings: header + strings })
-    }
-
-    /// All that can be read of them. The first one is number 1.
-    fn iter(self) -> impl Iterator<Item = Type> + 'a {
-        let (mut at, mut number) = (self.types, 0);
-        std::iter::from_fn(move || {
-            if at >= self.end {
-                return None;
-            }
-            let (name, info) = (self.word(at)?, self.word(at + 4)?);
-            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-            let trailer = at + 12;
-            at = trailer + trailer_length(kind, count)?;
-            number += 1;
-            Some(Type { number, name, kind, count, has_bit_fields: info >> 31 == 1, trailer })
-        })
-    }
-
-    fn word(self, at: usize) -> Option<u32> {
-        word(self.btf, at)
-    }
-
-    fn name(self, offset: u32) -> Option<&'a [u8]> {
-        let text = self.btf.get(self.strings + offset as usize..)?;
-        text.split(|&byte| byte == 0).next()
-    }
-}
-
-fn word(btf: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*btf.get(at..)?.first_chunk()?))
-}
 
 /// What follows a type of this kind, in bytes.
-fn trailer_length(kind: u32, count: usize) -> Option<usize> {
+fn trailer(kind: u32, count: usize) -> Option<usize> {
     Some(match kind {
         1 | 14 | 17 => 4,
         3 => 12,
         STRUCT | 5 | 15 | 19 => 12 * count,
         6 | 13 => 8 * count,
-        2 | 7..=11 | FUNCTION | 16 | 18 => 0,
+        2 | 7..=12 | 16 | 18 => 0,
         _ => return None,
     })
 }
@@ -175,6 +109,5 @@ mod tests {
             let _ = offset_of(&btf[..length], "task_struct", "pid");
         }
         assert_eq!(offset_of(b"nonsense that is long enough", "task_struct", "pid"), None);
-        assert_eq!(function(&btf, "no such function"), None);
     }
 }

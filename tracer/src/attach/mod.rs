@@ -7,7 +7,6 @@ mod gaps;
 mod grace;
 pub mod hits;
 mod kernel_types;
-mod preemption;
 mod processes;
 mod programs;
 mod runtimes;

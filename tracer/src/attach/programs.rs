@@ -11,10 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{Ebpf, maps::Map};
-use aya_obj::{Function, Object, ProgramSection, generated::bpf_insn};
+use aya_obj::{Function, Object, ProgramSection};
 
 use super::{
-    preemption::PreemptionSwitch,
     sys::{self, ProgramLoad},
     uprobes::{At, PROG_TYPE_KPROBE, UprobeLinks},
 };
@@ -36,8 +35,7 @@ impl Programs {
     /// # Errors
     /// When the object is not what it should be.
     pub fn new(object: &[u8], ebpf: &Ebpf, links: UprobeLinks) -> Result<Self> {
-        let loader = Loader::new(object, ebpf, links, PreemptionSwitch::if_needed())?;
-        let loader = Arc::new(loader);
+        let loader = Arc::new(Loader::new(object, ebpf, links)?);
         Ok(Self { loader, loaded: BTreeMap::new(), ahead: None })
     }
 
@@ -111,26 +109,15 @@ const PROGRAMS: &[(&str, Option<At>)] = &[
     ("process_exit", None),
 ];
 
-/// `BPF_PROG_TYPE_TRACEPOINT`
-const TRACEPOINT: u32 = 5;
-/// `BPF_PROG_TYPE_RAW_TRACEPOINT`
-const RAW_TRACEPOINT: u32 = 17;
-
 /// What loads programs: they, their types and the descriptors of their maps.
 struct Loader {
     object: Object,
     types: Option<OwnedFd>,
     links: UprobeLinks,
-    preemption: Option<PreemptionSwitch>,
 }
 
 impl Loader {
-    fn new(
-        object: &[u8],
-        ebpf: &Ebpf,
-        links: UprobeLinks,
-        preemption: Option<PreemptionSwitch>,
-    ) -> Result<Self> {
+    fn new(object: &[u8], ebpf: &Ebpf, links: UprobeLinks) -> Result<Self> {
         let mut object = Object::parse(object)?;
         let types = match aya::features().btf() {
             Some(features) => {
@@ -140,7 +127,7 @@ impl Loader {
         };
         let types = types.transpose().context("the kernel does not take the types of the BPF programs")?;
         relocate(&mut object, ebpf)?;
-        Ok(Self { object, types, links, preemption })
+        Ok(Self { object, types, links })
     }
 
     fn load(&self, name: &'static str) -> Result<OwnedFd> {
@@ -149,12 +136,8 @@ impl Loader {
         let function = function.with_context(|| format!("no function of program {name}"))?;
         let (program_type, attach_type) = self.kind(name, &program.section)?;
         let began = Instant::now();
-        let switched = self.switched(function, program_type);
         let (functions, lines) = (function.func_info.func_info_bytes(), function.line_info.line_info_bytes());
         let mut attributes = self.attributes(name, function, program_type, attach_type);
-        if let Some(instructions) = &switched {
-            attributes.instructions = instructions.as_ptr() as u64;
-        }
         (attributes.functions, attributes.lines) = (functions.as_ptr() as u64, lines.as_ptr() as u64);
         // More than the verifier ever says of a program that it takes; it would refuse one for a log that is cut.
         let mut statistics = vec![0_u8; 64 << 10];
@@ -162,7 +145,7 @@ impl Loader {
             (attributes.log, attributes.log_size, attributes.log_level) =
                 (statistics.as_mut_ptr() as u64, statistics.len() as u32, LOG_STATISTICS);
         }
-        // SAFETY: what the attributes point at is `self`'s or one of the four above, and outlives the call.
+        // SAFETY: what the attributes point at is `self`'s or one of the three above, and outlives the call.
         let loaded = unsafe { sys::load_program(&attributes) };
         let loaded = loaded.map_err(|error| refusal(name, error, attributes))?;
         log::debug!(
@@ -173,15 +156,10 @@ impl Loader {
         Ok(loaded)
     }
 
-    /// The instructions of a program on a tracepoint, where it must see to preemption itself.
-    fn switched(&self, function: &Function, program_type: u32) -> Option<Vec<bpf_insn>> {
-        let is_of_tracepoint = [TRACEPOINT, RAW_TRACEPOINT].contains(&program_type);
-        let switch = self.preemption.filter(|_| is_of_tracepoint)?;
-        Some(switch.put_into(&function.instructions))
-    }
-
     /// Type of a program, and the kind of link that it is loaded for.
     fn kind(&self, name: &str, section: &ProgramSection) -> Result<(u32, u32)> {
+        const TRACEPOINT: u32 = 5;
+        const RAW_TRACEPOINT: u32 = 17;
         let at = PROGRAMS.iter().find(|(program, _)| *program == name).and_then(|&(_, at)| at);
         match (section, at) {
             (ProgramSection::UProbe { .. } | ProgramSection::URetProbe { .. }, Some(at)) => {
@@ -314,7 +292,6 @@ fn refused_for(log: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attach::{Capture, Settings};
 
     /// Counts to 5,000, and then writes to the context, which is not allowed: its log has some megabytes.
     const REFUSED: [u64; 5] = [
@@ -332,22 +309,6 @@ mod tests {
             instructions: REFUSED.as_ptr() as u64,
             license: c"GPL".as_ptr() as u64,
             ..ProgramLoad::default()
-        }
-    }
-
-    /// As root. That this kernel takes them, which does not need it, says that others do.
-    #[test]
-    fn every_program_on_a_tracepoint_can_turn_preemption_off() {
-        let mut capture = Capture::load(&Settings::least()).expect("the kernel takes the maps");
-        let loader = Arc::get_mut(&mut capture.programs.loader).expect("nobody loads programs");
-        loader.preemption = Some(PreemptionSwitch::of_this_kernel().expect("6.10 and later have one"));
-        for &(name, _) in PROGRAMS.iter().filter(|(_, at)| at.is_none()) {
-            let function = &loader.object.functions[&loader.object.programs[name].function_key()];
-            let switched = loader.switched(function, TRACEPOINT).expect("it is to be switched");
-            let pairs = switched.iter().zip(&function.instructions);
-            let changed = pairs.filter(|(after, before)| after.imm != before.imm).count();
-            assert!(changed >= 2, "{name}: {changed} calls");
-            loader.load(name).unwrap_or_else(|error| panic!("{name}: {error:#}"));
         }
     }
 
