@@ -77,7 +77,7 @@ pub struct ProcessState {
     pub v8: Word,
     /// Which of the [layouts](crate::runtime::hotspot::SharedLayout) is that of its HotSpot, counted from 1; 0 when it has none.
     pub hotspot: Word,
-    /// Its Python: an [`Interpreter`](crate::runtime::python::Interpreter), as words; all 0 when it has none.
+    /// Its Python: an [`Interpreter`], as words; all 0 when it has none.
     pub python: [Word; Interpreter::WORDS],
     /// Its pid, in the numbers of user space. Written last: until then the others are not to be read. 0 where children are not
     /// followed.

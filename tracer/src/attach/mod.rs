@@ -37,7 +37,6 @@ use aya::{
 use aya_log::EbpfLogger;
 use tracer_ebpf::{
     process::{CodeList, ProcessIndex},
-    runtime::python,
     sampling::Sampling,
     unwind::Mapping,
     usdt::Argument,
@@ -332,17 +331,6 @@ impl Capture {
     ) -> Option<CodeList> {
         let state = self.tables.processes().get(usize::from(process))?;
         self.unwind.set_code(process, state, code, before, dropped_tables)
-    }
-
-    /// Tells the programs of the Python of a process.
-    pub fn set_python(&self, process: ProcessIndex, interpreter: python::Interpreter) {
-        if let Some(state) = self.tables.processes().get(usize::from(process)) {
-            let words = interpreter.to_words();
-            // The lengths of its code, by which the programs tell that there is one, last.
-            for at in [0, 1, 3, 4, 2] {
-                state.python[at].store(words[at]);
-            }
-        }
     }
 
     /// Tells the programs that the list is complete as of so many changes.

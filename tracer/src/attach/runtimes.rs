@@ -6,7 +6,7 @@ use tracer_ebpf::{
     process::ProcessIndex,
     runtime::{
         hotspot::{self, MAX_LAYOUTS, SharedLayout},
-        v8,
+        python, v8,
     },
 };
 
@@ -43,6 +43,17 @@ impl Capture {
     pub fn set_v8(&self, process: ProcessIndex, layout: v8::Layout) {
         if let Some(state) = self.tables.processes().get(usize::from(process)) {
             state.v8.store(layout.to_bits());
+        }
+    }
+
+    /// Tells the programs of the Python of a process.
+    pub fn set_python(&self, process: ProcessIndex, interpreter: python::Interpreter) {
+        if let Some(state) = self.tables.processes().get(usize::from(process)) {
+            let words = interpreter.to_words();
+            // The lengths of its code, by which the programs tell that there is one, last.
+            for at in [0, 1, 3, 4, 2] {
+                state.python[at].store(words[at]);
+            }
         }
     }
 

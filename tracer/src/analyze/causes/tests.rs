@@ -373,36 +373,6 @@ fn where_java_begins_is_no_cause() {
 }
 
 #[test]
-fn a_few_large_blocks_are_not_in_step_with_whatever_comes_by_the_same_way() {
-    let mut program = Program::default();
-    for way in 0..5 {
-        let frames = format!("pool!Pool::chunk < app!way_{way} < app!serve < app!main");
-        let two = move |second: u64| u64::from(second == 4 * way || second == 4 * way + 2);
-        program.add(&frames, two, 16 << 20, 0);
-    }
-    for other in ["log", "parse", "name"] {
-        program.add(&format!("{other} < app!serve < app!main"), |second| u64::from(second == 3), 40, 0);
-    }
-    let cause = program.first();
-    assert_eq!((cause.place.as_str(), cause.stacks), ("pool: Pool::chunk", 5));
-}
-
-#[test]
-fn where_java_begins_is_no_cause() {
-    let mut program = Program::default();
-    for function in ["Unsafe_AllocateMemory0", "JVM_DefineClass"] {
-        let stack =
-            format!("libjvm.so!os::malloc < libjvm.so!{function} < [anon]!Interpreter < libjli.so!JavaMain");
-        program.add(&stack, |_| 5, 100, 0);
-    }
-    assert!(
-        program.leaks().iter().all(|(place, _)| place.starts_with("libjvm.so: ")),
-        "{:?}",
-        program.leaks()
-    );
-}
-
-#[test]
 fn allocators_of_bindings_and_libraries_are_passed_over() {
     for (stack, to_blame) in [
         (

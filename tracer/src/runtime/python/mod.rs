@@ -101,9 +101,8 @@ impl Python {
             name: objects.text.read(word(objects.name)?, memory)?,
             file: objects.text.read(word(objects.file)?, memory),
             line: objects.bytes(word(objects.lines)?, memory).and_then(line),
-            inlined: false,
             language: PYTHON,
-            is_internal: false,
+            ..Function::default()
         })
     }
 
