@@ -52,4 +52,7 @@ mod tui;
 
 mod commands;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+
 pub use commands::run;

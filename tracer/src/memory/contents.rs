@@ -53,6 +53,12 @@ impl ReadMemory for ProcessMemory {
     }
 }
 
+/// Counts what is free in the arenas of glibc that are in some memory, if there are any.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn count_free(memory: &impl ReadMemory, mappings: &[Mapping]) {
+    let _ = Arenas::find(memory, mappings).and_then(|arenas| arenas.free(memory));
+}
+
 /// What was found in a process's memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {

@@ -382,3 +382,9 @@ impl FrameCache {
         self.new.insert(key, Rc::clone(frames));
     }
 }
+
+/// The function at an address by a perf map that consists of this text.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn find_in_perf_map(text: &[u8], address: u64) -> Option<String> {
+    perf_map::PerfMap::of_text(text).find(address).map(str::to_owned)
+}

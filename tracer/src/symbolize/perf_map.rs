@@ -57,14 +57,27 @@ impl PerfMap {
             },
         };
         let read = file.take(READ_LIMIT.saturating_sub(*done)).read_to_end(&mut self.partial);
+        *done += *read.as_ref().unwrap_or(&0) as u64;
         // What was read before an error has been appended all the same, and the file's position is after it.
+        self.take_lines();
+        read.map(|_| ())
+    }
+
+    /// Takes what has been read, as far as its lines are complete.
+    fn take_lines(&mut self) {
         let complete = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         for line in self.partial[..complete].split(|&byte| byte == b'\n') {
             self.functions.add(line);
         }
         self.partial.drain(..complete);
-        *done += read? as u64;
-        Ok(())
+    }
+
+    /// The map that consists of this text.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of_text(text: &[u8]) -> Self {
+        let mut map = Self { partial: text.to_vec(), ..Self::default() };
+        map.take_lines();
+        map
     }
 
     /// Whether the file was removed or cut since it was opened: a runtime that starts anew.

@@ -257,7 +257,7 @@ fn unescape_newlines(bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(plain)
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Mapping {
     /// One for a test: of a file if its name is a path.
     pub(crate) fn made_up(range: AddressRange, permissions: &str, name: &str) -> Self {

@@ -11,6 +11,8 @@ use tracer_ebpf::runtime::python as walked;
 
 pub use self::build::Build;
 use self::build::Text;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use self::lines::LineTable;
 pub use self::threads::thread_state;
 use super::{Function, ProcessMemory, Runtime, Unread};
 
