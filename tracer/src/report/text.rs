@@ -205,6 +205,14 @@ impl<'a> Page<'a> {
         if !overhead.is_much() {
             return Some(format!("tracing took about {:.1} % of the {whose} CPU time", overhead.percent));
         }
+        // Who waits most of the time does so with tracing or without.
+        let of_a_cpu = 100.0 * overhead.cpu_ns as f64 / (self.profile.window.duration_ns as f64).max(1.0);
+        if of_a_cpu < 10.0 {
+            return Some(format!(
+                "tracing took about {:.0} % of the {whose} CPU time, which was {of_a_cpu:.1} % of a CPU",
+                overhead.percent
+            ));
+        }
         let times = overhead.times_as_fast();
         let rate = self.growth_per_second().filter(|&rate| rate > 0.0).map_or_else(String::new, |rate| {
             format!(": {} instead of {}", per_minute(rate * times), per_minute(rate))
@@ -600,6 +608,23 @@ mod tests {
         for (name, profile) in fixtures::all() {
             insta::assert_snapshot!(format!("text_{name}"), render(&profile, &Options::default()));
         }
+    }
+
+    #[test]
+    fn a_target_that_waits_most_of_the_time_is_not_called_slow() {
+        let said = |cpu_share: f64, tracing_share: f64| {
+            let mut profile = fixtures::node();
+            let cpu_ns = profile.window.duration_ns as f64 * cpu_share;
+            profile.overhead = Some(Overhead::new(cpu_ns, cpu_ns * tracing_share));
+            let text = render(&profile, &Options::default());
+            text.lines().find(|line| line.starts_with("tracing took")).map(str::to_owned).unwrap()
+        };
+        assert_eq!(said(0.5, 0.05), "tracing took about 5.0 % of the target's CPU time");
+        assert!(said(0.5, 0.75).contains("without it up to about 4.0 times as high"));
+        assert_eq!(
+            said(0.02, 0.75),
+            "tracing took about 75 % of the target's CPU time, which was 2.0 % of a CPU"
+        );
     }
 
     #[test]

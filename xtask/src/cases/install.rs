@@ -1,4 +1,4 @@
-//! Gets what the cases need: packages of Debian, PyPI, npm and crates.io in the versions that leak, into `target/cases`.
+//! Gets what the cases need: packages of Debian, PyPI and npm, and crates, in the versions that leak, into `target/cases`.
 
 use std::{
     fs,
