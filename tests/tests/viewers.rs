@@ -203,6 +203,8 @@ fn assert_speedscope_agrees(browser: &mut Browser) {
         let row = format!(
             "[...document.querySelectorAll('tr')].find(row => row.lastElementChild.textContent.trim() === {function:?})"
         );
+        // The table is filled after it is there.
+        browser.wait_for(&row);
         let row = browser.text(&format!("{row}.innerText"));
         let held = if held < 1024 { format!("{held} B") } else { format!("{:.2} KB", held as f64 / 1024.0) };
         assert!(row.contains(&held), "{function} holds {held}: {row}");

@@ -13,8 +13,11 @@ use crate::{
     unwind::{CodeSegments, Table},
 };
 
+/// The name of a target, and what it calls.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// Every function, by the name of its target.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [Target; 8] = [
     ("glibc_arenas", glibc_arenas),
     ("mappings", mappings),
     ("perf_map", perf_map),

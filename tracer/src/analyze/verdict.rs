@@ -46,6 +46,9 @@ pub struct Facts<'a> {
 /// Resident memory that grew less says nothing: every program's size wavers.
 const NOISE: u64 = 1 << 20;
 
+/// What leaks less in a process that does not grow may as well be a log or a table that fills.
+const SPECK: u64 = 8 << 10;
+
 /// From this part of the growth on, in percent, a leak is what it is about.
 const MAIN: u64 = 10;
 
@@ -77,7 +80,12 @@ pub fn of(facts: &Facts) -> VerdictSummary {
     let leaks = Places::of(facts, |verdict| verdict == Verdict::Leaking);
     let is_main = growth.is_noise() || leaks.footprint >= growth.percent(MAIN);
     let may_be_turnover = replaces_older_blocks(facts, &growth, &leaks);
+    let is_speck = growth.is_noise() && leaks.footprint < SPECK;
     let (summary, leaking) = match leaks.largest() {
+        Some(leak) if is_speck => {
+            let (held, name) = (held_now(&growth, leak), leak.sentence());
+            (format!("{held} more in {name}: too little to tell a leak; record longer"), None)
+        }
         Some(leak) if is_main && may_be_turnover => {
             let rate = per_minute(leak.rate(facts.window.as_secs_f64()));
             let sentence = format!(
@@ -721,6 +729,17 @@ mod tests {
         tiny.stack.freed_bytes = 1;
         let (summary, leaking) = verdict(&[tiny], &[(Part::Native, 1), (Part::Allocator, 31)]);
         assert!(summary.ends_with("(100 % of the growth)") && leaking == Some(true), "{summary}");
+    }
+
+    #[test]
+    fn next_to_nothing_is_no_leak_where_nothing_grows() {
+        // The log of slow commands of a redis, until it is full.
+        let (summary, leaking) = verdict(&[leak(1500)], &[]);
+        assert!(
+            summary.ends_with(": too little to tell a leak; record longer") && leaking.is_none(),
+            "{summary}"
+        );
+        assert_eq!(verdict(&[leak(SPECK)], &[]).1, Some(true));
     }
 
     #[test]
