@@ -17,7 +17,7 @@ use self::{
 use crate::{bench::document, command, privilege, run};
 
 /// Those that need no large download: `cargo xtask test` records them, each once.
-const QUICK: [&str; 3] = ["14", "24", "29"];
+const QUICK: [&str; 2] = ["14", "29"];
 
 /// Records the cases with these numbers, all where there are none, in each way, and writes what came of it into `docs/cases.md`.
 ///
