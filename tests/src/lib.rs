@@ -26,6 +26,7 @@ mod runtimes;
 mod sampler;
 mod stated;
 mod terminal;
+mod tool;
 mod tracer;
 mod turn;
 
@@ -41,6 +42,7 @@ pub use runtimes::{go, java, java_of, javas, node_addon, nodes, python, pythons}
 pub use sampler::{Listener, sampler};
 pub use stated::{Functions, Pairs, Place};
 pub use terminal::Terminal;
+pub use tool::{run_tool, text};
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
 
 /// Records `program` while it does its work, and ends the recording as a user does, with Ctrl-C.

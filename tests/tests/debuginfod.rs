@@ -4,12 +4,12 @@ use std::{
     ffi::OsString,
     fs,
     net::TcpListener,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
 use tempfile::TempDir;
-use tracer_tests::{Finished, Program, Stack, Tracer, wait_until};
+use tracer_tests::{Finished, Program, Stack, Tracer, run_tool, text, wait_until};
 
 /// A program without symbols whose debug file a server has.
 struct Served {
@@ -26,17 +26,6 @@ impl Drop for Served {
     }
 }
 
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.unwrap_or_else(|error| panic!("{program} cannot be run: {error}"));
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("it prints text")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("paths of tests are UTF-8")
-}
-
 impl Served {
     /// Splits the program, and waits until the server knows its debug file.
     #[track_caller]
@@ -44,9 +33,9 @@ impl Served {
         let directory = TempDir::new().expect("a temporary directory");
         let built = Program::new("malloc_family.c").flag("-Wl,--build-id").build();
         let (program, debug) = (directory.path().join("stripped"), directory.path().join("debug"));
-        run("strip", &["-o", text(&program), text(&built)]);
+        run_tool("strip", &["-o", text(&program), text(&built)]);
         fs::create_dir(&debug).expect("a directory");
-        run("objcopy", &["--only-keep-debug", text(&built), text(&debug.join("malloc_family.debug"))]);
+        run_tool("objcopy", &["--only-keep-debug", text(&built), text(&debug.join("malloc_family.debug"))]);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let port = listener.local_addr().expect("it has a port").port();
         drop(listener);
@@ -59,7 +48,7 @@ impl Served {
             .spawn()
             .expect("debuginfod can be run");
         let served = Self { directory, url: format!("http://127.0.0.1:{port}"), server };
-        let notes = run("readelf", &["--notes", text(&program)]);
+        let notes = run_tool("readelf", &["--notes", text(&program)]);
         let build_id = notes.lines().find_map(|line| line.trim().strip_prefix("Build ID: "));
         let url = format!("{}/buildid/{}/debuginfo", served.url, build_id.expect("it has a build id"));
         wait_until("the server has the debug file", || {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tracer_tests::{Tracer, tracer_binary};
+use tracer_tests::{Tracer, run_tool, tracer_binary};
 
 /// A user who may call the tracer by sudo, and nothing else; gone when dropped.
 struct User {
@@ -18,23 +18,16 @@ struct User {
     rule: PathBuf,
 }
 
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output =
-        Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
 impl User {
     #[track_caller]
     fn new() -> Self {
         let name = format!("tracer{}", std::process::id());
         let home = format!("/nonexistent/{name}");
-        run(
+        run_tool(
             "useradd",
             &["--no-create-home", "--user-group", "--groups", "games", "--home-dir", &home, &name],
         );
-        let number = |option| run("id", &[option, &name]).parse().expect("a number");
+        let number = |option| run_tool("id", &[option, &name]).trim().parse().expect("a number");
         let user = Self {
             uid: number("-u"),
             gid: number("-g"),

@@ -7,20 +7,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tracer_tests::{Program, Report, Running, Stack, compile, programs_dir, trace};
-
-/// Runs a tool of the system; its output.
-#[track_caller]
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.unwrap_or_else(|error| panic!("{program} cannot be run: {error}"));
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("it prints text")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("paths of tests are UTF-8")
-}
+use tracer_tests::{Program, Report, Running, Stack, compile, programs_dir, run_tool, text, trace};
 
 /// The only stack with this many outstanding bytes.
 #[track_caller]
@@ -41,7 +28,7 @@ fn line_of(source: &str, text: &str) -> u32 {
 /// A copy of the program without any symbol or debug information.
 fn stripped(executable: &Path, directory: &TempDir) -> PathBuf {
     let stripped = directory.path().join("stripped");
-    run("strip", &["-o", text(&stripped), text(executable)]);
+    run_tool("strip", &["-o", text(&stripped), text(executable)]);
     stripped
 }
 
@@ -112,7 +99,7 @@ fn a_stripped_program_shows_module_and_where_functions_begin_and_no_guess() {
 
 /// The addresses of a function, as the file states them.
 fn symbol(executable: &Path, name: &str) -> std::ops::Range<u64> {
-    let table = run("nm", &["--print-size", text(executable)]);
+    let table = run_tool("nm", &["--print-size", text(executable)]);
     let line =
         table.lines().find(|line| line.ends_with(&format!(" {name}"))).expect("the symbol is in the table");
     let mut numbers = line.split(' ').map(|number| u64::from_str_radix(number, 16));
@@ -146,13 +133,13 @@ fn a_debug_file_is_found_by_build_id() {
     // A content of its own: with the build id of another test's program, that would find the debug file, too.
     let program = Program::new("malloc_family.c").flag("-Wl,--defsym=of_its_own=0");
     let executable = program.build();
-    let notes = run("readelf", &["--notes", text(&executable)]);
+    let notes = run_tool("readelf", &["--notes", text(&executable)]);
     let id =
         notes.lines().find_map(|line| line.trim().strip_prefix("Build ID: ")).expect("it has a build id");
     let (directory, file) = id.split_at(2);
     let debug = Installed(format!("/usr/lib/debug/.build-id/{directory}/{file}.debug").into());
     fs::create_dir_all(debug.0.parent().expect("it has a directory")).expect("the test is root");
-    run("objcopy", &["--only-keep-debug", text(&executable), text(&debug.0)]);
+    run_tool("objcopy", &["--only-keep-debug", text(&executable), text(&debug.0)]);
     let directory = TempDir::new().expect("a temporary directory");
     let mut running = program.start_as(&stripped(&executable, &directory));
     trace(&mut running).check(&running.expect);
@@ -165,8 +152,8 @@ fn a_debug_file_is_found_by_debug_link() {
     let directory = TempDir::new().expect("a temporary directory");
     let debug = directory.path().join("program.debug");
     let stripped = stripped(&executable, &directory);
-    run("objcopy", &["--only-keep-debug", text(&executable), text(&debug)]);
-    run("objcopy", &[&format!("--add-gnu-debuglink={}", text(&debug)), text(&stripped)]);
+    run_tool("objcopy", &["--only-keep-debug", text(&executable), text(&debug)]);
+    run_tool("objcopy", &[&format!("--add-gnu-debuglink={}", text(&debug)), text(&stripped)]);
     let mut running = program.start_as(&stripped);
     trace(&mut running).check(&running.expect);
 }

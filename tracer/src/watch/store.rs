@@ -71,6 +71,26 @@ pub struct Entry {
     pub digest: Option<Digest>,
 }
 
+impl Entry {
+    /// A recording that has begun, and of which nothing else is known yet.
+    fn begun(name: &str, subject: &str, trigger: &str, started: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            subject: subject.to_owned(),
+            trigger: trigger.to_owned(),
+            started,
+            state: State::Recording,
+            processes: Vec::new(),
+            files: Vec::new(),
+            bytes: 0,
+            oom_kills: 0,
+            note: None,
+            error: None,
+            digest: None,
+        }
+    }
+}
+
 /// How far a recording is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -145,20 +165,7 @@ impl Store {
     pub fn begin(&mut self, subject: &str, trigger: &str, processes: Vec<String>, now: SystemTime) -> String {
         let started = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let name = self.free_name(subject, now);
-        self.entries.push(Entry {
-            name: name.clone(),
-            subject: subject.to_owned(),
-            trigger: trigger.to_owned(),
-            started,
-            state: State::Recording,
-            processes,
-            files: Vec::new(),
-            bytes: 0,
-            oom_kills: 0,
-            note: None,
-            error: None,
-            digest: None,
-        });
+        self.entries.push(Entry { processes, ..Entry::begun(&name, subject, trigger, started) });
         self.save();
         name
     }
@@ -244,20 +251,8 @@ impl Store {
                 let (subject, _) = name.rsplit_once("-2")?;
                 let modified =
                     fs::metadata(self.directory.join(file)).and_then(|file| file.modified()).ok()?;
-                Some(Entry {
-                    name: name.to_owned(),
-                    subject: subject.to_owned(),
-                    trigger: "unknown".into(),
-                    started: modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-                    state: State::Recording,
-                    processes: Vec::new(),
-                    files: Vec::new(),
-                    bytes: 0,
-                    oom_kills: 0,
-                    note: None,
-                    error: None,
-                    digest: None,
-                })
+                let started = modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                Some(Entry::begun(name, subject, "unknown", started))
             })
             .collect();
         entries.sort_by(|a, b| (a.started, &a.name).cmp(&(b.started, &b.name)));
