@@ -49,7 +49,7 @@ pub fn make_room_for(processes: usize) -> Result<()> {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     if raised.is_err() && !suffices(of_processes) {
         bail!(
-            "{processes} processes take {wanted} open files, and tracer may have {}: raise the limit (ulimit -n {wanted})",
+            "{processes} processes need {wanted} open files, and tracer may open {}: raise the limit (ulimit -n {wanted})",
             limit.current.unwrap_or(0)
         );
     }

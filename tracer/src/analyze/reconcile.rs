@@ -203,10 +203,9 @@ pub fn compare(
             let what = "freed memory that was kept, overhead, blocks from before the window";
             Some((true, format!("{what}{}", whose.unwrap_or_default())))
         }
-        (Part::Mapping, _) => Some((
-            true,
-            "what was mapped before the window is told by its place and what is in it".to_owned(),
-        )),
+        (Part::Mapping, _) => {
+            Some((true, "memory from before the window is recognised by place and content".to_owned()))
+        }
         _ => None,
     };
     let row = |part| PartSize {

@@ -264,7 +264,8 @@ struct Probe {
 
 impl Probe {
     fn load(links: UprobeLinks, at: At) -> Result<Self> {
-        let program = load_empty_program(links.attach_type(at)).context("the kernel takes no BPF program")?;
+        let program =
+            load_empty_program(links.attach_type(at)).context("the kernel rejects every BPF program")?;
         Ok(Self { links, at, program })
     }
 

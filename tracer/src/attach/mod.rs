@@ -227,7 +227,7 @@ impl Capture {
             .override_global("SIGNAL_LIVE", &task.live, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-bpf"));
-        let mut ebpf = loader.load(object).context("the kernel does not take the BPF maps")?;
+        let mut ebpf = loader.load(object).context("the kernel rejects the BPF maps")?;
         let programs = Programs::new(object, &ebpf, links)?;
         let messages = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::debug!("the BPF programs have no messages: {error}"))
@@ -406,7 +406,7 @@ impl Capture {
         self.attach_raw_tracepoint("process_exit", c"sched_process_exit")?;
         if let Err(error) = self.attach_single_system_calls() {
             log::warn!(
-                "every system call of the machine is looked at, not only those that change mappings: {error:#}"
+                "every system call of the machine is examined, not only those that change mappings: {error:#}"
             );
             self.attach_raw_tracepoint("any_syscall_enter", c"sys_enter")?;
             self.attach_raw_tracepoint("any_syscall_exit", c"sys_exit")?;

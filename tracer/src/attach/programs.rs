@@ -125,7 +125,7 @@ impl Loader {
             }
             None => None,
         };
-        let types = types.transpose().context("the kernel does not take the types of the BPF programs")?;
+        let types = types.transpose().context("the kernel rejects the types of the BPF programs")?;
         relocate(&mut object, ebpf)?;
         Ok(Self { object, types, links })
     }
@@ -167,7 +167,7 @@ impl Loader {
             }
             (ProgramSection::TracePoint, None) => Ok((TRACEPOINT, 0)),
             (ProgramSection::RawTracePoint, None) => Ok((RAW_TRACEPOINT, 0)),
-            _ => bail!("program {name} is of a kind that is not expected"),
+            _ => bail!("program {name} has an unexpected kind"),
         }
     }
 
@@ -220,7 +220,7 @@ fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<BorrowedFd<'a>> {
         Some(Map::Array(map) | Map::HashMap(map) | Map::ProgramArray(map) | Map::RingBuf(map)) => {
             Ok(map.fd().as_fd())
         }
-        Some(_) => bail!("map {name} is of a kind that is not expected"),
+        Some(_) => bail!("map {name} has an unexpected kind"),
         None => bail!("the BPF object has no map {name}"),
     }
 }
@@ -230,7 +230,7 @@ fn refusal(name: &str, error: io::Error, attributes: ProgramLoad) -> anyhow::Err
     // SAFETY: as in `Loader::load`.
     let log = unsafe { verifier_log(attributes, 0) };
     let reason = refused_for(&log).map(str::to_owned);
-    let error = anyhow::Error::from(error).context(format!("the kernel does not take BPF program {name}"));
+    let error = anyhow::Error::from(error).context(format!("the kernel rejects BPF program {name}"));
     match reason {
         Some(reason) => {
             log::error!("the verifier's log of BPF program {name} ends:");
@@ -334,7 +334,7 @@ mod tests {
         // Without the right to load there is no log.
         let unloadable = ProgramLoad { program_type: u32::MAX, ..refused() };
         let error = refusal("allocate", io::Error::from_raw_os_error(libc::EPERM), unloadable);
-        assert!(format!("{error:#}").starts_with("the kernel does not take BPF program allocate: "));
+        assert!(format!("{error:#}").starts_with("the kernel rejects BPF program allocate: "));
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub enum TracefsError {
     #[error("this kernel has no tracefs (CONFIG_TRACING)")]
     Absent,
     /// Nobody mounted it, and it is not safe to.
-    #[error("tracefs is not mounted, and nothing of the kernel may be seen through perf events")]
+    #[error("tracefs is not mounted, and perf events may not observe the kernel")]
     Hidden(#[source] io::Error),
     /// Another failure to mount it.
     #[error("cannot mount tracefs")]

@@ -36,8 +36,8 @@ status is passed on (128 + the signal that killed it; 127 not found, 126 not exe
 
 /// Finds native memory leaks in a running, unmodified process.
 ///
-/// Tracks every allocation that the process makes while tracer looks on, and shows the stacks of those that are not
-/// freed. Needs no restart, no recompilation, and changes nothing in the process.
+/// Tracks every allocation that the process makes while tracer is attached, and shows the stacks of those that are not
+/// freed. Needs no restart and no recompilation, and changes nothing in the process.
 #[derive(Debug, Parser)]
 #[command(
     name = "tracer",
@@ -61,7 +61,7 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Sub {
-    /// Show what this kernel and this user can do, and what to do about the rest.
+    /// Show what this kernel and this user can do, with remedies for the rest.
     Doctor,
     /// Show where in a process the probes would go.
     Plan {
@@ -111,7 +111,7 @@ pub(super) struct ViewArguments {
     #[arg(short, long = "output", value_name = "FILE", help_heading = heading::REPORTS)]
     outputs: Vec<PathBuf>,
 
-    /// Format of outputs whose ending does not say it: svg, html, json, json.gz, folded, pb.gz, speedscope.json or
+    /// Format of outputs without a known ending: svg, html, json, json.gz, folded, pb.gz, speedscope.json or
     /// heapprofile.
     #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format, help_heading = heading::REPORTS)]
     format: Option<Format>,
@@ -120,7 +120,7 @@ pub(super) struct ViewArguments {
     #[arg(long, value_name = "KIND", value_delimiter = ',', help_heading = heading::REPORTS)]
     include: Vec<Included>,
 
-    /// How many stacks the text summary shows.
+    /// Number of stacks in the text summary.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top, help_heading = heading::REPORTS)]
     top: usize,
 
@@ -140,7 +140,7 @@ impl ViewArguments {
     }
 }
 
-/// The places that `-o` names.
+/// The files that `-o` names.
 fn destinations(outputs: &[PathBuf], format: Option<Format>) -> Result<Vec<Destination>, clap::Error> {
     let wrong = |message: String| Cli::command().error(ErrorKind::ValueValidation, message);
     if let Some(twice) = first_repeated(outputs) {
@@ -154,7 +154,7 @@ fn destinations(outputs: &[PathBuf], format: Option<Format>) -> Result<Vec<Desti
 #[derive(Args, Debug)]
 #[group(skip)]
 pub(super) struct AllocatorArguments {
-    /// Also trace these functions of a file, each as one whose arguments it has: `libpool.so:malloc=pool_get,free=pool_put`.
+    /// Also trace these functions of a file, each by the known function that it resembles: `libpool.so:malloc=pool_get,free=pool_put`.
     /// FILE is a name or a path as the target sees it; LIKE is malloc, new (a malloc that throws), calloc, realloc,
     /// reallocarray, posix_memalign, aligned_alloc, memalign or free; `malloc+1=f` has one more argument in front. May be
     /// repeated.
@@ -211,12 +211,12 @@ pub(super) struct RecordArguments {
     #[arg(long, requires = "launch", conflicts_with = "pids", help_heading = heading::TARGET)]
     as_root: bool,
 
-    /// Also trace the children of the targets, now and later, and the programs they execute; each is accounted by itself.
+    /// Also trace the targets' children, present and future ones, and the programs that they execute; each has an account of its own.
     #[arg(long, help_heading = heading::TARGET)]
     follow: bool,
 
-    /// `growth` needs no probes and slows the target by next to nothing: it shows which code makes the process' memory grow,
-    /// not which of it is never freed. Also for targets without a malloc (Go).
+    /// `growth` needs no probes and hardly slows the target: it shows which code makes the process' memory grow, not which
+    /// memory is never freed. Also for targets without a malloc (Go).
     #[arg(long, value_name = "MODE", value_enum, default_value_t = record::Config::default().mode, help_heading = heading::TARGET)]
     mode: Mode,
 
@@ -224,22 +224,22 @@ pub(super) struct RecordArguments {
     #[arg(short, long, value_name = "TIME", value_parser = parse_positive_time, help_heading = heading::WINDOW)]
     duration: Option<Duration>,
 
-    /// Also show the frames by which a language runtime comes from one function to the next: V8's entries and adaptors, Python's interpreter.
+    /// Also show the internal frames of language runtimes between functions: V8's entries and adaptors, Python's interpreter.
     #[arg(long, help_heading = heading::REPORTS)]
     native_frames: bool,
 
-    /// Fetch debug files of what has none, after the recording, from this debuginfod server, or from those that DEBUGINFOD_URLS or
-    /// /etc/debuginfod name. Without this option that is done only where DEBUGINFOD_URLS is set, which sudo leaves out.
+    /// Fetch missing debug files after the recording, from this debuginfod server, or from the servers in DEBUGINFOD_URLS or
+    /// /etc/debuginfod. Without this option tracer does so only if DEBUGINFOD_URLS is set (sudo removes it).
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "", help_heading = heading::REPORTS)]
     debuginfod: Option<String>,
 
-    /// Write a report; the ending picks the format: .svg flame graph, .html page, .json or .json.gz to be read back,
+    /// Write a report; the ending picks the format: .svg flame graph, .html page, .json or .json.gz (can be read back),
     /// .folded stacks, .pb.gz pprof, .speedscope.json, .heapprofile for Chrome DevTools. `-` is standard output. May be
     /// repeated [default: tracer-COMM-PID.svg].
     #[arg(short, long = "output", value_name = "FILE", help_heading = heading::REPORTS)]
     outputs: Vec<PathBuf>,
 
-    /// Format of outputs whose ending does not say it: svg, html, json, json.gz, folded, pb.gz, speedscope.json or
+    /// Format of outputs without a known ending: svg, html, json, json.gz, folded, pb.gz, speedscope.json or
     /// heapprofile.
     #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = parse_format, help_heading = heading::REPORTS)]
     format: Option<Format>,
@@ -260,11 +260,11 @@ pub(super) struct RecordArguments {
     #[arg(long, value_name = "KIND", value_delimiter = ',', help_heading = heading::REPORTS)]
     include: Vec<Included>,
 
-    /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
+    /// Only stacks with this verdict: leaking, growing, steady, one_off or unknown (may be separated by commas).
     #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict, help_heading = heading::REPORTS)]
     only: Vec<Verdict>,
 
-    /// How many stacks the text summary shows.
+    /// Number of stacks in the text summary.
     #[arg(long, value_name = "N", default_value_t = RecordConfig::default().top, help_heading = heading::REPORTS)]
     top: usize,
 
@@ -280,12 +280,12 @@ pub(super) struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0", help_heading = heading::COUNTED)]
     sample: Bytes,
 
-    /// The library that is loaded into a launched command with --sample, so that it samples its allocations itself, at nanoseconds a
-    /// call [default: libtracer_sampler.so beside tracer, or in /usr/lib/tracer].
+    /// The library that --sample loads into a launched command, which then samples its own allocations at nanoseconds a call
+    /// [default: libtracer_sampler.so beside tracer, or in /usr/lib/tracer].
     #[arg(long, value_name = "FILE", requires = "launch", help_heading = heading::COUNTED)]
     sampler: Option<PathBuf>,
 
-    /// How many live blocks to make room for, in about 32 bytes each. Blocks beyond are counted as lost
+    /// Room for this many live blocks, at about 32 bytes each. Blocks that do not fit are counted as lost
     /// [default: one for every 128 bytes that the target has resident, from 1 to 16 million].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_LIVE), help_heading = heading::COUNTED)]
     max_live: Option<u64>,
@@ -297,20 +297,20 @@ pub(super) struct RecordArguments {
     #[command(flatten)]
     allocators: AllocatorArguments,
 
-    /// Begin anew after this time: what was allocated before counts no more, nor do its frees. SIGUSR2 does the same at
-    /// any moment.
+    /// Begin a new window after this time: earlier allocations and their frees do not count. SIGUSR2 does the same at any
+    /// moment.
     #[arg(long, value_name = "TIME", value_parser = parse_positive_time, help_heading = heading::WINDOW)]
     mark_after: Option<Duration>,
 
-    /// Watch the recording as it goes on: verdict, timeline, stacks and their frames; `?` there lists the keys.
+    /// Show the recording while it goes on: verdict, timeline, stacks and their frames; the key `?` lists the keys.
     #[arg(long, conflicts_with_all = ["quiet", "no_progress"], help_heading = heading::TERMINAL)]
     tui: bool,
 
-    /// On standard error, say only what went wrong.
+    /// Print only errors on standard error.
     #[arg(short, long, conflicts_with = "verbose", help_heading = heading::TERMINAL)]
     quiet: bool,
 
-    /// Say what is being done (-vv: everything).
+    /// Say what tracer does (-vv: everything).
     #[arg(short, long, action = clap::ArgAction::Count, help_heading = heading::TERMINAL)]
     verbose: u8,
 

@@ -95,7 +95,7 @@ pub struct Keep {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = heading::KEPT)]
     pub min_weight: Option<Bytes>,
 
-    /// Only stacks that were judged so: leaking, growing, steady, one_off or unknown (may be separated by commas).
+    /// Only stacks with this verdict: leaking, growing, steady, one_off or unknown (may be separated by commas).
     #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict, help_heading = heading::KEPT)]
     pub only: Vec<Verdict>,
 }
@@ -111,7 +111,7 @@ pub struct RecordConfig {
     pub include: BTreeSet<Kind>,
     /// Only stacks with one of these verdicts; empty for any.
     pub only: Vec<Verdict>,
-    /// How many stacks the text summary shows.
+    /// Number of stacks in the text summary.
     pub top: usize,
     /// What is drawn how.
     pub drawing: Drawing,

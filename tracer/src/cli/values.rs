@@ -98,7 +98,7 @@ impl ValueEnum for Mode {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
             Self::Allocations => {
-                PossibleValue::new("allocations").help("Every allocation, and what is not freed")
+                PossibleValue::new("allocations").help("Every allocation, and which of them are not freed")
             }
             Self::Growth => PossibleValue::new("growth")
                 .help("Only what makes the process' memory grow: mappings and page faults, no probes"),

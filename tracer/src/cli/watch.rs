@@ -90,7 +90,7 @@ pub(super) struct WatchArguments {
     #[arg(long)]
     check: bool,
 
-    /// Say what is being done (-vv: everything).
+    /// Say what tracer does (-vv: everything).
     #[arg(short, long, action = ArgAction::Count, help_heading = heading::TERMINAL)]
     verbose: u8,
 }

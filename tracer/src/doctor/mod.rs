@@ -80,7 +80,7 @@ pub fn render(checks: &[Check], color: bool) -> String {
     let verdict = if can_trace(checks) {
         "Tracing will work here."
     } else {
-        "Tracing will not work here: see what is MISSING."
+        "Tracing will not work here: see the lines marked MISSING."
     };
     text + verdict + "\n"
 }
@@ -301,9 +301,11 @@ fn programs(loaded: Result<()>) -> Check {
     const NAME: &str = "BPF programs";
     match loaded {
         Ok(()) => Check::good(NAME, "the kernel takes every one"),
-        Err(error) => {
-            Check::missing(NAME, format!("{error:#}"), "run as root (sudo), or grant what is MISSING above")
-        }
+        Err(error) => Check::missing(
+            NAME,
+            format!("{error:#}"),
+            "run as root (sudo), or grant the capabilities marked MISSING above",
+        ),
     }
 }
 
@@ -454,7 +456,7 @@ mod tests {
 ok       kernel   6.18
 limited  BPF JIT  off: turn it on
 MISSING  BTF      none: another kernel
-Tracing will not work here: see what is MISSING.
+Tracing will not work here: see the lines marked MISSING.
 ";
         assert_eq!(render(&checks, false), expected);
         assert!(render(&checks[..2], true).ends_with("Tracing will work here.\n"));

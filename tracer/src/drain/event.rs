@@ -134,7 +134,7 @@ pub enum DecodeError {
     #[error("its frame {0:#x} is of an unknown kind")]
     Frame(u64),
     /// What became of its process is unknown.
-    #[error("what became of its process, {0}, is unknown")]
+    #[error("its process change {0} is unknown")]
     Change(u8),
 }
 

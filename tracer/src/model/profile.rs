@@ -158,7 +158,7 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Every allocation, and what is not freed.
+    /// Every allocation, and which of them are not freed.
     #[default]
     Allocations,
     /// Only what makes the process' memory grow: mappings and page faults, no probes.

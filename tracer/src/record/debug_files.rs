@@ -21,7 +21,7 @@ pub fn name(findings: &mut Findings, debuginfod: &Debuginfod, onlooker: &mut dyn
         log::warn!("debuginfod: {why}");
     }
     if came.ended_early {
-        log::warn!("debuginfod: not all servers' files were waited for; what has come is kept");
+        log::warn!("debuginfod: stopped waiting for servers; files that have arrived are kept");
     }
 }
 

@@ -170,7 +170,7 @@ pub async fn record(
     session.close_window(end);
     onlooker.finish();
     signals::let_signals_kill();
-    log::info!("taking the probes out");
+    log::info!("removing the probes");
     let mut findings = session.finish()?;
     if let Some(debuginfod) = &debuginfod {
         debug_files::name(&mut findings, debuginfod, onlooker);
@@ -192,7 +192,7 @@ fn traceable(choice: &Choice) -> Result<Vec<Pid>> {
     pids.retain(|&pid| Target::open(pid).map_err(|error| refused.push(error)).is_ok());
     let mut refused = refused.into_iter();
     if pids.is_empty() {
-        return Err(refused.next().context("nobody was chosen")?.into());
+        return Err(refused.next().context("no process was chosen")?.into());
     }
     refused.for_each(|error| log::warn!("left out: {error}"));
     Ok(pids)

@@ -73,7 +73,7 @@ impl Meter {
         let links = capture.uprobe_links();
         let measure = move || {
             HitCosts::measure(links)
-                .inspect_err(|error| log::info!("what tracing takes is not measured: {error:#}"))
+                .inspect_err(|error| log::info!("the cost of tracing is not measured: {error:#}"))
                 .ok()
         };
         let costs = thread::Builder::new().name("hits".to_owned()).spawn(measure);
@@ -125,7 +125,7 @@ impl Meter {
                     Some(Spell { began_ns: now_ns, calls, runs: capture.runs(), _counting: counting });
             }
             Err(error) => {
-                log::info!("what tracing takes is not measured: {error:#}");
+                log::info!("the cost of tracing is not measured: {error:#}");
                 self.next_spell_ns = u64::MAX;
             }
         }

@@ -324,7 +324,7 @@ impl TracedProcess {
         let (file, probes) = (printable(&path), plan.probes.len());
         if !told_probes(plan).is_empty() {
             let probes = counted(plan.telling.probes.len() as u64, "USDT probe");
-            log::info!("{}: {file} tells which blocks it samples, by {probes}", self.name());
+            log::info!("{}: {file} reports the blocks that it samples, by {probes}", self.name());
         }
         if probes > 0 {
             log::info!("{}: {} probed in {file}", self.name(), counted(probes as u64, "allocator function"));

@@ -203,7 +203,7 @@ impl<'a> Diff<'a> {
         let lines = [
             ("grew less", sum(grew.skip(options.top), self.weight)),
             ("shrank", sum(shrank, self.weight)),
-            ("changed by less than a sample can tell (3 standard errors)", sum(noise, self.weight)),
+            ("changed by less than the error of the sample (3 standard errors)", sum(noise, self.weight)),
         ];
         for (what, (number, change)) in lines.into_iter().filter(|(_, (number, _))| *number > 0) {
             let change = amount(change, self.weight);

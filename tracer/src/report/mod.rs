@@ -58,7 +58,7 @@ pub struct Options {
     pub weight: Weight,
     /// Which way a flame graph grows.
     pub order: FlameOrder,
-    /// How many stacks the text summary shows.
+    /// Number of stacks in the text summary.
     pub top: usize,
     /// How many frames of a stack the text summary shows; of a deeper one it leaves out the middle.
     pub frames: usize,
@@ -223,7 +223,7 @@ impl fmt::Display for Format {
 
 /// No format has the ending of this file's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot tell the format of {0:?} from its name; it must end with {endings}", endings = list(Format::ending))]
+#[error("cannot determine the format of {0:?} from its name; it must end with {endings}", endings = list(Format::ending))]
 pub struct UnknownEnding(String);
 
 /// No format has this name.

@@ -7,7 +7,7 @@ pub(super) const MOST: usize = 1 << 30;
 
 /// A file would take too much memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is too large, or made to be: it would take more than {} of memory", crate::model::Bytes(MOST as u64))]
+#[error("it would take more than {} of memory: it is too large, or crafted to be", crate::model::Bytes(MOST as u64))]
 pub struct TooLarge;
 
 /// JSON that is read until what it stands for may take too much memory; then reading fails with [`TooLarge`].

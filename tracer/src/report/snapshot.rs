@@ -23,7 +23,7 @@ impl Background {
         self.wait();
         match thread::Builder::new().name("reports".into()).spawn(work) {
             Ok(thread) => self.0 = Some(thread),
-            Err(error) => log::error!("there is no thread for the reports: {error}"),
+            Err(error) => log::error!("cannot start the thread that writes reports: {error}"),
         }
     }
 

@@ -191,7 +191,7 @@ impl<'a> Page<'a> {
         }
         if settings.mode == Mode::Growth {
             limits.push(
-                "what made memory grow, under who touched it first or mapped it; who should have freed it is not known"
+                "the stacks touched memory first or mapped it; which code should have freed it is not known"
                     .to_owned(),
             );
         }

@@ -119,7 +119,7 @@ pub enum Unread {
     #[error("the function could not be read at the allocation")]
     NotCaptured,
     /// Something else is at its place by now.
-    #[error("the function was moved or dropped before it was looked at")]
+    #[error("the function was moved or dropped before it was read")]
     Moved,
     /// The objects are not as they are in the versions that are known.
     #[error("the runtime's objects are not as they are in the versions that are known")]

@@ -59,7 +59,7 @@ impl Screen {
             Ok(thread) => Ok(Self { closed, thread: Some(thread) }),
             Err(error) => {
                 leave();
-                Err(error).context("there is no thread for the display")
+                Err(error).context("cannot start the thread of the display")
             }
         }
     }

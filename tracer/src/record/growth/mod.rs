@@ -141,7 +141,7 @@ impl Touched {
         let Some(period) = next_period(self.period, self.events, passed) else { return };
         (self.events, self.since_ns) = (0, now);
         if period != self.period {
-            log::debug!("of the page faults one in {period} is looked at from now on");
+            log::debug!("one in {period} page faults is examined from now on");
             self.period = period;
             processes.iter().for_each(|process| capture.set_fault_period(process.index, period));
         }

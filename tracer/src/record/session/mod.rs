@@ -152,7 +152,8 @@ impl Session {
         parts.done("attaching to system calls");
         let sample = (config.sample.0 > 0).then_some(config.sample);
         let mut planner = planner(&config.declarations, config.mode, sample);
-        let worker = Worker::start(config.native_frames).context("no thread can be had to find names on")?;
+        let worker =
+            Worker::start(config.native_frames).context("cannot start the thread that finds names")?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
             worker.add_target(process.index, &process.target);

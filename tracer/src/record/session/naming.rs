@@ -105,7 +105,7 @@ impl Naming {
         self.name_unnamed(|_| true);
         let worker = self.worker.take().context("the session has been finished already")?;
         if let Err(error) = worker.finish() {
-            log::error!("functions may be without their names: {error:#}");
+            log::error!("functions may lack names: {error:#}");
         }
         Ok(())
     }

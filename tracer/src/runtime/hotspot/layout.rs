@@ -15,7 +15,7 @@ pub enum Unsupported {
     #[error("Java {0} is not among the versions that are known here")]
     Version(u32),
     /// It says nothing of a field that is needed.
-    #[error("Java {version} says nothing of {what}")]
+    #[error("Java {version} does not describe {what}")]
     Missing {
         /// Its version.
         version: u32,

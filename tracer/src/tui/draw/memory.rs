@@ -25,7 +25,7 @@ const SIZE: u16 = 11;
 pub fn draw_verdict(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
     let verdict = state.profile.as_ref().and_then(|profile| profile.verdict.as_ref());
     let (text, style) = match verdict {
-        None => ("looking at what is allocated ...".into(), theme.dim()),
+        None => ("reading allocations ...".into(), theme.dim()),
         Some(verdict) => {
             let style = match verdict.leaking {
                 Some(true) => theme.bad(),
