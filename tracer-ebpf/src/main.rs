@@ -25,7 +25,7 @@ use crate::bpf::{calls, children, exec, faults, mappings, private_stack, usdt};
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
 pub fn allocate(ctx: ProbeContext) -> u32 {
-    private_stack::forgo(&ctx);
+    private_stack::decline(&ctx);
     calls::enter(&ctx);
     0
 }
@@ -33,7 +33,7 @@ pub fn allocate(ctx: ProbeContext) -> u32 {
 /// Its return, at the same place.
 #[uretprobe]
 pub fn allocated(ctx: RetProbeContext) -> u32 {
-    private_stack::forgo(&ctx);
+    private_stack::decline(&ctx);
     calls::leave(&ctx);
     0
 }
@@ -45,7 +45,7 @@ pub fn allocated(ctx: RetProbeContext) -> u32 {
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn call(ctx: *mut c_void) -> u32 {
     let ctx = ProbeContext::new(ctx);
-    private_stack::forgo_in_session(&ctx);
+    private_stack::decline_in_session(&ctx);
     if calls::is_return(&ctx) {
         calls::leave(&RetProbeContext::new(ctx.as_ptr()));
         return 0;
@@ -56,7 +56,7 @@ pub extern "C" fn call(ctx: *mut c_void) -> u32 {
 /// An instruction that returns from a function which must not have a return probe.
 #[uprobe]
 pub fn exited(ctx: ProbeContext) -> u32 {
-    private_stack::forgo(&ctx);
+    private_stack::decline(&ctx);
     calls::exit(&ctx);
     0
 }
@@ -64,7 +64,7 @@ pub fn exited(ctx: ProbeContext) -> u32 {
 /// Entry of a function that only releases a block.
 #[uprobe]
 pub fn release(ctx: ProbeContext) -> u32 {
-    private_stack::forgo(&ctx);
+    private_stack::decline(&ctx);
     calls::release(&ctx);
     0
 }
@@ -72,7 +72,7 @@ pub fn release(ctx: ProbeContext) -> u32 {
 /// A process says that it allocated a block, which it sampled.
 #[uprobe]
 pub fn usdt_alloc(ctx: ProbeContext) -> u32 {
-    private_stack::forgo(&ctx);
+    private_stack::decline(&ctx);
     usdt::alloc(&ctx);
     0
 }
@@ -80,7 +80,7 @@ pub fn usdt_alloc(ctx: ProbeContext) -> u32 {
 /// A process says that it releases a block that it sampled.
 #[uprobe]
 pub fn usdt_free(ctx: ProbeContext) -> u32 {
-    private_stack::forgo(&ctx);
+    private_stack::decline(&ctx);
     usdt::free(&ctx);
     0
 }

@@ -53,17 +53,17 @@ pub enum ResultPlace {
 
 /// How the end of an allocating call is seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum WayOut {
+pub enum ReturnProbe {
     /// By a return probe: while the call runs, the kernel's trampoline stands in place of its return address.
     #[default]
     Trampoline,
     /// By probes on every instruction that returns. The stack stays as it is, so that an exception can pass.
     Exits,
-    /// As [`WayOut::Exits`], but it may return elsewhere, too.
+    /// As [`ReturnProbe::Exits`], but it may return elsewhere, too.
     SomeExits,
 }
 
-impl WayOut {
+impl ReturnProbe {
     const fn to_bits(self) -> u64 {
         match self {
             Self::Trampoline => 0,
@@ -91,7 +91,7 @@ pub struct Cookie {
     /// Its arguments.
     pub signature: Signature,
     /// How its end is seen.
-    pub way_out: WayOut,
+    pub return_probe: ReturnProbe,
 }
 
 const NO_ARG: u64 = 7;
@@ -116,7 +116,7 @@ impl Cookie {
         let Signature { size, count, old, result } = self.signature;
         let result = matches!(result, ResultPlace::PointedAtByArg0) as u64;
         let signature =
-            pack(size) | pack(count) << 3 | pack(old) << 6 | result << 9 | self.way_out.to_bits() << 10;
+            pack(size) | pack(count) << 3 | pack(old) << 6 | result << 9 | self.return_probe.to_bits() << 10;
         self.process.number() as u64 | (self.api as u64) << 16 | signature << 32
     }
 
@@ -138,7 +138,7 @@ impl Cookie {
                     ResultPlace::Register
                 },
             },
-            way_out: WayOut::from_bits(signature >> 10),
+            return_probe: ReturnProbe::from_bits(signature >> 10),
         }
     }
 }
@@ -154,13 +154,15 @@ mod tests {
             for count in args {
                 for old in args {
                     for result in [ResultPlace::Register, ResultPlace::PointedAtByArg0] {
-                        for way_out in [WayOut::Trampoline, WayOut::Exits, WayOut::SomeExits] {
+                        for return_probe in
+                            [ReturnProbe::Trampoline, ReturnProbe::Exits, ReturnProbe::SomeExits]
+                        {
                             let signature = Signature { size, count, old, result };
                             let cookie = Cookie {
                                 process: ProcessIndex::new(0xabcd),
                                 api: 0x1234,
                                 signature,
-                                way_out,
+                                return_probe,
                             };
                             assert_eq!(Cookie::from_bits(cookie.to_bits()), cookie);
                         }

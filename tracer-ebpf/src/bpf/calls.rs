@@ -11,7 +11,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     counter::Counter,
     live::{Block, BlockKey},
-    probe::{Arg, Cookie, ResultPlace, Signature, WayOut},
+    probe::{Arg, Cookie, ResultPlace, ReturnProbe, Signature},
     process::ProcessState,
     sampling::OBJECT,
     size::saturating_product,
@@ -146,7 +146,7 @@ fn belongs_to(call: &InFlight, process: &ProcessState) -> bool {
 #[inline(always)]
 fn abandon(call: &InFlight) {
     // Every return is seen, so it did not give a block.
-    if matches!(Cookie::from_bits(call.cookie).way_out, WayOut::Exits) {
+    if matches!(Cookie::from_bits(call.cookie).return_probe, ReturnProbe::Exits) {
         fail(call);
         return;
     }
@@ -192,7 +192,7 @@ pub fn exit(ctx: &ProbeContext) -> Option<()> {
     let record = threads::current()?;
     let call = record.get();
     let cookie = Cookie::from_bits(call.cookie);
-    if matches!(cookie.way_out, WayOut::Trampoline)
+    if matches!(cookie.return_probe, ReturnProbe::Trampoline)
         || regs.sp() != call.sp
         || arch::read_word(call.sp) != Some(call.return_address)
     {
@@ -213,7 +213,7 @@ fn end(record: &Record, cookie: Cookie, caller: Registers, regs: UserRegisters) 
     }
     match new_block(call, cookie.signature.result, regs) {
         NewBlock::At(address) => {
-            settle_old(call);
+            release_old_block(call);
             if call.fate == Fate::Kept as u32 {
                 account(cookie, process, call, address, caller);
             } else if call.fate == Fate::Unsampled as u32 {
@@ -224,7 +224,7 @@ fn end(record: &Record, cookie: Cookie, caller: Registers, regs: UserRegisters) 
         }
         NewBlock::Failed => fail(call),
         NewBlock::Unreadable => {
-            settle_old(call);
+            release_old_block(call);
             count(Counter::UnreadableResult);
         }
     }
@@ -253,7 +253,7 @@ fn new_block(call: &InFlight, place: ResultPlace, regs: UserRegisters) -> NewBlo
 
 /// The call released the old block.
 #[inline(always)]
-fn settle_old(call: &InFlight) {
+fn release_old_block(call: &InFlight) {
     if call.old_key != 0 {
         live::freed(&call.old);
     } else if call.old_unknown != 0 {
@@ -266,7 +266,7 @@ fn settle_old(call: &InFlight) {
 fn fail(call: &InFlight) {
     let had_old = call.old_key != 0 || call.old_unknown != 0;
     if had_old && call.size == 0 {
-        settle_old(call);
+        release_old_block(call);
         return;
     }
     count(Counter::Failed);

@@ -79,7 +79,7 @@ extern "C" fn capture_stack(request: *const CaptureRequest) -> u32 {
 
 /// Whether a walk from this frame passes the call, as far as can be seen: `true` when the walk does not get to the thread's base.
 #[inline(always)]
-pub fn passes(frame: &Frame, process: ProcessIndex, call: &EnclosingCall) -> bool {
+pub fn stack_passes_call(frame: &Frame, process: ProcessIndex, call: &EnclosingCall) -> bool {
     walk_passes(frame, process.into(), call) != 0
 }
 

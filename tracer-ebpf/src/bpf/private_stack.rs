@@ -12,13 +12,13 @@ use super::maps::{NO_PROGRAMS, NO_SESSION_PROGRAMS, live_buckets};
 
 /// To be called first by every uprobe program.
 #[inline(always)]
-pub fn forgo<C: EbpfContext>(ctx: &C) {
+pub fn decline<C: EbpfContext>(ctx: &C) {
     call_none_of(&NO_PROGRAMS, ctx);
 }
 
 /// To be called first by every uprobe program that sees entry and return.
 #[inline(always)]
-pub fn forgo_in_session<C: EbpfContext>(ctx: &C) {
+pub fn decline_in_session<C: EbpfContext>(ctx: &C) {
     call_none_of(&NO_SESSION_PROGRAMS, ctx);
 }
 

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     counter::Counter,
-    probe::{Cookie, WayOut},
+    probe::{Cookie, ReturnProbe},
     process::{ProcessIndex, ProcessState},
     slots::{set_and_way, slot_number},
     thread::{InFlight, record_set},
@@ -91,9 +91,9 @@ impl Record {
     #[inline(always)]
     pub fn encloses(&self, regs: UserRegisters, index: ProcessIndex, process: &ProcessState) -> bool {
         let call = *self.get();
-        let awaited = match Cookie::from_bits(call.cookie).way_out {
-            WayOut::Trampoline => process.trampoline.load(),
-            WayOut::Exits | WayOut::SomeExits => call.return_address,
+        let awaited = match Cookie::from_bits(call.cookie).return_probe {
+            ReturnProbe::Trampoline => process.trampoline.load(),
+            ReturnProbe::Exits | ReturnProbe::SomeExits => call.return_address,
         };
         if regs.sp() > call.sp || arch::read_word(call.sp) != Some(awaited) {
             return false;
@@ -103,7 +103,7 @@ impl Record {
         }
         // Without a whole walk the word has to do.
         let call = EnclosingCall { returns_to: call.return_address, awaited, sp: call.sp.wrapping_add(WORD) };
-        capture::passes(&Frame::first(regs.for_walk()), index, &call)
+        capture::stack_passes_call(&Frame::first(regs.for_walk()), index, &call)
     }
 
     /// Whether a call of the same function from the same place is recorded, which was left by an exception: its return address
@@ -111,7 +111,7 @@ impl Record {
     #[inline(always)]
     pub fn is_repeated_by(&self, cookie: Cookie, regs: UserRegisters) -> bool {
         let call = self.get();
-        !matches!(cookie.way_out, WayOut::Trampoline)
+        !matches!(cookie.return_probe, ReturnProbe::Trampoline)
             && call.cookie == cookie.to_bits()
             && call.sp == regs.sp()
     }

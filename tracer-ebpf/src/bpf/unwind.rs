@@ -176,7 +176,7 @@ pub struct WalkedCode {
     /// Generation of the list.
     pub generation: u16,
     /// 1 when code may be mapped that is not in the list yet.
-    pub is_behind: u8,
+    pub may_lack_code: u8,
     /// 1 when the last frame is in no mapping of the list.
     pub last_is_unknown: u8,
 }
@@ -224,7 +224,7 @@ pub fn walk(
     walk.passing = call.sp;
     walk.code.changes = changes as u32;
     walk.code.generation = code.generation;
-    walk.code.is_behind = (changes != process.code_changes_seen.load()).into();
+    walk.code.may_lack_code = (changes != process.code_changes_seen.load()).into();
     walk.code.last_is_unknown = 0;
     walk.first_mapping = code.first;
     walk.mapping_count = code.count;
@@ -299,8 +299,8 @@ fn leave_frame(walk: &mut Walk) -> u32 {
         };
         if !walk.mapping.contains(address) {
             if walk.depth > 0 {
-                let is_behind = walk.code.is_behind != 0;
-                return if is_behind { Stop::TableNotReady } else { walk.frame.not_code() } as u32;
+                let may_lack_code = walk.code.may_lack_code != 0;
+                return if may_lack_code { Stop::TableNotReady } else { walk.frame.not_code() } as u32;
             }
             // The thread has just run there, so it is code.
             walk.mapping.table = Mapping::NOT_READY;

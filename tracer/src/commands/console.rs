@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     cli::RecordConfig,
-    record::{Findings, Onlooker},
+    record::{Findings, Observer},
     report::{
         snapshot::{self, Background},
         status::{Status, StatusLine},
@@ -41,7 +41,7 @@ fn print(line: &StatusLine, text: &str) {
     line.suspend(|| _ = writeln!(io::stderr(), "{text}"));
 }
 
-impl Onlooker for Console<'_> {
+impl Observer for Console<'_> {
     fn begin(&mut self, line: &str) -> Result<()> {
         self.say(line);
         Ok(())

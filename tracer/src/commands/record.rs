@@ -16,7 +16,7 @@ use crate::{
     cli::{self, Exit, RecordConfig, Verbosity},
     doctor,
     model::{Pid, Profile},
-    record::{self, Onlooker, Recorded},
+    record::{self, Observer, Recorded},
     report::{
         Options, Report as _,
         destination::{Destination, Place, write_all},
@@ -73,11 +73,11 @@ fn die_with(parent: Pid) -> Result<()> {
 fn run(config: &RecordConfig) -> Result<Recorded> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (requests, keys) = unbounded_channel();
-    let mut onlooker: Box<dyn Onlooker> = match config.tui {
+    let mut observer: Box<dyn Observer> = match config.tui {
         true => Box::new(Tui::new(config, is_colored(config.color, &io::stdout()), requests)),
         false => Box::new(Console::new(config)),
     };
-    runtime.block_on(record::record(&config.recording, keys, &mut *onlooker))
+    runtime.block_on(record::record(&config.recording, keys, &mut *observer))
 }
 
 /// Writes every report, and the summary to standard output, or to standard error when a report goes there.

@@ -39,8 +39,8 @@ pub struct Children {
     gone: BTreeSet<ProcessIndex>,
 }
 
-/// What a new process must be made known to.
-pub struct Family<'a> {
+/// What a new process is registered with.
+pub struct ProcessRegistry<'a> {
     pub capture: &'a mut Capture,
     pub planner: &'a mut Planner,
     pub code: &'a mut CodeFiles,
@@ -109,28 +109,28 @@ impl Children {
     }
 
     /// Looks at processes that have come since the last time, and no more at those that have gone, whose indexes it returns.
-    pub fn update(&mut self, mut family: Family<'_>) -> Vec<ProcessIndex> {
-        if !family.capture.follows() {
+    pub fn update(&mut self, mut registry: ProcessRegistry<'_>) -> Vec<ProcessIndex> {
+        if !registry.capture.follows() {
             return Vec::new();
         }
         let unannounced =
-            family.ready().into_iter().filter(|index| !self.announced.contains(index)).collect();
+            registry.ready().into_iter().filter(|index| !self.announced.contains(index)).collect();
         let late = std::mem::replace(&mut self.unannounced, unannounced);
         let can_be_met = |index: &ProcessIndex| self.announced.contains(index) || late.contains(index);
-        while let Some(index) = family.ready().into_iter().find(can_be_met) {
-            let target = family.look_at(index);
+        while let Some(index) = registry.ready().into_iter().find(can_be_met) {
+            let target = registry.describe(index);
             if !self.announced.contains(&index) {
-                family.introduce(index, target.as_ref());
+                registry.register(index, target.as_ref());
             }
             if let Some(target) = target {
-                family.adopt(TracedProcess::new(index, target, self.probed.clone()));
+                registry.attach(TracedProcess::new(index, target, self.probed.clone()));
             }
         }
         let over: Vec<ProcessIndex> =
-            family.descriptions.keys().copied().filter(|&index| family.capture.is_over(index)).collect();
+            registry.descriptions.keys().copied().filter(|&index| registry.capture.is_over(index)).collect();
         let gone: Vec<ProcessIndex> = over.into_iter().filter(|&index| self.gone.insert(index)).collect();
         for &index in &gone {
-            family.part_with(index);
+            registry.remove(index);
         }
         gone
     }
@@ -146,7 +146,7 @@ impl Children {
     }
 }
 
-impl Family<'_> {
+impl ProcessRegistry<'_> {
     /// The indexes that have not been looked at, and can be by now.
     fn ready(&self) -> Vec<ProcessIndex> {
         let states = self.capture.processes();
@@ -158,7 +158,7 @@ impl Family<'_> {
     }
 
     /// Describes a process, and opens it if it still is what it was.
-    fn look_at(&mut self, index: ProcessIndex) -> Option<Target> {
+    fn describe(&mut self, index: ProcessIndex) -> Option<Target> {
         let state = &self.capture.processes()[usize::from(index)];
         let target = Target::open(pid(state));
         // Only a process that has not gone meanwhile has this pid still.
@@ -185,8 +185,8 @@ impl Family<'_> {
         target
     }
 
-    /// Makes a process known of which no event told.
-    fn introduce(&mut self, index: ProcessIndex, target: Option<&Target>) {
+    /// Registers a process that no event announced.
+    fn register(&mut self, index: ProcessIndex, target: Option<&Target>) {
         let Some(target) = target else { return };
         self.worker.add_process(index, target.pid());
         match target.mappings() {
@@ -196,7 +196,7 @@ impl Family<'_> {
     }
 
     /// Gives a process its code and its probes.
-    fn adopt(&mut self, mut process: TracedProcess) {
+    fn attach(&mut self, mut process: TracedProcess) {
         self.capture.open_late_window(process.index);
         self.code.read(&process.target);
         self.worker.add_code(self.code.install(process.index, &process.target, self.capture));
@@ -209,7 +209,7 @@ impl Family<'_> {
     }
 
     /// A process has gone.
-    fn part_with(&mut self, index: ProcessIndex) {
+    fn remove(&mut self, index: ProcessIndex) {
         self.processes.retain(|process| process.index != index);
         let exited = self.capture.processes()[usize::from(index)].gate.load() == Gate::Exited as u64;
         let end = if exited { ProcessEnd::Exited } else { ProcessEnd::Exec };

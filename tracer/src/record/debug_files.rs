@@ -1,6 +1,6 @@
 //! Debug files are fetched when the recording is over: the user sees how far it is, and may do without.
 
-use super::{Findings, onlooker::Onlooker};
+use super::{Findings, observer::Observer};
 use crate::{
     model::Bytes,
     signals::Interruptible,
@@ -8,13 +8,13 @@ use crate::{
 };
 
 /// Names what was found by the debug files that servers have.
-pub fn name(findings: &mut Findings, debuginfod: &Debuginfod, onlooker: &mut dyn Onlooker) {
-    let mut waiting = Waiting { debuginfod, onlooker, interruptible: Interruptible::begin() };
+pub fn name(findings: &mut Findings, debuginfod: &Debuginfod, observer: &mut dyn Observer) {
+    let mut waiting = Waiting { debuginfod, observer, interruptible: Interruptible::begin() };
     let came = findings.name_by_debug_files(debuginfod, &mut waiting);
-    waiting.onlooker.wait_for(None);
+    waiting.observer.wait_for(None);
     if came.wanted > 0 {
         waiting
-            .onlooker
+            .observer
             .say(&format!("debug files: {} of {} that are not installed were had", came.had, came.wanted));
     }
     if let Some(why) = came.failure {
@@ -27,13 +27,13 @@ pub fn name(findings: &mut Findings, debuginfod: &Debuginfod, onlooker: &mut dyn
 
 struct Waiting<'a> {
     debuginfod: &'a Debuginfod,
-    onlooker: &'a mut dyn Onlooker,
+    observer: &'a mut dyn Observer,
     interruptible: Interruptible,
 }
 
 impl Watcher for Waiting<'_> {
     fn begin(&mut self, servers: &[String], files: usize) {
-        self.onlooker.say(&format!(
+        self.observer.say(&format!(
             "debug files of {files} modules are fetched from {} into {}; Ctrl-C goes on without",
             servers.join(", "),
             self.debuginfod.directory().display()
@@ -43,7 +43,7 @@ impl Watcher for Waiting<'_> {
     fn progress(&mut self, progress: Progress<'_>) {
         let Progress { module, bytes, of } = progress;
         let of = of.map_or_else(String::new, |of| format!(" of {}", Bytes(of)));
-        self.onlooker.wait_for(Some(&format!("debug file of {module}: {}{of}", Bytes(bytes))));
+        self.observer.wait_for(Some(&format!("debug file of {module}: {}{of}", Bytes(bytes))));
     }
 
     fn is_tired(&self) -> bool {

@@ -13,7 +13,7 @@ mod findings;
 mod found;
 mod growth;
 mod hotspot;
-mod onlooker;
+mod observer;
 mod oom;
 mod overhead;
 mod process;
@@ -43,7 +43,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-pub use self::{findings::Findings, onlooker::Onlooker, process::plan_of, requests::Request};
+pub use self::{findings::Findings, observer::Observer, process::plan_of, requests::Request};
 use self::{oom::OomKills, requests::Requests, resident_memory::When, session::Session};
 use crate::{
     model::{Bytes, End, Mode, Pid, Profile},
@@ -138,7 +138,7 @@ pub struct Recorded {
 pub async fn record(
     config: &Config,
     keys: UnboundedReceiver<Request>,
-    onlooker: &mut dyn Onlooker,
+    observer: &mut dyn Observer,
 ) -> Result<Recorded> {
     let debuginfod = Debuginfod::wanted(&config.debuginfod)?;
     let mut interrupts = Interrupts::new()?;
@@ -159,21 +159,21 @@ pub async fn record(
         None => session.check_allocators()?,
     }
     let announcement = session.announcement();
-    onlooker.begin(&announcement)?;
+    observer.begin(&announcement)?;
 
     requests.mark_after(config.mark_after);
-    let asked = Asked { requests, onlooker: &mut *onlooker, snapshot: false, mark: false };
+    let asked = PendingRequests { requests, observer: &mut *observer, snapshot: false, mark: false };
     let watched = watch(config, &mut session, asked, &mut interrupts, &mut exits).await;
     // What was recorded until then is worth as much as before.
     let (end, failure) = watched.map_or_else(|error| (End::Failed, Some(error)), |end| (end, None));
     let end = oom_kills.judge(end);
     session.close_window(end);
-    onlooker.finish();
+    observer.finish();
     signals::let_signals_kill();
     log::info!("removing the probes");
     let mut findings = session.finish()?;
     if let Some(debuginfod) = &debuginfod {
-        debug_files::name(&mut findings, debuginfod, onlooker);
+        debug_files::name(&mut findings, debuginfod, observer);
     }
     let profile = findings.profile();
     if end == End::Interrupted
@@ -227,7 +227,7 @@ fn preload(config: &Config) -> Result<Option<Preload>> {
 async fn watch(
     config: &Config,
     session: &mut Session,
-    mut asked: Asked<'_>,
+    mut asked: PendingRequests<'_>,
     interrupts: &mut Interrupts,
     exits: &mut Exits,
 ) -> Result<End> {
@@ -260,8 +260,8 @@ async fn watch(
                 session.retire_stacks();
                 session.look_at_overhead();
                 session.find_trampolines();
-                if asked.onlooker.wants_status() {
-                    asked.onlooker.show(&session.status());
+                if asked.observer.wants_status() {
+                    asked.observer.show(&session.status());
                 }
             }
         }
@@ -277,35 +277,35 @@ async fn watch(
 }
 
 /// What was asked of the recording, until it is done.
-struct Asked<'a> {
+struct PendingRequests<'a> {
     requests: Requests,
-    onlooker: &'a mut dyn Onlooker,
+    observer: &'a mut dyn Observer,
     snapshot: bool,
     mark: bool,
 }
 
-impl Asked<'_> {
+impl PendingRequests<'_> {
     /// Does what can be done now; the rest has to wait until the findings before are dealt with.
     fn answer(&mut self, session: &mut Session) -> Result<()> {
         if session.is_being_read() {
             return Ok(());
         }
-        let ready = self.onlooker.is_ready();
+        let ready = self.observer.is_ready();
         let started = Instant::now();
         let took = |what| log::debug!("{what} took {:?} of the time for events", started.elapsed());
         if self.snapshot && ready {
             self.snapshot = false;
             session.snapshot(When::Now);
-            self.onlooker.snapshot(session.findings());
+            self.observer.snapshot(session.findings());
             took("a snapshot");
         } else if self.mark && !self.snapshot {
             self.mark = false;
             session.mark().context("no new window can be opened")?;
             took("a mark");
-            self.onlooker.marked();
-            self.onlooker.say("marked: from now on only new allocations count");
-        } else if ready && self.onlooker.wants_findings() {
-            self.onlooker.look(session.findings());
+            self.observer.marked();
+            self.observer.say("marked: from now on only new allocations count");
+        } else if ready && self.observer.wants_findings() {
+            self.observer.look(session.findings());
             took("a look");
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use tracer_ebpf::{
-    probe::{Cookie, WayOut},
+    probe::{Cookie, ReturnProbe},
     process::ProcessIndex,
     usdt::UsdtCookie,
 };
@@ -371,12 +371,12 @@ impl TracedProcess {
     }
 
     fn cookie(&self, probe: &PlannedProbe) -> Cookie {
-        let way_out = match probe.place {
-            Place::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => WayOut::Exits,
-            Place::EntryAndExits { .. } => WayOut::SomeExits,
-            Place::EntryAndReturn(_) | Place::Entry { .. } => WayOut::Trampoline,
+        let return_probe = match probe.place {
+            Place::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => ReturnProbe::Exits,
+            Place::EntryAndExits { .. } => ReturnProbe::SomeExits,
+            Place::EntryAndReturn(_) | Place::Entry { .. } => ReturnProbe::Trampoline,
         };
-        Cookie { process: self.index, api: probe.api.0, signature: probe.signature, way_out }
+        Cookie { process: self.index, api: probe.api.0, signature: probe.signature, return_probe }
     }
 
     fn site(&self, object: &Object, planner: &Planner, probe: &PlannedProbe) -> Site {

@@ -32,7 +32,7 @@ use self::{
 use crate::{
     cli::RecordConfig,
     model::Profile,
-    record::{Findings, Onlooker, Request},
+    record::{Findings, Observer, Request},
     report::{
         snapshot::{self, Background},
         status::Status,
@@ -100,7 +100,7 @@ impl<'a> Tui<'a> {
     }
 }
 
-impl Onlooker for Tui<'_> {
+impl Observer for Tui<'_> {
     fn begin(&mut self, line: &str) -> Result<()> {
         let (news, heard) = channel();
         self.screen = Some(Screen::open(State::default(), self.theme, heard, self.requests.clone())?);

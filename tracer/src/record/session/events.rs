@@ -11,7 +11,7 @@ use tracer_ebpf::{
 
 use super::{
     super::{
-        children::Family,
+        children::ProcessRegistry,
         clock::now_ns,
         process::{TracedProcess, Trampoline},
     },
@@ -97,8 +97,8 @@ impl Session {
     fn adopt_children(&mut self) {
         let Self { capture, planner, code, naming, accounts, processes, descriptions, .. } = self;
         let (Some(worker), mappings) = (naming.worker(), &mut accounts.mappings) else { return };
-        let family = Family { capture, planner, code, worker, mappings, processes, descriptions };
-        for gone in self.children.update(family) {
+        let registry = ProcessRegistry { capture, planner, code, worker, mappings, processes, descriptions };
+        for gone in self.children.update(registry) {
             self.stale_code.processes.remove(&gone);
             self.accounts.forget(gone, &self.processes);
         }

@@ -1,4 +1,4 @@
-//! Who looks on while a recording is made.
+//! Observers of a recording.
 
 use anyhow::Result;
 
@@ -7,7 +7,7 @@ use crate::report::status::Status;
 
 /// Is told what happens, and gets the findings so far when they are asked for. Called between events, which the kernel
 /// keeps for a moment only: what takes time belongs on another thread.
-pub trait Onlooker {
+pub trait Observer {
     /// The window is open; one line about it.
     ///
     /// # Errors
