@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use tracer::{
-    attach::uprobes::{At, Places, UprobeLinks, load_empty_program},
+    attach::uprobes::{At, ProbeSites, UprobeLinks, load_empty_program},
     model::Pid,
-    plan::{Place, Planner},
+    plan::{Planner, ProbePlacement},
     target::Target,
 };
 
@@ -42,10 +42,10 @@ fn attach(target: &Target, at_entries: bool) -> Result<Vec<OwnedFd>> {
         for probe in Planner::default().plan(&bytes)?.probes {
             let site = probe.place.site();
             let moved_by = if at_entries { u64::from(site.offset_in_function) } else { 0 };
-            let place = Places::from_iter([(site.file_offset - moved_by, 0, None)]);
+            let place = ProbeSites::from_iter([(site.file_offset - moved_by, 0, None)]);
             let moments: &[At] = match probe.place {
-                Place::EntryAndReturn(_) => &[At::Entry, At::Return],
-                Place::Entry { .. } | Place::EntryAndExits { .. } => &[At::Entry],
+                ProbePlacement::EntryAndReturn(_) => &[At::Entry, At::Return],
+                ProbePlacement::Entry { .. } | ProbePlacement::EntryAndExits { .. } => &[At::Entry],
             };
             for &at in moments {
                 let scope = Some(target.pid());

@@ -23,5 +23,6 @@ pub use chunk::{CACHE_BITS, Chunk, MAX_CODE_MAPPINGS, MAX_RULES, MAX_TABLES};
 pub use rule::{Cfa, Rule, SavedBp};
 pub use step::{Frame, Memory, Registers, Via, step, step_frame_pointer};
 pub use table::{
-    MAX_PAGE_PROBES, Mapping, PAGE_BITS, PAGE_SIZE, Place, Row, RowSearch, Search, TableHeader, Tables,
+    MAX_PAGE_PROBES, Mapping, PAGE_BITS, PAGE_SIZE, Row, RowSearch, Search, TableHeader, TablePosition,
+    Tables,
 };

@@ -88,7 +88,7 @@ const _: () = assert!(size_of::<TableHeader>() == 24);
 
 /// Where an address falls in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct TablePosition {
     /// Bytes from the start of the table's code; unique in the file.
     pub offset: u32,
     /// The page's entry in `pages`; its successor is the end of the page's rows.
@@ -99,13 +99,13 @@ impl TableHeader {
     /// Where an svma falls; `None` outside of what the table covers, where its rule is [`Rule::NO_TABLE`].
     #[must_use]
     #[inline(always)]
-    pub const fn locate(&self, svma: u64) -> Option<Place> {
+    pub const fn locate(&self, svma: u64) -> Option<TablePosition> {
         let offset = svma.wrapping_sub(self.code);
         if offset >> PAGE_BITS >= self.page_count as u64 || offset > u32::MAX as u64 {
             return None;
         }
         let offset = offset as u32;
-        Some(Place { offset, page: self.first_page.wrapping_add(offset >> PAGE_BITS) })
+        Some(TablePosition { offset, page: self.first_page.wrapping_add(offset >> PAGE_BITS) })
     }
 }
 
@@ -163,7 +163,7 @@ impl Search {
     }
 }
 
-/// The search for the row of a [`Place`].
+/// The search for the row of a [`TablePosition`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowSearch {
     /// What is left of the page's rows.
@@ -178,7 +178,7 @@ impl RowSearch {
     /// Begins a search; `None` when the page's entries are not there.
     #[must_use]
     #[inline(always)]
-    pub fn begin(table: &TableHeader, place: Place, tables: &impl Tables) -> Option<Self> {
+    pub fn begin(table: &TableHeader, place: TablePosition, tables: &impl Tables) -> Option<Self> {
         let low = tables.page(place.page)?;
         let high = tables.page(place.page.wrapping_add(1))?;
         let search = Search::new(table.first_row.wrapping_add(low), table.first_row.wrapping_add(high));
@@ -207,7 +207,7 @@ impl RowSearch {
     /// The whole search, in one loop with a fixed bound.
     #[must_use]
     #[inline(always)]
-    pub fn run(table: &TableHeader, place: Place, tables: &impl Tables) -> u16 {
+    pub fn run(table: &TableHeader, place: TablePosition, tables: &impl Tables) -> u16 {
         let Some(mut search) = Self::begin(table, place, tables) else { return 0 };
         for _ in 0..MAX_PAGE_PROBES {
             if !search.advance(tables) {

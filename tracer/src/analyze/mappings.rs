@@ -149,12 +149,12 @@ pub struct Losses {
 
 /// Whose pages they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
+enum PageOwner {
     BeforeWindow(Backing),
     Object(Object),
 }
 
-impl Owner {
+impl PageOwner {
     fn backing(self) -> Backing {
         match self {
             Self::BeforeWindow(backing) => backing,
@@ -223,15 +223,15 @@ struct Pending {
     call: u8,
     args: [u64; 6],
     time_ns: u64,
-    released: Vec<(AddressRange, Owner)>,
+    released: Vec<(AddressRange, PageOwner)>,
     /// The part of `released` that a failure brings back: what no later call has mapped or released.
-    restorable: Extents<Owner>,
+    restorable: Extents<PageOwner>,
     /// Whether it counted as an unmatched free.
     unmatched: bool,
 }
 
 impl Pending {
-    fn of(event: &MappingEvent, released: Vec<(AddressRange, Owner)>) -> Self {
+    fn of(event: &MappingEvent, released: Vec<(AddressRange, PageOwner)>) -> Self {
         let mut restorable = Extents::default();
         for &(range, owner) in &released {
             restorable.put(range, owner);
@@ -244,7 +244,7 @@ impl Pending {
 /// The address space of one process.
 #[derive(Clone, Debug, Default)]
 struct Space {
-    extents: Extents<Owner>,
+    extents: Extents<PageOwner>,
     program_break: Option<u64>,
     /// By thread.
     pending: HashMap<u32, Pending>,
@@ -252,13 +252,13 @@ struct Space {
 
 impl Space {
     /// Releases a range, and returns what was there.
-    fn release(&mut self, range: AddressRange, ledger: &mut Ledger) -> Vec<(AddressRange, Owner)> {
+    fn release(&mut self, range: AddressRange, ledger: &mut Ledger) -> Vec<(AddressRange, PageOwner)> {
         for pending in self.pending.values_mut() {
             pending.restorable.take(range);
         }
         let released = self.extents.take(range);
         for &(part, owner) in &released {
-            if let Owner::Object(object) = owner {
+            if let PageOwner::Object(object) = owner {
                 ledger.release(object, part.bytes());
             }
         }
@@ -285,7 +285,7 @@ impl Space {
     fn restore(&mut self, pending: &Pending, ledger: &mut Ledger) {
         for (range, owner) in pending.restorable.iter() {
             self.extents.put(range, owner);
-            if let Owner::Object(object) = owner {
+            if let PageOwner::Object(object) = owner {
                 ledger.undo_release(object, range.bytes());
             }
         }
@@ -314,7 +314,7 @@ impl MappingAccount {
     pub fn add_process(&mut self, process: ProcessIndex, initial: InitialMappings) {
         let space = self.spaces.entry(process).or_default();
         for (range, backing) in initial.mappings {
-            space.extents.put(range, Owner::BeforeWindow(backing));
+            space.extents.put(range, PageOwner::BeforeWindow(backing));
         }
         space.program_break = initial.program_break.and_then(|Address(end)| page_align(end));
     }
@@ -324,7 +324,7 @@ impl MappingAccount {
         let Some(Space { extents, program_break, .. }) = self.spaces.get(&parent) else { return };
         let mut space = Space { program_break: *program_break, ..Space::default() };
         for (range, owner) in extents.iter() {
-            space.extents.put(range, Owner::BeforeWindow(owner.backing()));
+            space.extents.put(range, PageOwner::BeforeWindow(owner.backing()));
         }
         self.spaces.insert(child, space);
     }
@@ -352,8 +352,8 @@ impl MappingAccount {
     /// What was mapped in the window and still is, by process and address.
     pub fn live(&self) -> impl Iterator<Item = LiveRange> + '_ {
         self.spaces.values().flat_map(|space| space.extents.iter()).filter_map(|(range, owner)| match owner {
-            Owner::Object(Object { holder, born_ns, .. }) => Some(LiveRange { range, holder, born_ns }),
-            Owner::BeforeWindow(_) => None,
+            PageOwner::Object(Object { holder, born_ns, .. }) => Some(LiveRange { range, holder, born_ns }),
+            PageOwner::BeforeWindow(_) => None,
         })
     }
 
@@ -371,8 +371,8 @@ impl MappingAccount {
         });
         owners
             .filter_map(|owner| match owner {
-                Owner::Object(object) => Some(object.holder.stack),
-                Owner::BeforeWindow(_) => None,
+                PageOwner::Object(object) => Some(object.holder.stack),
+                PageOwner::BeforeWindow(_) => None,
             })
             .collect()
     }
@@ -423,7 +423,7 @@ impl MappingAccount {
         }
         let range = result_range(event, mmap_length(event)?)?;
         let object = self.new_object(event, MappingCall::Mmap, backing);
-        self.map(object, &[(range, Owner::Object(object))]);
+        self.map(object, &[(range, PageOwner::Object(object))]);
         Some(())
     }
 
@@ -505,7 +505,7 @@ impl MappingAccount {
                 .map(|(start, end)| AddressRange { start: Address(start), end: Address(end) });
             space.release(shrunk, &mut self.ledger);
             let object = self.new_object(event, MappingCall::Brk, Backing::Anonymous);
-            self.map(object, &[(grown, Owner::Object(object))]);
+            self.map(object, &[(grown, PageOwner::Object(object))]);
         }
         Some(())
     }
@@ -522,7 +522,7 @@ impl MappingAccount {
 
     /// Enters who owns what a call mapped, over whatever was there: the object, or what was moved there from before
     /// the window.
-    fn map(&mut self, object: Object, parts: &[(AddressRange, Owner)]) {
+    fn map(&mut self, object: Object, parts: &[(AddressRange, PageOwner)]) {
         let space = self.spaces.entry(object.holder.process).or_default();
         for &(part, _) in parts {
             space.release(part, &mut self.ledger);
@@ -534,7 +534,7 @@ impl MappingAccount {
         let mut bytes = 0;
         for &(part, owner) in parts {
             space.extents.put(part, owner);
-            if owner == Owner::Object(object) {
+            if owner == PageOwner::Object(object) {
                 bytes += part.bytes();
             }
         }
@@ -584,33 +584,39 @@ impl Remap {
     /// released: from Linux 6.17 the kernel moves ranges with gaps.
     fn owners(
         &self,
-        source: &[(AddressRange, Owner)],
+        source: &[(AddressRange, PageOwner)],
         result: AddressRange,
         object: Object,
-    ) -> Option<Vec<(AddressRange, Owner)>> {
+    ) -> Option<Vec<(AddressRange, PageOwner)>> {
         let moved = self.old_length.min(self.new_length);
         let growth = AddressRange { start: Address(result.start.0.checked_add(moved)?), end: result.end };
-        let image = |&(part, owner): &(AddressRange, Owner)| {
+        let image = |&(part, owner): &(AddressRange, PageOwner)| {
             let offset = part.start.0.checked_sub(self.old_start)?;
             let image = AddressRange::sized(result.start.0.checked_add(offset)?, part.bytes())?;
             let owner = match owner {
-                Owner::BeforeWindow(_) => owner,
-                Owner::Object(_) => Owner::Object(object),
+                PageOwner::BeforeWindow(_) => owner,
+                PageOwner::Object(_) => PageOwner::Object(object),
             };
             Some((image.intersection(result)?, owner))
         };
         let images = source.iter().filter(|_| self.old_length > 0).filter_map(image);
-        Some(images.chain([(growth, Owner::Object(object))]).filter(|(part, _)| !part.is_empty()).collect())
+        Some(
+            images
+                .chain([(growth, PageOwner::Object(object))])
+                .filter(|(part, _)| !part.is_empty())
+                .collect(),
+        )
     }
 }
 
 /// Whether a release met nothing but anonymous memory from before the window. Within an allocator it is the allocator's
 /// own affair.
-fn is_unmatched(event: &MappingEvent, released: &[(AddressRange, Owner)]) -> bool {
-    let unknown = |(_, owner): &(AddressRange, Owner)| *owner == Owner::BeforeWindow(Backing::Anonymous);
+fn is_unmatched(event: &MappingEvent, released: &[(AddressRange, PageOwner)]) -> bool {
+    let unknown =
+        |(_, owner): &(AddressRange, PageOwner)| *owner == PageOwner::BeforeWindow(Backing::Anonymous);
     event.in_allocator == 0
         && released.iter().any(unknown)
-        && !released.iter().any(|(_, owner)| matches!(owner, Owner::Object(_)))
+        && !released.iter().any(|(_, owner)| matches!(owner, PageOwner::Object(_)))
 }
 
 /// Rounds up to a page; `None` past the end of the address space.

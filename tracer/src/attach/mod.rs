@@ -46,7 +46,7 @@ use self::{
     hits::ProbedPlaces,
     programs::Programs,
     tracepoint::Tracepoints,
-    uprobes::{At, Places, UprobeLinks},
+    uprobes::{At, ProbeSites, UprobeLinks},
 };
 pub use self::{
     sys::may_call_bpf,
@@ -358,7 +358,7 @@ impl Capture {
         }
         for &(name, at, events) in self.uprobe_programs() {
             let sites = sites.iter().filter(|site| events.contains(&site.event));
-            let places: Places = sites.map(|site| (site.offset, site.cookie, site.semaphore)).collect();
+            let places: ProbeSites = sites.map(|site| (site.offset, site.cookie, site.semaphore)).collect();
             if !places.is_empty() {
                 let program = self.programs.get(name)?;
                 self.probes.extend(self.links.attach(program, file, &places, at, scope)?);

@@ -87,7 +87,7 @@ impl UprobeLinks {
         self,
         program: BorrowedFd<'_>,
         file: &Path,
-        places: &Places,
+        places: &ProbeSites,
         at: At,
         scope: Option<Pid>,
     ) -> Result<Vec<OwnedFd>> {
@@ -117,16 +117,16 @@ impl UprobeLinks {
     }
 }
 
-/// Places in one file, and the cookie of each.
+/// Sites of probes in one file, and the cookie of each.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
+pub struct ProbeSites {
     offsets: Vec<u64>,
     cookies: Vec<u64>,
     /// Offsets of their semaphores, 0 for none; empty when none has one.
     semaphores: Vec<u64>,
 }
 
-impl Places {
+impl ProbeSites {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -134,7 +134,7 @@ impl Places {
     }
 }
 
-impl FromIterator<(u64, u64, Option<u64>)> for Places {
+impl FromIterator<(u64, u64, Option<u64>)> for ProbeSites {
     /// Takes offsets, cookies and semaphores.
     fn from_iter<I: IntoIterator<Item = (u64, u64, Option<u64>)>>(places: I) -> Self {
         let mut all = Self::default();

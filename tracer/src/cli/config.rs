@@ -10,9 +10,9 @@ use super::{default_output, heading};
 use crate::model::{Bytes, Kind, Pid, Process, Verdict};
 use crate::plan::Declarations;
 use crate::record;
-use crate::report::destination::{Destination, Place};
+use crate::report::destination::{Destination, OutputPlace};
 use crate::report::filter::Filter;
-use crate::report::{FlameOrder, Format, Options, Weight};
+use crate::report::{FlameOrder, Format, Options, WeightUnit};
 use crate::watch;
 
 /// What to draw again of a saved recording.
@@ -57,8 +57,8 @@ pub struct ViewConfig {
 #[group(skip)]
 pub struct Drawing {
     /// What makes a stack heavy: order, shares and widths.
-    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Weight::Bytes, help_heading = heading::REPORTS)]
-    pub weight: Weight,
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = WeightUnit::Bytes, help_heading = heading::REPORTS)]
+    pub weight: WeightUnit,
 
     /// Which way flame graphs grow.
     #[arg(long, value_name = "ORDER", value_enum, default_value_t = FlameOrder::Flame, help_heading = heading::REPORTS)]
@@ -76,7 +76,7 @@ impl Drawing {
 
 impl Default for Drawing {
     fn default() -> Self {
-        Self { weight: Weight::Bytes, flame_order: FlameOrder::Flame }
+        Self { weight: WeightUnit::Bytes, flame_order: FlameOrder::Flame }
     }
 }
 
@@ -156,7 +156,7 @@ impl RecordConfig {
         if !self.outputs.is_empty() {
             return self.outputs.clone();
         }
-        let place = Place::Path(default_output(&target.comm, target.pid));
+        let place = OutputPlace::Path(default_output(&target.comm, target.pid));
         vec![Destination { format: Format::Svg, place }]
     }
 

@@ -26,7 +26,7 @@ pub use self::config::{
 use self::watch::WatchArguments;
 use crate::model::Pid;
 use crate::report::Format;
-use crate::report::destination::{Destination, Place, WriteError};
+use crate::report::destination::{Destination, OutputPlace, WriteError};
 
 /// What the help calls groups of options.
 mod heading {
@@ -160,5 +160,5 @@ fn plain(name: &str) -> String {
 /// # Errors
 /// When the current directory takes no files.
 pub fn check_default_directory() -> Result<(), WriteError> {
-    Destination { format: Format::Svg, place: Place::Path(default_output("check", Pid(0))) }.check()
+    Destination { format: Format::Svg, place: OutputPlace::Path(default_output("check", Pid(0))) }.check()
 }

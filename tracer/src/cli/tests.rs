@@ -8,8 +8,8 @@ use super::*;
 use crate::model::{Bytes, Kind, Mode, Verdict};
 use crate::plan::Declarations;
 use crate::record;
-use crate::report::destination::Place;
-use crate::report::{FlameOrder, Weight};
+use crate::report::destination::OutputPlace;
+use crate::report::{FlameOrder, WeightUnit};
 use crate::symbolize::Wish;
 use crate::target::{CommandLine, Subject, choice::Choice};
 
@@ -83,13 +83,13 @@ fn every_option_arrives() {
     let expected = RecordConfig {
         recording,
         outputs: vec![
-            Destination { format: Format::Svg, place: Place::Path("a.svg".into()) },
-            Destination { format: Format::Folded, place: Place::Stdout },
+            Destination { format: Format::Svg, place: OutputPlace::Path("a.svg".into()) },
+            Destination { format: Format::Folded, place: OutputPlace::Stdout },
         ],
         include: BTreeSet::from([Kind::File, Kind::Managed]),
         only: vec![Verdict::Leaking],
         top: 3,
-        drawing: Drawing { weight: Weight::Objects, flame_order: FlameOrder::Icicle },
+        drawing: Drawing { weight: WeightUnit::Objects, flame_order: FlameOrder::Icicle },
         dies_with: None,
         fail_on: Some(Bytes(1536)),
         tui: true,

@@ -8,7 +8,7 @@ use tracer_ebpf::sampling::Sampling;
 use crate::model::{Bytes, Mode, Pid, Verdict};
 use crate::plan::{Allocator, SymbolPrefix};
 use crate::report::filter::pattern;
-use crate::report::{FlameOrder, Format, Weight};
+use crate::report::{FlameOrder, Format, WeightUnit};
 
 /// Shorter intervals would cost more to look than there is to see.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
@@ -106,7 +106,7 @@ impl ValueEnum for Mode {
     }
 }
 
-impl ValueEnum for Weight {
+impl ValueEnum for WeightUnit {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Bytes, Self::Objects]
     }

@@ -19,7 +19,7 @@ use crate::{
     record::{self, Observer, Recorded},
     report::{
         Options, Report as _,
-        destination::{Destination, Place, write_all},
+        destination::{Destination, OutputPlace, write_all},
         text::Text,
     },
     target::launch::exit_code,
@@ -86,7 +86,7 @@ fn write_reports(config: &RecordConfig, profile: &Profile) -> Result<()> {
     let options = config.view();
     let (written, errors) = write_all(&destinations, profile, &options);
 
-    let on_stderr = destinations.iter().any(|destination| destination.place == Place::Stdout);
+    let on_stderr = destinations.iter().any(|destination| destination.place == OutputPlace::Stdout);
     let summarised = summarise(config, profile, options, &written, on_stderr);
     let mut errors = errors.into_iter();
     let Some(first) = errors.next() else { return summarised.context("cannot write the summary") };

@@ -10,7 +10,7 @@ use crate::{
     model::Profile,
     report::{
         Options, Report as _,
-        destination::{Place, write_all},
+        destination::{OutputPlace, write_all},
         diff::{self, Diff},
         filter::{Filter, pattern},
         saved,
@@ -66,7 +66,7 @@ fn view_options(view: &ViewConfig) -> Options {
 
 /// Prints a summary where no report goes.
 fn show(view: &ViewConfig, write: impl FnOnce(&Options, &mut dyn io::Write) -> io::Result<()>) -> Result<()> {
-    let printed = if view.outputs.iter().any(|output| output.place == Place::Stdout) {
+    let printed = if view.outputs.iter().any(|output| output.place == OutputPlace::Stdout) {
         write(&on_terminal(view_options(view), view.color, &io::stderr()), &mut io::stderr().lock())
     } else {
         write(&on_terminal(view_options(view), view.color, &io::stdout()), &mut io::stdout().lock())

@@ -24,7 +24,7 @@ pub struct Check {
     /// What was looked at.
     pub name: &'static str,
     /// Whether it is as it should be.
-    pub state: State,
+    pub state: CheckState,
     /// What was found.
     pub detail: String,
     /// What to do about it, when there is something to do.
@@ -33,7 +33,7 @@ pub struct Check {
 
 /// Whether a thing is as it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum CheckState {
     /// It is.
     Good,
     /// Tracing works without it, with less.
@@ -44,22 +44,22 @@ pub enum State {
 
 impl Check {
     fn good(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, state: State::Good, detail: detail.into(), remedy: None }
+        Self { name, state: CheckState::Good, detail: detail.into(), remedy: None }
     }
 
     fn limited(name: &'static str, detail: impl Into<String>, remedy: &'static str) -> Self {
-        Self { name, state: State::Limited, detail: detail.into(), remedy: Some(remedy) }
+        Self { name, state: CheckState::Limited, detail: detail.into(), remedy: Some(remedy) }
     }
 
     fn missing(name: &'static str, detail: impl Into<String>, remedy: &'static str) -> Self {
-        Self { name, state: State::Missing, detail: detail.into(), remedy: Some(remedy) }
+        Self { name, state: CheckState::Missing, detail: detail.into(), remedy: Some(remedy) }
     }
 }
 
 /// Whether tracing will work with this.
 #[must_use]
 pub fn can_trace(checks: &[Check]) -> bool {
-    checks.iter().all(|check| check.state != State::Missing)
+    checks.iter().all(|check| check.state != CheckState::Missing)
 }
 
 /// One line a check, and a last one that says whether tracing will work.
@@ -69,9 +69,9 @@ pub fn render(checks: &[Check], color: bool) -> String {
     let mut text = String::new();
     for Check { name, state, detail, remedy } in checks {
         let (mark, sgr) = match state {
-            State::Good => ("ok     ", "32"),
-            State::Limited => ("limited", "33"),
-            State::Missing => ("MISSING", "31"),
+            CheckState::Good => ("ok     ", "32"),
+            CheckState::Limited => ("limited", "33"),
+            CheckState::Missing => ("MISSING", "31"),
         };
         let mark = if color { format!("\x1b[{sgr}m{mark}\x1b[0m") } else { mark.to_owned() };
         let remedy = remedy.map(|remedy| format!(": {remedy}")).unwrap_or_default();
@@ -402,8 +402,8 @@ mod tests {
 
     #[test]
     fn kernels_before_the_oldest_that_was_tried_are_too_old() {
-        assert_eq!(kernel_release("6.1.0-56-amd64").state, State::Good);
-        assert_eq!(kernel_release("5.10.0-35-amd64").state, State::Missing);
+        assert_eq!(kernel_release("6.1.0-56-amd64").state, CheckState::Good);
+        assert_eq!(kernel_release("5.10.0-35-amd64").state, CheckState::Missing);
     }
 
     #[test]
@@ -418,31 +418,31 @@ mod tests {
 
     #[test]
     fn restrictions_are_told_apart() {
-        assert_eq!(lockdown(None).state, State::Good);
-        assert_eq!(lockdown(Some("[none] integrity confidentiality")).state, State::Good);
-        assert_eq!(lockdown(Some("none [integrity] confidentiality")).state, State::Good);
-        assert_eq!(lockdown(Some("none integrity [confidentiality]")).state, State::Missing);
-        assert_eq!(user_namespace("         0          0 4294967295").state, State::Good);
-        assert_eq!(user_namespace("         0       1000          1").state, State::Missing);
-        assert_eq!(pid_namespace("pid:[4026532000]").state, State::Limited);
-        assert_eq!(jit(Ok("0".into())).state, State::Limited);
+        assert_eq!(lockdown(None).state, CheckState::Good);
+        assert_eq!(lockdown(Some("[none] integrity confidentiality")).state, CheckState::Good);
+        assert_eq!(lockdown(Some("none [integrity] confidentiality")).state, CheckState::Good);
+        assert_eq!(lockdown(Some("none integrity [confidentiality]")).state, CheckState::Missing);
+        assert_eq!(user_namespace("         0          0 4294967295").state, CheckState::Good);
+        assert_eq!(user_namespace("         0       1000          1").state, CheckState::Missing);
+        assert_eq!(pid_namespace("pid:[4026532000]").state, CheckState::Limited);
+        assert_eq!(jit(Ok("0".into())).state, CheckState::Limited);
         let refused = || Err(io::Error::from(io::ErrorKind::PermissionDenied).into());
-        assert_eq!(uprobes(UprobeLinks::Many, refused).state, State::Good);
-        assert_eq!(uprobes(UprobeLinks::PerfEvents, || Ok(())).state, State::Good);
+        assert_eq!(uprobes(UprobeLinks::Many, refused).state, CheckState::Good);
+        assert_eq!(uprobes(UprobeLinks::PerfEvents, || Ok(())).state, CheckState::Good);
         let check = uprobes(UprobeLinks::PerfEvents, refused);
-        assert_eq!((check.state, check.detail.as_str()), (State::Missing, "this user may make none"));
+        assert_eq!((check.state, check.detail.as_str()), (CheckState::Missing, "this user may make none"));
         let check = uprobes(UprobeLinks::PerfEvents, || anyhow::bail!("no uprobes"));
-        assert_eq!((check.state, check.detail.as_str()), (State::Missing, "no uprobes"));
-        assert_eq!(tracepoints(refused()).state, State::Limited);
-        assert_eq!(following(refused()).state, State::Limited);
+        assert_eq!((check.state, check.detail.as_str()), (CheckState::Missing, "no uprobes"));
+        assert_eq!(tracepoints(refused()).state, CheckState::Limited);
+        assert_eq!(following(refused()).state, CheckState::Limited);
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
         let check = launching(Err(LaunchError::NotExecutable { program: "x".into(), source }));
         assert_eq!(
             (check.state, check.detail.as_str()),
-            (State::Limited, "cannot start x: permission denied")
+            (CheckState::Limited, "cannot start x: permission denied")
         );
-        assert_eq!(programs(refused()).state, State::Missing);
-        assert_eq!(bpf_call(Err(io::ErrorKind::PermissionDenied.into())).state, State::Missing);
+        assert_eq!(programs(refused()).state, CheckState::Missing);
+        assert_eq!(bpf_call(Err(io::ErrorKind::PermissionDenied.into())).state, CheckState::Missing);
     }
 
     #[test]
@@ -485,6 +485,6 @@ Tracing will not work here: see the lines marked MISSING.
         assert!(!can_trace(&checks));
         assert_eq!(missing, ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]);
         let programs = checks.iter().find(|check| check.name == "BPF programs").expect("it was checked");
-        assert_eq!(programs.state, State::Missing);
+        assert_eq!(programs.state, CheckState::Missing);
     }
 }

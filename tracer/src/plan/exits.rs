@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::arch::x86_64::{Function, Jump, Sweep};
-use super::object::{Object, SlotTarget};
+use super::object::{ElfObject, SlotTarget};
 use crate::unwind::function_ranges;
 
 /// No operator new that was seen has a fourth as many.
@@ -41,13 +41,13 @@ pub struct Exits {
 
 /// Finds the exits of functions of one file.
 pub(super) struct ExitFinder<'object, 'data> {
-    object: &'object Object<'data>,
+    object: &'object ElfObject<'data>,
     /// Where functions are, sorted and apart.
     functions: Vec<Range<u64>>,
 }
 
 impl<'object, 'data> ExitFinder<'object, 'data> {
-    pub(super) fn new(object: &'object Object<'data>) -> Self {
+    pub(super) fn new(object: &'object ElfObject<'data>) -> Self {
         Self { object, functions: function_ranges(object.data()) }
     }
 

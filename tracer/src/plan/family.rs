@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::api::{Catalog, SymbolPrefix};
-use super::object::Object;
+use super::object::ElfObject;
 
 /// An allocator, by the code that it consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,7 +143,7 @@ const NOT_ALIKE: [&str; 1] = ["memkind_"];
 
 /// The prefixes of the allocators in a file that no table has: those with jemalloc's own interface beside `malloc` and `free`, and
 /// those with the whole C interface.
-pub(super) fn unknown_prefixes(object: &Object<'_>, catalog: &Catalog) -> Vec<SymbolPrefix> {
+pub(super) fn unknown_prefixes(object: &ElfObject<'_>, catalog: &Catalog) -> Vec<SymbolPrefix> {
     let is_known = |prefix: &str| catalog.find(format!("{prefix}malloc").as_bytes()).is_some();
     let prefixes = object.function_names().filter_map(|function| function.strip_suffix("malloc"));
     let unknown: BTreeSet<&str> = prefixes

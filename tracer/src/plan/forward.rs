@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::api::{Api, ApiId, Catalog, Role};
 use super::arch::x86_64::{Function, Target};
-use super::object::{Object, Symbols};
+use super::object::{ElfObject, Symbols};
 
 /// Longer chains of functions that call each other are not followed.
 const MAX_CHAIN: usize = 8;
@@ -24,7 +24,7 @@ struct Callee {
 }
 
 /// The functions that need no probe: address → the probed function that gets every block of theirs.
-pub(super) fn forwards(object: &Object<'_>, symbols: &Symbols, catalog: &Catalog) -> BTreeMap<u64, ApiId> {
+pub(super) fn forwards(object: &ElfObject<'_>, symbols: &Symbols, catalog: &Catalog) -> BTreeMap<u64, ApiId> {
     let imports = object.imports(catalog);
     let callees: BTreeMap<u64, Callee> = symbols
         .functions
@@ -49,7 +49,7 @@ fn last_callee(callees: &BTreeMap<u64, Callee>, svma: u64) -> Option<ApiId> {
 }
 
 fn callee(
-    object: &Object<'_>,
+    object: &ElfObject<'_>,
     symbols: &Symbols,
     catalog: &Catalog,
     imports: &HashMap<u64, ApiId>,
@@ -77,7 +77,7 @@ fn callee(
 }
 
 fn resolve(
-    object: &Object<'_>,
+    object: &ElfObject<'_>,
     symbols: &Symbols,
     imports: &HashMap<u64, ApiId>,
     target: Target,

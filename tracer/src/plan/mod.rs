@@ -3,7 +3,7 @@
 //! Pure code: the bytes of a file in, a plan out. Nothing here opens a file, knows a process or talks to the kernel.
 //!
 //! ```
-//! use tracer::plan::{Planner, Place};
+//! use tracer::plan::{Planner, ProbePlacement};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let elf = std::fs::read("/proc/self/exe")?;
@@ -58,7 +58,7 @@ use arch::x86_64::{Candidate, Function, Need, long_branches};
 use declared::Numbered;
 use exits::ExitFinder;
 use forward::forwards;
-use object::{Named, Object, Symbols};
+use object::{ElfObject, Named, Symbols};
 use placement::Spot;
 use python::ObjectAllocator;
 use usdt::telling;
@@ -129,12 +129,12 @@ pub struct PlannedProbe {
     /// Where the arguments are at the probe, which is not always where they were at the function's entry.
     pub signature: Signature,
     /// Where the probes go.
-    pub place: Place,
+    pub place: ProbePlacement,
 }
 
 /// Where the probes of a function go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ProbePlacement {
     /// An allocating function: an entry and a return probe, both at this site.
     EntryAndReturn(ReturnSite),
     /// An allocating function that may leave by an exception, which no return probe would let pass: an entry probe, and one on
@@ -154,7 +154,7 @@ pub enum Place {
     },
 }
 
-impl Place {
+impl ProbePlacement {
     /// The instruction under the probe.
     #[must_use]
     pub const fn site(&self) -> &Site {
@@ -245,7 +245,7 @@ impl Planner {
 
     /// Learns the families of allocator functions in an ELF file that have a prefix which no table has. What is no ELF file has none.
     pub fn learn(&mut self, elf: &[u8]) {
-        let Ok(object) = Object::parse(elf) else { return };
+        let Ok(object) = ElfObject::parse(elf) else { return };
         for prefix in family::unknown_prefixes(&object, &self.catalog) {
             self.catalog.add_prefix(&prefix);
         }
@@ -264,7 +264,7 @@ impl Planner {
         let mut planner = self.clone();
         let functions = declared.iter().flat_map(|numbered| &numbered.functions);
         functions.clone().for_each(|&id| planner.catalog.name(id));
-        let object = Object::parse(elf)?;
+        let object = ElfObject::parse(elf)?;
         let symbols = object.allocator_symbols(&planner.catalog)?;
         match functions.clone().find(|&&id| !symbols.has(&planner.catalog, id)) {
             Some(&id) => Err(not_defined(&object, path, planner.symbol(id))),
@@ -277,7 +277,7 @@ impl Planner {
     /// # Errors
     /// When the bytes are not a well-formed x86_64 ELF file.
     pub fn plan(&self, elf: &[u8]) -> Result<ObjectPlan, PlanError> {
-        let object = Object::parse(elf)?;
+        let object = ElfObject::parse(elf)?;
         let mut symbols = object.allocator_symbols(&self.catalog)?;
         let objects = self.objects.map_or(Ok(()), |objects| objects.find(&object, &mut symbols));
         let skip = |name: String, why: String, omission| Skipped { name, why, omission };
@@ -387,7 +387,7 @@ impl Planner {
     }
 }
 
-fn not_defined(object: &Object<'_>, path: &Path, function: &str) -> PlanError {
+fn not_defined(object: &ElfObject<'_>, path: &Path, function: &str) -> PlanError {
     PlanError::NotDefined {
         file: path.display().to_string(),
         function: function.to_owned(),
@@ -397,7 +397,7 @@ fn not_defined(object: &Object<'_>, path: &Path, function: &str) -> PlanError {
 
 /// The probe of a draft against which nothing speaks any more. An error would be one of this planner, and is shown
 /// rather than a probe put in a wrong place.
-fn settle(object: &Object<'_>, draft: Draft<'_>) -> Result<PlannedProbe, (ApiId, &'static str)> {
+fn settle(object: &ElfObject<'_>, draft: Draft<'_>) -> Result<PlannedProbe, (ApiId, &'static str)> {
     let (candidate, reason) = match draft.moved {
         Ok(candidate) if candidate.offset == 0 => (candidate, Reason::Entry),
         Ok(candidate) if candidate.cost == Cost::SingleStepped => (candidate, Reason::BehindNop),
@@ -423,18 +423,18 @@ fn settle(object: &Object<'_>, draft: Draft<'_>) -> Result<PlannedProbe, (ApiId,
         Role::Allocate(_) => Spot { site, stack_displacement }
             .into_return_site()
             .map(|site| match draft.exits {
-                Some(exits) => Place::EntryAndExits { site, exits },
-                None => Place::EntryAndReturn(site),
+                Some(exits) => ProbePlacement::EntryAndExits { site, exits },
+                None => ProbePlacement::EntryAndReturn(site),
             })
             .ok_or((draft.api, "no return probe can be set at the place of its probe"))?,
-        Role::Release(_) => Place::Entry { site, stack_displacement },
+        Role::Release(_) => ProbePlacement::Entry { site, stack_displacement },
     };
     Ok(PlannedProbe { api: draft.api, aliases: draft.aliases, signature, place })
 }
 
 /// What is known about a file as a whole.
 struct Scope<'object, 'data> {
-    object: &'object Object<'data>,
+    object: &'object ElfObject<'data>,
     defines_allocator: bool,
     forwards: BTreeMap<u64, ApiId>,
     /// Made when it is needed: most files have no function that throws.
@@ -463,7 +463,7 @@ impl Draft<'_> {
 
 /// Takes back every moved probe that other code can reach without passing the function's entry: by a branch from
 /// anywhere in the file, or through a symbol (which other files may call, and which says that this file does).
-fn forbid_entered_windows(object: &Object<'_>, drafts: &mut [Draft<'_>]) {
+fn forbid_entered_windows(object: &ElfObject<'_>, drafts: &mut [Draft<'_>]) {
     let entries: Vec<u64> = drafts.iter().map(|draft| draft.function.svma).collect();
     for draft in &mut *drafts {
         let Some(window) = draft.window() else { continue };

@@ -18,17 +18,17 @@ pub(super) type File<'data> = ElfFile64<'data, LittleEndian>;
 const MAX_FUNCTIONS: usize = 1024;
 
 /// An executable segment.
-struct Segment<'data> {
+struct CodeSegment<'data> {
     svma: u64,
     file_offset: u64,
     bytes: &'data [u8],
 }
 
 /// An x86_64 ELF file.
-pub(super) struct Object<'data> {
+pub(super) struct ElfObject<'data> {
     file: File<'data>,
     data: &'data [u8],
-    segments: Vec<Segment<'data>>,
+    segments: Vec<CodeSegment<'data>>,
 }
 
 /// The names that one address has in the catalog.
@@ -49,7 +49,7 @@ pub(super) struct Symbols {
     pub(super) unusable: BTreeMap<String, &'static str>,
 }
 
-impl<'data> Object<'data> {
+impl<'data> ElfObject<'data> {
     pub(super) fn parse(data: &'data [u8]) -> Result<Self, PlanError> {
         match data {
             [0x7f, b'E', b'L', b'F', class, encoding, ..] => {
@@ -84,7 +84,7 @@ impl<'data> Object<'data> {
         self.segments.iter().map(|segment| (segment.svma, segment.bytes))
     }
 
-    fn locate(&self, svma: u64) -> Option<(&Segment<'data>, usize)> {
+    fn locate(&self, svma: u64) -> Option<(&CodeSegment<'data>, usize)> {
         self.segments.iter().find_map(|segment| {
             let offset = usize::try_from(svma.checked_sub(segment.svma)?).ok()?;
             (offset < segment.bytes.len()).then_some((segment, offset))
@@ -334,7 +334,7 @@ fn is_defined_code(symbol: &elf::Sym64<LittleEndian>) -> bool {
 fn executable_segments<'data>(
     file: &File<'data>,
     data: &'data [u8],
-) -> Result<Vec<Segment<'data>>, PlanError> {
+) -> Result<Vec<CodeSegment<'data>>, PlanError> {
     let mut segments = Vec::new();
     let mut total = 0;
     for header in file.elf_program_headers() {
@@ -349,7 +349,7 @@ fn executable_segments<'data>(
             return Err(PlanError::Segment);
         }
         let (file_offset, svma) = (header.p_offset(LittleEndian), header.p_vaddr(LittleEndian));
-        segments.push(Segment { svma, file_offset, bytes });
+        segments.push(CodeSegment { svma, file_offset, bytes });
     }
     Ok(segments)
 }

@@ -10,7 +10,7 @@
 
 use super::api::{Api, ApiId, Catalog, Role, counted, release, resize, sized};
 use super::arch::x86_64::{Function, TableCall};
-use super::object::{Object, Symbols};
+use super::object::{ElfObject, Symbols};
 
 /// The functions in the table, each with the exported function that jumps to it.
 const FUNCTIONS: [(&str, &str, Role); 4] = [
@@ -47,7 +47,7 @@ impl ObjectAllocator {
 
     /// Finds its functions in a file, which `symbols` has by their names already if the file names them. An error says why they cannot
     /// be followed; they are taken out then.
-    pub(super) fn find(&self, object: &Object<'_>, symbols: &mut Symbols) -> Result<(), &'static str> {
+    pub(super) fn find(&self, object: &ElfObject<'_>, symbols: &mut Symbols) -> Result<(), &'static str> {
         let wanted: Vec<&str> = FUNCTIONS.iter().map(|(name, ..)| *name).chain(INLINING).collect();
         let exported = object.functions_named(&wanted);
         let function = |name: &str| {
@@ -80,7 +80,7 @@ impl ObjectAllocator {
 }
 
 /// The word that has the function's address.
-fn slot_of(object: &Object<'_>, call: TableCall) -> Option<u64> {
+fn slot_of(object: &ElfObject<'_>, call: TableCall) -> Option<u64> {
     match call {
         TableCall::Through(slot) => Some(slot),
         TableCall::Behind { pointer, offset } => object.word_at_start(pointer)?.checked_add(offset),

@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use super::{Catalog, Exits, ObjectPlan, Place, PlannedProbe};
+use super::{Catalog, Exits, ObjectPlan, PlannedProbe, ProbePlacement};
 
 /// Shows a plan; columns are aligned, one line a probe.
 #[derive(Clone, Copy, Debug)]
@@ -22,15 +22,15 @@ impl PlanTable<'_> {
     fn row(&self, probe: &PlannedProbe) -> [String; 7] {
         let site = probe.place.site();
         let probes = match &probe.place {
-            Place::EntryAndReturn(_) => "entry+return".to_owned(),
-            Place::EntryAndExits { exits, .. } => format!("entry+{} exits", exits.known.len()),
-            Place::Entry { .. } => "entry".to_owned(),
+            ProbePlacement::EntryAndReturn(_) => "entry+return".to_owned(),
+            ProbePlacement::EntryAndExits { exits, .. } => format!("entry+{} exits", exits.known.len()),
+            ProbePlacement::Entry { .. } => "entry".to_owned(),
         };
         let reason = match &probe.place {
-            Place::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => {
+            ProbePlacement::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => {
                 format!("{}; throws, so each `ret` is probed (single-stepped)", site.reason)
             }
-            Place::EntryAndExits { exits: Exits { unknown, .. }, .. } => format!(
+            ProbePlacement::EntryAndExits { exits: Exits { unknown, .. }, .. } => format!(
                 "{}; throws, so each `ret` is probed (single-stepped); calls that leave by one of {unknown} computed jumps \
                  count as lost",
                 site.reason

@@ -100,7 +100,7 @@ fn a_probe_is_found_by_address_and_names_collapse() {
     let site = probe.place.site();
     assert_eq!((site.function_svma, site.svma(), site.file_offset), (BASE, BASE + 3, CODE_AT + 3));
     assert_eq!((site.cost, &site.reason), (Cost::Emulated, &Reason::Moved));
-    assert!(matches!(probe.place, Place::EntryAndReturn(_)));
+    assert!(matches!(probe.place, ProbePlacement::EntryAndReturn(_)));
 }
 
 #[test]
@@ -136,7 +136,9 @@ fn a_release_site_says_how_far_the_stack_pointer_has_moved() {
     let mut code = code();
     code[..9].copy_from_slice(&[0x48, 0x83, 0xec, 0x18, 0xe8, 0x00, 0x00, 0x00, 0x00]); // sub $24,%rsp; call
     let place = one(&elf_file(&code, &[("free", 0, 9, FUNC)])).place;
-    assert!(matches!(&place, Place::Entry { stack_displacement: 24, site } if site.offset_in_function == 4));
+    assert!(
+        matches!(&place, ProbePlacement::Entry { stack_displacement: 24, site } if site.offset_in_function == 4)
+    );
     // The same code as malloc: a return probe behind the `sub` would make the target compute wrong results.
     let place = one(&elf_file(&code, &[("malloc", 0, 9, FUNC)])).place;
     assert_eq!(place.site().offset_in_function, 0);
@@ -324,9 +326,9 @@ fn the_c_interface_of_libc_is_complete() {
             "memalign",
             "valloc",
         ] {
-            assert!(matches!(find(name).place, Place::EntryAndReturn(_)), "{name}");
+            assert!(matches!(find(name).place, ProbePlacement::EntryAndReturn(_)), "{name}");
         }
-        assert!(matches!(find("free").place, Place::Entry { .. }));
+        assert!(matches!(find("free").place, ProbePlacement::Entry { .. }));
         // The build whose code the design looked at; others have their own offsets.
         if elf.windows(13).any(|text| text == b"GLIBC 2.36-9+") {
             for (name, offset, instruction) in [

@@ -15,7 +15,7 @@ use tracer_ebpf::usdt::{Argument, Arguments, INSIDE, Location, NO_API, Register}
 use super::{
     Omission, Skipped,
     api::ApiId,
-    object::{Object, Symbols, name_at},
+    object::{ElfObject, Symbols, name_at},
 };
 
 /// The provider of the contract.
@@ -146,7 +146,7 @@ impl<'data> Note<'data> {
 }
 
 /// Reads the notes of a file. What cannot be used is among the second.
-pub(super) fn telling(object: &Object<'_>, symbols: &Symbols) -> (Telling, Vec<Skipped>) {
+pub(super) fn telling(object: &ElfObject<'_>, symbols: &Symbols) -> (Telling, Vec<Skipped>) {
     let (mut probes, mut skipped) = (Vec::new(), Vec::new());
     let moved = |note: &Note<'_>| stapsdt_base(object).map_or(0, |base| base.wrapping_sub(note.base));
     for note in notes(object).filter(|note| note.provider == PROVIDER) {
@@ -167,7 +167,7 @@ pub(super) fn telling(object: &Object<'_>, symbols: &Symbols) -> (Telling, Vec<S
 }
 
 fn probe(
-    object: &Object<'_>,
+    object: &ElfObject<'_>,
     symbols: &Symbols,
     event: Told,
     note: &Note<'_>,
@@ -206,7 +206,7 @@ fn probe(
     })
 }
 
-fn notes<'data>(object: &Object<'data>) -> impl Iterator<Item = Note<'data>> {
+fn notes<'data>(object: &ElfObject<'data>) -> impl Iterator<Item = Note<'data>> {
     const STAPSDT: u32 = 3;
     let sections = object.elf().elf_section_table().iter();
     let all = sections.filter_map(|section| section.notes(LittleEndian, object.data()).ok()?);
@@ -218,13 +218,13 @@ fn notes<'data>(object: &Object<'data>) -> impl Iterator<Item = Note<'data>> {
 
 /// Where the section `.stapsdt.base` is. Notes are not moved with the code by those who change a file afterwards (prelink); they say
 /// where the section was when they were made.
-fn stapsdt_base(object: &Object<'_>) -> Option<u64> {
+fn stapsdt_base(object: &ElfObject<'_>) -> Option<u64> {
     let table = object.elf().elf_section_table();
     let (_, section) = table.section_by_name(LittleEndian, b".stapsdt.base")?;
     Some(section.sh_addr(LittleEndian))
 }
 
-fn mean_svma(object: &Object<'_>) -> Option<u64> {
+fn mean_svma(object: &ElfObject<'_>) -> Option<u64> {
     let table = object.elf().elf_dynamic_symbol_table();
     let names = object.names_of(table)?;
     let is_mean = |symbol: &&elf::Sym64<LittleEndian>| {
@@ -235,7 +235,7 @@ fn mean_svma(object: &Object<'_>) -> Option<u64> {
     table.iter().find(is_mean).map(|symbol| symbol.st_value(LittleEndian))
 }
 
-impl Object<'_> {
+impl ElfObject<'_> {
     /// The place in the file of an address in any of its segments.
     fn offset_of_data(&self, svma: u64) -> Option<u64> {
         self.elf().elf_program_headers().iter().find_map(|header| {

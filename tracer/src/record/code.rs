@@ -22,7 +22,7 @@ use crate::{
     attach::{Capture, UnwindSizes, UnwindTables},
     runtime::{Layouts, MemoryFile, hotspot, python, v8},
     symbolize::CodeView,
-    target::{FileId, Mapping, Object, Target},
+    target::{FileId, MappedObject, Mapping, Target},
     unwind::{Cache, CacheLimits, CodeSegments, TRAMPOLINE_HEAD, Table, begins_with_trampoline},
 };
 
@@ -48,7 +48,7 @@ const KEPT_UNMAPPED: usize = 16;
 
 struct CodeFile {
     /// The open file: it keeps its inode from being given to another one.
-    object: Option<Arc<Object>>,
+    object: Option<Arc<MappedObject>>,
     table: InKernel,
     segments: CodeSegments,
     /// Where things are in its V8, if it has one that is known.
@@ -124,7 +124,7 @@ impl CodeFiles {
     }
 
     /// Reads the table of one file.
-    pub fn read_object(&mut self, object: Object) {
+    pub fn read_object(&mut self, object: MappedObject) {
         let Entry::Vacant(entry) = self.files.entry(object.id) else { return };
         let bytes = object.bytes().unwrap_or_else(|error| {
             log::info!("cannot read {}: {error}", object.path.display());
@@ -383,7 +383,7 @@ fn hotspot_file<'a>(files: &'a HashMap<FileId, CodeFile>, code: &[Mapping]) -> O
 }
 
 /// Where things are in the V8 that a file has. What is not known is walked and named as other code is.
-fn v8_in(bytes: &[u8], object: &Object) -> Option<Arc<v8::Layout>> {
+fn v8_in(bytes: &[u8], object: &MappedObject) -> Option<Arc<v8::Layout>> {
     match v8::Layout::of_elf(bytes) {
         Ok(layout) => layout.map(Arc::new),
         Err(error) => {
@@ -397,7 +397,7 @@ fn v8_in(bytes: &[u8], object: &Object) -> Option<Arc<v8::Layout>> {
 }
 
 /// The Python that a file has. What is not known is walked and named as other code is.
-fn python_in(bytes: &[u8], object: &Object) -> Option<Arc<python::Build>> {
+fn python_in(bytes: &[u8], object: &MappedObject) -> Option<Arc<python::Build>> {
     match python::Build::of_elf(bytes) {
         Ok(build) => build.map(Arc::new),
         Err(error) => {

@@ -25,11 +25,11 @@ use crate::{
     attach::{Capture, ProbedEvent, Site},
     model::{Address, Bytes, Mode, NotProbed, Pid},
     plan::{
-        Api, Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, Place, PlanError, PlanTable,
-        PlannedProbe, Planner, Skipped, Telling, Told, UsdtProbe,
+        Api, Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, PlanError, PlanTable, PlannedProbe,
+        Planner, ProbePlacement, Skipped, Telling, Told, UsdtProbe,
     },
     report::human::{counted, printable},
-    target::{FileId, Object, Target},
+    target::{FileId, MappedObject, Target},
 };
 
 /// What has been probed. Where a probe is everybody's all processes have this in common.
@@ -175,7 +175,7 @@ impl TracedProcess {
     }
 
     /// From now on its blocks are those that a file tells of, if it does.
-    fn listen_to(&mut self, object: &Object, plan: Option<&ObjectPlan>) {
+    fn listen_to(&mut self, object: &MappedObject, plan: Option<&ObjectPlan>) {
         let probes = plan.map_or(0, |plan| told_probes(plan).len());
         if probes > 0 && self.telling_files.insert(object.id) {
             self.telling += probes;
@@ -188,7 +188,7 @@ impl TracedProcess {
     /// As [`TracedProcess::attach`].
     pub fn attach_new(
         &mut self,
-        object: &Object,
+        object: &MappedObject,
         capture: &mut Capture,
         planner: &mut Planner,
     ) -> Result<()> {
@@ -201,7 +201,7 @@ impl TracedProcess {
     }
 
     /// What is to be probed in a file; none where that cannot be told, which is a warning.
-    fn plan(&self, object: &Object, planner: &mut Planner) -> Result<Option<ObjectPlan>> {
+    fn plan(&self, object: &MappedObject, planner: &mut Planner) -> Result<Option<ObjectPlan>> {
         match plan(object, planner) {
             Ok(plan) => Ok(Some(plan)),
             Err(error) if matches!(error.downcast_ref(), Some(PlanError::NotDefined { .. })) => Err(error),
@@ -214,7 +214,7 @@ impl TracedProcess {
 
     fn attach_planned(
         &mut self,
-        object: &Object,
+        object: &MappedObject,
         plan: Option<ObjectPlan>,
         capture: &mut Capture,
         planner: &Planner,
@@ -232,7 +232,7 @@ impl TracedProcess {
     /// Attaches the probes of a file.
     fn attach_object(
         &mut self,
-        object: &Object,
+        object: &MappedObject,
         mut plan: ObjectPlan,
         capture: &mut Capture,
         planner: &Planner,
@@ -278,7 +278,7 @@ impl TracedProcess {
     ///
     /// The program comes before everybody when names are looked up: what it defines itself, nobody else tells of. Whether there were such
     /// functions.
-    fn leave_out_told(&self, object: &Object, plan: &mut ObjectPlan, catalog: &Catalog) -> bool {
+    fn leave_out_told(&self, object: &MappedObject, plan: &mut ObjectPlan, catalog: &Catalog) -> bool {
         let is_usual = |probe: &PlannedProbe| catalog.get(probe.api).is_some_and(Api::is_interposable);
         let stands_behind = || !self.target.is_program(object) && plan.probes.iter().any(is_usual);
         if !plan.telling.is_complete() && !stands_behind() {
@@ -319,7 +319,7 @@ impl TracedProcess {
     }
 
     /// Says what is probed in a file and what could not be.
-    fn tell_of_plan(&self, object: &Object, plan: &ObjectPlan, catalog: &Catalog) {
+    fn tell_of_plan(&self, object: &MappedObject, plan: &ObjectPlan, catalog: &Catalog) {
         let path = object.path.display().to_string();
         let (file, probes) = (printable(&path), plan.probes.len());
         if !told_probes(plan).is_empty() {
@@ -342,7 +342,7 @@ impl TracedProcess {
 
     /// Whether probes that are everybody's are in this file already. Two overlays of one image show one file under two identities: then
     /// its code in memory has been changed at every place where another file just like it was probed.
-    fn is_probed_elsewhere(&self, object: &Object, sites: &[Site]) -> bool {
+    fn is_probed_elsewhere(&self, object: &MappedObject, sites: &[Site]) -> bool {
         let places = sites.iter().map(|site| site.offset).collect();
         if sites.is_empty() || self.probed.borrow_mut().places.insert(places) {
             return false;
@@ -361,7 +361,7 @@ impl TracedProcess {
     fn exits(&self, plan: &ObjectPlan) -> Vec<Site> {
         let mut sites = BTreeMap::new();
         for probe in &plan.probes {
-            let Place::EntryAndExits { exits, .. } = &probe.place else { continue };
+            let ProbePlacement::EntryAndExits { exits, .. } = &probe.place else { continue };
             let cookie = self.cookie(probe).to_bits();
             let (event, cost) = (ProbedEvent::Exit, Cost::SingleStepped);
             let site = |offset| Site { offset, cookie, semaphore: None, event, cost };
@@ -372,14 +372,14 @@ impl TracedProcess {
 
     fn cookie(&self, probe: &PlannedProbe) -> Cookie {
         let return_probe = match probe.place {
-            Place::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => ReturnProbe::Exits,
-            Place::EntryAndExits { .. } => ReturnProbe::SomeExits,
-            Place::EntryAndReturn(_) | Place::Entry { .. } => ReturnProbe::Trampoline,
+            ProbePlacement::EntryAndExits { exits: Exits { unknown: 0, .. }, .. } => ReturnProbe::Exits,
+            ProbePlacement::EntryAndExits { .. } => ReturnProbe::SomeExits,
+            ProbePlacement::EntryAndReturn(_) | ProbePlacement::Entry { .. } => ReturnProbe::Trampoline,
         };
         Cookie { process: self.index, api: probe.api.0, signature: probe.signature, return_probe }
     }
 
-    fn site(&self, object: &Object, planner: &Planner, probe: &PlannedProbe) -> Site {
+    fn site(&self, object: &MappedObject, planner: &Planner, probe: &PlannedProbe) -> Site {
         let site = probe.place.site();
         log::debug!(
             "{}: {} at {:#x} ({}, {})",
@@ -394,9 +394,9 @@ impl TracedProcess {
             cookie: self.cookie(probe).to_bits(),
             semaphore: None,
             event: match probe.place {
-                Place::EntryAndReturn(_) => ProbedEvent::Allocate,
-                Place::EntryAndExits { .. } => ProbedEvent::AllocateToExits,
-                Place::Entry { .. } => ProbedEvent::Release,
+                ProbePlacement::EntryAndReturn(_) => ProbedEvent::Allocate,
+                ProbePlacement::EntryAndExits { .. } => ProbedEvent::AllocateToExits,
+                ProbePlacement::Entry { .. } => ProbedEvent::Release,
             },
             cost: site.cost,
         }
@@ -488,7 +488,7 @@ pub fn planner(declarations: &Declarations, mode: Mode, sample: Option<Bytes>) -
 }
 
 /// Where the sampler in a file has the word that says how many bytes are between samples.
-fn mean_of(object: &Object, telling: &Telling) -> Option<Address> {
+fn mean_of(object: &MappedObject, telling: &Telling) -> Option<Address> {
     let (svma, probe) = (telling.mean_svma?, telling.probes.first()?);
     let place = object.address_of(probe.file_offset)?;
     Some(Address(place.0.wrapping_sub(probe.svma).wrapping_add(svma)))
@@ -499,7 +499,7 @@ fn told_probes(plan: &ObjectPlan) -> &[UsdtProbe] {
     if plan.telling.is_complete() { &plan.telling.probes } else { &[] }
 }
 
-fn plan(object: &Object, planner: &mut Planner) -> Result<ObjectPlan> {
+fn plan(object: &MappedObject, planner: &mut Planner) -> Result<ObjectPlan> {
     let mut plan = || {
         let bytes = object.bytes()?;
         planner.learn(&bytes);

@@ -38,16 +38,16 @@ use crate::{
 pub struct ResidentMemory {
     /// Resident bytes of live ranges at the last look.
     ranges: HashMap<(ProcessIndex, AddressRange), Option<Bytes>>,
-    look_pace: Pace,
+    look_pace: DutyCycle,
     /// By process.
-    before: BTreeMap<ProcessIndex, Reading>,
-    latest: BTreeMap<ProcessIndex, Reading>,
-    reading_pace: Pace,
+    before: BTreeMap<ProcessIndex, ResidentReading>,
+    latest: BTreeMap<ProcessIndex, ResidentReading>,
+    reading_pace: DutyCycle,
     /// By process.
     allocators: BTreeMap<ProcessIndex, Allocators>,
-    block_pace: Pace,
+    block_pace: DutyCycle,
     rss: Option<Bytes>,
-    rss_pace: Pace,
+    rss_pace: DutyCycle,
 }
 
 /// Whether a look may wait.
@@ -93,7 +93,7 @@ impl ResidentMemory {
     /// Reads what the processes have resident, mapping by mapping, if any of them still has memory.
     pub fn read(&mut self, processes: &[TracedProcess], when: When) -> Option<Readings> {
         let started = self.reading_pace.begin(when)?;
-        let read = |process: &TracedProcess| match Reading::of(process) {
+        let read = |process: &TracedProcess| match ResidentReading::of(process) {
             Ok(reading) => Some((process.index, reading)),
             Err(error) => {
                 log::debug!("cannot read the mappings of {}: {error}", process.name());
@@ -189,10 +189,11 @@ impl ResidentMemory {
         if self.before.is_empty() || self.latest.is_empty() {
             return None;
         }
-        let rss =
-            |readings: &BTreeMap<ProcessIndex, Reading>| readings.values().map(|reading| reading.rss.0).sum();
+        let rss = |readings: &BTreeMap<ProcessIndex, ResidentReading>| {
+            readings.values().map(|reading| reading.rss.0).sum()
+        };
         let mut readings = self.before.iter().chain(&self.latest);
-        let is_measured = |(index, reading): (&ProcessIndex, &Reading)| {
+        let is_measured = |(index, reading): (&ProcessIndex, &ResidentReading)| {
             reading.with_evidence(managed, self.allocators_of(*index), reconcile::division)
                 == Division::Measured
         };
@@ -215,7 +216,7 @@ impl ResidentMemory {
 
     fn split_of(
         &self,
-        readings: &BTreeMap<ProcessIndex, Reading>,
+        readings: &BTreeMap<ProcessIndex, ResidentReading>,
         managed: &ManagedHolders,
         division: Division,
     ) -> Split {
@@ -249,7 +250,7 @@ impl ResidentMemory {
 
     fn heaps_of(
         &self,
-        readings: &BTreeMap<ProcessIndex, Reading>,
+        readings: &BTreeMap<ProcessIndex, ResidentReading>,
         managed: &ManagedHolders,
     ) -> BTreeMap<(AllocatorFamily, String), KeptMemory> {
         let mut sum: BTreeMap<(AllocatorFamily, String), KeptMemory> = BTreeMap::new();
@@ -281,7 +282,7 @@ impl ResidentMemory {
         const NAMES: [&str; 3] = ["/memfd:", "/dev/shm/", "/SYSV"];
 
         let is_shared = |mapping: &&Mapping| NAMES.iter().any(|name| mapping.is_named(name));
-        let size = |readings: &BTreeMap<ProcessIndex, Reading>| -> u64 {
+        let size = |readings: &BTreeMap<ProcessIndex, ResidentReading>| -> u64 {
             let mappings = readings.values().flat_map(|reading| &reading.mappings);
             mappings.filter(is_shared).filter_map(|mapping| mapping.rss).map(|size| size.0).sum()
         };
@@ -300,7 +301,7 @@ impl ResidentMemory {
 
 /// What processes have resident, as read at one time.
 #[derive(Debug)]
-pub struct Readings(BTreeMap<ProcessIndex, Reading>);
+pub struct Readings(BTreeMap<ProcessIndex, ResidentReading>);
 
 impl Readings {
     /// Resident bytes of all of them.
@@ -330,7 +331,13 @@ struct KeptMemory {
 
 impl KeptMemory {
     /// Adds what the allocator at a place of the list has in one process.
-    fn add(&mut self, reading: &Reading, allocators: &Allocators, place: usize, Bytes(resident): Bytes) {
+    fn add(
+        &mut self,
+        reading: &ResidentReading,
+        allocators: &Allocators,
+        place: usize,
+        Bytes(resident): Bytes,
+    ) {
         let is_of_c_library = allocators.of_c_library() == Some(place);
         self.resident += resident;
         match reading.contents.kept.as_ref().filter(|_| is_of_c_library) {
@@ -345,7 +352,7 @@ impl KeptMemory {
 
 /// What the memory of a process is split by, as it was at one moment.
 #[derive(Debug)]
-struct Reading {
+struct ResidentReading {
     rss: Bytes,
     mappings: Vec<Mapping>,
     stack_pointers: Vec<Address>,
@@ -355,7 +362,7 @@ struct Reading {
     native: Vec<(ApiId, Bytes)>,
 }
 
-impl Reading {
+impl ResidentReading {
     /// How often to read at most until mappings and sum agree.
     const ATTEMPTS: usize = 3;
 
@@ -425,11 +432,11 @@ impl Reading {
 
 /// Keeps something costly below a hundredth of the time.
 #[derive(Debug, Default)]
-pub struct Pace {
+pub struct DutyCycle {
     next_ns: u64,
 }
 
-impl Pace {
+impl DutyCycle {
     const TIMES_AS_LONG: u64 = 100;
 
     /// The present time, if it may be done now.

@@ -16,12 +16,12 @@ pub struct Destination {
     /// In which format.
     pub format: Format,
     /// To where.
-    pub place: Place,
+    pub place: OutputPlace,
 }
 
 /// Where a report goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum OutputPlace {
     /// Standard output.
     Stdout,
     /// A file, or something like one (a pipe, a device).
@@ -76,20 +76,20 @@ impl Destination {
     pub fn parse(argument: &Path, format: Option<Format>) -> Result<Self, BadDestination> {
         if argument == Path::new("-") {
             let format = format.ok_or(BadDestination::NoFormat)?;
-            return Ok(Self { format, place: Place::Stdout });
+            return Ok(Self { format, place: OutputPlace::Stdout });
         }
         if argument.is_dir() {
             return Err(BadDestination::Directory(argument.to_owned()));
         }
         let format = Format::from_path(argument).or_else(|unknown| format.ok_or(unknown))?;
-        Ok(Self { format, place: Place::Path(argument.to_owned()) })
+        Ok(Self { format, place: OutputPlace::Path(argument.to_owned()) })
     }
 
     /// Finds out whether the report can be written, before an hour is spent on recording it. Leaves nothing behind.
     pub fn check(&self) -> Result<(), WriteError> {
         match &self.place {
-            Place::Stdout => Ok(()),
-            Place::Path(path) => Sink::open(path).map(drop),
+            OutputPlace::Stdout => Ok(()),
+            OutputPlace::Path(path) => Sink::open(path).map(drop),
         }
     }
 
@@ -104,11 +104,11 @@ impl Destination {
         report: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
     ) -> Result<(), WriteError> {
         match &self.place {
-            Place::Stdout => {
+            OutputPlace::Stdout => {
                 let mut out = BufWriter::new(io::stdout().lock());
                 report(&mut out).and_then(|()| out.flush()).map_err(WriteError::Stdout)
             }
-            Place::Path(path) => {
+            OutputPlace::Path(path) => {
                 let mut sink = Sink::open(path)?;
                 let mut out = BufWriter::with_capacity(1 << 18, sink.file());
                 let written = report(&mut out).and_then(|()| out.flush());
@@ -254,7 +254,7 @@ mod tests {
         let parse = |argument: &str, format| Destination::parse(Path::new(argument), format);
         assert_eq!(parse("a.json", Some(Format::Svg)).unwrap().format, Format::Json);
         assert_eq!(parse("a.txt", Some(Format::Svg)).unwrap().format, Format::Svg);
-        let stdout = Destination { format: Format::Folded, place: Place::Stdout };
+        let stdout = Destination { format: Format::Folded, place: OutputPlace::Stdout };
         assert_eq!(parse("-", Some(Format::Folded)), Ok(stdout));
         assert_eq!(parse("-", None), Err(BadDestination::NoFormat));
         assert!(matches!(parse("a.txt", None), Err(BadDestination::Ending(_))));
@@ -269,7 +269,7 @@ mod tests {
         fs::write(at("old.folded"), "old").unwrap();
         let destinations = ["a.json", "missing/b.svg", "taken.svg", "old.folded"].map(|name| Destination {
             format: Format::from_path(Path::new(name)).unwrap(),
-            place: Place::Path(at(name)),
+            place: OutputPlace::Path(at(name)),
         });
 
         let (written, errors) = write_all(&destinations, &fixtures::node(), &Options::default());

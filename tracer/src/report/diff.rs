@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::human::{Change, Span, counted, moment, printable};
 use super::stack_lines::{Paint, stack_lines};
 use super::text::plus_minus;
-use super::view::{Names, Role, api_name, boxes, target_name};
-use super::{Format, Options, QuickMap, Weight, svg};
+use super::view::{BoxNames, Role, api_name, boxes, target_name};
+use super::{Format, Options, QuickMap, WeightUnit, svg};
 use crate::model::{Bytes, Frame, Kind, Process, Profile, StackReport, Window};
 
 /// The name and version of the diff's JSON.
@@ -38,7 +38,7 @@ pub fn check(format: Format) -> Result<(), UnknownToDiff> {
 pub struct Diff<'a> {
     base: &'a Profile,
     new: &'a Profile,
-    weight: Weight,
+    weight: WeightUnit,
     /// What boxes are called, by their numbers.
     names: Vec<Cow<'a, str>>,
     /// Those that grew most come first, then those that did not change, then those that shrank, most last.
@@ -78,14 +78,14 @@ impl Amount {
 impl StackDiff<'_> {
     /// By how much it grew.
     #[must_use]
-    pub fn change(&self, weight: Weight) -> i64 {
+    pub fn change(&self, weight: WeightUnit) -> i64 {
         Change::between(weight.of_amount(self.before), weight.of_amount(self.after)).0
     }
 
     /// Whether samples are too few to tell that it changed at all: chance alone changes more than this once in 370 times.
     #[must_use]
     pub fn is_noise(&self) -> bool {
-        (self.change(Weight::Bytes).unsigned_abs() as f64) < STANDARD_ERRORS * self.standard_error
+        (self.change(WeightUnit::Bytes).unsigned_abs() as f64) < STANDARD_ERRORS * self.standard_error
     }
 }
 
@@ -96,7 +96,7 @@ impl<'a> Diff<'a> {
     /// Compares two recordings.
     #[must_use]
     pub fn new(base: &'a Profile, new: &'a Profile, options: &Options) -> Self {
-        let mut names = Names::new(new);
+        let mut names = BoxNames::new(new);
         let mut stacks: Vec<StackDiff<'a>> = Vec::new();
         let mut known: QuickMap<(Kind, Vec<u32>), usize> = QuickMap::default();
         for (profile, is_new) in [(new, true), (base, false)] {
@@ -157,7 +157,7 @@ impl<'a> Diff<'a> {
     }
 
     /// Lines of `outermost;..;innermost before after`.
-    pub(super) fn folded(&self, weight: Weight, semicolon: &str) -> Vec<String> {
+    pub(super) fn folded(&self, weight: WeightUnit, semicolon: &str) -> Vec<String> {
         let names: Vec<String> = self.names.iter().map(|name| name.replace(';', semicolon)).collect();
         let line = |stack: &StackDiff<'_>| {
             let path: Vec<&str> = stack.path.iter().map(|&name| names[name as usize].as_str()).collect();
@@ -225,8 +225,8 @@ impl<'a> Diff<'a> {
             format!("{} → ", Bytes(stack.before.bytes))
         };
         let error = match self.weight {
-            Weight::Bytes => error_of(stack.standard_error),
-            Weight::Objects => String::new(),
+            WeightUnit::Bytes => error_of(stack.standard_error),
+            WeightUnit::Objects => String::new(),
         };
         let mut text = format!(
             "{}{error}  {was}{} in {} by {}",
@@ -249,8 +249,8 @@ impl<'a> Diff<'a> {
             api: &stack.stack.api,
             before: stack.before,
             after: stack.after,
-            change_bytes: stack.change(Weight::Bytes),
-            change_objects: stack.change(Weight::Objects),
+            change_bytes: stack.change(WeightUnit::Bytes),
+            change_objects: stack.change(WeightUnit::Objects),
             standard_error_bytes: known_error(stack.standard_error),
             is_noise: stack.is_noise(),
             frames: &stack.stack.frames,
@@ -273,10 +273,10 @@ fn recording(profile: &Profile) -> String {
     format!("{}, {} from {}", target_name(profile), Span(window.duration_ns), printable(&start))
 }
 
-fn amount(change: i64, weight: Weight) -> String {
+fn amount(change: i64, weight: WeightUnit) -> String {
     match weight {
-        Weight::Bytes => Change(change).to_string(),
-        Weight::Objects => {
+        WeightUnit::Bytes => Change(change).to_string(),
+        WeightUnit::Objects => {
             let sign = if change < 0 { '-' } else { '+' };
             format!("{sign}{}", counted(change.unsigned_abs(), "block"))
         }
@@ -292,7 +292,7 @@ fn error_of(standard_error: f64) -> String {
 }
 
 /// How many stacks, and their change.
-fn sum<'a, 'b: 'a>(stacks: impl Iterator<Item = &'a StackDiff<'b>>, weight: Weight) -> (u64, i64) {
+fn sum<'a, 'b: 'a>(stacks: impl Iterator<Item = &'a StackDiff<'b>>, weight: WeightUnit) -> (u64, i64) {
     stacks.fold((0, 0), |(number, sum), stack| (number + 1, i64::saturating_add(sum, stack.change(weight))))
 }
 
@@ -373,7 +373,7 @@ mod tests {
         insta::assert_snapshot!("diff_text", render(None, &options));
         insta::assert_snapshot!("diff_folded", render(Some(Format::Folded), &options));
         insta::assert_snapshot!("diff_json", render(Some(Format::Json), &options));
-        let few = Options { top: 1, weight: Weight::Objects, ..options };
+        let few = Options { top: 1, weight: WeightUnit::Objects, ..options };
         insta::assert_snapshot!("diff_text_objects", render(None, &few));
     }
 

@@ -50,8 +50,8 @@ impl Filter {
         if self.keeps_all() {
             return;
         }
-        let mut focus = self.focus.as_ref().map(Search::new);
-        let mut ignore = self.ignore.as_ref().map(Search::new);
+        let mut focus = self.focus.as_ref().map(StackSearch::new);
+        let mut ignore = self.ignore.as_ref().map(StackSearch::new);
         profile.stacks.retain(|stack| {
             stack.weight_bytes >= self.min_weight.0
                 && (self.only.is_empty() || stack.verdict.is_some_and(|verdict| self.only.contains(&verdict)))
@@ -65,12 +65,12 @@ impl Filter {
 }
 
 /// A search through many stacks, which share their frames.
-struct Search<'a> {
+struct StackSearch<'a> {
     pattern: &'a Regex,
     by_frame: QuickMap<*const Frame, bool>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> StackSearch<'a> {
     fn new(pattern: &'a Regex) -> Self {
         Self { pattern, by_frame: QuickMap::default() }
     }

@@ -24,7 +24,7 @@ impl Report for Folded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Weight, fixtures};
+    use crate::report::{WeightUnit, fixtures};
 
     fn render(profile: &Profile, options: &Options) -> String {
         let mut out = Vec::new();
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn one_line_a_stack_and_the_weights_add_up() {
         for (name, profile) in fixtures::all() {
-            for weight in [Weight::Bytes, Weight::Objects] {
+            for weight in [WeightUnit::Bytes, WeightUnit::Objects] {
                 let options = Options { weight, ..Options::default() };
                 let text = render(&profile, &options);
                 let weights =

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::tree::Tree;
 use super::view::{Role, View};
-use super::{Options, Report, Weight};
+use super::{Options, Report, WeightUnit};
 use crate::model::Profile;
 
 /// The `.heapprofile` report. It is always in bytes.
@@ -17,11 +17,11 @@ pub struct HeapProfile;
 
 impl Report for HeapProfile {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
-        let view = View::new(profile, &Options { weight: Weight::Bytes, ..options.clone() });
+        let view = View::new(profile, &Options { weight: WeightUnit::Bytes, ..options.clone() });
         let tree = Tree::new(profile, &view);
         out.write_all(b"{\"head\":")?;
         write_nodes(&tree, out)?;
-        let samples = tree.ends(Weight::Bytes).into_iter().zip(1..);
+        let samples = tree.ends(WeightUnit::Bytes).into_iter().zip(1..);
         let samples: Vec<Sample> =
             samples.map(|((node, size), ordinal)| Sample { size, node_id: node + 1, ordinal }).collect();
         out.write_all(b",\"samples\":")?;
@@ -32,7 +32,7 @@ impl Report for HeapProfile {
 
 /// Writes the tree, without recursion: a stack can be deeper than ours is. What is below a node comes right after it.
 fn write_nodes(tree: &Tree<'_>, out: &mut dyn io::Write) -> io::Result<()> {
-    let totals = tree.totals(Weight::Bytes);
+    let totals = tree.totals(WeightUnit::Bytes);
     let names = tree.names.texts().zip(&tree.names.roles);
     let frames: Vec<String> = names
         .map(|(name, role)| serde_json::to_string(&call_frame(&name, role)))

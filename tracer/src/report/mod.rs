@@ -55,7 +55,7 @@ pub struct Options {
     /// Kinds that are drawn besides `native` and `mapping`.
     pub include: BTreeSet<Kind>,
     /// What order, shares and the width of a frame mean.
-    pub weight: Weight,
+    pub weight: WeightUnit,
     /// Which way a flame graph grows.
     pub order: FlameOrder,
     /// Number of stacks in the text summary.
@@ -72,7 +72,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             include: BTreeSet::new(),
-            weight: Weight::Bytes,
+            weight: WeightUnit::Bytes,
             order: FlameOrder::Flame,
             top: 10,
             frames: 16,
@@ -92,28 +92,28 @@ impl Options {
 
 /// What makes a stack large.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weight {
+pub enum WeightUnit {
     /// Outstanding bytes of native memory, resident bytes of mappings.
     Bytes,
     /// Outstanding blocks and mappings.
     Objects,
 }
 
-impl Weight {
+impl WeightUnit {
     /// The weight of one stack.
     #[must_use]
     pub fn of(self, stack: &StackReport) -> u64 {
         match self {
-            Weight::Bytes => stack.weight_bytes,
-            Weight::Objects => stack.outstanding_objects,
+            WeightUnit::Bytes => stack.weight_bytes,
+            WeightUnit::Objects => stack.outstanding_objects,
         }
     }
 
     /// One of the two figures.
     const fn of_amount(self, amount: diff::Amount) -> u64 {
         match self {
-            Weight::Bytes => amount.bytes,
-            Weight::Objects => amount.objects,
+            WeightUnit::Bytes => amount.bytes,
+            WeightUnit::Objects => amount.objects,
         }
     }
 }

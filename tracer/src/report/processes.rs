@@ -8,8 +8,8 @@ use crate::model::{Bytes, Process, ProcessEnd, Profile};
 
 /// A line for each process, the one that holds most first; at most `top` of them.
 pub(super) fn process_lines(profile: &Profile, view: &View<'_>, top: usize) -> Vec<String> {
-    let mut held: Vec<Held<'_>> =
-        profile.processes.iter().map(|process| Held { process, bytes: 0, blocks: 0 }).collect();
+    let mut held: Vec<ProcessTotals<'_>> =
+        profile.processes.iter().map(|process| ProcessTotals { process, bytes: 0, blocks: 0 }).collect();
     for stack in &view.stacks {
         let place = match stack.process {
             Some(place) => Some(place as usize),
@@ -36,13 +36,13 @@ fn counted_more(rest: usize) -> String {
 }
 
 /// What a process holds.
-struct Held<'a> {
+struct ProcessTotals<'a> {
     process: &'a Process,
     bytes: u64,
     blocks: u64,
 }
 
-impl Held<'_> {
+impl ProcessTotals<'_> {
     fn line(&self, profile: &Profile) -> String {
         let amount = if self.bytes == 0 { "nothing".to_owned() } else { Bytes(self.bytes).to_string() };
         let mut line = format!("{amount:>11}  {}", name_of(self.process));

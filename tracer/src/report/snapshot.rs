@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use super::Options;
-use super::destination::{Destination, Place, write_all};
+use super::destination::{Destination, OutputPlace, write_all};
 use crate::model::{Bytes, Profile};
 
 /// One piece of work at a time, on a thread of its own; waited for when dropped.
@@ -51,8 +51,8 @@ pub fn write(number: u32, destinations: &[Destination], profile: &Profile, optio
     }
     let (written, errors) = write_all(&numbered, profile, options);
     let places = written.iter().filter_map(|destination| match &destination.place {
-        Place::Path(path) => Some(path.display().to_string()),
-        Place::Stdout => None,
+        OutputPlace::Path(path) => Some(path.display().to_string()),
+        OutputPlace::Stdout => None,
     });
     let outstanding = Bytes(profile.totals.weight_bytes);
     let mut line = format!("snapshot {number}, {outstanding} outstanding: ");
@@ -64,7 +64,7 @@ impl Destination {
     /// Where the snapshot of this number goes; none for what is no file: standard output, a pipe, a device.
     #[must_use]
     pub fn numbered(&self, number: u32) -> Option<Self> {
-        let Place::Path(path) = &self.place else { return None };
+        let OutputPlace::Path(path) = &self.place else { return None };
         if path.metadata().is_ok_and(|found| !found.is_file()) {
             return None;
         }
@@ -80,7 +80,7 @@ impl Destination {
                 None => format!("{name}.{number}"),
             },
         };
-        Some(Self { format: self.format, place: Place::Path(path.with_file_name(numbered)) })
+        Some(Self { format: self.format, place: OutputPlace::Path(path.with_file_name(numbered)) })
     }
 }
 
@@ -94,8 +94,8 @@ mod tests {
     fn numbered(path: &str, format: Option<Format>) -> Option<String> {
         let destination = Destination::parse(Path::new(path), format).unwrap().numbered(3)?;
         match destination.place {
-            Place::Path(path) => Some(path.display().to_string()),
-            Place::Stdout => None,
+            OutputPlace::Path(path) => Some(path.display().to_string()),
+            OutputPlace::Stdout => None,
         }
     }
 
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn it_is_said_that_there_is_no_file() {
-        let stdout = Destination { format: Format::Folded, place: Place::Stdout };
+        let stdout = Destination { format: Format::Folded, place: OutputPlace::Stdout };
         assert!(write(1, &[stdout], &fixtures::node(), &Options::default()).contains("-o"));
     }
 }

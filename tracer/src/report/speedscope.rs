@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::tree::Tree;
 use super::view::{Role, View, target_name};
-use super::{Options, Report, Weight};
+use super::{Options, Report, WeightUnit};
 use crate::model::Profile;
 
 /// The `.speedscope.json` report.
@@ -18,7 +18,7 @@ impl Report for Speedscope {
         let view = View::new(profile, options);
         let tree = Tree::new(profile, &view);
         let name = target_name(profile);
-        let weights = [Weight::Bytes, Weight::Objects];
+        let weights = [WeightUnit::Bytes, WeightUnit::Objects];
         let file = File {
             schema: "https://www.speedscope.app/file-format-schema.json",
             exporter: format!("tracer {}", profile.tracer_version),
@@ -42,10 +42,10 @@ fn frames<'a>(tree: &Tree<'a>) -> Vec<Frame<'a>> {
     named.map(|(name, (file, line))| Frame { name, file, line }).collect()
 }
 
-fn sampled(process: &str, tree: &Tree<'_>, weight: Weight) -> Sampled {
+fn sampled(process: &str, tree: &Tree<'_>, weight: WeightUnit) -> Sampled {
     let (what, unit) = match weight {
-        Weight::Bytes => ("outstanding bytes", "bytes"),
-        Weight::Objects => ("outstanding blocks", "none"),
+        WeightUnit::Bytes => ("outstanding bytes", "bytes"),
+        WeightUnit::Objects => ("outstanding blocks", "none"),
     };
     let ends = tree.ends(weight).into_iter();
     let (samples, weights): (Vec<_>, Vec<_>) = ends.map(|(node, weight)| (tree.path(node), weight)).unzip();

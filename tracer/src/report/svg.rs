@@ -13,7 +13,7 @@ use super::human::{Span, counted, moment, printable};
 use super::text::plus_minus;
 use super::tree::Tree;
 use super::view::{Role, View, standard_error, target_name};
-use super::{FlameOrder, Options, Report, Weight};
+use super::{FlameOrder, Options, Report, WeightUnit};
 use crate::model::{Bytes, Frame, Kind, Mode, Profile};
 
 /// The `.svg` report.
@@ -102,10 +102,10 @@ pub(super) const SEMICOLON: &str = "\u{e000}";
 /// empty, and take seconds in a large profile.
 const NARROWEST: u64 = 2_000;
 
-const fn unit(weight: Weight) -> &'static str {
+const fn unit(weight: WeightUnit) -> &'static str {
     match weight {
-        Weight::Bytes => "bytes",
-        Weight::Objects => "blocks",
+        WeightUnit::Bytes => "bytes",
+        WeightUnit::Objects => "blocks",
     }
 }
 
@@ -145,7 +145,7 @@ fn subtitle(profile: &Profile, options: &Options) -> String {
 
 /// What inferno has no option for: human units before the exact number of every tooltip, a name on the box of everything,
 /// a legend, and semicolons in names.
-fn finish(svg: &str, weight: Weight, legend: &str) -> String {
+fn finish(svg: &str, weight: WeightUnit, legend: &str) -> String {
     const OPEN: &str = "<title>";
     const CLOSE: &str = "</title>";
     let mut text = String::with_capacity(svg.len() * 9 / 8 + legend.len());
@@ -170,7 +170,7 @@ fn finish(svg: &str, weight: Weight, legend: &str) -> String {
 }
 
 /// `name (4,404,019 bytes, 12.34%)` → `name (4.2 MiB = 4,404,019 bytes, 12.34%)`
-fn with_human_units(title: &str, weight: Weight) -> String {
+fn with_human_units(title: &str, weight: WeightUnit) -> String {
     let human = || {
         let (name, amount) = title.rsplit_once(" (")?;
         let (number, _) = amount.split_once(" bytes")?;
@@ -178,8 +178,8 @@ fn with_human_units(title: &str, weight: Weight) -> String {
         (bytes >= 1024).then(|| format!("{name} ({} = {amount}", Bytes(bytes)))
     };
     match weight {
-        Weight::Bytes => human().unwrap_or_else(|| title.to_owned()),
-        Weight::Objects => title.to_owned(),
+        WeightUnit::Bytes => human().unwrap_or_else(|| title.to_owned()),
+        WeightUnit::Objects => title.to_owned(),
     }
 }
 
@@ -450,7 +450,8 @@ mod tests {
 
     #[test]
     fn icicle_of_objects() {
-        let options = Options { weight: Weight::Objects, order: FlameOrder::Icicle, ..Options::default() };
+        let options =
+            Options { weight: WeightUnit::Objects, order: FlameOrder::Icicle, ..Options::default() };
         insta::assert_snapshot!("svg_icicle_of_objects", picture(&fixtures::node(), &options));
     }
 
@@ -465,11 +466,14 @@ mod tests {
 
     #[test]
     fn tooltips_have_human_and_exact_numbers() {
-        let human = |title| with_human_units(title, Weight::Bytes);
+        let human = |title| with_human_units(title, WeightUnit::Bytes);
         assert_eq!(human("f (4,404,019 bytes, 12.34%)"), "f (4.2 MiB = 4,404,019 bytes, 12.34%)");
         assert_eq!(human("f (char) (17 bytes, 0.01%)"), "f (char) (17 bytes, 0.01%)");
         assert_eq!(human("nonsense"), "nonsense");
-        assert_eq!(with_human_units("f (2,048 blocks, 1.00%)", Weight::Objects), "f (2,048 blocks, 1.00%)");
+        assert_eq!(
+            with_human_units("f (2,048 blocks, 1.00%)", WeightUnit::Objects),
+            "f (2,048 blocks, 1.00%)"
+        );
     }
 
     #[test]

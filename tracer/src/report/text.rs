@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use std::io;
 
 use super::cause_lines;
-use super::destination::{Destination, Place};
+use super::destination::{Destination, OutputPlace};
 use super::human::{Change, Count, Span, counted, moment, per_minute, printable, share};
 use super::processes::process_lines;
 use super::stack_lines::{Paint, stack_lines};
 use super::view::{Merged, View, alike_as_one, api_name, process_name, standard_error, sum, target_name};
-use super::{Format, Options, Report, Weight};
+use super::{Format, Options, Report, WeightUnit};
 use crate::model::{
     Bytes, End, Kind, Memory, Mode, Overhead, Part, PartSize, Profile, Settings, StackReport, Stop, Verdict,
     Window, loss,
@@ -316,8 +316,8 @@ impl<'a> Page<'a> {
         if !rest.is_empty() {
             let weight = sum(rest.iter().map(|stack| &**stack), |stack| self.view.weight.of(stack));
             let amount = match self.view.weight {
-                Weight::Bytes => Bytes(weight).to_string(),
-                Weight::Objects => counted(weight, "block"),
+                WeightUnit::Bytes => Bytes(weight).to_string(),
+                WeightUnit::Objects => counted(weight, "block"),
             };
             blocks.push(format!(
                 "{:>7}  {amount} from {} (--top shows more)",
@@ -456,11 +456,11 @@ impl<'a> Page<'a> {
 
     fn files(&self, written: &[&Destination]) -> String {
         let lines = written.iter().filter_map(|destination| match &destination.place {
-            Place::Path(path) => {
+            OutputPlace::Path(path) => {
                 let path = path.display().to_string();
                 Some(format!("{:<14}{}", format_name(destination.format), self.paint.bold(&printable(&path))))
             }
-            Place::Stdout => None,
+            OutputPlace::Stdout => None,
         });
         lines.collect::<Vec<_>>().join("\n")
     }
@@ -595,7 +595,7 @@ mod tests {
     use crate::report::fixtures;
 
     fn render(profile: &Profile, options: &Options) -> String {
-        let place = |name: &str| Place::Path(PathBuf::from(name));
+        let place = |name: &str| OutputPlace::Path(PathBuf::from(name));
         let svg = Destination { format: Format::Svg, place: place("tracer-node-1234.svg") };
         let json = Destination { format: Format::Json, place: place("out/leak.json") };
         let mut out = Vec::new();
@@ -631,7 +631,7 @@ mod tests {
     fn options_are_honoured() {
         let options = Options {
             include: [Kind::Managed].into(),
-            weight: Weight::Objects,
+            weight: WeightUnit::Objects,
             top: 2,
             frames: 5,
             width: 60,

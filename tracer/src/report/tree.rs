@@ -2,8 +2,8 @@
 
 use std::cmp::Reverse;
 
-use super::Weight;
-use super::view::{Names, View, boxes, number};
+use super::WeightUnit;
+use super::view::{BoxNames, View, boxes, number};
 use crate::model::Profile;
 
 /// A tree of calls. Its root, which is node 0, stands for everything; a node comes right after its parent, or after all that is
@@ -12,7 +12,7 @@ pub(super) struct Tree<'a> {
     pub nodes: Vec<Node>,
     /// Where each stack of the view ends.
     pub ends_of_stacks: Vec<u32>,
-    pub names: Names<'a>,
+    pub names: BoxNames<'a>,
 }
 
 /// A function as its ancestors called it.
@@ -35,10 +35,10 @@ impl Node {
     }
 
     /// What stacks that end here weigh.
-    pub const fn own(&self, weight: Weight) -> u64 {
+    pub const fn own(&self, weight: WeightUnit) -> u64 {
         match weight {
-            Weight::Bytes => self.bytes,
-            Weight::Objects => self.objects,
+            WeightUnit::Bytes => self.bytes,
+            WeightUnit::Objects => self.objects,
         }
     }
 }
@@ -70,7 +70,7 @@ impl<'a> Tree<'a> {
     }
 
     /// What every node weighs with all that it called.
-    pub fn totals(&self, weight: Weight) -> Vec<u64> {
+    pub fn totals(&self, weight: WeightUnit) -> Vec<u64> {
         let mut totals: Vec<u64> = self.nodes.iter().map(|node| node.own(weight)).collect();
         for (i, node) in self.nodes.iter().enumerate().skip(1).rev() {
             let parent = node.parent as usize;
@@ -80,13 +80,13 @@ impl<'a> Tree<'a> {
     }
 
     /// What the heaviest of the outermost boxes weighs.
-    pub fn heaviest(&self, weight: Weight) -> u64 {
+    pub fn heaviest(&self, weight: WeightUnit) -> u64 {
         let outermost = self.nodes.iter().zip(self.totals(weight)).filter(|(node, _)| node.depth == 1);
         outermost.map(|(_, total)| total).max().unwrap_or(0)
     }
 
     /// Gives what is lighter than `least` to its caller.
-    pub fn prune(&mut self, weight: Weight, least: u64) {
+    pub fn prune(&mut self, weight: WeightUnit, least: u64) {
         let totals = self.totals(weight);
         for i in (1..self.nodes.len()).rev() {
             if totals[i] < least {
@@ -101,7 +101,7 @@ impl<'a> Tree<'a> {
 
     /// The stacks as lines, `outermost;..;innermost weight`, heaviest first. A semicolon cannot stand in
     /// a name (a Rust type may hold one: `[u8; 8]`), `semicolon` stands for it.
-    pub fn folded(&self, weight: Weight, semicolon: &str) -> impl Iterator<Item = String> {
+    pub fn folded(&self, weight: WeightUnit, semicolon: &str) -> impl Iterator<Item = String> {
         let names: Vec<String> = self.names.texts().map(|text| text.replace(';', semicolon)).collect();
         self.ends(weight).into_iter().map(move |(node, weight)| {
             let path: Vec<&str> = self.path(node).iter().map(|&name| names[name as usize].as_str()).collect();
@@ -110,7 +110,7 @@ impl<'a> Tree<'a> {
     }
 
     /// The nodes where stacks end, and what these weigh, heaviest first.
-    pub fn ends(&self, weight: Weight) -> Vec<(usize, u64)> {
+    pub fn ends(&self, weight: WeightUnit) -> Vec<(usize, u64)> {
         let own = self.nodes.iter().map(|node| node.own(weight));
         let mut ends: Vec<(usize, u64)> = own.enumerate().filter(|(_, own)| *own > 0).collect();
         ends.sort_by_key(|&(_, own)| Reverse(own));
@@ -137,8 +137,8 @@ struct Paths {
 }
 
 impl Paths {
-    fn new<'a>(profile: &'a Profile, view: &View<'a>) -> (Self, Names<'a>) {
-        let mut names = Names::new(profile);
+    fn new<'a>(profile: &'a Profile, view: &View<'a>) -> (Self, BoxNames<'a>) {
+        let mut names = BoxNames::new(profile);
         let mut paths = Self { names: Vec::new(), ends: Vec::with_capacity(view.stacks.len()) };
         for stack in &view.stacks {
             paths.names.extend(boxes(profile, stack).map(|role| names.number(role)));
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn totals_add_up_whatever_is_pruned() {
         for (name, profile) in fixtures::all() {
-            for weight in [Weight::Bytes, Weight::Objects] {
+            for weight in [WeightUnit::Bytes, WeightUnit::Objects] {
                 let mut tree = tree(&profile);
                 let total = tree.totals(weight)[0];
                 for least in [0, 1, 1_000, 1 << 20, u64::MAX] {

@@ -6,14 +6,14 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::human::printable;
-use super::{Options, QuickMap, Weight};
+use super::{Options, QuickMap, WeightUnit};
 use crate::model::{Frame, Kind, Pid, Process, Profile, StackReport};
 
 /// The stacks to draw, heaviest first; all hold something, but those that hold blocks may have no bytes: a mapping that was
 /// never touched.
 pub(super) struct View<'a> {
     pub stacks: Vec<&'a StackReport>,
-    pub weight: Weight,
+    pub weight: WeightUnit,
     /// Sum of the weights.
     pub total: u64,
 }
@@ -79,10 +79,10 @@ impl Deref for Merged<'_> {
 
 /// Stacks that read the same as one, heaviest first, as they come in: a compiler of a language runtime compiles a function again as it
 /// gets hot, so one leak has many stacks whose addresses alone differ.
-pub(super) fn alike_as_one<'a>(stacks: &[&'a StackReport], weight: Weight) -> Vec<Merged<'a>> {
+pub(super) fn alike_as_one<'a>(stacks: &[&'a StackReport], weight: WeightUnit) -> Vec<Merged<'a>> {
     let mut merged: Vec<Merged<'a>> = Vec::new();
-    let mut places: QuickMap<Reading<'_>, usize> = QuickMap::default();
-    let mut reader = Reader::default();
+    let mut places: QuickMap<VisibleStack<'_>, usize> = QuickMap::default();
+    let mut reader = VisibleNames::default();
     for stack in stacks {
         match places.entry(reader.reading(stack)) {
             Entry::Occupied(place) => merged[*place.get()].add(stack),
@@ -97,18 +97,18 @@ pub(super) fn alike_as_one<'a>(stacks: &[&'a StackReport], weight: Weight) -> Ve
 }
 
 /// All that a reader sees of a stack beside figures.
-type Reading<'a> = (Option<Pid>, Option<u32>, Kind, &'a str, Option<&'a str>, Vec<u32>);
+type VisibleStack<'a> = (Option<Pid>, Option<u32>, Kind, &'a str, Option<&'a str>, Vec<u32>);
 
 /// Numbers what a reader sees of frames.
 #[derive(Default)]
-struct Reader<'a> {
+struct VisibleNames<'a> {
     by_text: QuickMap<(Cow<'a, str>, Option<u32>), u32>,
     /// Stacks share their frames: one is read once.
     by_frame: QuickMap<*const Frame, u32>,
 }
 
-impl<'a> Reader<'a> {
-    fn reading(&mut self, stack: &'a StackReport) -> Reading<'a> {
+impl<'a> VisibleNames<'a> {
+    fn reading(&mut self, stack: &'a StackReport) -> VisibleStack<'a> {
         let frames = stack.frames.iter().map(|frame| self.number(frame)).collect();
         (stack.pid, stack.process, stack.kind, &stack.api, stack.stop.as_deref(), frames)
     }
@@ -204,7 +204,7 @@ pub(super) fn boxes<'a>(
 }
 
 /// The names of boxes, numbered. Boxes that say the same have one number.
-pub(super) struct Names<'a> {
+pub(super) struct BoxNames<'a> {
     profile: &'a Profile,
     by_text: QuickMap<Cow<'a, str>, u32>,
     /// Stacks share their frames: the name of one is made once.
@@ -213,7 +213,7 @@ pub(super) struct Names<'a> {
     pub roles: Vec<Role<'a>>,
 }
 
-impl<'a> Names<'a> {
+impl<'a> BoxNames<'a> {
     pub fn new(profile: &'a Profile) -> Self {
         Self { profile, by_text: QuickMap::default(), by_frame: QuickMap::default(), roles: Vec::new() }
     }
@@ -305,7 +305,7 @@ mod tests {
             |ip| stack("malloc", 100, 3, vec![frame(ip, "leak", "addon.node"), frame(ip + 1, "[anon]", "")]);
         let (first, again) = (at(0x10), at(0x20));
         let other = stack("calloc", 50, 7, first.frames.iter().map(|frame| Frame::clone(frame)).collect());
-        let merged = alike_as_one(&[&other, &first, &again], Weight::Bytes);
+        let merged = alike_as_one(&[&other, &first, &again], WeightUnit::Bytes);
         let figures: Vec<_> =
             merged.iter().map(|stack| (&*stack.api, stack.weight_bytes, stack.outstanding_objects)).collect();
         assert_eq!(figures, [("malloc", 600, 6), ("calloc", 350, 7)]);

@@ -57,7 +57,7 @@ use self::view::{Region, Views};
 use crate::drain::{RuntimeFrame, WalkedCode};
 use crate::model::{Address, Frame, Pid};
 use crate::runtime;
-use crate::target::{FileId, Mapping, Object, Target};
+use crate::target::{FileId, MappedObject, Mapping, Target};
 
 /// Frames that are kept, in each of two generations. A frame takes about 500 bytes with its names; stacks share them.
 const CACHED_FRAMES: usize = 32 << 10;
@@ -226,7 +226,7 @@ impl Symbolizer {
     }
 
     /// The module that `mapping` shows, of a file that is open. A file can be gone before it is opened, and come back.
-    fn module(&mut self, mapping: &Mapping, object: Option<&Object>) -> Rc<Module> {
+    fn module(&mut self, mapping: &Mapping, object: Option<&MappedObject>) -> Rc<Module> {
         let key = (mapping.file_id(), mapping.name.clone());
         let known = self.modules.get(&key);
         if let Some(module) = known.filter(|module| module.object.is_some() || !module.is_file) {
@@ -251,7 +251,7 @@ fn open(pid: Pid) -> Option<Arc<Target>> {
 }
 
 impl Module {
-    fn open(mapping: &Mapping, object: Option<&Object>, target: Option<&Target>, number: u64) -> Self {
+    fn open(mapping: &Mapping, object: Option<&MappedObject>, target: Option<&Target>, number: u64) -> Self {
         let file = match (object, target) {
             // Opened anew: whoever reads through the other descriptor is not disturbed.
             (Some(object), _) => Some(File::open(object.uprobe_path())),

@@ -30,7 +30,7 @@ pub(super) struct ObjectFile {
     path: PathBuf,
     headers: Headers,
     file: File,
-    names: OnceCell<Names>,
+    names: OnceCell<NameSources>,
     /// Where its functions are by its frame information; read when one has no name.
     functions: OnceCell<Vec<Range<u64>>>,
 }
@@ -98,13 +98,13 @@ impl ObjectFile {
         functions.get(at).map(|function| function.start).filter(|&start| start <= svma)
     }
 
-    fn open_names(&self, target: Option<&Target>) -> Names {
+    fn open_names(&self, target: Option<&Target>) -> NameSources {
         let has_debug_info = self.headers.has_debug_info;
         let debug_file =
             if has_debug_info { None } else { debug_file::find(&self.path, &self.headers.links, target) };
         let debug_file = debug_file.and_then(|file| Symbols::open(&file, true));
         let own = Symbols::open(&self.file, has_debug_info);
-        Names {
+        NameSources {
             sources: [debug_file, own].into_iter().flatten().collect(),
             exports: Exports::read(&self.file).unwrap_or_else(|error| {
                 log::debug!("cannot read the exports of {}: {error}", self.path.display());
@@ -122,7 +122,7 @@ fn read_whole(mut file: &File) -> io::Result<Vec<u8>> {
 }
 
 /// Where an object's names come from.
-struct Names {
+struct NameSources {
     /// Best first.
     sources: Vec<Symbols>,
     exports: Exports,
@@ -138,7 +138,7 @@ fn best_name<'a>(described: &'a str, table: Option<&'a str>, exported: Option<&'
 
 /// What the headers of an ELF file say.
 struct Headers {
-    segments: Vec<Segment>,
+    segments: Vec<ExecutableSegment>,
     /// The addresses of its sections of code.
     code: Vec<Range<u64>>,
     links: DebugLinks,
@@ -147,14 +147,14 @@ struct Headers {
 
 /// An executable segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Segment {
+struct ExecutableSegment {
     /// Where it is in the file.
     file: Range<u64>,
     /// Address of its first byte.
     svma: u64,
 }
 
-impl Segment {
+impl ExecutableSegment {
     /// The part of the file that the loader maps for it.
     fn pages(&self) -> Range<u64> {
         self.file.start / PAGE * PAGE..self.file.end.div_ceil(PAGE).saturating_mul(PAGE)
@@ -172,7 +172,7 @@ impl Headers {
             |flags| matches!(flags, SegmentFlags::Elf { p_flags, .. } if p_flags.contains(elf::PF_X));
         let segments = elf.segments().filter(|segment| executable(segment.flags())).map(|segment| {
             let (start, size) = segment.file_range();
-            Segment { file: start..start.saturating_add(size), svma: segment.address() }
+            ExecutableSegment { file: start..start.saturating_add(size), svma: segment.address() }
         });
         let holds_code = |flags| matches!(flags, SectionFlags::Elf { sh_flags, .. } if sh_flags.contains(elf::SHF_EXECINSTR));
         let code = elf.sections().filter(|section| holds_code(section.flags()));
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_segment_is_mapped_in_whole_pages() {
-        let segment = Segment { file: 0x1234..0x2001, svma: 0x40_1234 };
+        let segment = ExecutableSegment { file: 0x1234..0x2001, svma: 0x40_1234 };
         assert_eq!(segment.pages(), 0x1000..0x3000);
     }
 }

@@ -9,7 +9,7 @@ use tracer_ebpf::process::ProcessIndex;
 use crate::drain::WalkedCode;
 use crate::model::AddressRange;
 use crate::runtime::Layouts;
-use crate::target::{Mapping, Object};
+use crate::target::{MappedObject, Mapping};
 
 /// The executable mappings of a process, as they were handed to the walk in the kernel: stacks that were walked by them are named by
 /// them, whatever is mapped by the time that a stack is named.
@@ -24,14 +24,14 @@ pub struct CodeView {
     /// The mappings.
     pub code: Vec<Mapping>,
     /// The files that they show, as far as they could be opened.
-    pub objects: Vec<Arc<Object>>,
+    pub objects: Vec<Arc<MappedObject>>,
     /// Where things are in the language runtimes that are among them, as far as they are known.
     pub runtimes: Layouts,
 }
 
 impl CodeView {
     /// The file that a mapping shows, if it could be opened.
-    pub(super) fn object(&self, mapping: &Mapping) -> Option<&Object> {
+    pub(super) fn object(&self, mapping: &Mapping) -> Option<&MappedObject> {
         let id = mapping.file_id()?;
         self.objects.iter().find(|object| object.id == id).map(|object| &**object)
     }

@@ -33,7 +33,7 @@ pub use cpu_clock::CpuTimes;
 pub use error::TargetError;
 pub(crate) use mapping::kibibytes;
 pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps, read_smaps};
-pub use object::{Object, Objects, Segment, Unopened};
+pub use object::{MappedObject, MappedSegment, Objects, Unopened};
 use root::Root;
 pub use root::RootId;
 pub(crate) use root::open_regular;
@@ -234,7 +234,7 @@ impl Target {
 
     /// Whether this is the file of its program, not of a library.
     #[must_use]
-    pub fn is_program(&self, object: &Object) -> bool {
+    pub fn is_program(&self, object: &MappedObject) -> bool {
         self.exe.as_ref() == Some(&object.path)
     }
 

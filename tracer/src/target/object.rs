@@ -21,7 +21,7 @@ use crate::model::Address;
 
 /// An ELF file that a process has mapped.
 #[derive(Debug)]
-pub struct Object {
+pub struct MappedObject {
     /// Which file.
     pub id: FileId,
     /// Its path, as the process names it.
@@ -31,11 +31,11 @@ pub struct Object {
     /// The file that is mapped, open for reading.
     pub file: File,
     /// Where it is mapped, by ascending address; parts that are not executable included.
-    pub segments: Vec<Segment>,
+    pub segments: Vec<MappedSegment>,
 }
 
-impl Object {
-    /// A path to the file that the kernel can follow for this process while [`Object::file`] is open, for the
+impl MappedObject {
+    /// A path to the file that the kernel can follow for this process while [`MappedObject::file`] is open, for the
     /// `uprobe_path` of `perf_event_open`.
     ///
     /// Verified on 6.18: `kern_path` follows the link to the open file's own inode, whether the file is on another
@@ -73,9 +73,9 @@ impl Object {
     }
 }
 
-/// One mapping of a part of an [`Object`].
+/// One mapping of a part of a [`MappedObject`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub struct MappedSegment {
     /// First address.
     pub start: Address,
     /// First address behind it.
@@ -86,14 +86,14 @@ pub struct Segment {
     pub executable: bool,
 }
 
-impl Segment {
+impl MappedSegment {
     fn address_of(&self, file_offset: u64) -> Option<Address> {
         let distance = file_offset.checked_sub(self.file_offset)?;
         (self.executable && distance < self.end.0 - self.start.0).then(|| Address(self.start.0 + distance))
     }
 }
 
-impl From<&Mapping> for Segment {
+impl From<&Mapping> for MappedSegment {
     fn from(mapping: &Mapping) -> Self {
         Self {
             start: mapping.start,
@@ -108,7 +108,7 @@ impl From<&Mapping> for Segment {
 #[derive(Debug, Default)]
 pub struct Objects {
     /// ELF files with executable mappings, in order of their first mapping.
-    pub opened: Vec<Object>,
+    pub opened: Vec<MappedObject>,
     /// Files with executable mappings that could not be opened.
     pub unopened: Vec<Unopened>,
     /// Files with executable mappings that are no ELF files: code that was compiled into a `memfd`.
@@ -138,12 +138,12 @@ pub(super) fn open_all(
         let (Some(first), true) = (segments.first(), wanted(id)) else { continue };
         let path = PathBuf::from(&first.name);
         match open_mapped(proc, root, first) {
-            Ok(Some((file, deleted))) => objects.opened.push(Object {
+            Ok(Some((file, deleted))) => objects.opened.push(MappedObject {
                 id,
                 path,
                 deleted,
                 file,
-                segments: segments.into_iter().map(Segment::from).collect(),
+                segments: segments.into_iter().map(MappedSegment::from).collect(),
             }),
             Ok(None) => objects.others.push(id),
             Err(errno) => objects.unopened.push(Unopened { id, path, reason: errno.into() }),

@@ -2,7 +2,7 @@
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-use super::state::{Mode, Order, State};
+use super::state::{Mode, Order, ViewState};
 use crate::record::Request;
 
 /// Every key of the normal mode and what it does, as the help lists them.
@@ -21,7 +21,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("?", "this help"),
 ];
 
-impl State {
+impl ViewState {
     /// Does what a key says; what it asks of the recording.
     pub fn press(&mut self, key: KeyEvent) -> Option<Request> {
         if key.kind == KeyEventKind::Release {
@@ -97,13 +97,13 @@ impl State {
 mod tests {
     use super::*;
 
-    fn press(state: &mut State, keys: &str) -> Vec<Request> {
+    fn press(state: &mut ViewState, keys: &str) -> Vec<Request> {
         keys.chars().filter_map(|key| state.press(KeyCode::Char(key).into())).collect()
     }
 
     #[test]
     fn keys_ask_for_what_the_help_says() {
-        let mut state = State::default();
+        let mut state = ViewState::default();
         assert_eq!(press(&mut state, "smq"), [Request::Snapshot, Request::Mark, Request::End]);
         let interrupt = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
         assert_eq!(state.press(interrupt), Some(Request::End));
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn text_of_the_filter_is_no_command() {
-        let mut state = State::default();
+        let mut state = ViewState::default();
         assert_eq!(press(&mut state, "/qsm?"), []);
         assert_eq!((state.mode, &*state.filter), (Mode::Filter, "qsm?"));
         state.press(KeyCode::Backspace.into());
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn any_key_takes_the_help_away() {
-        let mut state = State::default();
+        let mut state = ViewState::default();
         assert_eq!(press(&mut state, "?s"), []);
         assert_eq!(state.mode, Mode::Normal);
         assert_eq!(press(&mut state, "?q"), [Request::End]);

@@ -10,19 +10,20 @@ use std::{
 use rustix::termios::isatty;
 
 #[derive(Default)]
-struct Held {
+struct PendingMessages {
     /// Whether the terminal is drawn on.
     holds: bool,
     lines: Vec<String>,
     latest: Option<String>,
 }
 
-static HELD: Mutex<Held> = Mutex::new(Held { holds: false, lines: Vec::new(), latest: None });
+static HELD: Mutex<PendingMessages> =
+    Mutex::new(PendingMessages { holds: false, lines: Vec::new(), latest: None });
 
 /// No more lines are kept: a log in full belongs into a file (`2> FILE`).
 const MOST_LINES: usize = 10_000;
 
-fn held() -> MutexGuard<'static, Held> {
+fn held() -> MutexGuard<'static, PendingMessages> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -33,7 +34,7 @@ pub fn hold_back() {
 
 /// Writes what was held back.
 pub fn let_go() {
-    let Held { lines, .. } = mem::take(&mut *held());
+    let PendingMessages { lines, .. } = mem::take(&mut *held());
     for line in lines {
         // A terminal that is gone has nobody before it.
         let _ = writeln!(io::stderr(), "{line}");

@@ -1,6 +1,6 @@
 //! The terminal interface (`--tui`): the recording as it goes on.
 //!
-//! [`State`] is plain data; [`keys`] change it, [`draw`] shows it. It is drawn by a thread of its own, so that neither a
+//! [`ViewState`] is plain data; [`keys`] change it, [`draw`] shows it. It is drawn by a thread of its own, so that neither a
 //! slow terminal nor a person keeps the recording from taking its events.
 
 pub mod draw;
@@ -27,7 +27,7 @@ pub use self::messages::log_sink;
 use self::{
     draw::Theme,
     screen::Screen,
-    state::{State, Vitals},
+    state::{ViewState, Vitals},
 };
 use crate::{
     cli::RecordConfig,
@@ -60,7 +60,7 @@ pub struct Tui<'a> {
     news: Option<Sender<News>>,
     snapshots: u32,
     background: Background,
-    pace: Pace,
+    pace: RefreshPace,
 }
 
 /// Finds out whether there is a terminal to draw on, and to press keys at.
@@ -88,7 +88,7 @@ impl<'a> Tui<'a> {
             news: None,
             snapshots: 0,
             background: Background::default(),
-            pace: Pace::default(),
+            pace: RefreshPace::default(),
         }
     }
 
@@ -103,7 +103,7 @@ impl<'a> Tui<'a> {
 impl Observer for Tui<'_> {
     fn begin(&mut self, line: &str) -> Result<()> {
         let (news, heard) = channel();
-        self.screen = Some(Screen::open(State::default(), self.theme, heard, self.requests.clone())?);
+        self.screen = Some(Screen::open(ViewState::default(), self.theme, heard, self.requests.clone())?);
         self.news = Some(news);
         let place = self.config.recording.command_output.as_ref();
         let output = place.map(|place| format!("the command writes to {}; ", place.display()));
@@ -172,19 +172,19 @@ impl Observer for Tui<'_> {
 
 /// When the next look at the stacks is due: once a second, unless that takes more than a twentieth of the time.
 #[derive(Clone, Debug)]
-struct Pace {
+struct RefreshPace {
     started: Instant,
     /// In milliseconds from then on.
     next: Arc<AtomicU64>,
 }
 
-impl Default for Pace {
+impl Default for RefreshPace {
     fn default() -> Self {
         Self { started: Instant::now(), next: Arc::default() }
     }
 }
 
-impl Pace {
+impl RefreshPace {
     const TIMES_AS_LONG: u32 = 20;
 
     fn is_due(&self) -> bool {

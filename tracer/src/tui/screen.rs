@@ -26,7 +26,7 @@ use super::{
     News,
     draw::{Theme, draw},
     messages,
-    state::State,
+    state::ViewState,
 };
 use crate::record::Request;
 
@@ -42,7 +42,7 @@ impl Screen {
     /// # Errors
     /// When the terminal cannot be used.
     pub fn open(
-        state: State,
+        state: ViewState,
         theme: Theme,
         news: Receiver<News>,
         requests: UnboundedSender<Request>,
@@ -99,7 +99,7 @@ fn close_on_panic(closed: &Arc<AtomicBool>) {
 
 struct Display {
     terminal: DefaultTerminal,
-    state: State,
+    state: ViewState,
     theme: Theme,
     news: Receiver<News>,
     requests: UnboundedSender<Request>,

@@ -10,7 +10,7 @@ use crate::{
 
 /// Everything that is shown.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct ViewState {
     /// `node (4242)`
     pub target: String,
     /// The figures that change several times a second.
@@ -122,7 +122,7 @@ impl Order {
     }
 }
 
-impl State {
+impl ViewState {
     /// Says who is recorded.
     pub fn set_target(&mut self, target: &str) {
         self.target = printable(target).into_owned();
@@ -275,8 +275,8 @@ mod tests {
     use super::*;
     use crate::report::{Options, fixtures, view::drawn_stacks};
 
-    fn state() -> State {
-        let mut state = State::default();
+    fn state() -> ViewState {
+        let mut state = ViewState::default();
         state.set_target("node (1234)");
         state.take_profile(profile());
         state
@@ -287,7 +287,7 @@ mod tests {
         Profile { stacks: drawn_stacks(&profile, &Options::default()), ..profile }
     }
 
-    fn apis(state: &State) -> Vec<&str> {
+    fn apis(state: &ViewState) -> Vec<&str> {
         let stacks = &state.profile.as_ref().unwrap().stacks;
         state.rows.iter().map(|&row| &*stacks[row].api).collect()
     }

@@ -283,7 +283,7 @@ fn decode(bytes: &[u8], key: &Key) -> Option<Table> {
     if Sha256::digest(content)[..] != *checksum {
         return None;
     }
-    let mut rest = Reader(content);
+    let mut rest = ByteReader(content);
     let is_ours = rest.array()? == *MAGIC
         && rest.u32()? == VERSION
         && rest.u32()? == PAGE_BITS
@@ -328,9 +328,9 @@ fn is_sound(Table { code, pages, rows, rules, .. }: &Table) -> bool {
 }
 
 /// Little-endian numbers, one after the other.
-struct Reader<'a>(&'a [u8]);
+struct ByteReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl ByteReader<'_> {
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (array, rest) = self.0.split_first_chunk()?;
         self.0 = rest;

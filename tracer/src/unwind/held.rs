@@ -32,14 +32,14 @@ const MAX_NOT_SAVED: usize = 8;
 
 /// A row that says `cfa = register + offset` of one of these registers.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct RegisterCfa {
     code: Range<u64>,
     register: Register,
     offset: i64,
     saved_bp: SavedBp,
 }
 
-impl Held {
+impl RegisterCfa {
     /// The row, if it is one.
     pub fn of(row: &UnwindTableRow<usize>) -> Option<Self> {
         let CfaRule::RegisterAndOffset { register, offset } = *row.cfa() else { return None };
@@ -57,8 +57,12 @@ impl Held {
 }
 
 /// What follows from these rows: stretches of code and their rules. `code` is that of the file, `section` says its frames.
-pub(super) fn rows(held: &[Held], section: &Section<'_>, code: &[CodeBytes<'_>]) -> Vec<(Range<u64>, Rule)> {
-    let mut reader = Reader { code, budget: MAX_INSTRUCTIONS };
+pub(super) fn rows(
+    held: &[RegisterCfa],
+    section: &Section<'_>,
+    code: &[CodeBytes<'_>],
+) -> Vec<(Range<u64>, Rule)> {
+    let mut reader = CallDecoder { code, budget: MAX_INSTRUCTIONS };
     let calls = held.iter().flat_map(|held| {
         let calls = reader.calls(held.code.clone());
         calls.into_iter().map(move |call| (held, call))
@@ -88,12 +92,12 @@ struct Call {
 }
 
 /// Decodes instructions until it has seen too many.
-struct Reader<'a> {
+struct CallDecoder<'a> {
     code: &'a [CodeBytes<'a>],
     budget: usize,
 }
 
-impl Reader<'_> {
+impl CallDecoder<'_> {
     fn instructions(&mut self, range: Range<u64>) -> Vec<Instruction> {
         let at = |code: &&CodeBytes<'_>| {
             range.start.checked_sub(code.svma).is_some_and(|at| at < code.bytes.len() as u64)
@@ -145,7 +149,7 @@ struct CalleeRow {
 }
 
 impl Callees {
-    fn of(calls: &[(&Held, Call)]) -> Self {
+    fn of(calls: &[(&RegisterCfa, Call)]) -> Self {
         Self { rows: calls.iter().map(|(_, call)| (call.target, Vec::new())).collect(), current: 0 }
     }
 }
@@ -177,7 +181,7 @@ struct Saved {
 }
 
 impl Saved {
-    fn by(function: &[CalleeRow], register: Register, reader: &mut Reader<'_>) -> Option<Self> {
+    fn by(function: &[CalleeRow], register: Register, reader: &mut CallDecoder<'_>) -> Option<Self> {
         let code = function.first()?.code.start..function.last()?.code.end;
         let index = PRESERVED.iter().position(|preserved| *preserved == register)?;
         let mut saved = Self { at: 0, not_in: Vec::new() };
@@ -207,7 +211,7 @@ mod tests {
     /// Where a function of these bytes, at 0x10, saves `rbx` that says so of its rows.
     fn saved(bytes: &[u8], rows: &[CalleeRow]) -> Option<(i64, Vec<Range<u64>>)> {
         let code = [CodeBytes { svma: 0x10, bytes }];
-        let mut reader = Reader { code: &code, budget: 100 };
+        let mut reader = CallDecoder { code: &code, budget: 100 };
         Saved::by(rows, X86_64::RBX, &mut reader).map(|saved| (saved.at, saved.not_in))
     }
 
@@ -238,9 +242,12 @@ mod tests {
     #[test]
     fn the_first_byte_of_a_call_is_not_where_a_caller_is_looked_up() {
         let code = [CodeBytes { svma: 0x10, bytes: &[0x90, 0xe8, 0x0a, 0, 0, 0, 0x90] }];
-        let calls = Reader { code: &code, budget: 100 }.calls(0x10..0x17);
+        let calls = CallDecoder { code: &code, budget: 100 }.calls(0x10..0x17);
         assert_eq!(calls.len(), 1);
         assert_eq!((calls[0].behind_first.clone(), calls[0].target), (0x12..0x16, 0x20));
-        assert!(Reader { code: &code, budget: 1 }.calls(0x10..0x17).is_empty(), "no more than the budget");
+        assert!(
+            CallDecoder { code: &code, budget: 1 }.calls(0x10..0x17).is_empty(),
+            "no more than the budget"
+        );
     }
 }

@@ -45,7 +45,7 @@ pub type Described = (Range<u64>, Vec<(u64, Rule)>);
 /// Follows the code from its entries; what lies in `covered` (ascending, apart) is left to others.
 #[must_use]
 pub fn describe(code: &[CodeBytes<'_>], entries: &[u64], covered: &[Range<u64>]) -> Vec<Described> {
-    let mut search = Search::new(code, covered);
+    let mut search = EntrySearch::new(code, covered);
     entries.iter().for_each(|&entry| search.add_entry(entry));
     search.scan_covered();
     // Entries, and functions that never return, are found on the way; code that was passed before is followed again.
@@ -71,7 +71,7 @@ pub(super) fn addresses_taken(bytes: &[u8], svma: u64) -> impl Iterator<Item = u
 
 /// Where the caller's frame is, before an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct State {
+struct FrameState {
     /// `cfa - sp`, while it is known.
     sp: Option<i64>,
     /// `cfa - bp`, while `bp` holds a frame's address.
@@ -91,7 +91,7 @@ enum Saved {
     Lost,
 }
 
-impl State {
+impl FrameState {
     const ENTRY: Self = Self { sp: Some(8), bp: None, saved: Saved::Same };
 
     fn rule(self) -> Option<Rule> {
@@ -215,7 +215,7 @@ impl State {
     }
 }
 
-struct Search<'a> {
+struct EntrySearch<'a> {
     code: &'a [CodeBytes<'a>],
     covered: &'a [Range<u64>],
     /// What is known of each byte, from `base` on.
@@ -240,7 +240,7 @@ struct Byte {
 struct Step {
     range: (u64, u64),
     /// What holds before it; none for the return from a signal handler.
-    state: Option<State>,
+    state: Option<FrameState>,
     flow: Flow,
 }
 
@@ -280,7 +280,7 @@ struct Followed {
     at: Vec<u32>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> EntrySearch<'a> {
     fn new(code: &'a [CodeBytes<'a>], covered: &'a [Range<u64>]) -> Self {
         let base = code.iter().map(|code| code.svma).min().unwrap_or(0);
         let mut bytes = Vec::new();
@@ -374,12 +374,12 @@ impl<'a> Search<'a> {
 
     /// Follows every path from an entry to where it ends or comes to code that was followed.
     fn follow_from(&mut self, entry: u64, followed: &mut Followed, info: &mut InstructionInfoFactory) {
-        let mut open = vec![(entry, State::ENTRY)];
+        let mut open = vec![(entry, FrameState::ENTRY)];
         while let Some((mut at, mut state)) = open.pop() {
             while let Some(bytes) = self.bytes_at(at) {
                 let byte = self.byte(at);
                 // Another function begins here: whoever ran into it did so behind a call that never returns.
-                let runs_into = at != entry && byte.is_entry && state != State::ENTRY;
+                let runs_into = at != entry && byte.is_entry && state != FrameState::ENTRY;
                 if runs_into || !byte.is_open || self.budget == 0 || self.step(followed, at).is_some() {
                     break;
                 }

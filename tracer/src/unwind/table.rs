@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use gimli::UnwindTableRow;
 use tracer_ebpf::unwind::{
-    Cfa, PAGE_BITS, PAGE_SIZE, Place, Row, RowSearch, Rule, SavedBp, TableHeader, Tables,
+    Cfa, PAGE_BITS, PAGE_SIZE, Row, RowSearch, Rule, SavedBp, TableHeader, TablePosition, Tables,
 };
 
 use super::cfi::{self, Sink};
 use super::elf::{self, Elf, Section, Standalone};
-use super::held::{self, Held};
+use super::held::{self, RegisterCfa};
 use super::instructions;
 use super::rules::Rules;
 use super::trampolines;
@@ -181,7 +181,7 @@ impl Table {
         let (mut most, mut total) = (0, 0_u64);
         for (page, bounds) in self.pages.windows(2).enumerate() {
             for row in &self.rows[bounds[0] as usize..bounds[1] as usize] {
-                let place = Place { offset: row.offset(), page: page as u32 };
+                let place = TablePosition { offset: row.offset(), page: page as u32 };
                 let Some(mut search) = RowSearch::begin(&header, place, self) else { continue };
                 let mut probes = 0;
                 while search.advance(self) {
@@ -230,7 +230,7 @@ fn span(code: &[Range<u64>]) -> Result<Range<u64>, TableError> {
 }
 
 /// A function's stretch of code, and of the collected rows.
-struct Function {
+struct FunctionRows {
     code: Range<u32>,
     rows: Range<usize>,
 }
@@ -241,10 +241,10 @@ struct Collected<'a> {
     code: &'a [Range<u64>],
     /// The svma that offsets count from.
     base: u64,
-    functions: Vec<Function>,
+    functions: Vec<FunctionRows>,
     rows: Vec<(u32, u16)>,
     rules: Rules,
-    held: Vec<Held>,
+    held: Vec<RegisterCfa>,
     stats: TableStats,
 }
 
@@ -310,7 +310,7 @@ impl<'a> Collected<'a> {
     /// Says something else of a part of a function. Its rows so far are left where they are, unused.
     fn overlay(&mut self, code: Range<u32>, rule: Rule) {
         let covers =
-            |function: &&mut Function| function.code.start <= code.start && code.end <= function.code.end;
+            |function: &&mut FunctionRows| function.code.start <= code.start && code.end <= function.code.end;
         let Some(function) = self.functions.iter_mut().find(covers) else { return };
         if function.rows.len() > MAX_OVERLAID {
             return;
@@ -329,8 +329,9 @@ impl<'a> Collected<'a> {
     /// Code that the sections say nothing of.
     fn describe_by_instructions(&mut self, standalone: &Standalone<'_>) {
         let base = self.base;
-        let svmas =
-            |function: &Function| base + u64::from(function.code.start)..base + u64::from(function.code.end);
+        let svmas = |function: &FunctionRows| {
+            base + u64::from(function.code.start)..base + u64::from(function.code.end)
+        };
         let mut covered: Vec<Range<u64>> = self.functions.iter().map(svmas).collect();
         covered.sort_unstable_by_key(|range| range.start);
         let stated = self.stats;
@@ -386,7 +387,7 @@ impl Sink for Collected<'_> {
             return false;
         }
         self.stats.functions += 1;
-        self.functions.push(Function { code: start..end, rows: self.rows.len()..self.rows.len() });
+        self.functions.push(FunctionRows { code: start..end, rows: self.rows.len()..self.rows.len() });
         true
     }
 
@@ -408,7 +409,7 @@ impl Sink for Collected<'_> {
 
     fn stated(&mut self, row: &UnwindTableRow<usize>) {
         if self.held.len() < MAX_HELD {
-            self.held.extend(Held::of(row));
+            self.held.extend(RegisterCfa::of(row));
         }
     }
 

@@ -18,7 +18,7 @@ use self::pages::{Touch, TouchedPages, scaled};
 use super::{
     clock::now_ns,
     process::TracedProcess,
-    resident_memory::{Pace, When},
+    resident_memory::{DutyCycle, When},
 };
 use crate::{
     analyze::{
@@ -54,8 +54,8 @@ pub struct Touched {
     waiting: VecDeque<MappingEvent>,
     pagemaps: HashMap<ProcessIndex, File>,
     /// Of [`TouchedPages::live`], in its order, at the last look.
-    weights: Vec<Weight>,
-    look_pace: Pace,
+    weights: Vec<RangeWeight>,
+    look_pace: DutyCycle,
     period: u64,
     events: u64,
     since_ns: u64,
@@ -63,7 +63,7 @@ pub struct Touched {
 
 /// What a range weighed at the last look.
 #[derive(Clone, Copy, Debug)]
-struct Weight {
+struct RangeWeight {
     process: ProcessIndex,
     range: AddressRange,
     touch: Touch,
@@ -83,7 +83,7 @@ impl Touched {
             waiting: VecDeque::new(),
             pagemaps: HashMap::new(),
             weights: Vec::new(),
-            look_pace: Pace::default(),
+            look_pace: DutyCycle::default(),
             period: 1,
             events: 0,
             since_ns: now_ns(),
@@ -185,12 +185,14 @@ impl Touched {
                 log::debug!("cannot read what is resident of {}: {error}", process.name());
                 vec![None; ranges.len()]
             });
-            weights.extend(pieces.into_iter().zip(resident).map(|((range, kind, touch), resident)| Weight {
-                process: index,
-                range,
-                touch,
-                kind,
-                resident: resident.map(|bytes| Bytes(bytes.0.saturating_mul(touch.period))),
+            weights.extend(pieces.into_iter().zip(resident).map(|((range, kind, touch), resident)| {
+                RangeWeight {
+                    process: index,
+                    range,
+                    touch,
+                    kind,
+                    resident: resident.map(|bytes| Bytes(bytes.0.saturating_mul(touch.period))),
+                }
             }));
         }
         self.weights = weights;
@@ -198,7 +200,7 @@ impl Touched {
     }
 
     /// What counts, with its holder.
-    fn counted(&self) -> impl Iterator<Item = (Holder, &Weight)> {
+    fn counted(&self) -> impl Iterator<Item = (Holder, &RangeWeight)> {
         self.weights.iter().filter_map(|weight| {
             let kind = weight.kind?;
             Some((Holder { process: weight.process, stack: weight.touch.stack, kind, api: API }, weight))

@@ -10,7 +10,7 @@ use super::svg::Hue;
 use super::text::Facts;
 use super::tree::{Node, Tree};
 use super::view::{Role, View, alike_as_one};
-use super::{FlameOrder, Options, Report, Weight, stack_lines};
+use super::{FlameOrder, Options, Report, WeightUnit, stack_lines};
 use crate::model::{Cause, Kind, Memory, Profile, StackReport, TimelinePoint, Verdict, VerdictSummary};
 
 /// The `.html` report.
@@ -73,7 +73,7 @@ fn data<'a>(profile: &'a Profile, options: &Options, view: &View<'a>, tree: &'a 
         ),
         memory: profile.memory.as_ref(),
         timeline: &profile.timeline,
-        by_objects: options.weight == Weight::Objects,
+        by_objects: options.weight == WeightUnit::Objects,
         icicle: options.order == FlameOrder::Icicle,
         tree: Nodes {
             depth: Column(nodes, |node| node.depth.into()),

@@ -31,11 +31,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Signal, kill_process};
 
-use super::{FileId, Object, Target};
+use super::{FileId, MappedObject, Target};
 use crate::descriptors;
 use crate::model::{Address, Pid};
 pub use preload::Preload;
-use ptrace::{Held, Stop};
+use ptrace::{Tracee, TraceeStop};
 use user::InvokingUser;
 pub use user::caller_of_sudo;
 
@@ -47,14 +47,14 @@ pub use user::caller_of_sudo;
 pub struct Launched {
     child: Child,
     is_preloaded: bool,
-    state: State,
+    state: LaunchState,
     /// Only the thread that started a program may hold it.
     not_send: PhantomData<*const ()>,
 }
 
 #[derive(Debug)]
-enum State {
-    Held(Held),
+enum LaunchState {
+    Held(Tracee),
     Running,
     Ended(ExitStatus),
 }
@@ -152,13 +152,14 @@ impl Launched {
         unsafe { command.pre_exec(before_exec) };
         let child = command.spawn().map_err(|source| start_error(program, source))?;
 
-        let held = Held::new(rustix::process::Pid::from_child(&child));
+        let tracee = Tracee::new(rustix::process::Pid::from_child(&child));
         let is_preloaded = preload.is_some();
-        let mut launched = Self { child, is_preloaded, state: State::Held(held), not_send: PhantomData };
+        let mut launched =
+            Self { child, is_preloaded, state: LaunchState::Held(tracee), not_send: PhantomData };
         // `spawn` returned, so `exec` has succeeded, and the kernel has stopped the program with a SIGTRAP.
-        match held.wait()? {
-            Stop::Ended(status) => launched.state = State::Ended(status),
-            Stop::Signal(_) | Stop::Exec | Stop::SystemCall => held.set_up()?,
+        match tracee.wait()? {
+            TraceeStop::Ended(status) => launched.state = LaunchState::Ended(status),
+            TraceeStop::Signal(_) | TraceeStop::Exec | TraceeStop::SystemCall => tracee.set_up()?,
         }
         Ok(launched)
     }
@@ -185,46 +186,46 @@ impl Launched {
     pub fn run_to_entry<E: From<LaunchError>>(
         &mut self,
         target: &Target,
-        mut on_object: impl FnMut(Object) -> Result<(), E>,
+        mut on_object: impl FnMut(MappedObject) -> Result<(), E>,
     ) -> Result<Startup, E> {
-        let held = match self.state {
-            State::Held(held) => held,
-            State::Running => return Ok(Startup::AtEntry),
-            State::Ended(status) => return Ok(Startup::Ended(status)),
+        let tracee = match self.state {
+            LaunchState::Held(tracee) => tracee,
+            LaunchState::Running => return Ok(Startup::AtEntry),
+            LaunchState::Ended(status) => return Ok(Startup::Ended(status)),
         };
         let failed = |error: io::Error| E::from(LaunchError::Hold(error));
         let mut known = HashSet::<FileId>::new();
-        let mut stop = Stop::Exec;
+        let mut stop = TraceeStop::Exec;
         let mut maps_code = false;
         loop {
             let mut signal = 0;
             match stop {
-                Stop::Exec => {
+                TraceeStop::Exec => {
                     report_new(target, &mut known, &mut on_object, failed)?;
-                    held.set_breakpoint(entry_point(target).map_err(failed)?).map_err(failed)?;
+                    tracee.set_breakpoint(entry_point(target).map_err(failed)?).map_err(failed)?;
                 }
-                Stop::SystemCall => {
-                    let entered = held.position().map_err(failed)?.entered;
+                TraceeStop::SystemCall => {
+                    let entered = tracee.position().map_err(failed)?.entered;
                     if entered.is_none() && maps_code {
                         report_new(target, &mut known, &mut on_object, failed)?;
                     }
                     maps_code = entered.is_some_and(|call| call.may_map_code());
                 }
-                Stop::Signal(libc::SIGTRAP)
-                    if held.position().map_err(failed)?.instruction
+                TraceeStop::Signal(libc::SIGTRAP)
+                    if tracee.position().map_err(failed)?.instruction
                         == entry_point(target).map_err(failed)? =>
                 {
-                    held.clear_breakpoint().map_err(failed)?;
+                    tracee.clear_breakpoint().map_err(failed)?;
                     return Ok(Startup::AtEntry);
                 }
-                Stop::Signal(number) => signal = number,
-                Stop::Ended(status) => {
-                    self.state = State::Ended(status);
+                TraceeStop::Signal(number) => signal = number,
+                TraceeStop::Ended(status) => {
+                    self.state = LaunchState::Ended(status);
                     return Ok(Startup::Ended(status));
                 }
             }
-            held.resume(signal).map_err(failed)?;
-            stop = held.wait().map_err(failed)?;
+            tracee.resume(signal).map_err(failed)?;
+            stop = tracee.wait().map_err(failed)?;
         }
     }
 
@@ -233,9 +234,9 @@ impl Launched {
     /// # Errors
     /// When the kernel refuses; a command that was killed meanwhile is no error.
     pub fn release(&mut self) -> Result<(), LaunchError> {
-        let State::Held(held) = self.state else { return Ok(()) };
-        self.state = State::Running;
-        match held.detach() {
+        let LaunchState::Held(tracee) = self.state else { return Ok(()) };
+        self.state = LaunchState::Running;
+        match tracee.detach() {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             result => Ok(result?),
         }
@@ -244,7 +245,7 @@ impl Launched {
     /// Sends the command a signal, for those that reached the tracer only (a supervisor's SIGTERM). A command that has
     /// ended gets none.
     pub fn signal(&self, signal: Signal) {
-        if !matches!(self.state, State::Ended(_)) {
+        if !matches!(self.state, LaunchState::Ended(_)) {
             // It has been neither waited for nor reused: the pid is ours. A command that ended just now needs no signal.
             let _ = kill_process(rustix::process::Pid::from_child(&self.child), signal);
         }
@@ -256,18 +257,18 @@ impl Launched {
     /// As [`Launched::release`].
     pub fn wait(&mut self) -> Result<ExitStatus, LaunchError> {
         self.release()?;
-        if let State::Ended(status) = self.state {
+        if let LaunchState::Ended(status) = self.state {
             return Ok(status);
         }
         let status = self.child.wait()?;
-        self.state = State::Ended(status);
+        self.state = LaunchState::Ended(status);
         Ok(status)
     }
 }
 
 impl Drop for Launched {
     fn drop(&mut self) {
-        if matches!(self.state, State::Held(_)) {
+        if matches!(self.state, LaunchState::Held(_)) {
             // Nothing can be done about a failure, and EXITKILL stands behind it.
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -295,7 +296,7 @@ fn start_error(program: &OsStr, source: io::Error) -> LaunchError {
 fn report_new<E>(
     target: &Target,
     known: &mut HashSet<FileId>,
-    on_object: &mut impl FnMut(Object) -> Result<(), E>,
+    on_object: &mut impl FnMut(MappedObject) -> Result<(), E>,
     failed: impl Fn(io::Error) -> E,
 ) -> Result<(), E> {
     let objects = target.objects_where(|id| known.insert(id)).map_err(failed)?;

@@ -14,7 +14,7 @@ use crate::model::Address;
 
 /// Why the program stands still.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(super) enum TraceeStop {
     /// It has entered or is about to leave a system call.
     SystemCall,
     /// It has replaced itself by another program.
@@ -43,17 +43,17 @@ pub(super) fn trace_me() -> io::Result<()> {
 
 /// A program held by this thread.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
+pub(super) struct Tracee {
     pid: Pid,
 }
 
-impl Held {
+impl Tracee {
     pub(super) const fn new(pid: Pid) -> Self {
         Self { pid }
     }
 
     /// Waits until the program stands still.
-    pub(super) fn wait(self) -> io::Result<Stop> {
+    pub(super) fn wait(self) -> io::Result<TraceeStop> {
         let status = loop {
             match waitpid(Some(self.pid), WaitOptions::empty()) {
                 Ok(Some((_, status))) => break status.as_raw(),
@@ -64,12 +64,12 @@ impl Held {
         const SYSTEM_CALL: i32 = libc::SIGTRAP | 0x80;
         const EXEC: i32 = libc::SIGTRAP | libc::PTRACE_EVENT_EXEC << 8;
         if !libc::WIFSTOPPED(status) {
-            return Ok(Stop::Ended(ExitStatus::from_raw(status)));
+            return Ok(TraceeStop::Ended(ExitStatus::from_raw(status)));
         }
         Ok(match status >> 8 {
-            SYSTEM_CALL => Stop::SystemCall,
-            EXEC => Stop::Exec,
-            _ => Stop::Signal(libc::WSTOPSIG(status)),
+            SYSTEM_CALL => TraceeStop::SystemCall,
+            EXEC => TraceeStop::Exec,
+            _ => TraceeStop::Signal(libc::WSTOPSIG(status)),
         })
     }
 
@@ -114,7 +114,7 @@ impl Held {
         self.set_debug_register(7, EXECUTE_0)
     }
 
-    /// Undoes [`Held::set_breakpoint`].
+    /// Undoes [`Tracee::set_breakpoint`].
     pub(super) fn clear_breakpoint(self) -> io::Result<()> {
         self.set_debug_register(7, 0)?;
         self.set_debug_register(0, 0)

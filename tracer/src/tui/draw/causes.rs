@@ -14,11 +14,11 @@ use crate::{
         cause_lines::{growth, telling, whole},
         human::{counted, fit_name, printable, share},
     },
-    tui::state::State,
+    tui::state::ViewState,
 };
 
 /// So many lines are theirs, of so many.
-pub fn lines(state: &State, height: u16) -> u16 {
+pub fn lines(state: &ViewState, height: u16) -> u16 {
     let most = match height {
         // The verdict names the largest, and the stacks need the room.
         ..30 => 0,
@@ -29,7 +29,7 @@ pub fn lines(state: &State, height: u16) -> u16 {
     most.min(u16::try_from(causes).unwrap_or(most))
 }
 
-pub fn draw(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
+pub fn draw(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let Some(profile) = &state.profile else { return };
     let whole = whole(profile);
     let causes = telling(profile).into_iter().take(area.height.into());

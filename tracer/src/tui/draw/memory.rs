@@ -15,14 +15,14 @@ use crate::{
         human::{Change, Count, per_minute, printable},
         text::part_name,
     },
-    tui::state::State,
+    tui::state::ViewState,
 };
 
 /// Columns of the names on the left and of the sizes on the right.
 const LABEL: u16 = 10;
 const SIZE: u16 = 11;
 
-pub fn draw_verdict(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
+pub fn draw_verdict(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let verdict = state.profile.as_ref().and_then(|profile| profile.verdict.as_ref());
     let (text, style) = match verdict {
         None => ("reading allocations ...".into(), theme.dim()),
@@ -39,7 +39,7 @@ pub fn draw_verdict(frame: &mut Frame<'_>, area: Rect, state: &State, theme: The
     frame.render_widget(Paragraph::new(Span::styled(text, style)).wrap(Wrap { trim: true }), area);
 }
 
-pub fn draw_parts(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
+pub fn draw_parts(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let [resident, bar, legend] = Layout::vertical([Constraint::Length(1); 3]).areas(area);
     frame.render_widget(Paragraph::new(resident_line(state, theme)), resident);
     let memory = state.profile.as_ref().and_then(|profile| profile.memory.as_ref());
@@ -54,7 +54,7 @@ fn label(text: &str, theme: Theme) -> Span<'static> {
     Span::styled(format!(" {text:<9}"), theme.dim())
 }
 
-fn resident_line(state: &State, theme: Theme) -> Line<'static> {
+fn resident_line(state: &ViewState, theme: Theme) -> Line<'static> {
     let mut spans = vec![label("resident", theme)];
     match state.vitals.rss {
         None => spans.push(Span::styled("not known", theme.dim())),
@@ -123,7 +123,7 @@ const fn short_name(part: Part) -> &'static str {
     }
 }
 
-pub fn draw_timeline(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
+pub fn draw_timeline(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let [resident, outstanding] = Layout::vertical([Constraint::Fill(1); 2]).areas(area);
     let width = area.width.saturating_sub(LABEL + SIZE + 2);
     let columns = state.series.columns(width.into());

@@ -18,7 +18,7 @@ use ratatui::{
 pub use self::theme::Theme;
 use super::{
     keys::HELP,
-    state::{Mode, State},
+    state::{Mode, ViewState},
 };
 use crate::report::{
     human::{Count, shorten},
@@ -29,7 +29,7 @@ use crate::report::{
 const SMALLEST: (u16, u16) = (50, 14);
 
 /// Draws everything.
-pub fn draw(frame: &mut Frame<'_>, state: &State, theme: Theme) {
+pub fn draw(frame: &mut Frame<'_>, state: &ViewState, theme: Theme) {
     let area = frame.area();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
         frame.render_widget(
@@ -63,7 +63,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, theme: Theme) {
     }
 }
 
-fn draw_title(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
+fn draw_title(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let vitals = &state.vitals;
     let mut right = Vec::new();
     if vitals.lost > 0 {
@@ -86,7 +86,7 @@ fn draw_title(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
     frame.render_widget(Paragraph::new(right).alignment(Alignment::Right), area);
 }
 
-fn draw_footer(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
+fn draw_footer(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let line = match (state.mode, state.message()) {
         (Mode::Filter, _) => Line::from(vec![
             Span::styled(" /", theme.accent()),

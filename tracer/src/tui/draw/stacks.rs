@@ -16,10 +16,10 @@ use crate::{
         stack_lines::{place_within, room_beside},
         view::{api_name, frame_label, stop_name},
     },
-    tui::state::{Order, State},
+    tui::state::{Order, ViewState},
 };
 
-pub fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
+pub fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let mut lines =
         vec![rule(table_title(state, theme), area.width, theme), header(area.width, state, theme)];
     let room = usize::from(area.height).saturating_sub(lines.len());
@@ -48,7 +48,7 @@ pub fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme
     }
 }
 
-fn table_title(state: &State, theme: Theme) -> Vec<Span<'static>> {
+fn table_title(state: &ViewState, theme: Theme) -> Vec<Span<'static>> {
     let all = state.profile.as_ref().map_or(0, |profile| profile.stacks.len());
     let vitals = &state.vitals;
     let held = format!("{} outstanding", vitals.outstanding);
@@ -72,7 +72,7 @@ const FIGURES: [(&str, usize, Option<Order>); 5] = [
 /// With less room there is no column of shares.
 const WIDE: u16 = 100;
 
-fn header(width: u16, state: &State, theme: Theme) -> Line<'static> {
+fn header(width: u16, state: &ViewState, theme: Theme) -> Line<'static> {
     let mut spans = vec![Span::raw(" ")];
     for (name, columns, order) in FIGURES {
         let (name, style) = if order == Some(state.order) {
@@ -135,7 +135,7 @@ const fn short_verdict(verdict: Verdict) -> &'static str {
 /// Around the name and the place of a frame.
 const BLANKS: usize = 6;
 
-pub fn draw_frames(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Theme) {
+pub fn draw_frames(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let Some(stack) = state.selected_stack() else {
         frame.render_widget(Paragraph::new(rule(Vec::new(), area.width, theme)), area);
         return;
@@ -158,7 +158,7 @@ pub fn draw_frames(frame: &mut Frame<'_>, area: Rect, state: &State, theme: Them
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-fn frames_title(stack: &StackReport, state: &State, theme: Theme) -> Vec<Span<'static>> {
+fn frames_title(stack: &StackReport, state: &ViewState, theme: Theme) -> Vec<Span<'static>> {
     let mut title = vec![
         Span::styled(shorten(&api_name(stack), 24).into_owned(), theme.bold()),
         Span::raw(format!(

@@ -11,13 +11,13 @@ use crate::{
     tui::state::Vitals,
 };
 
-fn recording(target: &str) -> State {
-    let mut state = State::default();
+fn recording(target: &str) -> ViewState {
+    let mut state = ViewState::default();
     state.set_target(target);
     state
 }
 
-fn shown(profile: Profile) -> State {
+fn shown(profile: Profile) -> ViewState {
     let mut state = recording("node (1234)");
     for step in 0..40_u64 {
         state.take_vitals(Vitals {
@@ -38,13 +38,13 @@ fn shown(profile: Profile) -> State {
     state
 }
 
-fn cells(state: &State, width: u16, height: u16) -> String {
+fn cells(state: &ViewState, width: u16, height: u16) -> String {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| draw(frame, state, Theme::new(false))).unwrap();
     terminal.backend().to_string()
 }
 
-fn press(state: &mut State, keys: &[KeyCode]) {
+fn press(state: &mut ViewState, keys: &[KeyCode]) {
     for &key in keys {
         state.press(key.into());
     }
