@@ -3,7 +3,7 @@
 //! `tracer/fuzz` has a target of `cargo fuzz` for each; the tests call each with the inputs in `tracer/fuzz/corpus`.
 
 use crate::{
-    memory::contents,
+    memory::heap_walk,
     model::{Address, AddressRange},
     plan::plan_object,
     report::{Options, Report as _, saved, text::Text},
@@ -40,13 +40,13 @@ pub fn glibc_arenas(bytes: &[u8]) {
     let (Some(heap), Some(library)) = (heap, library) else { return };
     let mappings =
         [Mapping::made_up(heap, "rw-p", "[heap]"), Mapping::made_up(library, "rw-p", "/libc.so.6")];
-    contents::count_free(&At(Address(AT), bytes), &mappings);
+    heap_walk::count_free(&At(Address(AT), bytes), &mappings);
 }
 
 /// Memory that consists of some bytes at an address.
 struct At<'a>(Address, &'a [u8]);
 
-impl contents::ReadMemory for At<'_> {
+impl heap_walk::ReadMemory for At<'_> {
     fn read(&self, at: Address, buffer: &mut [u8]) -> bool {
         let offset = at.0.checked_sub(self.0.0).and_then(|offset| usize::try_from(offset).ok());
         let bytes = offset.and_then(|offset| self.1.get(offset..)?.get(..buffer.len()));

@@ -9,9 +9,9 @@ use tracer_ebpf::stack::StackId;
 
 use super::{
     causes,
-    compiled::Judged,
     growth::{Births, Turnover, judge},
     history::{History, Source},
+    jit::Judged,
     outcome::tests::bare,
     verdict::{self, Facts},
 };

@@ -2,11 +2,11 @@
 
 pub mod allocators;
 pub mod causes;
-pub mod compiled;
 pub mod growth;
 #[cfg(test)]
 mod histories;
 pub mod history;
+pub mod jit;
 pub mod managed;
 pub mod mappings;
 pub mod outcome;

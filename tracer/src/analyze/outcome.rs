@@ -10,9 +10,9 @@ use tracer_ebpf::{
 };
 
 use super::{
-    compiled::{self, Judged},
     growth::{self, Births, Point, Turnover},
     history::{History, Source},
+    jit::{self, Judged},
     managed::{ManagedHolders, is_system_call_wrapper},
     mappings::{Holder, LiveRange, Totals as MappingTotals},
 };
@@ -174,7 +174,7 @@ impl Counted {
     pub fn judged(&self) -> Vec<Judged> {
         let native = self.native.iter().map(|(&number, totals)| self.native_stack(number, totals));
         let mut judged: Vec<_> = native.chain(self.mapping_stacks()).collect();
-        compiled::judge_together(&mut judged, &self.history);
+        jit::judge_together(&mut judged, &self.history);
         judged.sort_by(|Judged { stack: a, .. }, Judged { stack: b, .. }| {
             (b.weight_bytes, b.outstanding_bytes, b.allocated_bytes)
                 .cmp(&(a.weight_bytes, a.outstanding_bytes, a.allocated_bytes))

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use super::allocators::Allocators;
 use super::managed::{Runtime, Runtimes};
-use crate::memory::contents::Contents;
+use crate::memory::heap_walk::Contents;
 use crate::model::{Address, AddressRange, AllocatorMemory, Bytes, Part, PartSize};
 use crate::target::{Backing, Mapping};
 
@@ -337,7 +337,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::memory::contents::{Kept, Piece};
+    use crate::memory::heap_walk::{Kept, Piece};
     use crate::memory::python_child::Target;
     use crate::memory::residency;
 

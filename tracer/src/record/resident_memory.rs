@@ -24,7 +24,7 @@ use crate::{
         verdict,
     },
     memory::{
-        contents::Contents,
+        heap_walk::Contents,
         residency::{self, ResidencyError},
         threads,
     },

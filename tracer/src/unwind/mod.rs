@@ -7,10 +7,10 @@
 //! The files are the target's, so nothing in them is trusted: parsing is bounded in time and memory by the file's size,
 //! and what makes no sense becomes a row that says so.
 
+mod cfa_in_register;
 mod cfi;
 mod disk;
 mod elf;
-mod held;
 mod instructions;
 mod rules;
 mod table;

@@ -7,9 +7,9 @@ use tracer_ebpf::unwind::{
     Cfa, PAGE_BITS, PAGE_SIZE, Row, RowSearch, Rule, SavedBp, TableHeader, TablePosition, Tables,
 };
 
+use super::cfa_in_register::{self, RegisterCfa};
 use super::cfi::{self, Sink};
 use super::elf::{self, Elf, Section, Standalone};
-use super::held::{self, RegisterCfa};
 use super::instructions;
 use super::rules::Rules;
 use super::trampolines;
@@ -22,7 +22,7 @@ pub(super) const MAX_ROWS: usize = 1 << 24;
 const MAX_CODE_GAP: u64 = 64 << 20;
 
 /// The most rows whose CFA is in a register that are looked at. The dynamic linker has 14.
-const MAX_HELD: usize = 256;
+const MAX_REGISTER_CFAS: usize = 256;
 
 /// Functions with more rows than so many, of which the dynamic linker has none, are left as they are.
 const MAX_OVERLAID: usize = 4096;
@@ -98,7 +98,7 @@ impl Table {
         for section in &elf.sections {
             cfi::read(section, &mut collected);
             if let Some(standalone) = &elf.standalone {
-                collected.describe_held(section, standalone);
+                collected.describe_register_cfas(section, standalone);
             }
         }
         let has_any = !collected.functions.is_empty() || elf.standalone.is_some();
@@ -244,15 +244,15 @@ struct Collected<'a> {
     functions: Vec<FunctionRows>,
     rows: Vec<(u32, u16)>,
     rules: Rules,
-    held: Vec<RegisterCfa>,
+    register_cfas: Vec<RegisterCfa>,
     stats: TableStats,
 }
 
 impl<'a> Collected<'a> {
     fn new(code: &'a [Range<u64>], base: u64) -> Self {
         let stats = TableStats::default();
-        let (functions, rows, held) = (Vec::new(), Vec::new(), Vec::new());
-        Self { code, base, functions, rows, rules: Rules::new(), held, stats }
+        let (functions, rows, register_cfas) = (Vec::new(), Vec::new(), Vec::new());
+        Self { code, base, functions, rows, rules: Rules::new(), register_cfas, stats }
     }
 
     fn is_full(&self) -> bool {
@@ -298,8 +298,10 @@ impl<'a> Collected<'a> {
     }
 
     /// Calls from frames whose CFA is in a register.
-    fn describe_held(&mut self, section: &Section<'_>, standalone: &Standalone<'_>) {
-        for (code, rule) in held::rows(&std::mem::take(&mut self.held), section, &standalone.code) {
+    fn describe_register_cfas(&mut self, section: &Section<'_>, standalone: &Standalone<'_>) {
+        for (code, rule) in
+            cfa_in_register::rows(&std::mem::take(&mut self.register_cfas), section, &standalone.code)
+        {
             let offset = |svma: u64| u32::try_from(svma.checked_sub(self.base)?).ok();
             if let (Some(start), Some(end)) = (offset(code.start), offset(code.end)) {
                 self.overlay(start..end, rule);
@@ -408,8 +410,8 @@ impl Sink for Collected<'_> {
     }
 
     fn stated(&mut self, row: &UnwindTableRow<usize>) {
-        if self.held.len() < MAX_HELD {
-            self.held.extend(RegisterCfa::of(row));
+        if self.register_cfas.len() < MAX_REGISTER_CFAS {
+            self.register_cfas.extend(RegisterCfa::of(row));
         }
     }
 

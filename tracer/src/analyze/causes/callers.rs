@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::roles::{Role, bare_name, name_of};
 use crate::analyze::{
-    compiled::{Judged, judge_as_one},
     history::History,
+    jit::{Judged, judge_as_one},
 };
 use crate::model::{Frame, Process, StackReport, Verdict};
 

@@ -25,9 +25,9 @@ use self::{
     roles::Role,
 };
 use super::{
-    compiled::{Judged, judge_as_one},
     growth::{self, Judgement},
     history::History,
+    jit::{Judged, judge_as_one},
 };
 use crate::model::{Cause, Frame, Kind, Process, StackReport, Verdict};
 

@@ -53,7 +53,7 @@ impl Session {
             capture,
             children,
             stale_code,
-            course,
+            progress,
             ..
         } = self;
         let mut changed_code = BTreeSet::new();
@@ -66,7 +66,7 @@ impl Session {
                 naming.add(stack);
             }
             Event::Mapping(event) => {
-                course.mapping_events += 1;
+                progress.mapping_events += 1;
                 mappings.apply(&event);
                 if let Some(touched) = touched {
                     touched.take(&event);
@@ -196,7 +196,7 @@ impl Session {
         let Accounts { mappings, managed, .. } = &mut self.accounts;
         mappings.retire(&gone, StackId::RETIRED, |holder| managed.judged(holder));
         managed.forget(|holder| gone.contains(&holder.stack));
-        self.course.history.forget(|source| gone.contains(&source.stack()));
+        self.progress.history.forget(|source| gone.contains(&source.stack()));
         log::debug!("the places of {} stacks are free again", gone.len());
         self.naming.forget(gone);
     }

@@ -1,10 +1,10 @@
 //! A recording under way.
 
 mod accounts;
-mod course;
 mod events;
 mod naming;
 mod outcome;
+mod progress;
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +21,9 @@ use tracer_ebpf::{
 
 use self::{
     accounts::Accounts,
-    course::Course,
     events::{StaleCode, Trampolines},
     naming::Naming,
+    progress::Progress,
 };
 use super::{
     Config, allocators,
@@ -76,7 +76,7 @@ pub struct Session {
     children: Children,
     accounts: Accounts,
     window: OpenWindow,
-    course: Course,
+    progress: Progress,
     retirement: Retirement,
 }
 
@@ -210,7 +210,7 @@ impl Session {
             children,
             accounts: Accounts::new(mappings, touched),
             window: OpenWindow::default(),
-            course: Course::since(0),
+            progress: Progress::since(0),
             retirement: Retirement::default(),
         })
     }
@@ -249,15 +249,15 @@ impl Session {
         self.window.opened_ns = now_ns();
         self.meter.begin(self.window.opened_ns, &self.capture, &self.traced_now().0);
         self.capture.open_windows(self.window.opened_ns);
-        self.course = Course::since(self.window.opened_ns);
-        self.course.history.push(0, []);
+        self.progress = Progress::since(self.window.opened_ns);
+        self.progress.history.push(0, []);
         let first = |Bytes(rss_bytes)| TimelinePoint {
             t_ns: 0,
             rss_bytes,
             outstanding_bytes: 0,
             managed_bytes: None,
         };
-        self.course.timeline.extend(self.window.rss_before.map(first));
+        self.progress.timeline.extend(self.window.rss_before.map(first));
     }
 
     /// Lets a launched command run to its entry point, probing each file as it is mapped, and then go on by itself.

@@ -66,7 +66,7 @@ impl Session {
             allocator: resident.allocator(),
             python_objects: self.config.declarations.python_objects,
             shared_memory: resident.shared_growth(),
-            timeline: self.course.timeline.clone(),
+            timeline: self.progress.timeline.clone(),
             is_read: false,
         }
     }
@@ -117,7 +117,7 @@ impl Session {
                 .chain(touched.iter().flat_map(Touched::ranges))
                 .collect(),
             managed: managed.clone(),
-            history: self.course.history.clone(),
+            history: self.progress.history.clone(),
             min_age_ns: nanos(self.config.min_age),
             opened_ns: self.window.opened_ns,
             ended_ns,

@@ -59,7 +59,7 @@ impl Session {
         let Some(rss) = rss else { return };
         self.window.rss_after = Some(rss);
         let managed_bytes = was_read.then(|| resident.managed_bytes(managed)).flatten();
-        self.course.add(TimelinePoint {
+        self.progress.add(TimelinePoint {
             t_ns,
             rss_bytes: rss.0,
             outstanding_bytes: held.values().sum::<u64>() + self.accounts.mapping_weight(),
@@ -70,7 +70,7 @@ impl Session {
     /// Notes what every stack holds, from time to time.
     pub fn note_sizes(&mut self, when: When) {
         let t_ns = now_ns().saturating_sub(self.window.opened_ns);
-        if when == When::Affordable && !self.course.history.is_due(t_ns) {
+        if when == When::Affordable && !self.progress.history.is_due(t_ns) {
             return;
         }
         self.accounts.look_at_memory(&self.processes, When::Affordable);
@@ -85,7 +85,7 @@ impl Session {
             (bytes > 0).then_some((Source::Native(stack), Bytes(bytes)))
         });
         let touched = touched.iter().flat_map(Touched::sizes);
-        self.course.history.push(t_ns, native.chain(mapped).chain(touched));
+        self.progress.history.push(t_ns, native.chain(mapped).chain(touched));
     }
 
     /// Outstanding bytes of the malloc family, by process and function.
@@ -120,7 +120,7 @@ impl Session {
         let rss = self.window.rss_before.zip(self.accounts.resident.rss(&self.processes, When::Affordable));
         Status {
             elapsed: Duration::from_nanos(now.saturating_sub(self.window.opened_ns)),
-            events_per_second: self.course.rate.update(now, events),
+            events_per_second: self.progress.rate.update(now, events),
             outstanding: Bytes(bytes + self.accounts.mapping_weight()),
             objects: objects + self.accounts.mapping_count(),
             rss,
@@ -163,12 +163,12 @@ impl Session {
     }
 
     fn events_so_far(&self) -> u64 {
-        self.sampler.calls_so_far(self.capture.tables()) + self.course.mapping_events
+        self.sampler.calls_so_far(self.capture.tables()) + self.progress.mapping_events
     }
 }
 
 /// What the targets held and had resident since the window opened.
-pub(super) struct Course {
+pub(super) struct Progress {
     pub history: History,
     pub timeline: Vec<TimelinePoint>,
     pub rate: Rate,
@@ -176,7 +176,7 @@ pub(super) struct Course {
     pub mapping_events: u64,
 }
 
-impl Course {
+impl Progress {
     /// Nothing has happened since that moment.
     pub fn since(at_ns: u64) -> Self {
         let (history, rate) = (History::new(HISTORY_SPACING_NS), Rate { at_ns, ..Rate::default() });
