@@ -395,7 +395,7 @@ pub struct Catalog {
 impl Default for Catalog {
     /// Every function that tracer knows by itself.
     fn default() -> Self {
-        let mut catalog = Self::empty();
+        let mut catalog = Self { apis: Vec::new(), by_name: HashMap::new(), longest_name: 0 };
         let mut add = |name: Cow<'static, str>, role, throws| {
             catalog.add(Api { name, role, throws });
         };
@@ -417,18 +417,6 @@ impl Default for Catalog {
 }
 
 impl Catalog {
-    /// A catalog without functions.
-    #[must_use]
-    pub fn empty() -> Self {
-        Self { apis: Vec::new(), by_name: HashMap::new(), longest_name: 0 }
-    }
-
-    /// Whether it has no function.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.apis.is_empty()
-    }
-
     /// Adds a function, behind the known ones. A name that is known already keeps its row.
     ///
     /// # Panics

@@ -42,7 +42,8 @@ pub struct Children {
 /// What a new process is registered with.
 pub struct ProcessRegistry<'a> {
     pub capture: &'a mut Capture,
-    pub planner: &'a mut Planner,
+    /// None in growth mode, which has no probes.
+    pub planner: Option<&'a mut Planner>,
     pub code: &'a mut CodeFiles,
     pub worker: &'a Worker,
     pub mappings: &'a mut MappingAccount,
@@ -200,7 +201,8 @@ impl ProcessRegistry<'_> {
         self.capture.open_late_window(process.index);
         self.code.read(&process.target);
         self.worker.add_code(self.code.install(process.index, &process.target, self.capture));
-        if let Err(error) = process.attach(self.capture, self.planner)
+        if let Some(planner) = self.planner.as_deref_mut()
+            && let Err(error) = process.attach(self.capture, planner)
             && !process.target.has_exited()
         {
             log::warn!("cannot probe {}: {error:#}", process.name());

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     analyze::{allocators::FileAllocator, mappings::InitialMappings},
     attach::{Capture, ProbedEvent, Site},
-    model::{Address, Bytes, Mode, NotProbed, Pid},
+    model::{Address, Bytes, NotProbed, Pid},
     plan::{
         Api, Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, PlanError, PlanTable, PlannedProbe,
         Planner, ProbePlacement, Skipped, Telling, Told, UsdtProbe,
@@ -133,9 +133,6 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &mut Planner) -> Result<()> {
-        if planner.catalog.is_empty() {
-            return Ok(());
-        }
         let (known, mut probes) = (Rc::clone(&self.probed), 0);
         let is_new = |id| {
             known.borrow().files.get(&id).is_none_or(|file| {
@@ -192,7 +189,7 @@ impl TracedProcess {
         capture: &mut Capture,
         planner: &mut Planner,
     ) -> Result<()> {
-        if planner.catalog.is_empty() || self.probed.borrow().files.contains_key(&object.id) {
+        if self.probed.borrow().files.contains_key(&object.id) {
             return Ok(());
         }
         let plan = self.plan(object, planner)?;
@@ -452,7 +449,7 @@ pub enum Trampoline {
 /// # Errors
 /// When the process is gone, or one of its files is not what it should be.
 pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
-    let mut planner = Planner { sample: Some(Bytes(0)), ..planner(declarations, Mode::Allocations, None) };
+    let mut planner = planner(declarations, Some(Bytes(0)));
     let mut text = String::new();
     let mut found = Found::default();
     for object in target.objects()?.opened {
@@ -479,11 +476,8 @@ fn is_of_a_gone_process(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ESRCH) || error.kind() == io::ErrorKind::WriteZero
 }
 
-/// What plans the probes; of growth mode it knows no allocator. Where a sample is wanted, what a process samples itself is one.
-pub fn planner(declarations: &Declarations, mode: Mode, sample: Option<Bytes>) -> Planner {
-    if mode == Mode::Growth {
-        return Planner { catalog: Catalog::empty(), ..Planner::default() };
-    }
+/// Plans the probes. Where a sample is wanted, blocks that a process samples itself are one.
+pub fn planner(declarations: &Declarations, sample: Option<Bytes>) -> Planner {
     Planner { sample, ..Planner::default().with(declarations) }
 }
 

@@ -97,6 +97,7 @@ impl Session {
     fn adopt_children(&mut self) {
         let Self { capture, planner, code, naming, accounts, processes, descriptions, .. } = self;
         let (Some(worker), mappings) = (naming.worker(), &mut accounts.mappings) else { return };
+        let planner = planner.as_mut();
         let registry = ProcessRegistry { capture, planner, code, worker, mappings, processes, descriptions };
         for gone in self.children.update(registry) {
             self.stale_code.processes.remove(&gone);
@@ -119,7 +120,8 @@ impl Session {
         self.naming.add_code(views);
         // Once the window is closed, only names are still to be found.
         if self.window.end.is_none()
-            && let Err(error) = process.attach(&mut self.capture, &mut self.planner)
+            && let Some(planner) = &mut self.planner
+            && let Err(error) = process.attach(&mut self.capture, planner)
             && !process.target.has_exited()
         {
             log::warn!("cannot probe newly loaded code: {error:#}");

@@ -59,7 +59,8 @@ const MOST_CHOSEN: u64 = 1 << 20;
 /// A recording under way.
 pub struct Session {
     config: Config,
-    planner: Planner,
+    /// None in growth mode, which has no probes.
+    planner: Option<Planner>,
     processes: Vec<TracedProcess>,
     /// By index.
     descriptions: BTreeMap<ProcessIndex, crate::model::Process>,
@@ -151,13 +152,16 @@ impl Session {
         capture.attach_system_calls()?;
         parts.done("attaching to system calls");
         let sample = (config.sample.0 > 0).then_some(config.sample);
-        let mut planner = planner(&config.declarations, config.mode, sample);
+        let traces_calls = config.mode == Mode::Allocations;
+        let mut planner = traces_calls.then(|| planner(&config.declarations, sample));
         let worker =
             Worker::start(config.native_frames).context("cannot start the thread that finds names")?;
         let mut mappings = MappingAccount::new();
         for process in &mut processes {
             worker.add_target(process.index, &process.target);
-            if let Err(error) = process.attach(&mut capture, &mut planner) {
+            if let Some(planner) = &mut planner
+                && let Err(error) = process.attach(&mut capture, planner)
+            {
                 // A child may come to its end at any time.
                 if targets.contains(&process.target.pid()) || !process.target.has_exited() {
                     return Err(error);
@@ -266,13 +270,17 @@ impl Session {
         let [process] = &mut processes[..] else { bail!("a command is traced alone") };
         let target = Target::open(launched.pid())?;
         launched.run_to_entry(&target, |object| {
-            process.attach_new(&object, capture, planner)?;
+            if let Some(planner) = planner {
+                process.attach_new(&object, capture, planner)?;
+            }
             code.read_object(object);
             let views = code.install(process.index, &target, capture);
             naming.add_code(views);
             anyhow::Ok(())
         })?;
-        process.set_mean(planner);
+        if let Some(planner) = planner {
+            process.set_mean(planner);
+        }
         if launched.is_preloaded() && process.telling() == 0 {
             log::warn!(
                 "{} does not load the sampler (it is linked statically, setuid, or has an allocator of its own): its functions are \

@@ -129,7 +129,8 @@ impl Session {
             Some(call) => call.name().to_owned(),
             None if api == NO_API => Told::Alloc.name().to_owned(),
             None => {
-                self.planner.catalog.get(ApiId(api)).map_or("unknown", |api| api.display_name()).to_owned()
+                let api = self.planner.as_ref().and_then(|planner| planner.catalog.get(ApiId(api)));
+                api.map_or("unknown", |api| api.display_name()).to_owned()
             }
         }
     }
