@@ -3,7 +3,8 @@
 
 use std::{fmt, path::Path, str::FromStr};
 
-use super::api::{Api, ApiId, ApiSyntaxError, SymbolPrefix};
+use super::api::{Api, ApiId};
+use super::catalog::{ApiSyntaxError, SymbolPrefix};
 
 /// What the user says about the target's allocators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::api::{Catalog, SymbolPrefix};
+use super::catalog::{Catalog, SymbolPrefix};
 use super::object::ElfObject;
 
 /// An allocator, by the code that it consists of.

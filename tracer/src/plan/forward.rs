@@ -8,8 +8,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::api::{Api, ApiId, Catalog, Role};
+use super::api::{Api, ApiId, Role};
 use super::arch::x86_64::{Function, Target};
+use super::catalog::Catalog;
 use super::object::{ElfObject, Symbols};
 
 /// Longer chains of functions that call each other are not followed.

@@ -16,7 +16,7 @@
 //! # }
 //! ```
 //!
-//! - [`api`]: the table of allocator functions.
+//! - [`api`]: allocator functions; [`catalog`]: the table of those that are known.
 //! - [`declared`]: the functions that the user names.
 //! - `object`: what is read of the file: executable segments and symbols.
 //! - [`family`]: which allocator a file's functions are of, and those under prefixes that nobody knows.
@@ -29,6 +29,7 @@
 
 pub mod api;
 mod arch;
+pub mod catalog;
 pub mod declared;
 pub mod exits;
 pub mod family;
@@ -46,7 +47,8 @@ use std::path::Path;
 
 use tracer_ebpf::probe::Signature;
 
-pub use api::{Api, ApiId, ApiSyntaxError, Catalog, Role, SymbolPrefix};
+pub use api::{Api, ApiId, Role};
+pub use catalog::{ApiSyntaxError, Catalog, SymbolPrefix};
 pub use declared::{Allocator, Declarations};
 pub use exits::{Exit, Exits};
 pub use family::AllocatorFamily;

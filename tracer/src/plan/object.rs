@@ -10,7 +10,8 @@ use object::elf;
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Rela, SectionHeader, Sym, SymbolTable};
 
 use super::PlanError;
-use super::api::{Api, ApiId, Catalog, UNSUPPORTED};
+use super::api::{Api, ApiId};
+use super::catalog::{Catalog, UNSUPPORTED};
 
 pub(super) type File<'data> = ElfFile64<'data, LittleEndian>;
 

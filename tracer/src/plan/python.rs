@@ -8,8 +8,9 @@
 //! A compiler that knows from a test run where the jumps lead puts the functions' code into their callers (Debian's `python3` has it at
 //! 263 places, of which 52 release). Probes on the functions would see blocks of which they never see the end: such a file is refused.
 
-use super::api::{Api, ApiId, Catalog, Role, counted, release, resize, sized};
+use super::api::{Api, ApiId, Role, counted, release, resize, sized};
 use super::arch::x86_64::{Function, TableCall};
+use super::catalog::Catalog;
 use super::object::{ElfObject, Symbols};
 
 /// The functions in the table, each with the exported function that jumps to it.

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::api::{Catalog, Role};
+use crate::plan::{api::Role, catalog::Catalog};
 
 const SVMA: u64 = 0x1000;
 
