@@ -36,6 +36,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use tracer_ebpf::{
+    probe::Cookie,
     process::{CodeList, ProcessIndex},
     sampling::Sampling,
     unwind::Mapping,
@@ -126,6 +127,14 @@ pub struct Site {
     pub cost: Cost,
 }
 
+impl Site {
+    /// Whether it is the entry of a function that gives a block and takes none.
+    fn only_allocates(&self) -> bool {
+        matches!(self.event, ProbedEvent::Allocate | ProbedEvent::AllocateToExits)
+            && Cookie::from_bits(self.cookie).signature.old.is_none()
+    }
+}
+
 /// What a probe sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbedEvent {
@@ -146,26 +155,26 @@ pub enum ProbedEvent {
 /// A program that runs at some of the probes.
 type UprobeProgram = (&'static str, At, &'static [ProbedEvent]);
 
-/// The programs of probes. Entry first: a return without its entry is ignored, an entry without its return would be held against the
-/// thread.
+/// The programs of probes, in the order in which they are attached. The process may run meanwhile, so releases come first: a release whose
+/// allocation was not seen is no harm, but an allocation whose release is not seen would stand as outstanding for ever. Returns come
+/// before entries: a return without its entry is ignored, an entry without its return would be held against the thread.
 const UPROBES: &[UprobeProgram] = &[
-    ("allocate", At::Entry, &[ProbedEvent::Allocate, ProbedEvent::AllocateToExits]),
+    ("release", At::Entry, &[ProbedEvent::Release]),
+    ("usdt_free", At::Entry, &[ProbedEvent::UsdtFree]),
     ("allocated", At::Return, &[ProbedEvent::Allocate]),
     ("exited", At::Entry, &[ProbedEvent::Exit]),
-    ("release", At::Entry, &[ProbedEvent::Release]),
-    // Releases first: the process tells of none whose allocation it did not tell, and samples from the moment of the other on.
-    ("usdt_free", At::Entry, &[ProbedEvent::UsdtFree]),
+    ("allocate", At::Entry, &[ProbedEvent::Allocate, ProbedEvent::AllocateToExits]),
     ("usdt_alloc", At::Entry, &[ProbedEvent::UsdtAlloc]),
 ];
 
 /// Those of probes that are in other processes, too, which take no notice of returns: the program says so at the entry. The others
 /// stand where no return probe may be, so the kernel must not even be able to make one there.
 const SESSION_UPROBES: &[UprobeProgram] = &[
-    ("call", At::Both, &[ProbedEvent::Allocate]),
-    ("allocate", At::Entry, &[ProbedEvent::AllocateToExits]),
-    ("exited", At::Entry, &[ProbedEvent::Exit]),
     ("release", At::Entry, &[ProbedEvent::Release]),
     ("usdt_free", At::Entry, &[ProbedEvent::UsdtFree]),
+    ("exited", At::Entry, &[ProbedEvent::Exit]),
+    ("call", At::Both, &[ProbedEvent::Allocate]),
+    ("allocate", At::Entry, &[ProbedEvent::AllocateToExits]),
     ("usdt_alloc", At::Entry, &[ProbedEvent::UsdtAlloc]),
 ];
 
@@ -356,6 +365,9 @@ impl Capture {
                 ProbedEvent::Exit | ProbedEvent::UsdtAlloc | ProbedEvent::UsdtFree => {}
             }
         }
+        // Of the functions that give a block those that release one as well come first, as releases do.
+        let mut sites: Vec<_> = sites.iter().collect();
+        sites.sort_by_key(|site| site.only_allocates());
         for &(name, at, events) in self.uprobe_programs() {
             let sites = sites.iter().filter(|site| events.contains(&site.event));
             let places: ProbeSites = sites.map(|site| (site.offset, site.cookie, site.semaphore)).collect();
@@ -383,10 +395,10 @@ impl Capture {
 
     /// Begins to load the programs that every allocator's probes need, while there is something else to do.
     pub fn load_probes_ahead(&mut self) {
-        self.programs.load_ahead(match self.uprobe_programs() {
-            [("call", ..), ..] => &["call", "release"],
-            _ => &["allocated", "allocate", "release"],
-        });
+        let programs = self.uprobe_programs();
+        let is_needed = |event| matches!(event, ProbedEvent::Allocate | ProbedEvent::Release);
+        let needed = programs.iter().filter(|(_, _, events)| events.iter().copied().any(is_needed));
+        self.programs.load_ahead(needed.map(|&(name, ..)| name).collect());
     }
 
     /// Loads every program, to see whether the kernel takes them.

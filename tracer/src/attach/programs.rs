@@ -40,9 +40,9 @@ impl Programs {
     }
 
     /// Begins to load what will be needed, on a thread of its own. Without one they are loaded when they are needed.
-    pub fn load_ahead(&mut self, names: &'static [&'static str]) {
+    pub fn load_ahead(&mut self, names: Vec<&'static str>) {
         let loader = Arc::clone(&self.loader);
-        let load = move || names.iter().map(|&name| (name, loader.load(name))).collect();
+        let load = move || names.into_iter().map(|name| (name, loader.load(name))).collect();
         self.ahead = thread::Builder::new().name("loader".to_owned()).spawn(load).ok();
     }
 
