@@ -50,6 +50,25 @@ impl Memory for UserMemory {
     }
 }
 
+/// The same for native frames, most of whose words are in the window: these are read without a call. A call costs little by itself, but
+/// its return is some 5 ns on processors that the kernel protects by returning safely.
+struct NearbyMemory {
+    capture: u32,
+}
+
+impl Memory for NearbyMemory {
+    #[inline(always)]
+    fn read(&self, address: u64) -> Option<u64> {
+        let capture = CAPTURES.get_ptr(self.capture)?;
+        // SAFETY: it points at an element that this run has claimed.
+        let window = unsafe { &(*capture).window };
+        match window.index(address) {
+            Some(index) => Some(window.words[index]),
+            None => UserMemory { capture: self.capture }.read(address),
+        }
+    }
+}
+
 /// Reads a word from the window of a capture, which moves there if need be; 0 when it cannot be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -331,11 +350,10 @@ fn leave_frame(walk: &mut Walk) -> u32 {
         return step_up_java(walk.capture);
     }
     let rule = find_rule(table, walk.mapping.svma(address));
-    if rule == Rule::NO_TABLE.to_bits() && v8::Layout::from_bits(walk.v8).may_have_code_in(walk.mapping.file)
-    {
+    if rule == Rule::NO_TABLE && v8::Layout::from_bits(walk.v8).may_have_code_in(walk.mapping.file) {
         note_v8_frame(walk.capture);
     }
-    let stepped = step_up(rule, &raw mut walk.frame, walk.capture);
+    let stepped = step_up(rule, &mut walk.frame, walk.capture);
     if is_python {
         walk.listing.is_under_way = 1;
         walk.listing.stepped = stepped;
@@ -568,16 +586,10 @@ extern "C" fn find_java_blob(layout: u32, address: u64) -> u64 {
 /// In place of the number of a [`Stop`]: the walk goes on.
 const STEPPED: u32 = u32::MAX;
 
-/// Replaces a frame, whose code has the rule with these bits, by its caller.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn step_up(rule: u64, frame: *mut Frame, capture: u32) -> u32 {
-    if frame.is_null() {
-        return Stop::NoTable as u32;
-    }
-    // SAFETY: the only caller passes a frame; the verifier sees to its size.
-    let frame = unsafe { &mut *frame };
-    match step(Rule::from_bits(rule), *frame, &UserMemory { capture }) {
+/// Replaces a frame, whose code has this rule, by its caller.
+#[inline(always)]
+fn step_up(rule: Rule, frame: &mut Frame, capture: u32) -> u32 {
+    match step(rule, *frame, &NearbyMemory { capture }) {
         Ok(caller) => {
             *frame = caller;
             STEPPED
@@ -586,11 +598,10 @@ extern "C" fn step_up(rule: u64, frame: *mut Frame, capture: u32) -> u32 {
     }
 }
 
-/// The rule, as bits, of a table for an address of its file.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn find_rule(table: u32, svma: u64) -> u64 {
-    rule_in(table, svma).unwrap_or(Rule::UNSUPPORTED).to_bits()
+/// The rule of a table for an address of its file.
+#[inline(always)]
+fn find_rule(table: u32, svma: u64) -> Rule {
+    rule_in(table, svma).unwrap_or(Rule::UNSUPPORTED)
 }
 
 #[inline(always)]
@@ -606,6 +617,23 @@ fn rule_in(number: u32, svma: u64) -> Option<Rule> {
     if let Some(rule) = key.rule(slot.load()) {
         return Maps.rule(rule);
     }
+    Some(Rule::from_bits(search_rule(number, svma)))
+}
+
+/// The rule, as bits, of a table for an address of its file. Its number is put into the cache.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_rule(table: u32, svma: u64) -> u64 {
+    searched_rule(table, svma).unwrap_or(Rule::UNSUPPORTED).to_bits()
+}
+
+#[inline(always)]
+fn searched_rule(number: u32, svma: u64) -> Option<Rule> {
+    let words = UNWIND_TABLES.get(number)?;
+    let table = TableHeader::from_words([words[0].load(), words[1].load(), words[2].load()]);
+    let place = table.locate(svma)?;
+    let key = Key::new(number, place.offset)?;
+    let slot = UNWIND_CACHE.get(key.slot(CACHE_BITS))?;
     let mut search = RowSearch::begin(&table, place, &Maps)?;
     // SAFETY: the callback has the signature that the helper asks for, and `search` outlives the call.
     unsafe {
