@@ -22,8 +22,10 @@
 //! - `brk` maps or releases between the old and the new program break. While the old one is not known nothing is
 //!   counted; every result tells the new one.
 //!
-//! Read a target's mappings *after* its probes are attached: events from between are then replayed over a state that
-//! contains them, which ends in the same state.
+//! Read a target's mappings *after* its window has opened: events from between are then replayed over a state that
+//! contains them, which ends in the same state. In the other order a change in between would be in neither: the first
+//! `brk` of the window would count all that the heap grew since the reading. (Of an `mremap` in between the old range is
+//! not there any more, so all of the new one counts.)
 
 #[cfg(test)]
 mod tests;

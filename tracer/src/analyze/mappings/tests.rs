@@ -396,6 +396,21 @@ fn brk_counts_from_the_known_break() {
 }
 
 #[test]
+fn calls_between_opening_and_reading_are_replayed_to_the_state_that_was_read() {
+    let mut story = Story::default();
+    // The window opened, the break went from 100 to 104 and 108, 10 to 14 was mapped, and then the mappings were read.
+    let mappings = vec![(pages(10, 14), Backing::Anonymous), (pages(90, 108), Backing::Anonymous)];
+    let initial = InitialMappings { mappings, program_break: Some(Address(bytes(108))) };
+    story.account.add_process(ProcessIndex::default(), initial);
+    story.brk(1, bytes(104), bytes(104));
+    story.brk(2, bytes(108), bytes(108));
+    story.mmap(3, 10, 4);
+    assert_eq!(story.live(), [(10, 14, 3), (104, 108, 2)], "and nothing of before the window");
+    story.brk(4, bytes(109), bytes(109));
+    assert_eq!(story.totals(4), [1, 0, 1, 0]);
+}
+
+#[test]
 fn an_unknown_break_is_learnt_from_the_first_result() {
     let mut story = Story::begin(&[]);
     story.brk(1, bytes(100), bytes(100));

@@ -27,14 +27,20 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
-    pub fn new(mappings: MappingAccount, touched: Option<Touched>) -> Self {
+    pub fn new(touched: Option<Touched>) -> Self {
         let (managed, resident) = (ManagedHolders::default(), ResidentMemory::default());
-        Self { mappings, touched, managed, resident }
+        Self { mappings: MappingAccount::new(), touched, managed, resident }
     }
 
-    /// Begins anew, by what the processes have mapped now.
-    pub fn begin(&mut self, processes: &[TracedProcess], capture: &Capture) {
+    /// Forgets the window that is over.
+    pub fn forget_all(&mut self) {
         self.mappings = MappingAccount::new();
+        self.resident = ResidentMemory::default();
+    }
+
+    /// Reads what the processes have mapped, once the window is open: calls from before are in it then, and those from since are
+    /// replayed over it.
+    pub fn read_mappings(&mut self, processes: &[TracedProcess], capture: &Capture) {
         for process in processes {
             // One that is ending has nothing mapped.
             self.mappings.add_process(process.index, process.initial_mappings().unwrap_or_default());
@@ -42,7 +48,6 @@ impl Accounts {
         if let Some(touched) = &mut self.touched {
             touched.forget(processes, capture);
         }
-        self.resident = ResidentMemory::default();
     }
 
     /// Recognises the heaps of runtimes among the mappings, as far as their stacks have names by now.

@@ -38,7 +38,6 @@ use super::{
     sampling::Sampler,
 };
 use crate::{
-    analyze::mappings::MappingAccount,
     attach::{Capture, Settings, Sizes},
     descriptors,
     drain::Drain,
@@ -156,7 +155,6 @@ impl Session {
         let mut planner = traces_calls.then(|| planner(&config.declarations, sample));
         let worker =
             Worker::start(config.native_frames).context("cannot start the thread that finds names")?;
-        let mut mappings = MappingAccount::new();
         for process in &mut processes {
             worker.add_target(process.index, &process.target);
             if let Some(planner) = &mut planner
@@ -180,13 +178,6 @@ impl Session {
             worker.add_code(code.install(process.index, &process.target, &mut capture));
         }
         parts.done("handing over unwind tables");
-        // After the probes: see the mapping account.
-        for process in &processes {
-            match process.initial_mappings() {
-                Err(error) if targets.contains(&process.target.pid()) => return Err(error),
-                initial => mappings.add_process(process.index, initial.unwrap_or_default()),
-            }
-        }
         let touched = match config.mode {
             Mode::Allocations => None,
             Mode::Growth => Some(Touched::attach(&processes, &mut capture)?),
@@ -212,7 +203,7 @@ impl Session {
             stale_code: StaleCode::default(),
             trampolines: Trampolines::default(),
             children,
-            accounts: Accounts::new(mappings, touched),
+            accounts: Accounts::new(touched),
             window: OpenWindow::default(),
             progress: Progress::since(0),
             retirement: Retirement::default(),
@@ -253,6 +244,7 @@ impl Session {
         self.window.opened_ns = now_ns();
         self.meter.begin(self.window.opened_ns, &self.capture, &self.traced_now().0);
         self.capture.open_windows(self.window.opened_ns);
+        self.accounts.read_mappings(&self.processes, &self.capture);
         self.progress = Progress::since(self.window.opened_ns);
         self.progress.history.push(0, []);
         let first = |Bytes(rss_bytes)| TimelinePoint {
@@ -364,7 +356,7 @@ impl Session {
         self.capture.close_windows();
         self.capture.clear()?;
         self.take_events();
-        self.accounts.begin(&self.processes, &self.capture);
+        self.accounts.forget_all();
         self.retirement.forget_counts();
         self.begin_window();
         Ok(())
