@@ -12,6 +12,13 @@ use crate::model::{Bytes, Process};
 pub struct Status<'a> {
     /// The traced process; the first one when there are several.
     pub target: &'a Process,
+    /// The figures that change several times a second.
+    pub vitals: Vitals,
+}
+
+/// The figures that change several times a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Vitals {
     /// Since the window began.
     pub elapsed: Duration,
     /// Allocator calls and mapping changes a second, lately.
@@ -33,20 +40,21 @@ impl Status<'_> {
     #[must_use]
     pub fn line(&self, width: usize) -> String {
         let target = format!("{} ({})", printable(&self.target.comm), self.target.pid);
-        let lost = (self.lost > 0).then(|| format!("lost {}", Count(self.lost)));
-        let rss = self.rss.map(|(before, now)| (format!("RSS {now}"), Change::between(before.0, now.0)));
+        let lost = (self.vitals.lost > 0).then(|| format!("lost {}", Count(self.vitals.lost)));
+        let rss =
+            self.vitals.rss.map(|(before, now)| (format!("RSS {now}"), Change::between(before.0, now.0)));
         // Parts in the order of the line; the number says how early a part is given up.
         let mut parts = vec![
             (1, target),
-            (5, clock(self.elapsed)),
-            (2, format!("{} events/s", rate(self.events_per_second))),
-            (7, format!("outstanding {}", Bytes(self.outstanding.0))),
-            (3, format!("({} blocks)", Count(self.objects))),
+            (5, clock(self.vitals.elapsed)),
+            (2, format!("{} events/s", rate(self.vitals.events_per_second))),
+            (7, format!("outstanding {}", Bytes(self.vitals.outstanding.0))),
+            (3, format!("({} blocks)", Count(self.vitals.objects))),
         ];
         if let Some((rss, change)) = rss {
             parts.extend([(4, rss), (0, format!("({change})"))]);
         }
-        parts.extend(self.tracing_percent.map(|percent| (3, format!("tracing takes {percent:.0} %"))));
+        parts.extend(self.vitals.tracing_percent.map(|percent| (3, format!("tracing takes {percent:.0} %"))));
         parts.extend(lost.map(|lost| (6, lost)));
         loop {
             let line = join(&parts);
@@ -154,8 +162,7 @@ mod tests {
             from: None,
             end: None,
         };
-        let status = Status {
-            target: &target,
+        let vitals = Vitals {
             elapsed: Duration::from_secs(42),
             events_per_second: 12_345.0,
             outstanding: Bytes(4_404_019),
@@ -164,15 +171,16 @@ mod tests {
             lost: 0,
             tracing_percent: None,
         };
+        let status = Status { target: &target, vitals };
         let full =
             "node (1234)  00:42  12.3k events/s  outstanding 4.2 MiB (1,024 blocks)  RSS 88.1 MiB (+3.2 MiB)";
         assert_eq!(status.line(100), full);
         for width in 0..110 {
             assert!(status.line(width).chars().count() <= width.max(1), "{width}");
         }
-        let much = Status { tracing_percent: Some(43.4), ..status };
+        let much = Status { vitals: Vitals { tracing_percent: Some(43.4), ..vitals }, ..status };
         assert_eq!(much.line(130), format!("{full}  tracing takes 43 %"));
-        let lossy = Status { lost: 7, rss: None, ..status };
+        let lossy = Status { vitals: Vitals { lost: 7, rss: None, ..vitals }, ..status };
         let lines = [80, 60, 40, 30, 10].map(|width| lossy.line(width));
         insta::assert_snapshot!(lines.join("\n"), @r"
         node (1234)  00:42  12.3k events/s  outstanding 4.2 MiB (1,024 blocks)  lost 7

@@ -24,18 +24,14 @@ use rustix::termios::isatty;
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::messages::log_sink;
-use self::{
-    draw::Theme,
-    screen::Screen,
-    state::{ViewState, Vitals},
-};
+use self::{draw::Theme, screen::Screen, state::ViewState};
 use crate::{
     cli::RecordConfig,
     model::Profile,
     record::{Findings, Observer, Request},
     report::{
         snapshot::{self, Background},
-        status::Status,
+        status::{Status, Vitals},
         view::drawn_stacks,
     },
 };
@@ -118,7 +114,7 @@ impl Observer for Tui<'_> {
 
     fn show(&mut self, status: &Status<'_>) {
         self.tell(News::Target(format!("{} ({})", status.target.comm, status.target.pid)));
-        self.tell(News::Vitals(status.into()));
+        self.tell(News::Vitals(status.vitals));
     }
 
     fn is_ready(&self) -> bool {

@@ -1,11 +1,9 @@
 //! What the terminal interface shows: plain data, changed by keys and by news of the recording. Nothing here draws.
 
-use std::time::Duration;
-
 use super::series::Series;
 use crate::{
-    model::{Bytes, Profile, StackReport},
-    report::{human::printable, status::Status, view::frame_label},
+    model::{Profile, StackReport},
+    report::{human::printable, status::Vitals, view::frame_label},
 };
 
 /// Everything that is shown.
@@ -45,33 +43,6 @@ struct Message {
     text: String,
     /// So many figures later it has been read.
     lasts: u32,
-}
-
-/// The figures that change several times a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Vitals {
-    /// Since the window began.
-    pub elapsed: Duration,
-    /// Allocator calls and mapping changes a second.
-    pub events_per_second: f64,
-    /// Weight of what is outstanding.
-    pub outstanding: Bytes,
-    /// Its blocks and mappings.
-    pub objects: u64,
-    /// Resident set when the window began and now.
-    pub rss: Option<(Bytes, Bytes)>,
-    /// Events lost.
-    pub lost: u64,
-    /// What tracing takes of the CPU time, in per cent, where that is much.
-    pub tracing_percent: Option<f64>,
-}
-
-impl From<&Status<'_>> for Vitals {
-    fn from(status: &Status<'_>) -> Self {
-        let &Status { elapsed, events_per_second, outstanding, objects, rss, lost, tracing_percent, .. } =
-            status;
-        Self { elapsed, events_per_second, outstanding, objects, rss, lost, tracing_percent }
-    }
 }
 
 /// What keys mean.

@@ -55,6 +55,27 @@ struct ScanArg<'a> {
 
 const _: () = assert!(size_of::<ScanArg<'_>>() == 96);
 
+impl<'a> ScanArg<'a> {
+    /// Asks for the present pages of `range`.
+    fn of_present_pages(range: AddressRange, buffer: &'a mut [PageRegion]) -> Self {
+        Self {
+            size: size_of::<Self>() as u64,
+            flags: 0,
+            start: range.start.0,
+            end: range.end.0,
+            walk_end: 0,
+            regions: buffer.as_mut_ptr() as u64,
+            regions_len: buffer.len() as u64,
+            max_pages: 0,
+            category_inverted: 0,
+            category_mask: PAGE_IS_PRESENT,
+            category_anyof_mask: 0,
+            return_mask: PAGE_IS_PRESENT,
+            buffer: PhantomData,
+        }
+    }
+}
+
 // SAFETY: `PAGEMAP_SCAN` is `_IOWR('f', 16, struct pm_scan_arg)`, the opcode below; `ScanArg` is that structure and
 // borrows, for as long as it lives, the buffer that its `regions` and `regions_len` describe and that the kernel writes
 // `page_region`s to. `flags` is 0, so no page of the target is changed. On any other descriptor than a pagemap the
@@ -85,19 +106,9 @@ unsafe impl Ioctl for ScanArg<'_> {
 pub(super) fn is_huge(pagemap: impl AsFd, range: AddressRange) -> Result<bool, Errno> {
     let mut buffer = [PageRegion::default()];
     let argument = ScanArg {
-        size: size_of::<ScanArg<'_>>() as u64,
-        flags: 0,
-        start: range.start.0,
-        end: range.end.0,
-        walk_end: 0,
-        regions: buffer.as_mut_ptr() as u64,
-        regions_len: 1,
         max_pages: 1,
-        category_inverted: 0,
         category_mask: PAGE_IS_PRESENT | PAGE_IS_HUGE,
-        category_anyof_mask: 0,
-        return_mask: PAGE_IS_PRESENT,
-        buffer: PhantomData,
+        ..ScanArg::of_present_pages(range, &mut buffer)
     };
     // SAFETY: `ScanArg` is the argument of this call, see its `Ioctl` implementation.
     Ok(unsafe { ioctl(pagemap, argument) }? > 0)
@@ -114,19 +125,9 @@ pub(super) fn scan(
     buffer: &mut [PageRegion],
 ) -> Result<(&[PageRegion], Option<Address>), Errno> {
     let argument = ScanArg {
-        size: size_of::<ScanArg<'_>>() as u64,
-        flags: 0,
-        start: range.start.0,
-        end: range.end.0,
-        walk_end: 0,
-        regions: buffer.as_mut_ptr() as u64,
-        regions_len: buffer.len() as u64,
-        max_pages: 0,
         category_inverted: PAGE_IS_PFNZERO,
         category_mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
-        category_anyof_mask: 0,
-        return_mask: PAGE_IS_PRESENT,
-        buffer: PhantomData,
+        ..ScanArg::of_present_pages(range, buffer)
     };
     // SAFETY: `ScanArg` is the argument of this call, see its `Ioctl` implementation.
     let count = unsafe { ioctl(pagemap, argument) }?;

@@ -17,7 +17,7 @@ use crate::{
     analyze::history::{History, Source},
     model::{Bytes, Kind, Mode, Overhead, Pid, TimelinePoint},
     plan::ApiId,
-    report::status::Status,
+    report::status::{Status, Vitals},
 };
 
 /// Between the first sizes of every stack, of which a verdict takes a dozen: a little less than the time between looks, so that
@@ -118,7 +118,7 @@ impl Session {
         let lost = Counter::ALL.iter().filter(|counter| counter.loss().is_some());
         let lost = lost.map(|&counter| self.capture.tables().count(counter)).sum();
         let rss = self.window.rss_before.zip(self.accounts.resident.rss(&self.processes, When::Affordable));
-        Status {
+        let vitals = Vitals {
             elapsed: Duration::from_nanos(now.saturating_sub(self.window.opened_ns)),
             events_per_second: self.progress.rate.update(now, events),
             outstanding: Bytes(bytes + self.accounts.mapping_weight()),
@@ -126,8 +126,8 @@ impl Session {
             rss,
             lost,
             tracing_percent: self.overhead().filter(|it| it.is_much()).map(|it| it.percent),
-            target: &self.descriptions[&ProcessIndex::default()],
-        }
+        };
+        Status { target: &self.descriptions[&ProcessIndex::default()], vitals }
     }
 
     /// Looks at what tracing takes, and says once what takes less where that is much.

@@ -7,8 +7,7 @@ use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
 use super::*;
 use crate::{
     model::{Bytes, Profile},
-    report::{Options, fixtures, view::drawn_stacks},
-    tui::state::Vitals,
+    report::{Options, fixtures, status::Vitals, view::drawn_stacks},
 };
 
 fn recording(target: &str) -> ViewState {
