@@ -10,7 +10,6 @@ use crate::model::{Address, AddressRange};
 use crate::plan::{AllocatorFamily, ApiId};
 use crate::target::{Backing, Mapping};
 
-/// An allocator that is in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileAllocator {
     /// Which one.
@@ -92,7 +91,6 @@ impl Allocators {
         named.or_else(|| in_file().next()).map(|(index, _)| index)
     }
 
-    /// That of the C library.
     #[must_use]
     pub fn of_c_library(&self) -> Option<usize> {
         self.list.iter().position(|allocator| allocator.family.is_of_c_library())

@@ -168,7 +168,6 @@ pub struct Turnover {
 /// A verdict and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
-    /// The verdict.
     pub verdict: Verdict,
     /// The reason, as the end of a sentence.
     pub reason: &'static str,

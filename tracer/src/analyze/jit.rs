@@ -14,7 +14,6 @@ use crate::model::{Bytes, Frame, StackReport, Verdict};
 /// A stack that was judged by itself, and what by.
 #[derive(Clone, Debug)]
 pub struct Judged {
-    /// The stack.
     pub stack: StackReport,
     /// Where its history is.
     pub source: Source,

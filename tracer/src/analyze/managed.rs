@@ -28,15 +28,12 @@ pub enum Runtime {
     HotSpot,
     /// The Python interpreter.
     CPython,
-    /// Go.
     Go,
     /// Ruby (MRI).
     Ruby,
     /// .NET (CoreCLR).
     DotNet,
-    /// Mono.
     Mono,
-    /// PHP.
     Php,
     /// Erlang and Elixir.
     Beam,

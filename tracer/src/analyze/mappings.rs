@@ -57,7 +57,6 @@ const MAX_PENDING: usize = 4096;
 /// What a process had mapped before the window.
 #[derive(Clone, Debug, Default)]
 pub struct InitialMappings {
-    /// Its mappings.
     pub mappings: Vec<(AddressRange, Backing)>,
     /// Where its `brk` heap ends.
     pub program_break: Option<Address>,

@@ -21,7 +21,6 @@ use crate::model::{Bytes, Events, Frame, Kind, Pid, StackReport, Stop, Totals};
 /// What is known of a stack beside its totals.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnownStack {
-    /// Index of its process.
     pub process: ProcessIndex,
     /// The function that was called, as reports name it.
     pub api: String,
@@ -138,7 +137,6 @@ pub struct Counted {
     pub native: BTreeMap<StackId, NativeTotals>,
     /// What the malloc family holds, by stack.
     pub held: BTreeMap<StackId, Held>,
-    /// Totals of mappings.
     pub mappings: Vec<(Holder, MappingTotals)>,
     /// What mappings hold.
     pub ranges: Vec<WeighedRange>,

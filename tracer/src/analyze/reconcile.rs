@@ -29,7 +29,6 @@ use crate::target::{Backing, Mapping};
 pub struct Tracked {
     /// Where it is.
     pub range: AddressRange,
-    /// The part that it is in.
     pub part: Part,
     /// How much of it is in memory.
     pub resident: Bytes,
@@ -44,7 +43,6 @@ pub struct Evidence<'a> {
     pub mappings: &'a [Mapping],
     /// Its resident set size.
     pub rss: Bytes,
-    /// The runtimes in it.
     pub runtimes: &'a Runtimes,
     /// What was mapped in the window.
     pub tracked: &'a [Tracked],
@@ -52,7 +50,6 @@ pub struct Evidence<'a> {
     pub stack_pointers: &'a [Address],
     /// What its memory says about itself.
     pub contents: &'a Contents,
-    /// Its allocators.
     pub allocators: &'a Allocators,
     /// Outstanding bytes of the malloc family.
     pub native: Bytes,

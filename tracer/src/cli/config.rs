@@ -18,7 +18,6 @@ use crate::watch;
 /// What to draw again of a saved recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportConfig {
-    /// The recording.
     pub recording: PathBuf,
     /// Which of its stacks.
     pub keep: Keep,
@@ -103,7 +102,6 @@ pub struct Keep {
 /// What to record, and what to show of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordConfig {
-    /// What to record.
     pub recording: record::Config,
     /// The reports to write; none asks for [`default_output`].
     pub outputs: Vec<Destination>,

@@ -34,7 +34,6 @@ pub enum Event {
 pub struct Change {
     /// What happened.
     pub change: ProcessChange,
-    /// Index of the process.
     pub process: ProcessIndex,
     /// Index of the one that it came from.
     pub from: ProcessIndex,
@@ -45,7 +44,6 @@ pub struct Change {
 pub struct NewStack {
     /// Its number.
     pub id: StackId,
-    /// Index of its process.
     pub process: ProcessIndex,
     /// The function that was called.
     pub api: u16,
@@ -73,7 +71,6 @@ pub struct WalkedFrame {
 pub enum RuntimeFrame {
     /// Nothing that is known.
     Native,
-    /// A JavaScript function.
     JavaScript(v8::WalkedFunction),
     /// V8's own, of a type with this number.
     V8Internal(u32),
@@ -81,7 +78,6 @@ pub enum RuntimeFrame {
     Java(WalkedMethod),
     /// The loop of Python's interpreter.
     PythonLoop,
-    /// A Python function.
     Python(python::WalkedFunction),
 }
 

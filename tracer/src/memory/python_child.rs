@@ -40,7 +40,6 @@ while line := sys.stdin.readline():
 ";
 
 impl Target {
-    /// Starts it.
     pub(crate) fn start() -> Self {
         let mut child = Command::new("python3")
             .args(["-c", PROGRAM])
@@ -53,7 +52,6 @@ impl Target {
         Self { child, input, output }
     }
 
-    /// Its pid.
     pub(crate) fn pid(&self) -> Pid {
         Pid(self.child.id())
     }

@@ -58,7 +58,6 @@ struct ProbedFile {
     left_out: bool,
 }
 
-/// A process that is traced.
 pub struct TracedProcess {
     /// Its place in the tables.
     pub index: ProcessIndex,

@@ -42,7 +42,6 @@ impl Pythons {
     /// A list of threads may change while it is read, but not every time.
     const LOOKS_BEFORE_MISFIT: u32 = 5;
 
-    /// The one of a process.
     pub(super) fn of(&self, process: ProcessIndex) -> Option<Arc<python::Located>> {
         self.by_process.get(&process).map(|python| Arc::clone(&python.located))
     }

@@ -51,7 +51,6 @@ impl Requests {
         self.mark_at = time.map(|time| Instant::now() + time);
     }
 
-    /// The next one.
     pub async fn next(&mut self) -> Request {
         select! {
             biased;

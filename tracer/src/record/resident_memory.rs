@@ -39,11 +39,9 @@ pub struct ResidentMemory {
     /// Resident bytes of live ranges at the last look.
     ranges: HashMap<(ProcessIndex, AddressRange), Option<Bytes>>,
     look_pace: DutyCycle,
-    /// By process.
     before: BTreeMap<ProcessIndex, ResidentReading>,
     latest: BTreeMap<ProcessIndex, ResidentReading>,
     reading_pace: DutyCycle,
-    /// By process.
     allocators: BTreeMap<ProcessIndex, Allocators>,
     block_pace: DutyCycle,
     rss: Option<Bytes>,

@@ -19,7 +19,6 @@ pub struct Sampler {
 /// Calls of the malloc family in the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Calls {
-    /// Allocations.
     pub allocations: u64,
     /// Releases of what was allocated in the window.
     pub frees: u64,

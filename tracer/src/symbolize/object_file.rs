@@ -145,7 +145,6 @@ struct Headers {
     has_debug_info: bool,
 }
 
-/// An executable segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ExecutableSegment {
     /// Where it is in the file.

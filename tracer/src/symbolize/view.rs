@@ -15,7 +15,6 @@ use crate::target::{MappedObject, Mapping};
 /// them, whatever is mapped by the time that a stack is named.
 #[derive(Clone, Debug)]
 pub struct CodeView {
-    /// Index of the process.
     pub process: ProcessIndex,
     /// Generation of the list in the kernel.
     pub generation: u16,

@@ -103,7 +103,6 @@ impl Ways {
         0..self.programs
     }
 
-    /// Of the stack with this index.
     pub fn of_stack(&self, index: usize) -> &Way {
         &self.ways[index]
     }

@@ -21,7 +21,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// Of a frame.
     #[must_use]
     pub fn of(frame: &Frame) -> Self {
         let module = frame.module.as_deref().unwrap_or_default();

@@ -45,7 +45,6 @@ const LAYOUTS: [Layout; 2] = [
 /// `struct tcache_perthread_struct`: a count of 16 bits for each list, and then the lists.
 #[derive(Clone, Copy, Debug)]
 struct TcacheLayout {
-    /// The chunk that it is in.
     chunk: u64,
     lists: usize,
     /// Whether the counts are of blocks that would still fit.

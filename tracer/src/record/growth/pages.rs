@@ -171,7 +171,6 @@ pub const fn scaled(range: AddressRange, touch: Touch) -> u64 {
     range.bytes().saturating_mul(touch.period)
 }
 
-/// Whole pages.
 fn pages(start: u64, length: u64) -> Option<AddressRange> {
     let end = start.checked_add(length)?.checked_next_multiple_of(PAGE_BYTES)?;
     let range = AddressRange { start: Address(start / PAGE_BYTES * PAGE_BYTES), end: Address(end) };

@@ -65,7 +65,6 @@ impl Accounts {
         }
     }
 
-    /// A process has gone.
     pub fn forget(&mut self, gone: ProcessIndex, others: &[TracedProcess]) {
         self.resident.forget(gone, others);
     }

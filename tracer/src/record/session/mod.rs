@@ -61,7 +61,6 @@ pub struct Session {
     /// None in growth mode, which has no probes.
     planner: Option<Planner>,
     processes: Vec<TracedProcess>,
-    /// By index.
     descriptions: BTreeMap<ProcessIndex, crate::model::Process>,
     max_live: u64,
     sampler: Sampler,

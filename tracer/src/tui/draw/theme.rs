@@ -75,7 +75,6 @@ impl Theme {
         self.colored(Color::LightRed)
     }
 
-    /// A verdict.
     pub fn verdict(self, verdict: Verdict) -> Style {
         match verdict {
             Verdict::Leaking => self.bad(),
