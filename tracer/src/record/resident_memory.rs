@@ -5,7 +5,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
+    thread::{self, JoinHandle},
 };
 
 use tracer_ebpf::{
@@ -28,9 +29,9 @@ use crate::{
         residency::{self, ResidencyError},
         threads,
     },
-    model::{Address, AddressRange, AllocatorMemory, Bytes, Memory, Part},
+    model::{Address, AddressRange, AllocatorMemory, Bytes, Memory, Part, Pid},
     plan::{AllocatorFamily, ApiId},
-    target::Mapping,
+    target::{Mapping, Target},
 };
 
 /// What is known of the targets' resident memory.
@@ -42,11 +43,17 @@ pub struct ResidentMemory {
     before: BTreeMap<ProcessIndex, ResidentReading>,
     latest: BTreeMap<ProcessIndex, ResidentReading>,
     reading_pace: DutyCycle,
+    /// A reading that takes long, on a thread of its own; with the time that it took, in nanoseconds.
+    under_way: Option<JoinHandle<(Readings, u64)>>,
     allocators: BTreeMap<ProcessIndex, Allocators>,
     block_pace: DutyCycle,
     rss: Option<Bytes>,
     rss_pace: DutyCycle,
 }
+
+/// A reading that took longer is made beside the thread that takes events, which would empty the ring buffer too late. Of 10 GiB it
+/// takes 72 ms, and as much as 250 ms more where glibc's free chunks are many.
+const LONG_NS: u64 = 5_000_000;
 
 /// Whether a look may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,19 +95,33 @@ impl ResidentMemory {
         self.ranges.get(&(live.holder.process, live.range)).copied().flatten()
     }
 
-    /// Reads what the processes have resident, mapping by mapping, if any of them still has memory.
+    /// Reads what the processes have resident, mapping by mapping, if any of them still has memory. One that took long the last time
+    /// is made on a thread of its own, unless it is needed now, and is returned by a later call.
     pub fn read(&mut self, processes: &[TracedProcess], when: When) -> Option<Readings> {
-        let started = self.reading_pace.begin(when)?;
-        let read = |process: &TracedProcess| match ResidentReading::of(process) {
-            Ok(reading) => Some((process.index, reading)),
-            Err(error) => {
-                log::debug!("cannot read the mappings of {}: {error}", process.name());
-                None
+        if when == When::Affordable
+            && let Some(thread) = self.under_way.take_if(|thread| thread.is_finished())
+        {
+            let (readings, took_ns) = thread.join().ok()?;
+            self.reading_pace.took(took_ns);
+            return readings.if_any();
+        }
+        if when == When::Now {
+            self.under_way = None;
+        }
+        let started = self.reading_pace.begin(when).filter(|_| self.under_way.is_none())?;
+        let targets: Vec<_> =
+            running(processes).map(|process| (process.index, Arc::clone(&process.target))).collect();
+        if when == When::Affordable && self.reading_pace.took_ns > LONG_NS {
+            let targets = targets.clone();
+            let read = move || (Readings::of(&targets), now_ns() - started);
+            self.under_way = thread::Builder::new().name("memory".into()).spawn(read).ok();
+            if self.under_way.is_some() {
+                return None;
             }
-        };
-        let readings: BTreeMap<_, _> = running(processes).filter_map(read).collect();
+        }
+        let readings = Readings::of(&targets);
         self.reading_pace.end(started);
-        (!readings.is_empty()).then_some(Readings(readings))
+        readings.if_any()
     }
 
     /// Keeps readings, with what they are split by: the live mappings, and the outstanding bytes of the malloc family by process and
@@ -302,6 +323,23 @@ impl ResidentMemory {
 pub struct Readings(BTreeMap<ProcessIndex, ResidentReading>);
 
 impl Readings {
+    /// Those of processes that exit meanwhile are left out.
+    fn of(targets: &[(ProcessIndex, Arc<Target>)]) -> Self {
+        let read = |(index, target): &(ProcessIndex, Arc<Target>)| match ResidentReading::of(target.pid()) {
+            // Another process may have got its pid.
+            Ok(reading) => (!target.has_exited()).then_some((*index, reading)),
+            Err(error) => {
+                log::debug!("cannot read the mappings of {}: {error}", target.pid());
+                None
+            }
+        };
+        Self(targets.iter().filter_map(read).collect())
+    }
+
+    fn if_any(self) -> Option<Self> {
+        (!self.0.is_empty()).then_some(self)
+    }
+
     /// Resident bytes of all of them.
     #[must_use]
     pub fn rss(&self) -> Bytes {
@@ -366,8 +404,7 @@ impl ResidentReading {
 
     /// Reads mappings and resident set size so that they belong together. A process that frees and allocates many megabytes in
     /// milliseconds may have changed in between: then it is read again.
-    fn of(process: &TracedProcess) -> Result<Self, ResidencyError> {
-        let pid = process.target.pid();
+    fn of(pid: Pid) -> Result<Self, ResidencyError> {
         let mut rss_before = residency::rss(pid)?;
         let mut best: Option<(u64, Bytes, Vec<Mapping>)> = None;
         for _ in 0..Self::ATTEMPTS {
@@ -432,6 +469,8 @@ impl ResidentReading {
 #[derive(Debug, Default)]
 pub struct DutyCycle {
     next_ns: u64,
+    /// How long it took the last time.
+    took_ns: u64,
 }
 
 impl DutyCycle {
@@ -445,7 +484,44 @@ impl DutyCycle {
 
     /// It is done.
     pub fn end(&mut self, started_ns: u64) {
-        let now = now_ns();
-        self.next_ns = now + Self::TIMES_AS_LONG * now.saturating_sub(started_ns);
+        self.took(now_ns().saturating_sub(started_ns));
+    }
+
+    /// It was done elsewhere.
+    fn took(&mut self, nanoseconds: u64) {
+        self.took_ns = nanoseconds;
+        self.next_ns = now_ns() + Self::TIMES_AS_LONG * nanoseconds;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{process::Command, time::Instant};
+
+    use super::*;
+
+    #[test]
+    fn what_takes_long_is_read_beside() {
+        let mut child = Command::new("sleep").arg("600").spawn().expect("sleep starts");
+        let processes = [TracedProcess::open(Pid(child.id())).expect("it runs")];
+        let mut memory = ResidentMemory::default();
+        assert!(memory.read(&processes, When::Affordable).is_some(), "nothing is known of how long it takes");
+        memory.reading_pace = DutyCycle { next_ns: 0, took_ns: LONG_NS + 1 };
+        assert!(memory.read(&processes, When::Affordable).is_none(), "it is under way");
+        let started = Instant::now();
+        let readings = loop {
+            if let Some(readings) = memory.read(&processes, When::Affordable) {
+                break readings;
+            }
+            assert!(started.elapsed().as_secs() < 60, "it was never read");
+            std::thread::yield_now();
+        };
+        assert!(readings.rss() > Bytes(0));
+        memory.reading_pace = DutyCycle { next_ns: 0, took_ns: LONG_NS + 1 };
+        assert!(memory.read(&processes, When::Affordable).is_none());
+        assert!(memory.read(&processes, When::Now).is_some(), "what is needed now is read at once");
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+        assert!(memory.read(&processes, When::Now).is_none());
     }
 }

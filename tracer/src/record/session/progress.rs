@@ -46,8 +46,9 @@ impl Session {
         let held = self.native_by_function();
         let was_read = reading.is_some();
         let rss = match &reading {
-            Some(reading) => Some(reading.rss()),
-            None => self.accounts.resident.rss(&self.processes, when),
+            // One that was made beside is of a moment ago.
+            Some(reading) if when == When::Now => Some(reading.rss()),
+            _ => self.accounts.resident.rss(&self.processes, when),
         };
         let Accounts { mappings, managed, resident, .. } = &mut self.accounts;
         if let Some(reading) = reading {
