@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::human::{Change, Span, counted, moment, printable};
 use super::stack_lines::{Paint, stack_lines};
-use super::text::plus_minus;
 use super::view::{BoxNames, Role, api_name, boxes, target_name};
+use super::words::plus_minus;
 use super::{Format, Options, QuickMap, WeightUnit, svg};
 use crate::model::{Bytes, Frame, Kind, Process, Profile, StackReport, Window};
 

@@ -26,6 +26,7 @@ mod read_limit;
 pub(crate) mod stack_lines;
 mod tree;
 pub(crate) mod view;
+pub mod words;
 
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -10,9 +10,9 @@ use inferno::flamegraph::color::{self, StrokeColor};
 use inferno::flamegraph::{self, Direction, TextTruncateDirection};
 
 use super::human::{Span, counted, moment, printable};
-use super::text::plus_minus;
 use super::tree::Tree;
 use super::view::{Role, View, standard_error, target_name};
+use super::words::plus_minus;
 use super::{FlameOrder, Options, Report, WeightUnit};
 use crate::model::{Bytes, Frame, Kind, Mode, Profile};
 

@@ -13,7 +13,7 @@ use crate::{
     model::{Bytes, Memory, Part},
     report::{
         human::{Change, Count, per_minute, printable},
-        text::part_name,
+        words::part_name,
     },
     tui::state::ViewState,
 };
