@@ -64,9 +64,9 @@ pub struct ProcessState {
     pub code_changes: Word,
     /// How many of these changes user space had seen when it made the list.
     pub code_changes_seen: Word,
-    /// Not 0 when it tells of its blocks itself, so that what its allocator's functions do counts no more. Only told where probes are
+    /// Not 0 when it reports its blocks itself, so that what its allocator's functions do counts no more. Only told where probes are
     /// everybody's.
-    pub tells: Word,
+    pub reports_blocks: Word,
     /// Of so many page faults one is reported, a power of two; 0 for none.
     pub fault_period: Word,
     /// The name of the thread that made it or of the program it executed, as [`Comm`].
@@ -115,7 +115,7 @@ pub type Comm = [u64; 2];
 /// Where the executable mappings of a process stand in the array of all mappings, sorted by address.
 ///
 /// A process has room for two lists. User space writes the one that is not in use and then names it here, so that a walk that is reading
-/// the other is not disturbed, unless two changes come during one walk; the generation tells.
+/// the other is not disturbed, unless two changes come during one walk; the generation shows that.
 ///
 /// The word counts, too, how often BPF made mappings of the list unknown, because they are about to be unmapped: so a list that was made
 /// from what was mapped before cannot replace it (it would make them known again).

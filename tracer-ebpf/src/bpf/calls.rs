@@ -48,10 +48,10 @@ pub fn is_return(ctx: &ProbeContext) -> bool {
     UserRegisters::at_probe(ctx.regs).ip() != probed
 }
 
-/// Whether the process tells of its blocks itself. A probe that is everybody's is in its code, too.
+/// Whether the process reports its blocks itself. A probe that is everybody's is in its code, too.
 #[inline(always)]
-fn tells(process: &ProcessState) -> bool {
-    shares_probes() && process.tells.load() != 0
+fn reports_blocks(process: &ProcessState) -> bool {
+    shares_probes() && process.reports_blocks.load() != 0
 }
 
 /// Releases what a call releases, if it was accounted before the process told of its blocks.
@@ -68,7 +68,7 @@ pub fn enter(ctx: &ProbeContext) -> Option<()> {
     let cookie = cookie(ctx)?;
     let process = open_process(cookie.process)?;
     let regs = UserRegisters::at_probe(ctx.regs);
-    if tells(process) {
+    if reports_blocks(process) {
         forget_old(cookie, regs);
         return None;
     }
@@ -312,7 +312,7 @@ pub fn release(ctx: &ProbeContext) -> Option<()> {
     match live::take(key) {
         Some(block) => live::freed(&block),
         // What it did not sample.
-        None if tells(process) => {}
+        None if reports_blocks(process) => {}
         None => count(Counter::UnmatchedFree),
     }
     Some(())

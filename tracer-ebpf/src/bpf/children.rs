@@ -100,7 +100,7 @@ fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<ProcessIndex>
     process.comm[1].store(comm[1]);
     process.from.store(from.to_bits());
     process.opened_ns.store(origin.opened_ns.load());
-    process.tells.store(if from.executed { 0 } else { origin.tells.load() });
+    process.reports_blocks.store(if from.executed { 0 } else { origin.reports_blocks.load() });
     process.trampoline.store(origin.trampoline.load());
     process.fault_period.store(origin.fault_period.load());
     // A child that was forked has its parent's code.
@@ -152,7 +152,7 @@ fn next_index() -> Option<ProcessIndex> {
 fn tell(change: ProcessChange, process: ProcessIndex, from: ProcessIndex) -> Option<()> {
     let event =
         ProcessEvent { event: EventKind::Process as u8, change: change as u8, process, from, padding: 0 };
-    // Without room in the ring buffer the state of the process tells, a moment later.
+    // Without room in the ring buffer the state of the process says so, a moment later.
     EVENTS.output::<ProcessEvent>(event, 0).ok()
 }
 

@@ -1,4 +1,4 @@
-//! Blocks that the process itself samples and tells of, by USDT probes: the third source of blocks beside returns and exits. What it does
+//! Blocks that the process itself samples and reports by USDT probes: the third source of blocks beside returns and exits. What it does
 //! not tell is not seen: there is no call to follow, and nothing that is left out.
 
 use aya_ebpf::{
@@ -29,8 +29,8 @@ use super::{
 #[inline(always)]
 pub fn alloc(ctx: &ProbeContext) -> Option<()> {
     let (cookie, process, regs) = told(ctx)?;
-    if process.tells.load() == 0 {
-        process.tells.store(1);
+    if process.reports_blocks.load() == 0 {
+        process.reports_blocks.store(1);
     }
     let (Some(address), Some(size), Some(weight)) =
         (argument(&cookie, 0, regs), argument(&cookie, 1, regs), argument(&cookie, 2, regs))
@@ -46,7 +46,7 @@ pub fn alloc(ctx: &ProbeContext) -> Option<()> {
         count(Counter::UnreadableResult);
         return None;
     };
-    // The call in which it first tells may have been seen by a probe of the function, too.
+    // The call in which it first reports a block may have been seen by a probe of the function, too.
     if shares_probes()
         && let Some(seen) = live::take(key)
     {

@@ -54,7 +54,7 @@ pub use exits::{Exit, Exits};
 pub use family::AllocatorFamily;
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
 pub use table::PlanTable;
-pub use usdt::{Telling, Told, UsdtProbe};
+pub use usdt::{UsdtEvent, UsdtProbe, UsdtProbes};
 
 use arch::x86_64::{Candidate, Function, Need, long_branches};
 use declared::Numbered;
@@ -63,7 +63,7 @@ use forward::forwards;
 use object::{ElfObject, Named, Symbols};
 use placement::Spot;
 use python::ObjectAllocator;
-use usdt::telling;
+use usdt::usdt_probes;
 
 use crate::model::Bytes;
 use crate::unwind::unwinds_through;
@@ -106,7 +106,7 @@ pub struct ObjectPlan {
     /// Allocator functions that are not probed.
     pub skipped: Vec<Skipped>,
     /// What the file tells of its blocks itself, where a sample is wanted.
-    pub telling: Telling,
+    pub usdt: UsdtProbes,
 }
 
 impl ObjectPlan {
@@ -296,19 +296,19 @@ impl Planner {
             forwards: forwards(&object, &symbols, &self.catalog),
             exits: OnceCell::new(),
         };
-        let (mut told, unusable) = telling(&object, &symbols);
+        let (mut usdt, unusable) = usdt_probes(&object, &symbols);
         if self.sample.is_some() {
             skipped.extend(unusable);
         }
-        let is_sampler = told.is_sampler();
+        let is_sampler = usdt.is_sampler();
         if self.sample.is_none() {
-            told = Telling::default();
+            usdt = UsdtProbes::default();
         }
         if is_sampler {
             let names: Vec<_> = symbols.functions.values().flat_map(|named| self.names(named)).collect();
             let why = "it passes every call on to the allocator behind it".to_owned();
             skipped.push(skip(names.join(", "), why, Omission::SeenElsewhere));
-            return Ok(ObjectPlan { probes: Vec::new(), skipped, telling: told });
+            return Ok(ObjectPlan { probes: Vec::new(), skipped, usdt });
         }
         let mut drafts = Vec::new();
         for (&svma, named) in &symbols.functions {
@@ -327,7 +327,7 @@ impl Planner {
                 }
             }
         }
-        Ok(ObjectPlan { probes, skipped, telling: told })
+        Ok(ObjectPlan { probes, skipped, usdt })
     }
 
     /// Whether the file has an allocator of its own, beside operators that call one.

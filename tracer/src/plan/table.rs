@@ -56,7 +56,7 @@ impl PlanTable<'_> {
     /// The probes by which the file tells of its blocks: those that are alike in one line.
     fn write_told(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut alike: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
-        for probe in &self.plan.telling.probes {
+        for probe in &self.plan.usdt.probes {
             let function = probe.function.and_then(|id| self.catalog.get(id));
             let place =
                 function.map_or_else(|| format!("{:#x}", probe.svma), |api| api.display_name().to_owned());

@@ -26,7 +26,7 @@ const MEAN: &[u8] = b"tracer_sampler_mean";
 
 /// What a file tells of its blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Telling {
+pub struct UsdtProbes {
     /// Its probes, by ascending address.
     pub probes: Vec<UsdtProbe>,
     /// The address of the word that says how many bytes are between samples, as the file states it; none where the process chooses that.
@@ -37,7 +37,7 @@ pub struct Telling {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsdtProbe {
     /// What it tells.
-    pub event: Told,
+    pub event: UsdtEvent,
     /// The address of the instruction under it, as the file states it.
     pub svma: u64,
     /// Its offset in the file.
@@ -56,14 +56,14 @@ pub struct UsdtProbe {
 
 /// What a probe tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum UsdtEvent {
     /// A block was allocated.
     Alloc,
     /// A block is released.
     Free,
 }
 
-impl Told {
+impl UsdtEvent {
     /// The probe's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -88,16 +88,16 @@ impl Told {
     }
 }
 
-impl Telling {
+impl UsdtProbes {
     /// Whether the file tells of its blocks: of those that it allocates and of those that it releases.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let has = |event| self.probes.iter().any(|probe| probe.event == event);
-        has(Told::Alloc) && has(Told::Free)
+        has(UsdtEvent::Alloc) && has(UsdtEvent::Free)
     }
 }
 
-impl Telling {
+impl UsdtProbes {
     /// Whether the file is tracer's own sampler, which has no allocator itself.
     pub(super) fn is_sampler(&self) -> bool {
         self.is_complete() && self.mean_svma.is_some()
@@ -146,13 +146,13 @@ impl<'data> Note<'data> {
 }
 
 /// Reads the notes of a file. What cannot be used is among the second.
-pub(super) fn telling(object: &ElfObject<'_>, symbols: &Symbols) -> (Telling, Vec<Skipped>) {
+pub(super) fn usdt_probes(object: &ElfObject<'_>, symbols: &Symbols) -> (UsdtProbes, Vec<Skipped>) {
     let (mut probes, mut skipped) = (Vec::new(), Vec::new());
     let moved = |note: &Note<'_>| stapsdt_base(object).map_or(0, |base| base.wrapping_sub(note.base));
     for note in notes(object).filter(|note| note.provider == PROVIDER) {
         let event = match note.name {
-            "alloc" => Told::Alloc,
-            "free" => Told::Free,
+            "alloc" => UsdtEvent::Alloc,
+            "free" => UsdtEvent::Free,
             _ => continue,
         };
         match probe(object, symbols, event, &note, moved(&note)) {
@@ -163,13 +163,13 @@ pub(super) fn telling(object: &ElfObject<'_>, symbols: &Symbols) -> (Telling, Ve
         }
     }
     probes.sort_by_key(|probe| probe.svma);
-    (Telling { probes, mean_svma: mean_svma(object) }, skipped)
+    (UsdtProbes { probes, mean_svma: mean_svma(object) }, skipped)
 }
 
 fn probe(
     object: &ElfObject<'_>,
     symbols: &Symbols,
-    event: Told,
+    event: UsdtEvent,
     note: &Note<'_>,
     moved: u64,
 ) -> Result<UsdtProbe, String> {

@@ -47,7 +47,7 @@ pub fn check(
 }
 
 fn is_probed(process: &TracedProcess) -> bool {
-    process.probes() + process.telling() > 0
+    process.probes() + process.usdt_probes() > 0
 }
 
 fn has_no(processes: &[TracedProcess], what: &str) -> String {

@@ -229,7 +229,7 @@ impl CpuAccount {
             system += last.system.saturating_sub(before.system);
         }
         let ns = if with_children { own_ns.max(self.most_of_tree_ns) } else { own_ns } as f64;
-        // Without a tick there is no telling.
+        // Without a tick nothing can be said.
         let in_kernel = if user + system == 0 { 1.0 } else { system as f64 / (user + system) as f64 };
         (ns, in_kernel * ns)
     }

@@ -26,7 +26,7 @@ use crate::{
     model::{Address, Bytes, NotProbed, Pid},
     plan::{
         Api, Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, PlanError, PlanTable, PlannedProbe,
-        Planner, ProbePlacement, Skipped, Telling, Told, UsdtProbe,
+        Planner, ProbePlacement, Skipped, UsdtEvent, UsdtProbe, UsdtProbes,
     },
     report::human::{counted, printable},
     target::{FileId, MappedObject, Target},
@@ -52,9 +52,9 @@ pub struct ProbedFiles {
 struct ProbedFile {
     /// How many functions are probed.
     functions: usize,
-    /// Whether it tells of blocks.
-    tells: bool,
-    /// Whether functions were left out because the process tells of their blocks. Another process may not.
+    /// Whether it reports blocks.
+    has_usdt: bool,
+    /// Whether functions were left out because the process reports their blocks. Another process may not.
     left_out: bool,
 }
 
@@ -67,9 +67,9 @@ pub struct TracedProcess {
     probes: usize,
     /// Where its sampler has the word that says how many bytes are between samples.
     mean: Option<Address>,
-    /// How many USDT probes it has by which it tells of its blocks itself, and the files that they are in.
-    telling: usize,
-    telling_files: HashSet<FileId>,
+    /// How many USDT probes it has by which it reports its blocks itself, and the files that they are in.
+    usdt_probes: usize,
+    usdt_files: HashSet<FileId>,
     found: Found,
 }
 
@@ -91,8 +91,8 @@ impl TracedProcess {
             probed,
             probes: 0,
             mean: None,
-            telling: 0,
-            telling_files: HashSet::new(),
+            usdt_probes: 0,
+            usdt_files: HashSet::new(),
             found: Found::default(),
         }
     }
@@ -107,9 +107,9 @@ impl TracedProcess {
         self.probes
     }
 
-    /// How many probes it has by which it tells itself which blocks it sampled.
-    pub fn telling(&self) -> usize {
-        self.telling
+    /// How many probes it has by which it reports the blocks that it samples.
+    pub fn usdt_probes(&self) -> usize {
+        self.usdt_probes
     }
 
     /// The functions whose calls are not seen.
@@ -137,7 +137,7 @@ impl TracedProcess {
             known.borrow().files.get(&id).is_none_or(|file| {
                 probes += file.functions;
                 // Where probes are everybody's, they are in it already. It is told its rate all the same.
-                file.tells && !self.telling_files.contains(&id)
+                file.has_usdt && !self.usdt_files.contains(&id)
             })
         };
         let objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
@@ -148,7 +148,7 @@ impl TracedProcess {
         }
         let plans: Vec<_> =
             objects.opened.iter().map(|object| self.plan(object, &mut *planner)).collect::<Result<_>>()?;
-        // Where one file tells of the blocks of all, the functions of those before it are not to be probed either.
+        // Where one file reports the blocks of all, the functions of those before it are not to be probed either.
         objects.opened.iter().zip(&plans).for_each(|(object, plan)| self.listen_to(object, plan.as_ref()));
         for (object, plan) in objects.opened.iter().zip(plans) {
             self.attach_planned(object, plan, capture, planner)?;
@@ -156,11 +156,11 @@ impl TracedProcess {
         self.attach_left_out(capture, planner)
     }
 
-    /// Probes what was left out for another process, which tells of its blocks as this one does not.
+    /// Probes what was left out for another process, which reports its blocks as this one does not.
     fn attach_left_out(&mut self, capture: &mut Capture, planner: &mut Planner) -> Result<()> {
         let files = Rc::clone(&self.probed);
         let is_left_out = |id| files.borrow().files.get(&id).is_some_and(|file| file.left_out);
-        if self.telling > 0 || !files.borrow().files.values().any(|file| file.left_out) {
+        if self.usdt_probes > 0 || !files.borrow().files.values().any(|file| file.left_out) {
             return Ok(());
         }
         for object in self.target.objects_where(is_left_out).with_context(|| self.unreadable())?.opened {
@@ -170,11 +170,11 @@ impl TracedProcess {
         Ok(())
     }
 
-    /// From now on its blocks are those that a file tells of, if it does.
+    /// From now on its blocks are those that a file reports, if it does.
     fn listen_to(&mut self, object: &MappedObject, plan: Option<&ObjectPlan>) {
-        let probes = plan.map_or(0, |plan| told_probes(plan).len());
-        if probes > 0 && self.telling_files.insert(object.id) {
-            self.telling += probes;
+        let probes = plan.map_or(0, |plan| complete_usdt(plan).len());
+        if probes > 0 && self.usdt_files.insert(object.id) {
+            self.usdt_probes += probes;
         }
     }
 
@@ -235,16 +235,16 @@ impl TracedProcess {
     ) -> Result<ProbedFile> {
         self.found.add_plan(&plan, &planner.catalog);
         self.probed.borrow_mut().allocators.extend(allocators_in(&object.name(), &plan, &planner.catalog));
-        let left_out = self.telling > 0 && self.leave_out_told(object, &mut plan, &planner.catalog);
+        let left_out = self.usdt_probes > 0 && self.leave_out_reported(object, &mut plan, &planner.catalog);
         let file =
-            ProbedFile { functions: plan.probes.len(), tells: !told_probes(&plan).is_empty(), left_out };
+            ProbedFile { functions: plan.probes.len(), has_usdt: !complete_usdt(&plan).is_empty(), left_out };
         let mut sites: Vec<Site> =
             plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
         sites.extend(self.exits(&plan));
-        for probe in told_probes(&plan) {
+        for probe in complete_usdt(&plan) {
             sites.push(self.told_site(probe, capture)?);
         }
-        if let Some(address) = mean_of(object, &plan.telling) {
+        if let Some(address) = mean_of(object, &plan.usdt) {
             self.mean = Some(address);
             self.set_mean(planner);
         }
@@ -268,25 +268,25 @@ impl TracedProcess {
         Ok(file)
     }
 
-    /// Leaves out the functions whose blocks the process tells of itself: those of a file that tells of them, and those of allocators
+    /// Leaves out the functions whose blocks the process reports itself: those of a file that reports them, and those of allocators
     /// that any file could call by the usual names, so that whoever stands in front of them gets the calls. What such an allocator has
     /// under other names is behind the usual ones (mimalloc's `malloc` calls its `mi_malloc`).
     ///
-    /// The program comes before everybody when names are looked up: what it defines itself, nobody else tells of. Whether there were such
+    /// The program comes before everybody when names are looked up: what it defines itself, nobody else reports. Whether there were such
     /// functions.
-    fn leave_out_told(&self, object: &MappedObject, plan: &mut ObjectPlan, catalog: &Catalog) -> bool {
+    fn leave_out_reported(&self, object: &MappedObject, plan: &mut ObjectPlan, catalog: &Catalog) -> bool {
         let is_usual = |probe: &PlannedProbe| catalog.get(probe.api).is_some_and(Api::is_interposable);
         let stands_behind = || !self.target.is_program(object) && plan.probes.iter().any(is_usual);
-        if !plan.telling.is_complete() && !stands_behind() {
+        if !plan.usdt.is_complete() && !stands_behind() {
             return false;
         }
         let were_there = !plan.probes.is_empty();
         plan.probes.clear();
-        plan.skipped.retain(|skipped| Told::is_one(&skipped.name));
+        plan.skipped.retain(|skipped| UsdtEvent::is_one(&skipped.name));
         were_there
     }
 
-    /// The site of a probe by which the process tells of a block.
+    /// The site of a probe by which the process reports a block.
     fn told_site(&self, probe: &UsdtProbe, capture: &Capture) -> Result<Site> {
         let arguments = capture.place_of_arguments(&probe.arguments)?;
         let cookie = UsdtCookie { process: self.index, api: probe.api(), arguments };
@@ -295,8 +295,8 @@ impl TracedProcess {
             cookie: cookie.to_bits(),
             semaphore: probe.semaphore,
             event: match probe.event {
-                Told::Alloc => ProbedEvent::UsdtAlloc,
-                Told::Free => ProbedEvent::UsdtFree,
+                UsdtEvent::Alloc => ProbedEvent::UsdtAlloc,
+                UsdtEvent::Free => ProbedEvent::UsdtFree,
             },
             cost: Cost::Emulated,
         })
@@ -318,8 +318,8 @@ impl TracedProcess {
     fn tell_of_plan(&self, object: &MappedObject, plan: &ObjectPlan, catalog: &Catalog) {
         let path = object.path.display().to_string();
         let (file, probes) = (printable(&path), plan.probes.len());
-        if !told_probes(plan).is_empty() {
-            let probes = counted(plan.telling.probes.len() as u64, "USDT probe");
+        if !complete_usdt(plan).is_empty() {
+            let probes = counted(plan.usdt.probes.len() as u64, "USDT probe");
             log::info!("{}: {file} reports the blocks that it samples, by {probes}", self.name());
         }
         if probes > 0 {
@@ -455,7 +455,7 @@ pub fn plan_of(target: &Target, declarations: &Declarations) -> Result<String> {
         found.add_file(object.path.clone());
         let plan = plan(&object, &mut planner)?;
         found.add_plan(&plan, &planner.catalog);
-        if !plan.probes.is_empty() || !plan.skipped.is_empty() || !plan.telling.probes.is_empty() {
+        if !plan.probes.is_empty() || !plan.skipped.is_empty() || !plan.usdt.probes.is_empty() {
             let separator = if text.is_empty() { "" } else { "\n" };
             text += &format!("{separator}{}\n", object.path.display());
             text += &PlanTable { plan: &plan, catalog: &planner.catalog }.to_string();
@@ -481,15 +481,15 @@ pub fn planner(declarations: &Declarations, sample: Option<Bytes>) -> Planner {
 }
 
 /// Where the sampler in a file has the word that says how many bytes are between samples.
-fn mean_of(object: &MappedObject, telling: &Telling) -> Option<Address> {
-    let (svma, probe) = (telling.mean_svma?, telling.probes.first()?);
+fn mean_of(object: &MappedObject, usdt: &UsdtProbes) -> Option<Address> {
+    let (svma, probe) = (usdt.mean_svma?, usdt.probes.first()?);
     let place = object.address_of(probe.file_offset)?;
     Some(Address(place.0.wrapping_sub(probe.svma).wrapping_add(svma)))
 }
 
-/// The probes by which a file tells of its blocks; none where it does not tell of both what it allocates and what it releases.
-fn told_probes(plan: &ObjectPlan) -> &[UsdtProbe] {
-    if plan.telling.is_complete() { &plan.telling.probes } else { &[] }
+/// The probes by which a file reports its blocks; none where it does not tell of both what it allocates and what it releases.
+fn complete_usdt(plan: &ObjectPlan) -> &[UsdtProbe] {
+    if plan.usdt.is_complete() { &plan.usdt.probes } else { &[] }
 }
 
 fn plan(object: &MappedObject, planner: &mut Planner) -> Result<ObjectPlan> {

@@ -7,7 +7,7 @@ use crate::model::{Bytes, Cause, Profile, Verdict};
 const WORTH_A_LINE: u64 = 1;
 
 /// The causes that say more than the stacks do: there are several, or one of several stacks.
-pub(crate) fn telling(profile: &Profile) -> Vec<&Cause> {
+pub(crate) fn shown_causes(profile: &Profile) -> Vec<&Cause> {
     let all = whole(profile);
     let worth = |cause: &&Cause| cause.weight_bytes > 0 && cause.weight_bytes >= all / 100 * WORTH_A_LINE;
     let causes: Vec<_> = profile.causes.iter().filter(worth).collect();

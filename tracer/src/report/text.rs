@@ -286,7 +286,7 @@ impl<'a> Page<'a> {
     /// Who is to blame, where the stacks below do not say it themselves.
     fn causes(&self) -> String {
         let whole = cause_lines::whole(self.profile);
-        let causes = cause_lines::telling(self.profile);
+        let causes = cause_lines::shown_causes(self.profile);
         if causes.is_empty() {
             return String::new();
         }

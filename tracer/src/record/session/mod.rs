@@ -272,7 +272,7 @@ impl Session {
         if let Some(planner) = planner {
             process.set_mean(planner);
         }
-        if launched.is_preloaded() && process.telling() == 0 {
+        if launched.is_preloaded() && process.usdt_probes() == 0 {
             log::warn!(
                 "{} does not load the sampler (it is linked statically, setuid, or has an allocator of its own): its functions are \
                  probed, which costs more",
@@ -303,13 +303,13 @@ impl Session {
             Some(duration) => format!("for {}", humantime::format_duration(duration)),
             None => "until Ctrl-C".to_owned(),
         };
-        let telling: usize = self.processes.iter().map(TracedProcess::telling).sum();
+        let usdt_probes: usize = self.processes.iter().map(TracedProcess::usdt_probes).sum();
         let how = match self.config.mode {
-            Mode::Allocations if telling > 0 && probes == 0 => {
-                format!("sampled within, {telling} USDT probes")
+            Mode::Allocations if usdt_probes > 0 && probes == 0 => {
+                format!("sampled within, {usdt_probes} USDT probes")
             }
-            Mode::Allocations if telling > 0 => {
-                format!("sampled within, {telling} USDT probes, and {probes} allocator functions probed")
+            Mode::Allocations if usdt_probes > 0 => {
+                format!("sampled within, {usdt_probes} USDT probes, and {probes} allocator functions probed")
             }
             Mode::Allocations => format!("{probes} allocator functions probed"),
             Mode::Growth => "page faults and mappings, no probes".to_owned(),

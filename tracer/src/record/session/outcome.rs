@@ -21,7 +21,7 @@ use super::{
 use crate::{
     analyze::outcome::{Counted, KnownStack},
     model::{Events, Memory, NotProbed, Pid, Settings, Window, loss},
-    plan::{ApiId, Told},
+    plan::{ApiId, UsdtEvent},
 };
 
 impl Session {
@@ -127,7 +127,7 @@ impl Session {
     fn api_name(&self, api: u16) -> String {
         match mapping_call(api) {
             Some(call) => call.name().to_owned(),
-            None if api == NO_API => Told::Alloc.name().to_owned(),
+            None if api == NO_API => UsdtEvent::Alloc.name().to_owned(),
             None => {
                 let api = self.planner.as_ref().and_then(|planner| planner.catalog.get(ApiId(api)));
                 api.map_or("unknown", |api| api.display_name()).to_owned()

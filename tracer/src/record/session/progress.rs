@@ -140,12 +140,12 @@ impl Session {
         }
         let (pids, calls) = self.traced_now();
         self.meter.look(now_ns(), &self.capture, &pids, calls);
-        let is_told_within = self.processes.iter().any(|process| process.telling() > 0);
+        let samples_itself = self.processes.iter().any(|process| process.usdt_probes() > 0);
         let overhead =
             self.overhead().filter(|overhead| overhead.is_much() && overhead.cpu_ns > LEAST_CPU_NS);
         if let Some(overhead) = overhead
             && !std::mem::replace(&mut self.told_of_cheaper_ways, true)
-            && !is_told_within
+            && !samples_itself
         {
             log::warn!("tracing takes about {:.0} % of the target's CPU time; {CHEAPER}", overhead.percent);
         }

@@ -11,7 +11,7 @@ use super::Theme;
 use crate::{
     model::{Bytes, Cause},
     report::{
-        cause_lines::{growth, telling, whole},
+        cause_lines::{growth, shown_causes, whole},
         human::{counted, fit_name, printable, share},
     },
     tui::state::ViewState,
@@ -25,14 +25,14 @@ pub fn lines(state: &ViewState, height: u16) -> u16 {
         30..36 => 1,
         _ => 3,
     };
-    let causes = state.profile.as_ref().map_or(0, |profile| telling(profile).len());
+    let causes = state.profile.as_ref().map_or(0, |profile| shown_causes(profile).len());
     most.min(u16::try_from(causes).unwrap_or(most))
 }
 
 pub fn draw(frame: &mut Frame<'_>, area: Rect, state: &ViewState, theme: Theme) {
     let Some(profile) = &state.profile else { return };
     let whole = whole(profile);
-    let causes = telling(profile).into_iter().take(area.height.into());
+    let causes = shown_causes(profile).into_iter().take(area.height.into());
     let lines: Vec<_> = causes.map(|cause| line(cause, whole, area.width, theme)).collect();
     frame.render_widget(Paragraph::new(lines), area);
 }
