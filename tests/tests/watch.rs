@@ -192,5 +192,5 @@ fn a_check_shows_what_would_be_watched_and_changes_nothing() {
     assert!(!directory.exists());
     let finished = check(&["--dir", directory_text]);
     assert_eq!(finished.status.code(), Some(2));
-    assert!(finished.stderr[0].contains("whom to watch?"), "{finished:#?}");
+    assert!(finished.stderr[0].contains("nothing to watch"), "{finished:#?}");
 }

@@ -216,7 +216,7 @@ pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     } else if rises(second_half, turnover.standard_error) {
         judgement(
             Verdict::Growing,
-            "it grows, but too little of what is left is old, or it does not grow steadily",
+            "it grows, but too few of the remaining blocks are old, or it does not grow steadily",
         )
     } else if turns_over(turnover) && left.is_young() {
         judgement(Verdict::Steady, "it frees as much as it allocates")

@@ -137,7 +137,7 @@ impl WatchArguments {
         let selection =
             Selection { all: self.all, cgroups: self.cgroups, names: self.names, pids: self.pids };
         if selection.is_empty() {
-            return Err("whom to watch? Give --all, --cgroup, --name or --pid".into());
+            return Err("nothing to watch: give --all, --cgroup, --name or --pid".into());
         }
         Ok(Config {
             selection,
@@ -264,7 +264,7 @@ mod tests {
         let service = parse(&["--all"]).unwrap().service;
         let all = Selection { all: true, ..Selection::default() };
         assert_eq!(service, Config { selection: all, ..Config::default() });
-        assert!(parse(&[]).unwrap_err().contains("whom to watch?"));
+        assert!(parse(&[]).unwrap_err().contains("nothing to watch"));
     }
 
     #[test]
