@@ -32,7 +32,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
-/// Sets up, runs, tests, checks, measures and packs tracer. Every command first gets what it needs and does not find.
+/// Sets up, runs, tests, checks, measures and packs tracer. Every command first gets the tools that it needs.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Xtask {
@@ -57,10 +57,10 @@ enum Xtask {
     Vm(vm::Options),
     /// Kill tracers and targets, and starve tracers, at random moments. As root.
     Faults {
-        /// So many faults of each kind.
+        /// Number of faults of each kind.
         #[arg(long, default_value_t = 1000)]
         count: u32,
-        /// What the choices are drawn from.
+        /// Seed of the random choices.
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -68,7 +68,7 @@ enum Xtask {
     Lint,
     /// Measure what tracing costs (as root) and what reports take, and write it into the documents.
     Bench {
-        /// What is measured.
+        /// What to measure.
         #[command(subcommand)]
         what: bench::Bench,
     },
