@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use tracer_ebpf::probe::{Arg, ResultPlace, Signature};
 
-/// Index of a function in a [`Catalog`]; travels in the probe's cookie.
+/// Index of a function in a [`Catalog`](super::Catalog); travels in the probe's cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ApiId(pub u16);
 
