@@ -1,55 +1,16 @@
 //! `tracer watch` on this machine's control groups: a limit, a leak, and the kernel that kills.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::Path,
-    process::{Child, ChildStdin, Command, Stdio},
-};
+use std::{fs, path::Path, process::Command};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tracer_tests::{
-    MemoryGroup, Recording, Report, Tracer, assert_text_is_pristine, bpf, compile, is_running, wait_for_exit,
+    Leaking, MemoryGroup, Recording, Report, Tracer, assert_text_is_pristine, bpf, is_running, wait_for_exit,
     wait_until,
 };
 
 const MIB: u64 = 1 << 20;
-
-/// A program in a group that leaks until the kernel kills it.
-struct Leaking {
-    child: Child,
-    stdin: ChildStdin,
-}
-
-impl Leaking {
-    /// Starts it, and waits until it has leaked so many blocks of 64 KiB.
-    fn start(group: &MemoryGroup, blocks: u32, pause_us: u32) -> Self {
-        let program = compile("leak_until_killed.c", &["-g".into(), "-O1".into()]);
-        let [shell, words @ ..] = group.wrapper();
-        let mut command = Command::new(shell);
-        command.args(words).arg(program).args([blocks.to_string(), pause_us.to_string()]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("it can be started");
-        let mut ready = [0; 5];
-        let mut stdout = child.stdout.take().expect("it is piped");
-        std::io::Read::read_exact(&mut stdout, &mut ready).expect("it says that it is ready");
-        let stdin = child.stdin.take().expect("it is piped");
-        Self { child, stdin }
-    }
-
-    fn go(&mut self) {
-        writeln!(self.stdin).expect("it listens");
-    }
-}
-
-impl Drop for Leaking {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Watches a group, with these options besides.
 fn watch(group: &MemoryGroup, reports: &Path, options: &[&str]) -> Recording {
