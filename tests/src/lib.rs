@@ -17,6 +17,7 @@ pub mod bpf;
 mod browser;
 mod cgroup;
 mod chance;
+pub mod http;
 mod leaking;
 mod leftovers;
 mod lines;

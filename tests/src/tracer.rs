@@ -162,6 +162,11 @@ impl Tracer {
         let mut words = self.wrapper.clone();
         words.push(self.binary.clone().unwrap_or_else(tracer_binary).into());
         words.extend(self.options.iter().cloned());
+        // Tests watch at once, and only one of them could have the address that is listened at by itself.
+        let has = |word: &str| self.options.iter().any(|option| option == word);
+        if has("watch") && !has("--listen") {
+            words.extend(["--listen".into(), "none".into()]);
+        }
         if let Some(file) = &self.output {
             words.extend(["-o".into(), file.into()]);
         }
@@ -214,9 +219,15 @@ impl Recording {
     /// Waits for a line on standard error that contains `text`.
     #[track_caller]
     pub fn wait_for_message(&mut self, text: &str) {
+        self.message(text);
+    }
+
+    /// Waits for a line on standard error that contains `text`, and returns what follows that.
+    #[track_caller]
+    pub fn message(&mut self, text: &str) -> String {
         let stderr = self.stderr.as_mut().expect("it is read until the end");
-        let found = stderr.find(|line| line.contains(text).then_some(()));
-        found.unwrap_or_else(|why| panic!("the tracer says {text:?}: {why}"));
+        let found = stderr.find(|line| line.split_once(text).map(|(_, rest)| rest.to_owned()));
+        found.unwrap_or_else(|why| panic!("the tracer says {text:?}: {why}"))
     }
 
     /// A file that it has written into its working directory by now.

@@ -50,6 +50,8 @@ const PROGRAMS_OF_TESTS: &[(&str, &str)] = &[
     ("debuginfod", "debuginfod"),
     ("debuginfod-find", "debuginfod"),
     ("postgres", "postgresql"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
 ];
 
 /// Allocators that the tests trace, and the packages that have them.

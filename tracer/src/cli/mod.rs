@@ -35,6 +35,7 @@ mod heading {
     pub const COUNTED: &str = "What counts";
     pub const KEPT: &str = "Which stacks";
     pub const REPORTS: &str = "Reports";
+    pub const SERVED: &str = "Served";
     pub const TERMINAL: &str = "Terminal";
 }
 

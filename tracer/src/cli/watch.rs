@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     model::{Bytes, Mode, Pid},
-    watch::{Config, DEFAULT_CONDITION, Retention, condition::Condition, subject::Selection},
+    watch::{Config, DEFAULT_CONDITION, Retention, condition::Condition, serve::Listen, subject::Selection},
 };
 
 /// What `tracer watch` is told.
@@ -81,6 +81,14 @@ pub(super) struct WatchArguments {
     /// How large their files may be together.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "2GiB", help_heading = heading::REPORTS)]
     keep_size: Bytes,
+
+    /// Where metrics, a page, reports and profiles are served: an address and port, `unix:` and a path, or `none`.
+    #[arg(long, value_name = "WHERE", default_value_t = Config::default().listen, help_heading = heading::SERVED)]
+    listen: Listen,
+
+    /// A file with the token that who asks must give (bearer, or any user's password). Needed where others than this machine can ask.
+    #[arg(long, value_name = "FILE", help_heading = heading::SERVED)]
+    token_file: Option<PathBuf>,
 
     /// Read options from a TOML file, with their names as keys: `when = ["usage > 80% for 5m"]`. Read again at SIGHUP.
     #[arg(long, value_name = "FILE")]
@@ -150,6 +158,8 @@ impl WatchArguments {
             mode: self.mode,
             directory: self.directory,
             retention: Retention { count: self.keep, age: self.keep_for, bytes: self.keep_size.0 },
+            listen: self.listen,
+            token_file: self.token_file,
         })
     }
 }
@@ -276,12 +286,13 @@ mod tests {
     #[test]
     fn a_file_says_what_the_command_line_does_not() {
         let text = "all = true\nname = ['node', \"php-fpm\"]\npid = 7\nwhen = ['usage > 2GiB']\nat-most = 3\n\
-                    keep-size = '1GiB'\ndir = '/srv/reports'\n";
+                    keep-size = '1GiB'\ndir = '/srv/reports'\nlisten = 'unix:/run/x'\ntoken-file = '/y'\n";
         let config = with_file(text, &["--at-most", "5"]).unwrap();
         assert_eq!((config.at_most, config.retention.bytes), (5, 1 << 30));
         assert_eq!(config.selection.names, ["node", "php-fpm"]);
         assert_eq!((config.selection.all, config.selection.pids), (true, vec![Pid(7)]));
         assert_eq!(config.conditions[0].to_string(), "usage > 2GiB");
+        assert_eq!((config.listen, config.token_file), (Listen::Unix("/run/x".into()), Some("/y".into())));
         // Conditions of the command line are not added to the file's.
         let config = with_file(text, &["--when", "rss > 1GiB"]).unwrap();
         assert_eq!(config.conditions.iter().map(ToString::to_string).collect::<Vec<_>>(), ["rss > 1GiB"]);
@@ -299,6 +310,7 @@ mod tests {
             ("all = true\n\nwhen = 'usage > 80% fro 5m'", "line 3: when: expected `for` and a time"),
             ("record = '5'", "line 1: record: a time is a number and a unit"),
             ("all = 'yes'", "line 1: all: it is true or false"),
+            ("listen = 'localhost'", "line 1: listen: it is an address with a port"),
             ("pid = [[1]]", "line 1: pid: array is no value for it"),
             ("all = true\nall = true", "line 2: duplicate key"),
             ("all = ", "line 1:"),

@@ -49,6 +49,20 @@ pub enum Runtime {
     Unknown,
 }
 
+impl Runtime {
+    /// Its name, as reports have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Containerd => "containerd",
+            Self::CriO => "cri-o",
+            Self::Podman => "podman",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// What a subject is called, and what is known of its container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Identity {

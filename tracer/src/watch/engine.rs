@@ -87,6 +87,22 @@ pub struct Watched {
     processes: Processes,
 }
 
+impl Watched {
+    /// How fast its anonymous memory grew over the last ten minutes, in bytes a second; none for fewer than three looks.
+    #[must_use]
+    pub fn growth(&self, now: Duration) -> Option<f64> {
+        const WINDOW: Duration = Duration::from_secs(10 * 60);
+        let since = now.saturating_sub(WINDOW);
+        slope(self.history.iter().filter(|sample| sample.at >= since))
+    }
+
+    /// Its processes that grow; where none does, the largest.
+    #[must_use]
+    pub fn suspects(&self) -> Vec<Pid> {
+        self.processes.suspects()
+    }
+}
+
 /// A part of a reading, kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
@@ -211,7 +227,7 @@ impl Engine {
         let record = |watched: &Watched| {
             let mut conditions = self.rules.conditions.iter().zip(&watched.holding);
             let trigger = conditions.find(|(_, holding)| holding.holds)?.0.to_string();
-            let pids = watched.processes.suspects();
+            let pids = watched.suspects();
             let id = watched.subject.id.clone();
             (!pids.is_empty()).then_some(Decision::Record { id, trigger, pids })
         };
@@ -254,6 +270,15 @@ impl Engine {
         if let Some(watched) = self.watched.get_mut(id) {
             watched.recording = Some(Ongoing::default());
             self.recordings += 1;
+        }
+    }
+
+    /// One that somebody waited for has ended. It is as if it had not been: conditions go on to hold, and there is no cool-down.
+    pub fn let_go(&mut self, id: &SubjectId) {
+        if let Some(watched) = self.watched.get_mut(id)
+            && watched.recording.take().is_some()
+        {
+            self.recordings -= 1;
         }
     }
 
@@ -483,6 +508,21 @@ mod tests {
         assert_eq!(whom(engine.decide(now)), [id("a")]);
         engine.meet(vec![subject("a")]);
         assert_eq!(engine.watched().count(), 1);
+    }
+
+    #[test]
+    fn who_was_recorded_on_demand_is_recorded_when_a_condition_holds() {
+        let mut engine = engine(&["usage > 80% for 1m"]);
+        for second in [0, 10, 20, 30] {
+            engine.note(Duration::from_secs(second), &id("web"), used(170), Some(&[(Pid(7), Bytes(1))]));
+        }
+        engine.began(&id("web"));
+        for second in [40, 50, 60] {
+            engine.note(Duration::from_secs(second), &id("web"), used(170), None);
+        }
+        assert_eq!(engine.decide(Duration::from_secs(60)), [], "it is being recorded");
+        engine.let_go(&id("web"));
+        assert_eq!(engine.decide(Duration::from_secs(60)).len(), 1);
     }
 
     #[test]

@@ -1,23 +1,32 @@
 //! The service: looks at the memory of containers, services and processes, and records those that a condition holds for.
 //!
 //! [`subject`] finds who there is, [`reading`] what the kernel says of their memory, [`engine`] decides, [`recorder`] records in a
-//! process of its own, [`store`] keeps the reports. While no condition holds there is no probe and no BPF program.
+//! process of its own, [`store`] keeps the reports, [`serve`] says by HTTP what there is. While no condition holds there is no probe and no
+//! BPF program.
 
+mod answers;
 pub mod condition;
 mod container;
 mod digest;
 mod engine;
+#[cfg(test)]
+mod fixtures;
 mod processes;
+mod question;
 mod reading;
 mod recorder;
+pub mod serve;
 mod sight;
 mod store;
 pub mod subject;
+mod view;
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     path::PathBuf,
-    time::{Duration, SystemTime},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Result, anyhow};
@@ -32,10 +41,13 @@ pub use self::store::Retention;
 use self::{
     condition::Condition,
     engine::{Decision, Rules},
+    question::Asked,
     recorder::{News, Order, Recording},
+    serve::{Listen, Server},
     sight::Sight,
     store::{State, Store},
     subject::{Selection, SubjectId},
+    view::{Tally, View},
 };
 use crate::{
     model::{Bytes, Mode, Pid},
@@ -66,6 +78,10 @@ pub struct Config {
     pub directory: PathBuf,
     /// How many of them are kept.
     pub retention: Retention,
+    /// Where who wants to know can ask.
+    pub listen: Listen,
+    /// What those have to say who ask.
+    pub token_file: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -83,9 +99,14 @@ impl Default for Config {
             mode: Mode::Allocations,
             directory: "/var/lib/tracer".into(),
             retention: Retention { count: 200, age: DAY * 30, bytes: 2 << 30 },
+            listen: Listen::Tcp((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into()),
+            token_file: None,
         }
     }
 }
+
+/// Where it listens, on loopback. Nobody else has it in Prometheus' list of default ports.
+const DEFAULT_PORT: u16 = 9497;
 
 /// When to record, where nothing else is said.
 pub const DEFAULT_CONDITION: &str = "usage > 80% for 5m";
@@ -110,22 +131,30 @@ const FAREWELL: Duration = Duration::from_secs(30);
 /// Watches until SIGTERM or Ctrl-C. `reload` is asked for another configuration at SIGHUP.
 ///
 /// # Errors
-/// When the directory cannot be used.
+/// When the directory cannot be used, or nobody can listen there.
 pub async fn run(config: Config, reload: impl Fn() -> Result<Config>) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let mut server = Server::start(&config.listen, config.token_file.as_deref()).await?;
     let mut service = Service::new(config)?;
     let mut looks = every(service.config.interval);
     let mut close_looks = every(CLOSE_LOOK);
     say(&format!("watching {}", service.sight.of_what()));
+    if let Some(place) = server.place() {
+        say(&format!("serving at {place}"));
+    }
     loop {
         select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             _ = hang_up.recv() => {
-                match reload() {
+                let reloaded = reload().and_then(|config| {
+                    server.reload(config.token_file.as_deref())?;
+                    Ok(config)
+                });
+                match reloaded {
                     Ok(config) => service.reconfigure(config),
                     Err(error) => log::error!("the configuration stays as it was: {error:#}"),
                 }
@@ -134,8 +163,10 @@ pub async fn run(config: Config, reload: impl Fn() -> Result<Config>) -> Result<
             Some((name, news)) = service.news.recv() => service.hear(&name, news),
             _ = looks.tick() => service.look(),
             _ = close_looks.tick(), if !service.ongoing.is_empty() => service.look_closely(),
+            Some(question) = server.question() => service.answer(question),
         }
     }
+    drop(server);
     service.say_farewell().await;
     Ok(())
 }
@@ -152,11 +183,13 @@ fn every(time: Duration) -> Interval {
 /// When the directory cannot be used.
 pub fn check(config: &Config) -> Result<String> {
     store::check(&config.directory)?;
+    serve::check(&config.listen, config.token_file.as_deref())?;
     let mut sight = Sight::new(config.selection.clone(), config.rules());
     sight.look(now());
     let mut lines = vec![sight.of_what()];
     lines.extend(config.conditions.iter().map(|condition| format!("records when {condition}")));
     lines.push(format!("reports go to {}", config.directory.display()));
+    lines.push(format!("listens at {}", config.listen));
     let seen = sight.lines();
     lines.push(match seen.len() {
         0 => "nobody is there to be watched now".into(),
@@ -174,6 +207,11 @@ struct Service {
     ongoing: BTreeMap<String, Ongoing>,
     news: UnboundedReceiver<(String, News)>,
     teller: UnboundedSender<(String, News)>,
+    tally: Tally,
+    /// Recordings on demand so far.
+    demands: u64,
+    /// What was shown last, until something changes.
+    view: Option<Arc<View>>,
 }
 
 /// A recording that goes on.
@@ -183,6 +221,8 @@ struct Ongoing {
     /// Counted before it.
     oom_kills: u64,
     note: Option<String>,
+    /// Who waits for its profile.
+    asked: Option<Asked>,
 }
 
 impl Service {
@@ -194,6 +234,9 @@ impl Service {
             ongoing: BTreeMap::new(),
             news,
             teller,
+            tally: Tally::begun(SystemTime::now()),
+            demands: 0,
+            view: None,
             config,
         })
     }
@@ -206,14 +249,23 @@ impl Service {
                 self.config.directory.display()
             );
         }
+        if config.listen != self.config.listen {
+            log::warn!("it goes on to listen at {}: another --listen takes a new start", self.config.listen);
+        }
         self.sight.set(config.selection.clone(), config.rules());
         self.store.set_retention(config.retention);
-        self.config = Config { directory: self.config.directory.clone(), ..config };
+        let Config { directory, listen, .. } = self.config.clone();
+        self.config = Config { directory, listen, ..config };
+        self.view = None;
         say("the configuration has been read again");
     }
 
     fn look(&mut self) {
+        let began = Instant::now();
         self.sight.look(now());
+        self.tally.looks += 1;
+        self.tally.looking += began.elapsed();
+        self.view = None;
         for decision in self.sight.engine.decide(now()) {
             if let Decision::Record { id, trigger, pids } = decision {
                 self.record(&id, &trigger, &pids);
@@ -223,7 +275,13 @@ impl Service {
 
     /// Looks at those that are being recorded, and has their reports written when they are about to be killed.
     fn look_closely(&mut self) {
-        for (name, Ongoing { id, recording, .. }) in &self.ongoing {
+        for (name, Ongoing { id, recording, asked, .. }) in &self.ongoing {
+            if let Some(asked) = asked {
+                if asked.answer.is_closed() {
+                    recording.kill();
+                }
+                continue;
+            }
             let Some(before) = self.sight.read(now(), id) else { continue };
             if let Some(Decision::Write { why, .. }) = self.sight.engine.write(now(), id, &before) {
                 say(&format!("{name}: {why}: its reports are written now"));
@@ -239,6 +297,7 @@ impl Service {
         let targets = traceable(&subject, pids);
         let processes =
             targets.iter().map(|target| format!("{} ({})", target.comm(), target.pid())).collect();
+        self.view = None;
         let name = self.store.begin(&subject, trigger, processes, SystemTime::now());
         self.sight.engine.began(id);
         let order = Order {
@@ -256,13 +315,15 @@ impl Service {
         match begun {
             Ok(recording) => {
                 say(&format!("{name}: recording {subject}, since {trigger}"));
-                self.ongoing.insert(name, Ongoing { id: id.clone(), recording, oom_kills, note });
+                self.ongoing
+                    .insert(name, Ongoing { id: id.clone(), recording, oom_kills, note, asked: None });
             }
             Err(error) => self.ended(&name, id, Some(format!("{error:#}")), None, 0),
         }
     }
 
     fn hear(&mut self, name: &str, news: News) {
+        self.view = None;
         match news {
             News::Attached => {
                 if let Some(ongoing) = self.ongoing.get_mut(name) {
@@ -272,7 +333,12 @@ impl Service {
             }
             News::Wrote => self.store.wrote(name),
             News::Ended(error) => {
-                let Some(Ongoing { id, oom_kills, note, .. }) = self.ongoing.remove(name) else { return };
+                let Some(Ongoing { id, oom_kills, note, asked, .. }) = self.ongoing.remove(name) else {
+                    return;
+                };
+                if let Some(asked) = asked {
+                    return self.give(name, &id, asked, error);
+                }
                 self.sight.read(now(), &id);
                 let kills = self.sight.engine.get(&id).map_or(0, |watched| watched.reading.events.oom_kill);
                 self.ended(name, &id, error, note, kills.saturating_sub(oom_kills));
@@ -290,6 +356,8 @@ impl Service {
     ) {
         self.sight.engine.ended(now(), id);
         let Some(entry) = self.store.end(name, error, note, oom_kills) else { return };
+        self.tally.count(&entry.trigger, entry.state.into());
+        self.tally.lost += entry.digest.as_ref().map_or(0, |digest| digest.lost);
         let verdict = entry.digest.as_ref().and_then(|digest| digest.verdict.as_deref());
         match (entry.state, &entry.error) {
             (State::Done, None) => say(&format!("{name}: {}", verdict.unwrap_or("recorded"))),

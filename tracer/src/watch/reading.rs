@@ -83,7 +83,6 @@ pub struct Parts {
 
 impl Parts {
     /// Each with its name, in `memory.stat`'s order.
-    #[cfg(test)]
     #[must_use]
     pub const fn named(&self) -> [(&'static str, Bytes); 6] {
         [

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -22,7 +22,11 @@ use crate::report::Format;
 /// What is written of each recording.
 pub const FORMATS: [Format; 3] = [Format::Html, Format::JsonGz, Format::Pprof];
 
-const INDEX: &str = "index.json";
+/// How the names of files begin that are being written, or nobody's any more: at the start they are removed.
+pub const UNFINISHED: &str = ".tracer-";
+
+/// The name of the index.
+pub const INDEX: &str = "index.json";
 const LOCK: &str = ".lock";
 
 /// How much is kept. The last recording of a subject always is.
@@ -105,7 +109,7 @@ pub enum State {
     Interrupted,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Index {
     schema: String,
     recordings: Vec<Entry>,
@@ -150,7 +154,6 @@ impl Store {
     }
 
     /// Every recording, oldest first.
-    #[cfg(test)]
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -211,12 +214,11 @@ impl Store {
     }
 
     fn write_index(&self) -> Result<()> {
-        let index = Index { schema: SCHEMA.to_owned(), recordings: self.entries.clone() };
         let mut file = tempfile::Builder::new()
-            .prefix(".tracer-")
+            .prefix(UNFINISHED)
             .permissions(fs::Permissions::from_mode(0o640))
             .tempfile_in(&self.directory)?;
-        serde_json::to_writer_pretty(io::BufWriter::new(file.as_file_mut()), &index)?;
+        file.write_all(&index_of(&self.entries)?)?;
         file.as_file().sync_all()?;
         file.persist(self.directory.join(INDEX))?;
         Ok(())
@@ -261,7 +263,7 @@ impl Store {
 
     /// Nobody records at the start: what goes on by the index was interrupted, and what lacks its files has gone.
     fn settle_all(&mut self) {
-        for leftover in self.file_names().iter().filter(|name| name.starts_with(".tracer-")) {
+        for leftover in self.file_names().iter().filter(|name| name.starts_with(UNFINISHED)) {
             self.remove(leftover);
         }
         let names: Vec<String> = self.entries.iter().map(|entry| entry.name.clone()).collect();
@@ -348,6 +350,19 @@ impl Store {
         let numbered = (2..).map(|number| format!("{name}-{number}"));
         std::iter::once(name.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(name)
     }
+}
+
+/// The text of an index.
+///
+/// # Errors
+/// Never, in fact: nothing in an entry has no JSON.
+pub fn index_of(entries: &[Entry]) -> serde_json::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Borrowed<'a> {
+        schema: &'a str,
+        recordings: &'a [Entry],
+    }
+    serde_json::to_vec_pretty(&Borrowed { schema: SCHEMA, recordings: entries })
 }
 
 /// Finds out whether the directory can be used, and changes nothing.

@@ -14,7 +14,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use flate2::{Compression, GzBuilder};
+use flate2::{Compression, GzBuilder, read::GzDecoder};
 use prost::Message as _;
 
 use self::proto::{Function, Label, Line, Location, Mapping, Profile as Proto, Sample, ValueType};
@@ -35,11 +35,28 @@ pub struct Pprof;
 
 impl Report for Pprof {
     fn write(&self, profile: &Profile, options: &Options, out: &mut dyn io::Write) -> io::Result<()> {
-        // The time of writing would make equal reports differ.
-        let mut gzip = GzBuilder::new().mtime(0).write(out, Compression::default());
-        io::Write::write_all(&mut gzip, &encode(profile, options).encode_to_vec())?;
-        gzip.finish().map(drop)
+        write(&encode(profile, options), out).map(drop)
     }
+}
+
+/// A profile in which another kind of value is shown first.
+///
+/// # Errors
+/// When it is none of ours.
+pub fn shows_first(kind: &str, profile: &[u8]) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut GzDecoder::new(profile), &mut bytes)?;
+    let mut profile = Proto::decode(&*bytes).map_err(io::Error::other)?;
+    let index = profile.string_table.iter().position(|text| text == kind);
+    profile.default_sample_type = index.and_then(|index| i64::try_from(index).ok()).unwrap_or(0);
+    write(&profile, Vec::new())
+}
+
+/// The time of writing would make equal reports differ.
+fn write<W: io::Write>(profile: &Proto, out: W) -> io::Result<W> {
+    let mut gzip = GzBuilder::new().mtime(0).write(out, Compression::default());
+    io::Write::write_all(&mut gzip, &profile.encode_to_vec())?;
+    gzip.finish()
 }
 
 fn encode(profile: &Profile, options: &Options) -> Proto {

@@ -1,0 +1,148 @@
+//! Answers to those who ask by HTTP: the view, and recordings on demand.
+//!
+//! Such a recording is one like the others, within the same limit, but its profile goes to who asked for it and is not kept: who asks every
+//! minute would push out what was recorded when it mattered. Nor does it change when conditions hold, or begin a cool-down.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Ongoing, Service, now,
+    question::{Asked, Demand, Question, Refusal},
+    recorder::{Order, Recording},
+    say,
+    store::{State, UNFINISHED},
+    subject::SubjectId,
+    traceable,
+    view::{self, Outcome, REQUEST, View},
+};
+use crate::target::Target;
+
+impl Service {
+    pub(super) fn answer(&mut self, question: Question) {
+        match question {
+            // Who went away does not want it any more.
+            Question::View(answer) => _ = answer.send(self.view()),
+            Question::Profile(demand) => self.record_on_demand(demand),
+        }
+    }
+
+    /// Made once for all who ask between two looks.
+    fn view(&mut self) -> Arc<View> {
+        if let Some(view) = &self.view {
+            return Arc::clone(view);
+        }
+        let view = Arc::new(View {
+            subjects: view::subjects(&self.sight.engine, now()),
+            conditions: self.config.conditions.iter().map(ToString::to_string).collect(),
+            recordings: self.store.entries().to_vec(),
+            directory: self.config.directory.clone(),
+            tally: self.tally.clone(),
+            ongoing: self.ongoing.len(),
+            at_most: self.config.at_most,
+        });
+        self.view = Some(Arc::clone(&view));
+        view
+    }
+
+    fn record_on_demand(&mut self, Demand { subject, time, answer }: Demand) {
+        match self.begin_on_demand(&subject, time) {
+            Ok(begun) => self.wait_with(begun, answer),
+            Err(refusal) => _ = answer.send(Err(refusal)),
+        }
+    }
+
+    fn begin_on_demand(&mut self, subject: &str, time: Duration) -> Result<Begun, Refusal> {
+        let engine = &self.sight.engine;
+        let names = view::names(engine.watched().map(|watched| watched.subject.identity.name.as_str()));
+        let (_, watched) = names
+            .iter()
+            .zip(engine.watched())
+            .find(|(name, _)| *name == subject)
+            .ok_or(Refusal::NoSuchSubject)?;
+        if watched.recording.is_some() {
+            return Err(Refusal::AlreadyRecorded);
+        }
+        if self.ongoing.len() >= self.config.at_most {
+            return Err(Refusal::TooMany(self.config.at_most));
+        }
+        let targets = traceable(subject, &watched.suspects());
+        if targets.is_empty() {
+            return Err(Refusal::Failed("none of its processes can be traced".into()));
+        }
+        let id = watched.subject.id.clone();
+        self.demands += 1;
+        let name = format!("request {}", self.demands);
+        let file = self.config.directory.join(format!("{UNFINISHED}request-{}.pb.gz", self.demands));
+        let order = Order {
+            name: name.clone(),
+            pids: targets.iter().map(Target::pid).collect(),
+            time,
+            sample: self.config.sample,
+            mode: self.config.mode,
+            outputs: vec![file.clone()],
+        };
+        let recording = Recording::begin(&order, self.teller.clone())
+            .map_err(|error| Refusal::Failed(format!("{error:#}")))?;
+        say(&format!("{name}: recording {subject}, since somebody asks for a profile"));
+        Ok(Begun { name, id, recording, file })
+    }
+
+    fn wait_with(&mut self, begun: Begun, answer: oneshot::Sender<Result<Vec<u8>, Refusal>>) {
+        let Begun { name, id, recording, file } = begun;
+        self.sight.engine.began(&id);
+        let asked = Some(Asked { file, answer });
+        self.ongoing.insert(name, Ongoing { id, recording, oom_kills: 0, note: None, asked });
+        self.view = None;
+    }
+
+    /// A recording that somebody waits for has ended.
+    pub(super) fn give(&mut self, name: &str, id: &SubjectId, asked: Asked, error: Option<String>) {
+        self.sight.engine.let_go(id);
+        let read = fs::read(&asked.file);
+        remove(&asked.file);
+        let (outcome, answer) = match (read, error) {
+            (Ok(profile), _) => (Outcome::Done, Ok(profile)),
+            (Err(_), Some(error)) => (Outcome::Failed, Err(Refusal::Failed(error))),
+            (Err(error), None) => {
+                (Outcome::Failed, Err(Refusal::Failed(format!("it left no profile: {error}"))))
+            }
+        };
+        if let Err(refusal) = &answer {
+            log::debug!("{name}: {refusal}");
+        }
+        let outcome = if asked.answer.send(answer).is_ok() { outcome } else { Outcome::Interrupted };
+        say(&format!("{name}: {}", outcome.name()));
+        self.tally.count(REQUEST, outcome);
+    }
+}
+
+/// A recording on demand that has begun.
+struct Begun {
+    name: String,
+    id: SubjectId,
+    recording: Recording,
+    file: PathBuf,
+}
+
+fn remove(file: &Path) {
+    if let Err(error) = fs::remove_file(file) {
+        log::debug!("cannot remove {}: {error}", file.display());
+    }
+}
+
+impl From<State> for Outcome {
+    fn from(state: State) -> Self {
+        match state {
+            State::Done => Self::Done,
+            State::Recording | State::Interrupted => Self::Interrupted,
+            State::Failed => Self::Failed,
+        }
+    }
+}
