@@ -6,20 +6,30 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tracer_tests::{
-    Leaking, MemoryGroup, Recording, Report, Tracer, assert_text_is_pristine, bpf, is_running, wait_for_exit,
-    wait_until,
+    Leaking, MemoryGroup, Program, Recording, Report, Running, Tracer, assert_text_is_pristine, bpf,
+    is_running, sampler, text, wait_for_exit, wait_until,
 };
 
 const MIB: u64 = 1 << 20;
 
 /// Watches a group, with these options besides.
 fn watch(group: &MemoryGroup, reports: &Path, options: &[&str]) -> Recording {
-    let words = ["watch", "--interval", "200ms", "--cool-down", "0s", "--record", "10m", "--cgroup"];
-    let words = words.into_iter().map(Into::into);
-    let mut words: Vec<std::ffi::OsString> = words.collect();
-    words.extend([group.directory().into(), "--dir".into(), reports.into()]);
-    words.extend(options.iter().map(Into::into));
-    Tracer::command(words).spawn()
+    // What probes take of a target that only leaks is little, or too much, as the machine is: so not `auto`.
+    let defaults =
+        [("--cool-down", "0s"), ("--record", "10m"), ("--mode", "allocations"), ("--listen", "none")];
+    let defaults = defaults.into_iter().filter(|(option, _)| !options.contains(option));
+    Tracer::command([
+        "watch",
+        "--interval",
+        "200ms",
+        "--cgroup",
+        text(group.directory()),
+        "--dir",
+        text(reports),
+    ])
+    .options(defaults.flat_map(|(option, value)| [option, value]))
+    .options(options)
+    .spawn()
 }
 
 fn recordings(reports: &Path) -> Vec<Value> {
@@ -135,6 +145,58 @@ fn a_configuration_is_read_again_and_a_bad_one_is_not() {
     let [recording] = &recordings(reports.path())[..] else { panic!("one recording") };
     assert_eq!((&recording["state"], &recording["digest"]["end"]), (&"done".into(), &"interrupted".into()));
     assert!(is_running(service.child.id()));
+}
+
+/// Watches one process, whose memory is reason enough, and gives the recording once that has ended and the service, too.
+fn recorded(target: &mut Running, options: &[&str], meanwhile: impl FnOnce(&mut Running)) -> Value {
+    let reports = TempDir::new().unwrap();
+    let pid = target.pid().to_string();
+    let words =
+        ["watch", "--interval", "200ms", "--listen", "none", "--when", "rss > 64KiB", "--pid", &pid, "--dir"];
+    let watching = Tracer::command(words).options([reports.path()]).options(options);
+    let mut watching = watching.spawn();
+    watching.wait_for_message("its probes are in");
+    meanwhile(target);
+    let all = ended(reports.path(), 1);
+    assert!(watching.interrupt().status.success());
+    all.into_iter().next().expect("there is one")
+}
+
+fn note(recording: &Value) -> &str {
+    recording["note"].as_str().unwrap_or_default()
+}
+
+#[test]
+fn probes_that_would_slow_a_busy_target_make_way_for_growth_mode() {
+    let mut target = Program::new("busy.c").start();
+    target.work();
+    let recording = recorded(&mut target, &["--record", "1s"], |_| {});
+    assert_eq!((&recording["state"], &recording["digest"]["mode"]), (&"done".into(), &"growth".into()));
+    assert!(note(&recording).contains("growth mode, since probes took"), "{recording:#}");
+    assert_text_is_pristine(target.pid());
+    target.assert_unharmed();
+}
+
+#[test]
+fn probes_stay_where_they_cost_little_and_go_when_that_changes() {
+    let mut target = Program::new("busy.c").start();
+    let recording = recorded(&mut target, &["--record", "10m"], Running::work);
+    assert_eq!((&recording["state"], &recording["digest"]["mode"]), (&"done".into(), &"allocations".into()));
+    assert!(note(&recording).contains("ended early, since probes took"), "{recording:#}");
+    assert_text_is_pristine(target.pid());
+    target.assert_unharmed();
+}
+
+#[test]
+fn a_busy_target_that_samples_itself_is_recorded_by_its_own_probes() {
+    let library = sampler().display().to_string();
+    let mut target = Program::new("busy.c").variable("LD_PRELOAD", library).start();
+    target.work();
+    let options = ["--record", "1s", "--sample", "4MiB", "--max-cost", "20%"];
+    let recording = recorded(&mut target, &options, |_| {});
+    assert_eq!((&recording["state"], &recording["digest"]["mode"]), (&"done".into(), &"allocations".into()));
+    assert_eq!(recording["note"], Value::Null);
+    target.assert_unharmed();
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::watch::WatchArguments;
 use super::{heading, plain};
 use crate::model::{Bytes, Kind, Mode, Pid, Verdict};
 use crate::plan::{Allocator, Declarations, SymbolPrefix};
-use crate::record;
+use crate::record::{self, CostLimit};
 use crate::report::Format;
 use crate::report::destination::Destination;
 use crate::symbolize::Wish;
@@ -321,6 +321,10 @@ pub(super) struct RecordArguments {
     /// For `tracer watch`, whose recordings end when it is killed.
     #[arg(long, value_name = "PID", value_parser = parse_pid, hide = true)]
     dies_with: Option<Pid>,
+
+    /// For `tracer watch`: probes that take more make way for growth mode.
+    #[arg(long, value_name = "PERCENT", hide = true, conflicts_with_all = ["launch", "mode", "follow"])]
+    max_cost: Option<CostLimit>,
 }
 
 /// The kinds that are not drawn by default.
@@ -414,6 +418,7 @@ impl RecordArguments {
             interval: self.interval,
             declarations: self.allocators.into(),
             mode: self.mode,
+            max_cost: self.max_cost,
             mark_after: self.mark_after,
             debuginfod: self.debuginfod.map_or(Wish::Unsaid, Wish::Servers),
         };

@@ -76,6 +76,7 @@ fn every_option_arrives() {
             python_objects: true,
         },
         mode: Mode::Allocations,
+        max_cost: None,
         mark_after: Some(Duration::from_secs(5)),
         command_output: None,
         debuginfod: Wish::Servers("https://debug.test".to_owned()),

@@ -4,7 +4,9 @@
 
 use std::{collections::BTreeMap, error::Error as _, ffi::OsString, fs, path::PathBuf, time::Duration};
 
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory as _, Parser, parser::ValueSource};
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, CommandFactory as _, Parser, ValueEnum, parser::ValueSource,
+};
 use toml::{Spanned, Value};
 
 use super::{
@@ -13,8 +15,11 @@ use super::{
     values::{parse_interval, parse_pid, parse_positive_time, parse_sample, parse_size, parse_time, time},
 };
 use crate::{
-    model::{Bytes, Mode, Pid},
-    watch::{Config, DEFAULT_CONDITION, Retention, condition::Condition, serve::Listen, subject::Selection},
+    model::{Bytes, Pid},
+    record::CostLimit,
+    watch::{
+        Config, DEFAULT_CONDITION, Method, Retention, condition::Condition, serve::Listen, subject::Selection,
+    },
 };
 
 /// What `tracer watch` is told.
@@ -58,9 +63,15 @@ pub(super) struct WatchArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(Config::default().interval), help_heading = heading::WINDOW)]
     interval: Duration,
 
-    /// What recordings look at: allocations, or what makes the memory grow.
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = Config::default().mode, help_heading = heading::COUNTED)]
-    mode: Mode,
+    /// What recordings look at: allocations, by probes; growth, which needs none and slows nobody; or auto: allocations where probes take
+    /// less than --max-cost, else growth.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = ModeArgument::Auto, help_heading = heading::COUNTED)]
+    mode: ModeArgument,
+
+    /// With --mode auto: the most that probes may take of the CPU time of who is recorded. They are tried for a tenth of a second, and a
+    /// recording in which they take more later on ends early.
+    #[arg(long, value_name = "PERCENT", default_value_t = CostLimit::default(), help_heading = heading::COUNTED)]
+    max_cost: CostLimit,
 
     /// Track only a sample of the allocations, one every SIZE bytes.
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0", help_heading = heading::COUNTED)]
@@ -101,6 +112,17 @@ pub(super) struct WatchArguments {
     /// Say what tracer does (-vv: everything).
     #[arg(short, long, action = ArgAction::Count, help_heading = heading::TERMINAL)]
     verbose: u8,
+}
+
+/// What `--mode` says.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeArgument {
+    /// Allocations where that costs little, else growth.
+    Auto,
+    /// Every allocation, and what is not freed.
+    Allocations,
+    /// What makes the memory grow.
+    Growth,
 }
 
 /// Options that a file cannot set.
@@ -155,7 +177,11 @@ impl WatchArguments {
             cool_down: self.cool_down,
             interval: self.interval,
             sample: self.sample,
-            mode: self.mode,
+            mode: match self.mode {
+                ModeArgument::Auto => Method::Auto(self.max_cost),
+                ModeArgument::Allocations => Method::Allocations,
+                ModeArgument::Growth => Method::Growth,
+            },
             directory: self.directory,
             retention: Retention { count: self.keep, age: self.keep_for, bytes: self.keep_size.0 },
             listen: self.listen,
@@ -275,6 +301,15 @@ mod tests {
         let all = Selection { all: true, ..Selection::default() };
         assert_eq!(service, Config { selection: all, ..Config::default() });
         assert!(parse(&[]).unwrap_err().contains("nothing to watch"));
+    }
+
+    #[test]
+    fn a_mode_is_one_of_three_and_has_a_limit_of_cost() {
+        let mode = |words: &[&str]| parse(&[&["--all"], words].concat()).map(|config| config.service.mode);
+        assert_eq!(mode(&["--max-cost", "2.5%"]), Ok(Method::Auto("2.5%".parse().unwrap())));
+        assert_eq!(mode(&["--mode", "growth"]), Ok(Method::Growth));
+        assert_eq!(with_file("all = true\nmode = 'allocations'", &[]).unwrap().mode, Method::Allocations);
+        assert!(mode(&["--max-cost", "5"]).unwrap_err().contains("such as 5%"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod allocators;
 mod children;
 mod clock;
 mod code;
+mod cost_limit;
 mod debug_files;
 mod findings;
 mod found;
@@ -43,8 +44,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-pub use self::{findings::Findings, observer::Observer, process::plan_of, requests::Request};
-use self::{oom::OomKills, requests::Requests, resident_memory::When, session::Session};
+pub use self::{
+    cost_limit::CostLimit, findings::Findings, observer::Observer, process::plan_of, requests::Request,
+};
+use self::{cost_limit::TRIAL, oom::OomKills, requests::Requests, resident_memory::When, session::Session};
 use crate::{
     model::{Bytes, End, Mode, Pid, Profile},
     plan::Declarations,
@@ -86,6 +89,8 @@ pub struct Config {
     pub declarations: Declarations,
     /// What to look at.
     pub mode: Mode,
+    /// The most that probes may take; where they take more, what makes the memory grow is recorded instead. Of processes that run already.
+    pub max_cost: Option<CostLimit>,
     /// Open a new window so long after the first one.
     pub mark_after: Option<Duration>,
     /// Where the output of a launched command goes; to the tracer's own if not given.
@@ -111,6 +116,7 @@ impl Default for Config {
             interval: Duration::from_secs(1),
             declarations: Declarations::default(),
             mode: Mode::Allocations,
+            max_cost: None,
             mark_after: None,
             command_output: None,
             debuginfod: Wish::default(),
@@ -142,7 +148,7 @@ pub async fn record(
 ) -> Result<Recorded> {
     let debuginfod = Debuginfod::wanted(&config.debuginfod)?;
     let mut interrupts = Interrupts::new()?;
-    let mut requests = Requests::listen(keys)?;
+    let requests = Requests::listen(keys)?;
     let mut launched = launch(config)?;
     let targets = match (&launched, &config.subject) {
         (Some(launched), _) => vec![launched.pid()],
@@ -151,19 +157,35 @@ pub async fn record(
         (None, Subject::Command(_)) => Vec::new(),
     };
     let mut oom_kills = OomKills::before(&targets);
-    let mut session = Session::attach(config, &targets)?;
-    let mut exits = Exits::watch(session.exit_descriptors()?)?;
-    session.open_window()?;
+    let (mut session, mut exits) = attach(config, &targets)?;
     match &mut launched {
         Some(launched) => session.start(launched)?,
+        None if config.max_cost.is_some() => {}
         None => session.check_allocators()?,
     }
+    let mut asked = PendingRequests { requests, observer: &mut *observer, snapshot: false, mark: false };
+    let mut watching = Watching { config, interrupts: &mut interrupts };
+    let mut ended = None;
+    if let Some(limit) = config.max_cost {
+        match watching.try_probes(limit, &mut session, &mut asked, &mut exits).await? {
+            Trial::Passed => {}
+            Trial::Ended(end) => ended = Some(end),
+            Trial::Failed(why) => {
+                asked.observer.say(&format!("growth mode, since {why}"));
+                drop(session);
+                let growth = Config { mode: Mode::Growth, sample: Bytes(0), ..config.clone() };
+                (session, exits) = attach(&growth, &targets)?;
+            }
+        }
+    }
     let announcement = session.announcement();
-    observer.begin(&announcement)?;
+    asked.observer.begin(&announcement)?;
 
-    requests.mark_after(config.mark_after);
-    let asked = PendingRequests { requests, observer: &mut *observer, snapshot: false, mark: false };
-    let watched = watch(config, &mut session, asked, &mut interrupts, &mut exits).await;
+    asked.requests.mark_after(config.mark_after);
+    let watched = match ended {
+        Some(end) => Ok(end),
+        None => watching.watch(config.duration, &mut session, &mut asked, &mut exits).await,
+    };
     // What was recorded until then is worth as much as before.
     let (end, failure) = watched.map_or_else(|error| (End::Failed, Some(error)), |end| (end, None));
     let end = oom_kills.judge(end);
@@ -183,6 +205,14 @@ pub async fn record(
         interrupts.pass_on(launched);
     }
     Ok(Recorded { profile, command: launched, failure })
+}
+
+/// Puts the probes in, and opens the window.
+fn attach(config: &Config, targets: &[Pid]) -> Result<(Session, Exits)> {
+    let mut session = Session::attach(config, targets)?;
+    let exits = Exits::watch(session.exit_descriptors()?)?;
+    session.open_window()?;
+    Ok((session, exits))
 }
 
 /// The chosen processes that can be traced. Of many, some may not be able to, or have gone.
@@ -223,57 +253,114 @@ fn preload(config: &Config) -> Result<Option<Preload>> {
     }
 }
 
-/// Takes events and snapshots until something ends the window.
-async fn watch(
-    config: &Config,
-    session: &mut Session,
-    mut asked: PendingRequests<'_>,
-    interrupts: &mut Interrupts,
-    exits: &mut Exits,
-) -> Result<End> {
-    let started = Instant::now();
-    let deadline = config.duration.map(|duration| started + duration);
-    let mut snapshots = interval_at(started + config.interval, config.interval);
-    snapshots.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut looks = interval_at(started + LOOK, LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    loop {
-        select! {
-            biased;
-            () = interrupts.next() => return Ok(End::Interrupted),
-            () = at(deadline) => return Ok(End::Duration),
-            // A program may be executed and over before anybody looks.
-            () = exits.all(), if !config.follow => {
-                let executed = session.target_has_executed();
-                return Ok(if executed { End::TargetExec } else { End::TargetExited });
+/// What came of trying probes.
+enum Trial {
+    /// They take little.
+    Passed,
+    /// They are to be taken out again, and why.
+    Failed(String),
+    /// The recording is over already.
+    Ended(End),
+}
+
+/// Looks after a recording while its window is open.
+struct Watching<'a> {
+    config: &'a Config,
+    interrupts: &'a mut Interrupts,
+}
+
+impl Watching<'_> {
+    /// Lets the probes be for a moment, and judges what they took of the targets' CPU time.
+    async fn try_probes(
+        &mut self,
+        limit: CostLimit,
+        session: &mut Session,
+        asked: &mut PendingRequests<'_>,
+        exits: &mut Exits,
+    ) -> Result<Trial> {
+        if let Err(nothing) = session.check_allocators() {
+            return Ok(Trial::Failed(format!("{nothing:#}")));
+        }
+        match self.watch(Some(TRIAL), session, asked, exits).await? {
+            End::Duration => {}
+            end => return Ok(Trial::Ended(end)),
+        }
+        Ok(match session.overhead_of_moment() {
+            Some(overhead) if limit.is_exceeded(overhead, TRIAL) => {
+                Trial::Failed(too_much(overhead.percent, limit))
             }
-            request = asked.requests.next() => match request {
-                Request::Snapshot => asked.snapshot = true,
-                Request::Mark => asked.mark = true,
-                Request::End => return Ok(End::Interrupted),
-            },
-            ready = session.events_ready() => ready?,
-            _ = snapshots.tick() => session.snapshot(When::Affordable),
-            _ = looks.tick() => {
-                session.follow_stale_code();
-                session.note_sizes(When::Affordable);
-                session.retire_stacks();
-                session.look_at_overhead();
-                session.find_trampolines();
-                if asked.observer.wants_status() {
-                    asked.observer.show(&session.status());
+            Some(_) => Trial::Passed,
+            None => Trial::Failed("what probes take cannot be measured here".into()),
+        })
+    }
+
+    /// Takes events and snapshots until something ends the window.
+    async fn watch(
+        &mut self,
+        duration: Option<Duration>,
+        session: &mut Session,
+        asked: &mut PendingRequests<'_>,
+        exits: &mut Exits,
+    ) -> Result<End> {
+        let Self { config, interrupts } = self;
+        let started = Instant::now();
+        let deadline = duration.map(|duration| started + duration);
+        let mut snapshots = interval_at(started + config.interval, config.interval);
+        snapshots.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut looks = interval_at(started + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            select! {
+                biased;
+                () = interrupts.next() => return Ok(End::Interrupted),
+                () = at(deadline) => return Ok(End::Duration),
+                // A program may be executed and over before anybody looks.
+                () = exits.all(), if !config.follow => {
+                    let executed = session.target_has_executed();
+                    return Ok(if executed { End::TargetExec } else { End::TargetExited });
+                }
+                request = asked.requests.next() => match request {
+                    Request::Snapshot => asked.snapshot = true,
+                    Request::Mark => asked.mark = true,
+                    Request::End => return Ok(End::Interrupted),
+                },
+                ready = session.events_ready() => ready?,
+                _ = snapshots.tick() => session.snapshot(When::Affordable),
+                _ = looks.tick() => {
+                    session.follow_stale_code();
+                    session.note_sizes(When::Affordable);
+                    session.retire_stacks();
+                    session.look_at_overhead();
+                    session.find_trampolines();
+                    if asked.observer.wants_status() {
+                        asked.observer.show(&session.status());
+                    }
+                    if let Some(why) = costs_too_much(config.max_cost, session, started.elapsed()) {
+                        asked.observer.say(&format!("ended early, since {why}"));
+                        return Ok(End::Interrupted);
+                    }
                 }
             }
-        }
-        session.take_events();
-        asked.answer(session)?;
-        if session.target_has_executed() {
-            return Ok(End::TargetExec);
-        }
-        if session.everyone_is_gone() {
-            return Ok(End::TargetExited);
+            session.take_events();
+            asked.answer(session)?;
+            if session.target_has_executed() {
+                return Ok(End::TargetExec);
+            }
+            if session.everyone_is_gone() {
+                return Ok(End::TargetExited);
+            }
         }
     }
+}
+
+/// Targets may do something else than when the probes were tried.
+fn costs_too_much(limit: Option<CostLimit>, session: &Session, time: Duration) -> Option<String> {
+    let (limit, overhead) = (limit?, session.overhead()?);
+    limit.is_exceeded(overhead, time).then(|| too_much(overhead.percent, limit))
+}
+
+fn too_much(percent: f64, limit: CostLimit) -> String {
+    format!("probes took {percent:.0} % of the CPU time, of at most {limit} (--max-cost)")
 }
 
 /// What was asked of the recording, until it is done.

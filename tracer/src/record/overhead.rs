@@ -139,6 +139,16 @@ impl Meter {
         self.measured = Measured { runs: self.measured.runs.plus(runs), calls: self.measured.calls + calls };
     }
 
+    /// What tracing took since the window opened, be that a moment ago; none where that is not measured. Clock ticks are too few in a
+    /// moment to say what of it was in the kernel.
+    pub fn of_moment(&mut self, capture: &Capture, pids: &[Pid], calls: u64) -> Option<Overhead> {
+        self.end(capture, pids, calls);
+        let Costs::Known(costs) = self.costs else { return None };
+        let (cpu_ns, _) = self.cpu.total(capture.follows());
+        let tracing_ns = costs.of(&self.measured.runs, capture.probed_places());
+        Some(Overhead::new(cpu_ns, tracing_ns.min(cpu_ns)))
+    }
+
     /// What it came to so far; none when it cannot be told.
     pub fn outcome(&self, capture: &Capture) -> Option<Overhead> {
         let Costs::Known(costs) = self.costs else { return None };

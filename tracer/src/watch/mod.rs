@@ -37,7 +37,6 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
 
-pub use self::store::Retention;
 use self::{
     condition::Condition,
     engine::{Decision, Rules},
@@ -49,8 +48,10 @@ use self::{
     subject::{Selection, SubjectId},
     view::{Tally, View},
 };
+pub use self::{recorder::Method, store::Retention};
 use crate::{
-    model::{Bytes, Mode, Pid},
+    model::{Bytes, Pid},
+    record::CostLimit,
     report::human::printable,
     target::Target,
 };
@@ -72,8 +73,8 @@ pub struct Config {
     pub interval: Duration,
     /// Mean bytes between sampled allocations; 0 for every one.
     pub sample: Bytes,
-    /// What a recording looks at.
-    pub mode: Mode,
+    /// What a recording looks at, and how.
+    pub mode: Method,
     /// Where the reports go.
     pub directory: PathBuf,
     /// How many of them are kept.
@@ -96,7 +97,7 @@ impl Default for Config {
             cool_down: Duration::from_secs(15 * 60),
             interval: Duration::from_secs(10),
             sample: Bytes(0),
-            mode: Mode::Allocations,
+            mode: Method::Auto(CostLimit::default()),
             directory: "/var/lib/tracer".into(),
             retention: Retention { count: 200, age: DAY * 30, bytes: 2 << 30 },
             listen: Listen::Tcp((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into()),
@@ -332,6 +333,13 @@ impl Service {
                 }
             }
             News::Wrote => self.store.wrote(name),
+            News::Noted(note) => {
+                say(&format!("{name}: {note}"));
+                if let Some(ongoing) = self.ongoing.get_mut(name) {
+                    let notes = [ongoing.note.take(), Some(note)];
+                    ongoing.note = Some(notes.into_iter().flatten().collect::<Vec<_>>().join("; "));
+                }
+            }
             News::Ended(error) => {
                 let Some(Ongoing { id, oom_kills, note, asked, .. }) = self.ongoing.remove(name) else {
                     return;

@@ -15,7 +15,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::model::{Bytes, Mode, Pid};
+use crate::{
+    model::{Bytes, Pid},
+    record::CostLimit,
+};
 
 /// What to record, and where the reports go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +31,21 @@ pub struct Order {
     pub time: Duration,
     /// Mean bytes between sampled allocations; 0 for every one.
     pub sample: Bytes,
-    /// What to look at.
-    pub mode: Mode,
+    /// What to look at, and how.
+    pub mode: Method,
     /// The reports.
     pub outputs: Vec<PathBuf>,
+}
+
+/// How a recording finds out where memory goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// By probes where they take so little, else as [`Method::Growth`].
+    Auto(CostLimit),
+    /// By probes.
+    Allocations,
+    /// By page faults and mappings, which slows nobody.
+    Growth,
 }
 
 /// What became of a recording.
@@ -41,6 +55,8 @@ pub enum News {
     Attached,
     /// Reports were written, and it goes on.
     Wrote,
+    /// What a reader of its reports should know.
+    Noted(String),
     /// It has ended, well or with this error.
     Ended(Option<String>),
 }
@@ -54,6 +70,9 @@ pub struct Recording {
 
 /// Time that a recording may take beyond its own: for attaching, naming functions and writing.
 const GRACE: Duration = Duration::from_secs(180);
+
+/// What it says in lines that begin so is for the readers of its reports.
+const NOTES: [&str; 2] = ["growth mode, since ", "ended early, since "];
 
 /// Lines that are kept of what it says.
 const LINES: usize = 20;
@@ -123,9 +142,12 @@ fn command(order: &Order) -> Command {
     for pid in &order.pids {
         command.arg("--pid").arg(pid.to_string());
     }
-    if order.mode == Mode::Growth {
-        command.args(["--mode", "growth"]);
-    } else if order.sample.0 > 0 {
+    match order.mode {
+        Method::Growth => _ = command.args(["--mode", "growth"]),
+        Method::Auto(limit) => _ = command.arg("--max-cost").arg(limit.to_string()),
+        Method::Allocations => {}
+    }
+    if order.mode != Method::Growth && order.sample.0 > 0 {
         command.arg("--sample").arg(order.sample.0.to_string());
     }
     for output in &order.outputs {
@@ -150,6 +172,8 @@ async fn follow(child: &mut Child, said: &impl Fn(News)) -> Option<String> {
                         said(News::Attached);
                     } else if line.starts_with("snapshot ") {
                         said(News::Wrote);
+                    } else if NOTES.iter().any(|note| line.starts_with(note)) {
+                        said(News::Noted(line));
                     } else if kept.len() < LINES {
                         kept.push(line);
                     }

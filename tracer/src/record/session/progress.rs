@@ -152,8 +152,14 @@ impl Session {
     }
 
     /// What tracing took; none in growth mode, where nothing is probed.
-    pub(super) fn overhead(&self) -> Option<Overhead> {
+    pub fn overhead(&self) -> Option<Overhead> {
         if self.config.mode == Mode::Growth { None } else { self.meter.outcome(&self.capture) }
+    }
+
+    /// What tracing took of a window that opened a moment ago; none where that cannot be told.
+    pub fn overhead_of_moment(&mut self) -> Option<Overhead> {
+        let (pids, calls) = self.traced_now();
+        self.meter.of_moment(&self.capture, &pids, calls)
     }
 
     /// The processes that are traced, and how often their allocators were called.
