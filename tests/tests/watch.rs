@@ -200,6 +200,43 @@ fn a_busy_target_that_samples_itself_is_recorded_by_its_own_probes() {
 }
 
 #[test]
+fn a_command_is_run_after_each_recording_and_its_failure_told_once() {
+    let group = MemoryGroup::with_limit(200 * MIB);
+    let reports = TempDir::new().unwrap();
+    let told = reports.path().join("told.txt");
+    // It fails each time, and never ends in its third run, which holds up nobody.
+    let command = format!(
+        "echo \"$TRACER_SUBJECT|$TRACER_CONDITION|$TRACER_STATE|$TRACER_REPORT\" >> {0}; \
+         if [ $(wc -l < {0}) = 3 ]; then exec sleep 1000; fi; exit 7",
+        told.display()
+    );
+    let _service = Leaking::start(&group, 16 * 10, 0);
+    let options = ["--when", "rss > 1MiB", "--record", "200ms", "--exec", &command];
+    let mut watching = watch(&group, reports.path(), &options);
+    watching.wait_for_message("watching");
+    let all = wait_until("four recordings end", || {
+        let all = recordings(reports.path());
+        let done = all.iter().filter(|recording| recording["state"] == "done");
+        (done.count() >= 4).then_some(all)
+    });
+    watching.signal(Signal::TERM);
+    let finished = watching.wait();
+    assert!(finished.status.success());
+    let complaints: Vec<_> = finished.stderr.iter().filter(|line| line.contains("--exec:")).collect();
+    assert!(
+        matches!(&complaints[..], [first, second] if first.contains("status: 7") && second.contains("in time")),
+        "{complaints:?}"
+    );
+    let told = fs::read_to_string(told).unwrap();
+    let first = told.lines().next().expect("it was run");
+    let name = all[0]["name"].as_str().unwrap();
+    let report = reports.path().join(format!("{name}.html"));
+    let subject = all[0]["subject"].as_str().unwrap();
+    assert_eq!(first, format!("{subject}|rss > 1MiB|done|{}", report.display()));
+    assert_eq!(told.lines().count(), 3);
+}
+
+#[test]
 fn a_check_shows_what_would_be_watched_and_changes_nothing() {
     let group = MemoryGroup::with_limit(200 * MIB);
     let reports = TempDir::new().unwrap();

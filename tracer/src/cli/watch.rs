@@ -81,6 +81,11 @@ pub(super) struct WatchArguments {
     #[arg(long = "dir", value_name = "DIRECTORY", default_value_os_t = Config::default().directory, help_heading = heading::REPORTS)]
     directory: PathBuf,
 
+    /// After each recording, run this command by the shell, for a minute at the most. TRACER_REPORT, TRACER_SUBJECT, TRACER_CONDITION and
+    /// TRACER_VERDICT in its environment say what came of it.
+    #[arg(long = "exec", value_name = "COMMAND", help_heading = heading::REPORTS)]
+    command: Option<String>,
+
     /// How many recordings to keep. The last one of each subject always is.
     #[arg(long, value_name = "N", default_value_t = Config::default().retention.count, help_heading = heading::REPORTS)]
     keep: usize,
@@ -182,6 +187,7 @@ impl WatchArguments {
                 ModeArgument::Allocations => Method::Allocations,
                 ModeArgument::Growth => Method::Growth,
             },
+            command: self.command,
             directory: self.directory,
             retention: Retention { count: self.keep, age: self.keep_for, bytes: self.keep_size.0 },
             listen: self.listen,
@@ -321,9 +327,11 @@ mod tests {
     #[test]
     fn a_file_says_what_the_command_line_does_not() {
         let text = "all = true\nname = ['node', \"php-fpm\"]\npid = 7\nwhen = ['usage > 2GiB']\nat-most = 3\n\
-                    keep-size = '1GiB'\ndir = '/srv/reports'\nlisten = 'unix:/run/x'\ntoken-file = '/y'\n";
+                    keep-size = '1GiB'\ndir = '/srv/reports'\nlisten = 'unix:/run/x'\ntoken-file = '/y'\n\
+                    exec = 'mail root < $TRACER_REPORT'\n";
         let config = with_file(text, &["--at-most", "5"]).unwrap();
         assert_eq!((config.at_most, config.retention.bytes), (5, 1 << 30));
+        assert_eq!(config.command.as_deref(), Some("mail root < $TRACER_REPORT"));
         assert_eq!(config.selection.names, ["node", "php-fpm"]);
         assert_eq!((config.selection.all, config.selection.pids), (true, vec![Pid(7)]));
         assert_eq!(config.conditions[0].to_string(), "usage > 2GiB");

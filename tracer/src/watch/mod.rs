@@ -11,6 +11,7 @@ mod digest;
 mod engine;
 #[cfg(test)]
 mod fixtures;
+mod hook;
 mod processes;
 mod question;
 mod reading;
@@ -40,6 +41,7 @@ use tokio::{
 use self::{
     condition::Condition,
     engine::{Decision, Rules},
+    hook::Hook,
     question::Asked,
     recorder::{News, Order, Recording},
     serve::{Listen, Server},
@@ -75,6 +77,8 @@ pub struct Config {
     pub sample: Bytes,
     /// What a recording looks at, and how.
     pub mode: Method,
+    /// What is run after each recording, by the shell.
+    pub command: Option<String>,
     /// Where the reports go.
     pub directory: PathBuf,
     /// How many of them are kept.
@@ -98,6 +102,7 @@ impl Default for Config {
             interval: Duration::from_secs(10),
             sample: Bytes(0),
             mode: Method::Auto(CostLimit::default()),
+            command: None,
             directory: "/var/lib/tracer".into(),
             retention: Retention { count: 200, age: DAY * 30, bytes: 2 << 30 },
             listen: Listen::Tcp((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into()),
@@ -128,6 +133,9 @@ const CLOSE_LOOK: Duration = Duration::from_millis(500);
 
 /// Time that recordings have to write their reports when the service ends.
 const FAREWELL: Duration = Duration::from_secs(30);
+
+/// Time that the command of the last recordings has then.
+const FAREWELL_OF_COMMAND: Duration = Duration::from_secs(5);
 
 /// Watches until SIGTERM or Ctrl-C. `reload` is asked for another configuration at SIGHUP.
 ///
@@ -205,6 +213,7 @@ struct Service {
     config: Config,
     sight: Sight,
     store: Store,
+    hook: Option<Hook>,
     ongoing: BTreeMap<String, Ongoing>,
     news: UnboundedReceiver<(String, News)>,
     teller: UnboundedSender<(String, News)>,
@@ -232,6 +241,7 @@ impl Service {
         Ok(Self {
             sight: Sight::new(config.selection.clone(), config.rules()),
             store: Store::open(&config.directory, config.retention)?,
+            hook: config.command.as_deref().map(|command| Hook::new(command, hook::LIMIT)),
             ongoing: BTreeMap::new(),
             news,
             teller,
@@ -255,6 +265,10 @@ impl Service {
         }
         self.sight.set(config.selection.clone(), config.rules());
         self.store.set_retention(config.retention);
+        if self.hook.as_ref().map(Hook::command) != config.command.as_deref() {
+            // Those that wait are run by the one that was.
+            self.hook = config.command.as_deref().map(|command| Hook::new(command, hook::LIMIT));
+        }
         let Config { directory, listen, .. } = self.config.clone();
         self.config = Config { directory, listen, ..config };
         self.view = None;
@@ -363,7 +377,10 @@ impl Service {
         oom_kills: u64,
     ) {
         self.sight.engine.ended(now(), id);
-        let Some(entry) = self.store.end(name, error, note, oom_kills) else { return };
+        let Some(entry) = self.store.end(name, error, note, oom_kills).cloned() else { return };
+        if let Some(hook) = &self.hook {
+            hook.recorded(&entry, self.store.directory());
+        }
         self.tally.count(&entry.trigger, entry.state.into());
         self.tally.lost += entry.digest.as_ref().map_or(0, |digest| digest.lost);
         let verdict = entry.digest.as_ref().and_then(|digest| digest.verdict.as_deref());
@@ -388,6 +405,9 @@ impl Service {
             self.ongoing.values().for_each(|ongoing| ongoing.recording.kill());
             // The kernel takes a moment to remove their probes.
             sleep(Duration::from_millis(100)).await;
+        }
+        if let Some(hook) = self.hook.take() {
+            hook.finish(FAREWELL_OF_COMMAND).await;
         }
     }
 }

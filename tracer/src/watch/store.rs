@@ -178,6 +178,12 @@ impl Store {
         FORMATS.map(|format| self.directory.join(format!("{name}{}", format.ending()))).into_iter()
     }
 
+    /// Where the files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Notes that reports were written while the recording goes on.
     pub fn wrote(&mut self, name: &str) {
         self.settle(name);
@@ -416,11 +422,15 @@ fn expired(entries: &[Entry], retention: Retention, now: u64) -> BTreeSet<usize>
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::report::{Options, destination::Destination, fixtures};
 
     const KEEP_ALL: Retention = Retention { count: 1000, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
+
+    pub fn entry(subject: &str, started: u64, bytes: u64, state: State) -> Entry {
+        Entry { bytes, state, ..Entry::begun("", subject, "", started) }
+    }
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
@@ -521,20 +531,6 @@ mod tests {
 
     #[test]
     fn the_oldest_goes_first_and_never_the_last_of_a_subject() {
-        let entry = |subject: &str, started, bytes, state| Entry {
-            name: String::new(),
-            subject: subject.into(),
-            trigger: String::new(),
-            started,
-            state,
-            processes: vec![],
-            files: vec![],
-            bytes,
-            oom_kills: 0,
-            note: None,
-            error: None,
-            digest: None,
-        };
         let entries = [
             entry("quiet", 0, 10, State::Done),
             entry("web", 1, 10, State::Done),
