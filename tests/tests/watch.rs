@@ -1,13 +1,19 @@
 //! `tracer watch` on this machine's control groups: a limit, a leak, and the kernel that kills.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
+    path::Path,
+    process::Command,
+};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tracer_tests::{
     Leaking, MemoryGroup, Program, Recording, Report, Running, Tracer, assert_text_is_pristine, bpf,
-    is_running, sampler, text, wait_for_exit, wait_until,
+    is_running, run_tool, sampler, text, wait_for_exit, wait_until,
 };
 
 const MIB: u64 = 1 << 20;
@@ -234,6 +240,56 @@ fn a_command_is_run_after_each_recording_and_its_failure_told_once() {
     let subject = all[0]["subject"].as_str().unwrap();
     assert_eq!(first, format!("{subject}|rss > 1MiB|done|{}", report.display()));
     assert_eq!(told.lines().count(), 3);
+}
+
+/// Takes one request, and answers that all is well: what it asks for, and its body.
+fn take_request(listener: &TcpListener) -> (String, Vec<u8>) {
+    let (stream, _) = listener.accept().expect("somebody calls");
+    let mut reader = BufReader::new(&stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).expect("it is text") > 0, "a whole request: {head}");
+    }
+    let length = |line: &str| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok();
+    let mut body = vec![0; head.lines().find_map(length).expect("it says how long it is")];
+    reader.read_exact(&mut body).expect("it is that long");
+    (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").expect("it listens");
+    (head.lines().next().unwrap_or_default().to_owned(), body)
+}
+
+#[test]
+fn profiles_are_sent_to_pyroscope_and_to_a_collector() {
+    let group = MemoryGroup::with_limit(200 * MIB);
+    let reports = TempDir::new().unwrap();
+    let [pyroscope, collector] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a port"));
+    let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().expect("it has one"));
+    let push = [format!("pyroscope={}", url(&pyroscope)), format!("otlp={}", url(&collector))];
+    let mut service = Leaking::start(&group, 16 * 10, 1000);
+    let options = ["--when", "rss > 1MiB", "--record", "1s", "--cool-down", "1h"];
+    let options = [&options[..], &["--push", &push[0], "--push", &push[1]]].concat();
+    let mut watching = watch(&group, reports.path(), &options);
+    watching.wait_for_message("its probes are in");
+    service.go();
+    let (asked, body) = take_request(&pyroscope);
+    assert!(asked.starts_with("POST /ingest?name=tracer-tests-") && asked.contains("host%3D"), "{asked}");
+    let [recording] = &ended(reports.path(), 1)[..] else { panic!("one recording") };
+    let report = format!("{}.pb.gz", recording["name"].as_str().expect("a name"));
+    let report = fs::read(reports.path().join(report)).expect("it is there");
+    let start = body.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a part has a head") + 4;
+    let sent = &body[start..start + report.len()];
+    assert!(sent == report, "the form has the report in it");
+    let pushed = reports.path().join("pushed");
+    fs::write(&pushed, sent).unwrap();
+    assert!(run_tool("go", &["tool", "pprof", "-top", text(&pushed)]).contains("forget"));
+    let (asked, body) = take_request(&collector);
+    assert!(asked.starts_with("POST /v1development/profiles "), "{asked}");
+    // Tests beside the code read it by OpenTelemetry's own messages.
+    let packed = reports.path().join("packed.gz");
+    fs::write(&packed, body).unwrap();
+    let unpacked = Command::new("gzip").arg("-dc").arg(&packed).output().expect("gzip runs").stdout;
+    let has = |text: &str| unpacked.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+    assert!(has("forget") && has("service.name") && has("inuse_space"));
+    assert!(watching.interrupt().status.success());
 }
 
 #[test]

@@ -16,6 +16,7 @@
 pub mod model;
 
 mod descriptors;
+mod https;
 mod kernel;
 mod readable;
 mod signals;

@@ -18,7 +18,8 @@ use crate::{
     model::{Bytes, Pid},
     record::CostLimit,
     watch::{
-        Config, DEFAULT_CONDITION, Method, Retention, condition::Condition, serve::Listen, subject::Selection,
+        Config, DEFAULT_CONDITION, Method, PushTarget, Retention, condition::Condition, serve::Listen,
+        subject::Selection,
     },
 };
 
@@ -85,6 +86,11 @@ pub(super) struct WatchArguments {
     /// TRACER_VERDICT in its environment say what came of it.
     #[arg(long = "exec", value_name = "COMMAND", help_heading = heading::REPORTS)]
     command: Option<String>,
+
+    /// Send the profile of each recording there: `pyroscope=URL`, or `otlp=URL` of an OpenTelemetry collector (may be repeated). A URL may
+    /// have a user and a password.
+    #[arg(long, value_name = "PROTOCOL=URL", help_heading = heading::REPORTS)]
+    push: Vec<PushTarget>,
 
     /// How many recordings to keep. The last one of each subject always is.
     #[arg(long, value_name = "N", default_value_t = Config::default().retention.count, help_heading = heading::REPORTS)]
@@ -188,6 +194,7 @@ impl WatchArguments {
                 ModeArgument::Growth => Method::Growth,
             },
             command: self.command,
+            push: self.push,
             directory: self.directory,
             retention: Retention { count: self.keep, age: self.keep_for, bytes: self.keep_size.0 },
             listen: self.listen,
@@ -328,10 +335,13 @@ mod tests {
     fn a_file_says_what_the_command_line_does_not() {
         let text = "all = true\nname = ['node', \"php-fpm\"]\npid = 7\nwhen = ['usage > 2GiB']\nat-most = 3\n\
                     keep-size = '1GiB'\ndir = '/srv/reports'\nlisten = 'unix:/run/x'\ntoken-file = '/y'\n\
-                    exec = 'mail root < $TRACER_REPORT'\n";
+                    exec = 'mail root < $TRACER_REPORT'\n\
+                    push = ['pyroscope=http://u:secret@p:4040/', 'otlp=https://collector']\n";
         let config = with_file(text, &["--at-most", "5"]).unwrap();
         assert_eq!((config.at_most, config.retention.bytes), (5, 1 << 30));
         assert_eq!(config.command.as_deref(), Some("mail root < $TRACER_REPORT"));
+        let push: Vec<_> = config.push.iter().map(ToString::to_string).collect();
+        assert_eq!(push, ["pyroscope=http://p:4040", "otlp=https://collector"]);
         assert_eq!(config.selection.names, ["node", "php-fpm"]);
         assert_eq!((config.selection.all, config.selection.pids), (true, vec![Pid(7)]));
         assert_eq!(config.conditions[0].to_string(), "usage > 2GiB");

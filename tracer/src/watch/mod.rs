@@ -13,6 +13,7 @@ mod engine;
 mod fixtures;
 mod hook;
 mod processes;
+mod push;
 mod question;
 mod reading;
 mod recorder;
@@ -42,19 +43,20 @@ use self::{
     condition::Condition,
     engine::{Decision, Rules},
     hook::Hook,
+    push::{Pace, Parcel, Push},
     question::Asked,
     recorder::{News, Order, Recording},
     serve::{Listen, Server},
     sight::Sight,
-    store::{State, Store},
+    store::{Entry, State, Store},
     subject::{Selection, SubjectId},
     view::{Tally, View},
 };
-pub use self::{recorder::Method, store::Retention};
+pub use self::{push::PushTarget, recorder::Method, store::Retention};
 use crate::{
     model::{Bytes, Pid},
     record::CostLimit,
-    report::human::printable,
+    report::{Format, human::printable},
     target::Target,
 };
 
@@ -79,6 +81,8 @@ pub struct Config {
     pub mode: Method,
     /// What is run after each recording, by the shell.
     pub command: Option<String>,
+    /// Where the profiles are sent.
+    pub push: Vec<PushTarget>,
     /// Where the reports go.
     pub directory: PathBuf,
     /// How many of them are kept.
@@ -103,6 +107,7 @@ impl Default for Config {
             sample: Bytes(0),
             mode: Method::Auto(CostLimit::default()),
             command: None,
+            push: Vec::new(),
             directory: "/var/lib/tracer".into(),
             retention: Retention { count: 200, age: DAY * 30, bytes: 2 << 30 },
             listen: Listen::Tcp((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into()),
@@ -198,6 +203,7 @@ pub fn check(config: &Config) -> Result<String> {
     let mut lines = vec![sight.of_what()];
     lines.extend(config.conditions.iter().map(|condition| format!("records when {condition}")));
     lines.push(format!("reports go to {}", config.directory.display()));
+    lines.extend(config.push.iter().map(|destination| format!("profiles are sent to {destination}")));
     lines.push(format!("listens at {}", config.listen));
     let seen = sight.lines();
     lines.push(match seen.len() {
@@ -214,6 +220,7 @@ struct Service {
     sight: Sight,
     store: Store,
     hook: Option<Hook>,
+    push: Push,
     ongoing: BTreeMap<String, Ongoing>,
     news: UnboundedReceiver<(String, News)>,
     teller: UnboundedSender<(String, News)>,
@@ -238,9 +245,13 @@ struct Ongoing {
 impl Service {
     fn new(config: Config) -> Result<Self> {
         let (teller, news) = unbounded_channel();
+        let store = Store::open(&config.directory, config.retention)?;
+        let mut push = Push::new(store.directory().join("spool"), Pace::default());
+        push.set(&config.push);
         Ok(Self {
             sight: Sight::new(config.selection.clone(), config.rules()),
-            store: Store::open(&config.directory, config.retention)?,
+            store,
+            push,
             hook: config.command.as_deref().map(|command| Hook::new(command, hook::LIMIT)),
             ongoing: BTreeMap::new(),
             news,
@@ -269,6 +280,7 @@ impl Service {
             // Those that wait are run by the one that was.
             self.hook = config.command.as_deref().map(|command| Hook::new(command, hook::LIMIT));
         }
+        self.push.set(&config.push);
         let Config { directory, listen, .. } = self.config.clone();
         self.config = Config { directory, listen, ..config };
         self.view = None;
@@ -381,6 +393,7 @@ impl Service {
         if let Some(hook) = &self.hook {
             hook.recorded(&entry, self.store.directory());
         }
+        self.send(id, &entry);
         self.tally.count(&entry.trigger, entry.state.into());
         self.tally.lost += entry.digest.as_ref().map_or(0, |digest| digest.lost);
         let verdict = entry.digest.as_ref().and_then(|digest| digest.verdict.as_deref());
@@ -388,6 +401,35 @@ impl Service {
             (State::Done, None) => say(&format!("{name}: {}", verdict.unwrap_or("recorded"))),
             (_, error) => log::error!("{name}: {}", error.as_deref().unwrap_or("no report was written")),
         }
+    }
+
+    /// Sends a recording to where profiles are collected.
+    fn send(&self, id: &SubjectId, entry: &Entry) {
+        let Some(digest) = &entry.digest else { return };
+        let Some(file) = entry.files.iter().find(|file| file.ends_with(Format::Pprof.ending())) else {
+            return;
+        };
+        let identity = self.sight.engine.get(id).map(|watched| watched.subject.identity.clone());
+        let identity = identity.unwrap_or_default();
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let labels = [
+            ("host", Some(host)),
+            ("condition", Some(entry.trigger.clone())),
+            ("container_id", identity.container_id),
+            ("namespace", identity.namespace),
+            ("pod", identity.pod),
+            ("pod_uid", identity.pod_uid),
+            ("container", identity.container),
+        ];
+        let labels = labels.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        let parcel = Parcel {
+            name: entry.name.clone(),
+            service: entry.subject.clone(),
+            labels,
+            from: entry.started,
+            until: entry.started + (digest.seconds.ceil() as u64).max(1),
+        };
+        self.push.send(&parcel, &self.store.directory().join(file));
     }
 
     /// Lets the recordings write what they have.

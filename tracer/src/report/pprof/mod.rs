@@ -8,7 +8,7 @@
 //! | address of a frame, and its offset in the object | address of a location, and that minus the start of its mapping |
 //! | inlined frames | lines of a location |
 
-mod proto;
+pub(crate) mod proto;
 
 use std::io;
 use std::sync::Arc;

@@ -3,21 +3,18 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    sync::{
-        Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
-    },
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
 
-use ureq::{
-    Agent, Error,
-    tls::{Certificate, RootCerts, TlsConfig},
-};
+use ureq::{Agent, Error};
 
 use super::{Debuginfod, cache::Kept};
-use crate::symbolize::debug_file::{DebugLinks, belongs};
+use crate::{
+    https::tls,
+    symbolize::debug_file::{DebugLinks, belongs},
+};
 
 /// Between two looks at whether the user or the time has ended it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -186,18 +183,6 @@ fn agent(silence: Duration) -> Agent {
         .tls_config(tls())
         .build()
         .new_agent()
-}
-
-/// Servers are believed that this machine's certificates vouch for.
-fn tls() -> TlsConfig {
-    let found = rustls_native_certs::load_native_certs();
-    found.errors.iter().for_each(|error| log::debug!("certificates: {error}"));
-    let certificates: Vec<_> =
-        found.certs.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect();
-    TlsConfig::builder()
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(RootCerts::Specific(Arc::new(certificates)))
-        .build()
 }
 
 /// Fetches what is at `url` into a file.
