@@ -19,8 +19,28 @@ const COMPLETIONS: [(&str, &str); 3] = [
 ];
 
 /// What of the archive is documentation.
-const DOCUMENTS: [&str; 6] =
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "LICENSES-OF-DEPENDENCIES", "docs", "tracer-ebpf"];
+const DOCUMENTS: [&str; 7] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "LICENSES-OF-DEPENDENCIES",
+    "docs",
+    "deploy",
+    "tracer-ebpf",
+];
+
+/// The unit of the service, and where it belongs. It starts once it is enabled and has a configuration.
+const UNIT: (&str, &str) = ("deploy/tracer-watch.service", "usr/lib/systemd/system/tracer-watch.service");
+
+/// What dpkg runs: a service that runs goes on with the new version, and ends before its files go.
+const SCRIPTS: [(&str, &str); 3] = [
+    (
+        "postinst",
+        "systemctl daemon-reload\n    if [ \"$1\" = configure ]; then systemctl try-restart tracer-watch.service; fi",
+    ),
+    ("prerm", "if [ \"$1\" = remove ]; then systemctl --quiet disable --now tracer-watch.service; fi"),
+    ("postrm", "systemctl daemon-reload"),
+];
 
 /// Makes `tracer_VERSION_ARCH.deb` in a directory, and returns where it is. `archive` holds what goes into it.
 ///
@@ -38,6 +58,10 @@ pub fn pack(workspace: &Path, archive: &Path, directory: &Path) -> Result<PathBu
     let control = control(&root, version, architecture)?;
     write(&root.join("DEBIAN/md5sums"), checksums(&root)?)?;
     write(&root.join("DEBIAN/control"), control)?;
+    for (name, commands) in SCRIPTS {
+        let script = format!("#!/bin/sh\nset -e\nif [ -d /run/systemd/system ]; then\n    {commands}\nfi\n");
+        write(&root.join("DEBIAN").join(name), script)?;
+    }
     set_modes(&root)?;
     let package = directory.join(format!("tracer_{version}_{architecture}.deb"));
     let mut build = Command::new("dpkg-deb");
@@ -52,6 +76,7 @@ fn place(workspace: &Path, archive: &Path, root: &Path) -> Result<()> {
     let documents = root.join("usr/share/doc/tracer");
     copy(&archive.join("tracer"), &root.join("usr/bin/tracer"))?;
     copy(&archive.join("libtracer_sampler.so"), &root.join("usr/lib/tracer/libtracer_sampler.so"))?;
+    copy(&archive.join(UNIT.0), &root.join(UNIT.1))?;
     for (name, place) in COMPLETIONS {
         copy(&archive.join("completions").join(name), &root.join(place))?;
     }
@@ -136,7 +161,9 @@ fn compress(file: &Path) -> Result<()> {
 
 /// Everybody may read, and what is executable run; nobody but root may write, whatever the umask is.
 fn set_modes(path: &Path) -> Result<()> {
-    let mode = if path.is_dir() || path.ends_with("bin/tracer") { 0o755 } else { 0o644 };
+    let is_run = path.ends_with("bin/tracer")
+        || SCRIPTS.iter().any(|(script, _)| path.ends_with(Path::new("DEBIAN").join(script)));
+    let mode = if path.is_dir() || is_run { 0o755 } else { 0o644 };
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     if path.is_dir() {
         for entry in fs::read_dir(path)? {

@@ -51,7 +51,7 @@ pub fn dist(workspace: &Path) -> Result<Packed> {
     if stage.exists() {
         fs::remove_dir_all(&stage).with_context(|| format!("cannot remove {}", stage.display()))?;
     }
-    for part in ["docs", "man", "completions", "tracer-ebpf"] {
+    for part in ["docs", "deploy", "man", "completions", "tracer-ebpf"] {
         let part = stage.join(part);
         fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
     }
@@ -65,7 +65,9 @@ pub fn dist(workspace: &Path) -> Result<Packed> {
         let (from, to) = (workspace.join(file), stage.join(file));
         fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
     }
-    copy_documents(&workspace.join("docs"), &stage.join("docs"))?;
+    for part in ["docs", "deploy"] {
+        copy_all(&workspace.join(part), &stage.join(part))?;
+    }
     fs::write(stage.join("LICENSES-OF-DEPENDENCIES"), licences::of_dependencies(workspace)?)?;
     write_manual(&stage)?;
     let archive = directory.join(format!("{name}.tar.gz"));
@@ -107,14 +109,14 @@ fn copy(file: &Path, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The documents that the README refers to, and the pictures in them.
-fn copy_documents(from: &Path, to: &Path) -> Result<()> {
+/// Copies what is in a directory: the documents that the README refers to with their pictures, what belongs to the service.
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
         let path = entry?.path();
         if path.is_dir() {
             let to = to.join(path.file_name().context("a directory has a name")?);
             fs::create_dir_all(&to)?;
-            copy_documents(&path, &to)?;
+            copy_all(&path, &to)?;
         } else {
             copy(&path, to)?;
         }
