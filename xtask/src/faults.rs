@@ -16,7 +16,8 @@ pub fn faults(workspace: &Path, count: u32, seed: u64) -> Result<()> {
     run::build(workspace)?;
     let mut tests = run::cargo(workspace);
     // One at a time, since each leaves the machine short of something.
-    tests.args(["test", "--package", "tracer-tests", "--test", "faults", "--no-fail-fast", "--"]);
+    tests.args(["test", "--package", "tracer-tests", "--test", "faults", "--test", "watch_faults"]);
+    tests.args(["--no-fail-fast", "--"]);
     tests.args(["--test-threads", "1", "--nocapture"]);
     tests.env("TRACER_FAULTS", count.to_string()).env("TRACER_FAULTS_SEED", seed.to_string());
     command::run(&format!("making {count} faults of each kind, seed {seed}"), &mut tests)

@@ -55,7 +55,7 @@ enum Xtask {
     },
     /// Run the kernel tests on other kernels, in virtual machines.
     Vm(vm::Options),
-    /// Kill tracers and targets, and starve tracers, at random moments. As root.
+    /// Kill tracers, services and targets, and starve tracers, at random moments. As root.
     Faults {
         /// Number of faults of each kind.
         #[arg(long, default_value_t = 1000)]

@@ -566,4 +566,36 @@ mod tests {
         let watched = engine.get(&id("web")).unwrap();
         assert_eq!((watched.history.len(), watched.processes.suspects().len()), (HISTORY, 2));
     }
+
+    #[test]
+    fn a_day_of_subjects_that_come_and_go_leaves_nothing_behind() {
+        const SUBJECTS: u64 = 50;
+        let mut engine =
+            Engine::new(Rules { at_most: 2, ..rules(&["usage > 80%", "growth > 1MiB/min for 10m"]) });
+        let mut ongoing: Vec<(u64, SubjectId)> = Vec::new();
+        let mut recorded = 0;
+        // At each look one goes and another comes, and all are short of memory.
+        for look in 0..86_400 / INTERVAL {
+            let now = Duration::from_secs(look * INTERVAL);
+            let ends = ongoing.partition_point(|(until, _)| *until <= look);
+            ongoing.drain(..ends).for_each(|(_, id)| engine.ended(now, &id));
+            engine.meet((look..look + SUBJECTS).map(|number| subject(&format!("pod-{number}"))).collect());
+            for number in look..look + SUBJECTS {
+                let sizes = [(Pid(number as u32), Bytes(number))];
+                engine.note(now, &id(&format!("pod-{number}")), used(170), Some(&sizes));
+            }
+            for decision in engine.decide(now) {
+                let Decision::Record { id, .. } = decision else { panic!("nothing is being recorded") };
+                engine.began(&id);
+                ongoing.push((look + 12, id));
+                recorded += 1;
+            }
+        }
+        assert!(recorded > 1000, "{recorded}");
+        assert!(engine.watched().count() as u64 <= SUBJECTS + 2);
+        assert!(engine.watched().all(|watched| watched.history.len() <= SUBJECTS as usize));
+        // Those whose cool-down goes on.
+        assert!(engine.recorded.len() <= 2 * 90 / 12 + 2, "{}", engine.recorded.len());
+        assert_eq!(engine.recordings, ongoing.len());
+    }
 }

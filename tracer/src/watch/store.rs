@@ -548,6 +548,33 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_clock_that_jumps_loses_no_report() {
+        const HOUR: Retention = Retention { age: Duration::from_secs(3600), ..KEEP_ALL };
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), HOUR).unwrap();
+        let record = |store: &mut Store, seconds| {
+            let name = store.begin("web", "usage > 80%", vec![], at(seconds));
+            write(store, &name, None);
+            store.settle(&name);
+            store.entries.iter_mut().for_each(|entry| entry.state = State::Done);
+            store.prune(at(seconds));
+            name
+        };
+        let first = record(&mut store, 100_000);
+        // A day back, twice the same second, and forth again.
+        let names = [record(&mut store, 10), record(&mut store, 10)];
+        assert_eq!(names[1], format!("{}-2", names[0]));
+        assert_eq!(store.entries().len(), 3, "what is from the future is not old");
+        let last = record(&mut store, 100_010);
+        let left: Vec<_> = store.entries().iter().map(|entry| entry.name.clone()).collect();
+        assert_eq!(left, [first, last.clone()], "what is a day old goes");
+        // Ten years forth: the last one of a subject stays.
+        store.prune(at(10 * 365 * 86_400));
+        assert_eq!(store.entries().iter().map(|entry| &entry.name).collect::<Vec<_>>(), [&last]);
+        assert_eq!(files(directory.path()).len(), 3);
+    }
+
+    #[test]
     fn names_of_subjects_stay_in_the_directory() {
         assert_eq!(plain("../../etc/passwd"), "_._.._etc_passwd");
         assert_eq!(plain("größe\n/x"), "gr__e__x");
