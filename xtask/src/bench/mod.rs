@@ -10,6 +10,7 @@ mod soak;
 mod stacks;
 mod tool;
 mod unwind;
+mod watch;
 mod workload;
 
 use std::{
@@ -72,6 +73,12 @@ pub enum Bench {
         #[arg(long, default_value_t = 300)]
         milliseconds: u32,
     },
+    /// What `tracer watch` takes on a host of 500 control groups while all is well; writes docs/watch.md.
+    Watch {
+        /// How long it is measured.
+        #[arg(long, default_value_t = 180)]
+        seconds: u64,
+    },
 }
 
 /// What the measurements need and where it is.
@@ -90,7 +97,7 @@ pub struct Bed {
     scratch: PathBuf,
 }
 
-/// Builds, measures, prints tables and writes them into `docs/overhead.md`, `docs/unwinding.md` or `docs/reports.md`.
+/// Builds, measures, prints tables and writes them into the documents.
 ///
 /// # Errors
 /// When something that is needed is not there, or a step fails.
@@ -137,6 +144,9 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
         Bench::Unwind { rounds, milliseconds } => {
             let tables = unwind::measure(&Bed::make(workspace)?, *rounds, *milliseconds)?;
             write_down(&workspace.join("docs/unwinding.md"), "cost", &tables)
+        }
+        Bench::Watch { seconds } => {
+            write_down(&workspace.join("docs/watch.md"), "cost", &watch::measure(workspace, *seconds)?)
         }
     }
 }
