@@ -18,7 +18,9 @@ use crate::{
     model::{Bytes, Pid},
     record::CostLimit,
     watch::{
-        Config, DEFAULT_CONDITION, Method, PushTarget, Retention, condition::Condition, serve::Listen,
+        Config, DEFAULT_CONDITION, Method, PushTarget, Retention,
+        condition::{Condition, MIN_GROWTH_LOOKS},
+        serve::Listen,
         subject::Selection,
     },
 };
@@ -180,6 +182,12 @@ impl WatchArguments {
         if selection.is_empty() {
             return Err("nothing to watch: give --all, --cgroup, --name or --pid".into());
         }
+        if let Some(condition) = self.when.iter().find(|condition| !condition.can_hold_at(self.interval)) {
+            return Err(format!(
+                "--when '{condition}': growth is measured over at least {MIN_GROWTH_LOOKS} looks, which take {} at this --interval",
+                humantime::format_duration(self.interval * MIN_GROWTH_LOOKS)
+            ));
+        }
         Ok(Config {
             selection,
             conditions: self.when,
@@ -314,6 +322,16 @@ mod tests {
         let all = Selection { all: true, ..Selection::default() };
         assert_eq!(service, Config { selection: all, ..Config::default() });
         assert!(parse(&[]).unwrap_err().contains("nothing to watch"));
+    }
+
+    #[test]
+    fn growth_is_looked_at_often_enough_to_be_measured() {
+        let error = parse(&["--all", "--when", "growth > 1MiB/min for 59s"]).unwrap_err();
+        assert!(error.contains("at least 6 looks, which take 1m at this --interval"), "{error}");
+        for options in [["--when", "growth > 1MiB/min for 1m"], ["--when", "usage > 80% for 1s"]] {
+            assert!(parse(&[&["--all"], &options[..]].concat()).is_ok(), "{options:?}");
+        }
+        assert!(parse(&["--all", "--when", "growth > 1MiB/min for 3s", "--interval", "500ms"]).is_ok());
     }
 
     #[test]

@@ -68,6 +68,17 @@ impl fmt::Display for ConditionError {
 
 impl std::error::Error for ConditionError {}
 
+/// In how many looks growth is measured at least: three in either half of its window, whenever that begins.
+pub const MIN_GROWTH_LOOKS: u32 = 6;
+
+impl Condition {
+    /// Whether a look each `interval` is often enough for it.
+    #[must_use]
+    pub fn can_hold_at(&self, interval: Duration) -> bool {
+        !matches!(self.test, Test::GrowthAbove(_)) || self.time >= interval * MIN_GROWTH_LOOKS
+    }
+}
+
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
