@@ -5,7 +5,8 @@ use std::{fs, path::Path, process::Command};
 
 use tempfile::TempDir;
 use tracer_tests::{
-    Frame, Functions, Pairs, Place, Report, Running, Tracer, node_addon, nodes, programs_dir, trace_with,
+    Frame, Functions, Pairs, Place, Report, Running, Stack, Tracer, node_addon, nodes, programs_dir,
+    trace_with,
 };
 
 /// As the program states them.
@@ -109,4 +110,26 @@ fn frames_that_say_how_v8_works_are_shown_on_request() {
     };
     assert_eq!(builtins(Tracer::new()), 0);
     assert!(builtins(Tracer::new().options(["--native-frames"])) > 0);
+}
+
+/// Nothing that is read of V8 has their names, but the file that it writes for perf has, some time after they have run.
+#[test]
+fn functions_of_webassembly_have_the_names_of_the_jitdump() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let mut command = Command::new("node");
+    command.arg("--perf-prof").arg(programs_dir().join("node/wasm.js")).arg(node_addon(directory.path()));
+    // Where V8 writes it.
+    command.current_dir(directory.path());
+    let mut program = Running::start(command);
+    let report = trace_with(&mut program, Tracer::new());
+    program.assert_unharmed();
+    let named = |stack: &&Stack| {
+        let is_wasm = |frame: &Frame| {
+            frame.language.as_deref() == Some("wasm")
+                && frame.function.as_deref().is_some_and(|name| name.contains("inWasm"))
+        };
+        stack.passes("leak") && stack.frames.iter().any(is_wasm)
+    };
+    let objects: u64 = report.stacks.iter().filter(named).map(|stack| stack.outstanding_objects).sum();
+    assert_eq!(objects, 5, "{:#?}", report.outlines());
 }

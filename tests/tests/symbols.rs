@@ -181,6 +181,21 @@ fn jit_code_in_a_memfd_is_walked_through() {
     program.assert_unharmed();
 }
 
+/// In time, and written only after the stacks were seen.
+#[test]
+fn jit_code_is_named_by_its_jitdump() {
+    for argument in ["jitdump", "late"] {
+        let mut program = Program::new("jit.c").argument(argument).start();
+        let report = trace(&mut program);
+        check_jit(&report, &program);
+        program.assert_unharmed();
+        let named = stack_of(&report, 5 * 416);
+        let frame = named.frames.iter().find(|frame| frame.is("leakInJit")).expect("it is named");
+        let place = (frame.file.as_deref(), frame.line, frame.language.as_deref());
+        assert_eq!(place, (Some("/srv/server.rb"), Some(7), Some("jit")), "{argument}");
+    }
+}
+
 #[track_caller]
 fn check_jit(report: &Report, program: &Running) {
     report.assert_exact();

@@ -17,8 +17,9 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every function, by the name of its target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("glibc_arenas", glibc_arenas),
+    ("jit_dump", jit_dump),
     ("mappings", mappings),
     ("perf_map", perf_map),
     ("probe_plan", probe_plan),
@@ -55,6 +56,11 @@ impl heap_walk::ReadMemory for At<'_> {
             true
         })
     }
+}
+
+/// A jitdump.
+pub fn jit_dump(bytes: &[u8]) {
+    symbolize::find_in_jit_dump(bytes, 0x1000);
 }
 
 /// `/proc/PID/maps` or `smaps`.

@@ -12,16 +12,18 @@
 //!
 //! # Never a guess
 //! Each source of names is bounded by what it claims to cover: debug information by its ranges, symbols by their size,
-//! perf maps by theirs. Where none covers an address, the frame says `module+0xoffset`, with the offset at which the function begins by
+//! jitdumps and perf maps by theirs. Where none covers an address, the frame says `module+0xoffset`, with the offset at which the function begins by
 //! the frame information that exceptions need, so that all calls in it are one place.
 //!
 //! The order of the sources: debug information (in the object, or in a separate debug file found by build id or debug
-//! link in the target's root or the tracer's), the symbol tables of the object, the perf map of the target.
+//! link in the target's root or the tracer's), the symbol tables of the object, the target's jitdump, its perf map.
 
 mod debug_file;
 mod debuginfod;
 mod demangle;
 mod exports;
+mod jit_code;
+mod jit_dump;
 mod modules;
 mod object_file;
 mod perf_map;
@@ -47,6 +49,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use self::jit_dump::{JitDump, JitFunction};
 use self::modules::SharedModules;
 use self::object_file::{Function, ObjectFile};
 use self::perf_map::PerfMap;
@@ -74,6 +77,7 @@ struct Symbolizer {
     views: Views<Rc<Module>>,
     modules: HashMap<(Option<FileId>, OsString), Rc<Module>>,
     shared: SharedModules,
+    jit_dump: JitDump,
     perf_map: PerfMap,
     /// Whether frames stay that only say how a runtime works.
     native_frames: bool,
@@ -107,6 +111,7 @@ impl Symbolizer {
             views: Views::default(),
             modules: HashMap::new(),
             shared: shared.clone(),
+            jit_dump: JitDump::default(),
             perf_map: PerfMap::default(),
             native_frames,
             has_tail_calls: false,
@@ -123,6 +128,7 @@ impl Symbolizer {
             views: self.views.clone(),
             modules: self.modules.clone(),
             shared: self.shared.clone(),
+            jit_dump: JitDump::default(),
             perf_map: PerfMap::default(),
             native_frames: self.native_frames,
             has_tail_calls: self.has_tail_calls,
@@ -147,6 +153,7 @@ impl Symbolizer {
     fn add_code(&mut self, view: &CodeView) {
         self.has_tail_calls =
             view.runtimes.python.as_ref().is_some_and(|python| python.build.has_tail_calls());
+        self.jit_dump.look_for(&view.code, self.target.as_deref());
         let region = |mapping| Region::new(mapping, self.module(mapping, view.object(mapping)));
         let regions = view.code.iter().map(region).collect();
         self.views.push(view, regions);
@@ -156,11 +163,19 @@ impl Symbolizer {
     /// The named frames, each in the region of code that is at the call before it.
     fn name(&mut self, seen: &[SeenFrame], regions: &[Option<Region<Rc<Module>>>]) -> Vec<Arc<Frame>> {
         let mut frames = Vec::with_capacity(seen.len());
-        let mut perf_map_is_current = false;
+        let mut jit_is_current = false;
         let way = PythonWay::of(seen, regions, self.has_tail_calls);
         for (index, (frame, region)) in seen.iter().zip(regions).enumerate() {
             let ip = frame.walked.address;
             match (&frame.functions, frame.walked.runtime) {
+                // What is known of WebAssembly is in V8's jitdump alone.
+                (Some(Ok(functions)), RuntimeFrame::V8Internal(_)) => {
+                    let base = functions.first().map(|function| runtime_frame(ip, function));
+                    let base = base.unwrap_or_else(|| Frame { ip, ..Frame::default() });
+                    self.read_jit(&mut jit_is_current);
+                    let named = self.jit_dump.find(call(ip)).map(|function| jit_frame(&base, &function));
+                    frames.push(self.pool.share(named.unwrap_or(base)));
+                }
                 (Some(Ok(functions)), _) => {
                     let is_shown =
                         |function: &&runtime::Function| self.native_frames || !function.is_internal;
@@ -173,7 +188,7 @@ impl Symbolizer {
                 }
                 (None, RuntimeFrame::V8Internal(_) | RuntimeFrame::PythonLoop) if !self.native_frames => {}
                 (None, _) => {
-                    let named = self.look_up(ip, region.as_ref(), &mut perf_map_is_current);
+                    let named = self.look_up(ip, region.as_ref(), &mut jit_is_current);
                     let is_way = way.as_ref().is_some_and(|way| way.leads_by(index, &named));
                     if !is_way || self.native_frames || frames.is_empty() {
                         frames.extend_from_slice(&named);
@@ -188,7 +203,7 @@ impl Symbolizer {
         &mut self,
         address: Address,
         region: Option<&Region<Rc<Module>>>,
-        perf_map_is_current: &mut bool,
+        jit_is_current: &mut bool,
     ) -> Rc<[Arc<Frame>]> {
         let mut frame = Frame { ip: address, ..Frame::default() };
         if address.0 == 0 {
@@ -210,19 +225,42 @@ impl Symbolizer {
             }
         }
         // From here on nothing is kept: the runtime can put other code there without mapping anything.
-        if let Some(target) = &self.target
-            && !std::mem::replace(perf_map_is_current, true)
-        {
-            self.perf_map.update(target);
-        }
-        if let Some(name) = self.perf_map.find(call) {
+        self.read_jit(jit_is_current);
+        if let Some(function) = self.jit_dump.find(call) {
+            frame = jit_frame(&frame, &function);
+        } else if let Some(name) = self.perf_map.find(call) {
             frame.function = Some(name.to_owned());
-            frame.language = Some("jit".to_owned());
+            frame.language = Some(JIT.to_owned());
         } else if let Some(region) = region {
             let begin = region.module.function_begin(region.file_offset(call));
             frame.function_offset = begin.map(|begin| format!("{begin:#x}"));
         }
         Rc::new([self.pool.share(frame)])
+    }
+
+    /// Reads what the runtime has written of its code since the last stack.
+    fn read_jit(&mut self, is_current: &mut bool) {
+        if let Some(target) = &self.target
+            && !std::mem::replace(is_current, true)
+        {
+            self.jit_dump.update();
+            self.perf_map.update(target);
+        }
+    }
+
+    /// Whether frames have no name whose names the runtime may still write: out of a buffer, some time after it made the code.
+    fn may_be_named_late(&self, frames: &[Arc<Frame>]) -> bool {
+        self.jit_dump.is_there() && frames.iter().any(|frame| is_nameless(frame))
+    }
+
+    /// The frames of a stack, seen at that time of `CLOCK_MONOTONIC`, with the names that the runtime has written since then.
+    fn name_late(&mut self, frames: &[Arc<Frame>], seen: u64) -> Vec<Arc<Frame>> {
+        let frames = frames.iter().map(|frame| {
+            let named = is_nameless(frame).then(|| self.jit_dump.find_as_of(call(frame.ip), seen)).flatten();
+            let named = named.map(|function| jit_frame(frame, &function));
+            named.map_or_else(|| Arc::clone(frame), |named| self.pool.share(named))
+        });
+        frames.collect()
     }
 
     /// The module that `mapping` shows, of a file that is open. A file can be gone before it is opened, and come back.
@@ -334,6 +372,26 @@ fn runtime_frame(ip: Address, function: &runtime::Function) -> Frame {
     }
 }
 
+/// The language of code of which a runtime says nothing but its name.
+const JIT: &str = "jit";
+
+/// The frame of a function that the runtime says it made.
+fn jit_frame(base: &Frame, function: &JitFunction<'_>) -> Frame {
+    Frame {
+        function: Some(function.name.to_owned()),
+        language: Some(base.language.clone().unwrap_or_else(|| JIT.to_owned())),
+        file: function.place.map(|(file, _)| file.to_owned()),
+        line: function.place.map(|(_, line)| line),
+        ..base.clone()
+    }
+}
+
+/// Whether it is code of which its runtime may say more.
+fn is_nameless(frame: &Frame) -> bool {
+    frame.function.is_none() && frame.build_id.is_none()
+        || frame.function.as_deref() == Some(runtime::v8::WASM)
+}
+
 fn name(base: &Frame, function: Function) -> Frame {
     Frame {
         function: Some(function.name.text),
@@ -387,4 +445,10 @@ impl FrameCache {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn find_in_perf_map(text: &[u8], address: u64) -> Option<String> {
     perf_map::PerfMap::of_text(text).find(address).map(str::to_owned)
+}
+
+/// What a jitdump of process 1 that consists of these bytes says of an address.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn find_in_jit_dump(bytes: &[u8], address: u64) -> Option<String> {
+    jit_dump::find_in(bytes, address)
 }

@@ -3,7 +3,6 @@
 //!
 //! See `tools/perf/Documentation/jit-interface.txt` in the kernel's sources.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
+use super::jit_code::JitCode;
 use crate::target::Target;
 
 /// Bytes of a perf map that are read; what a runtime appends after them is not seen. A long-running node service
@@ -28,7 +28,7 @@ pub(super) struct PerfMap {
     source: Option<(File, u64)>,
     /// The beginning of a line that was not complete when it was read.
     partial: Vec<u8>,
-    functions: Functions,
+    functions: JitCode<Box<str>>,
 }
 
 impl PerfMap {
@@ -41,7 +41,7 @@ impl PerfMap {
 
     /// The function whose code holds `address`.
     pub(super) fn find(&self, address: u64) -> Option<&str> {
-        self.functions.find(address)
+        self.functions.find(address).map(|(_, name)| &**name)
     }
 
     fn try_update(&mut self, target: &Target) -> io::Result<()> {
@@ -67,7 +67,9 @@ impl PerfMap {
     fn take_lines(&mut self) {
         let complete = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         for line in self.partial[..complete].split(|&byte| byte == b'\n') {
-            self.functions.add(line);
+            if let Some((start, end, name)) = parse(line) {
+                self.functions.add(start, end, name);
+            }
         }
         self.partial.drain(..complete);
     }
@@ -114,26 +116,6 @@ fn since_epoch(ticks: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(boot))?.checked_add(since_boot)
 }
 
-/// Ranges of code and their names. Of two that overlap the later one is right: memory of collected code is reused.
-#[derive(Debug, Default)]
-struct Functions(BTreeMap<u64, (u64, Box<str>)>);
-
-impl Functions {
-    fn find(&self, address: u64) -> Option<&str> {
-        let (_, (end, name)) = self.0.range(..=address).next_back()?;
-        (address < *end).then_some(name)
-    }
-
-    fn add(&mut self, line: &[u8]) {
-        let Some((start, end, name)) = parse(line) else { return };
-        // Ranges here never overlap, so those in the way are the last ones that begin before `end`.
-        while let Some((&other, _)) = self.0.range(..end).next_back().filter(|(_, (e, _))| *e > start) {
-            self.0.remove(&other);
-        }
-        self.0.insert(start, (end, name));
-    }
-}
-
 fn parse(line: &[u8]) -> Option<(u64, u64, Box<str>)> {
     let mut fields = line.splitn(3, |&byte| byte == b' ');
     let mut hex = || {
@@ -150,22 +132,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_functions_replace_those_whose_memory_they_reuse() {
-        let mut functions = Functions::default();
-        for line in ["1000 100 first", "1100 100 second", "1200 100 third", "10f0 120 over all three"] {
-            functions.add(line.as_bytes());
-        }
-        assert_eq!(functions.find(0x10f0), Some("over all three"));
-        assert_eq!(functions.find(0x120f), Some("over all three"));
-        assert_eq!(functions.find(0x1210), None);
-        assert_eq!(
-            functions.find(0x1000),
-            None,
-            "the rest of a function that is partly gone is not its code"
-        );
-    }
-
-    #[test]
     fn ticks_since_boot_are_a_time() {
         let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
         let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
@@ -176,19 +142,10 @@ mod tests {
 
     #[test]
     fn lines_that_make_no_sense_are_skipped() {
-        let mut functions = Functions::default();
-        let lines: [&[u8]; 7] = [
-            b"",
-            b"zz 10 x",
-            b"1000 0 empty",
-            b"1000 10",
-            b"ffffffffffffffff 2 over",
-            b"0x20 10 ok",
-            b"40 8 \xff",
-        ];
-        lines.into_iter().for_each(|line| functions.add(line));
-        assert_eq!(functions.find(0x2f), Some("ok"));
-        assert_eq!(functions.find(0x40), Some("\u{fffd}"));
-        assert_eq!(functions.0.len(), 2);
+        let text = b"\nzz 10 x\n1000 0 empty\n1000 10\nffffffffffffffff 2 over\n0x20 10 ok\n40 8 \xff\n";
+        let map = PerfMap::of_text(text);
+        assert_eq!(map.find(0x2f), Some("ok"));
+        assert_eq!(map.find(0x40), Some("\u{fffd}"));
+        assert_eq!(map.functions.len(), 2);
     }
 }

@@ -214,9 +214,50 @@ fn read_runtimes(queue: &Receiver<Job>, next: &Sender<Job<SeenFrame>>, names: &N
     }
 }
 
+/// Stacks that may have names later, with their processes, and when they were seen.
+#[derive(Default)]
+struct Late(Vec<(ProcessIndex, StackId, u64)>);
+
+impl Late {
+    /// Stacks that are looked at again.
+    const MOST: usize = 4096;
+
+    fn add(&mut self, process: ProcessIndex, id: StackId) {
+        if self.0.len() < Self::MOST {
+            self.0.push((process, id, monotonic_ns()));
+        }
+    }
+
+    /// Names what can be named by now.
+    fn name(&mut self, symbolizers: &mut HashMap<ProcessIndex, Symbolizer>, names: &Names) {
+        let mut is_current = HashSet::new();
+        self.0.retain(|&(process, id, seen)| {
+            let (Some(symbolizer), Some(frames)) = (symbolizers.get_mut(&process), names.frames(id)) else {
+                return false;
+            };
+            symbolizer.read_jit(&mut !is_current.insert(process));
+            let frames = symbolizer.name_late(&frames, seen);
+            let is_late = symbolizer.may_be_named_late(&frames);
+            names.insert(id, frames);
+            is_late
+        });
+    }
+
+    fn forget(&mut self, stacks: &HashSet<StackId>) {
+        self.0.retain(|(_, id, _)| !stacks.contains(id));
+    }
+}
+
+/// The time by which runtimes write down when they made code.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
+}
+
 fn name_stacks(queue: &Receiver<Job<SeenFrame>>, names: &Names, native_frames: bool) {
     let modules = SharedModules::default();
     let mut symbolizers: HashMap<ProcessIndex, Symbolizer> = HashMap::new();
+    let mut late = Late::default();
     for job in queue {
         match job {
             Job::AddProcess(index, pid) => {
@@ -232,13 +273,23 @@ fn name_stacks(queue: &Receiver<Job<SeenFrame>>, names: &Names, native_frames: b
             }
             Job::Name { id, process, frames, walked } => {
                 let frames = match symbolizers.get_mut(&process) {
-                    Some(symbolizer) => symbolizer.symbolize(&frames, walked),
+                    Some(symbolizer) => {
+                        let frames = symbolizer.symbolize(&frames, walked);
+                        if symbolizer.may_be_named_late(&frames) {
+                            late.add(process, id);
+                        }
+                        frames
+                    }
                     None => frames.iter().map(bare).collect(),
                 };
                 names.insert(id, frames);
             }
-            Job::Forget(stacks) => names.forget(&stacks),
+            Job::Forget(stacks) => {
+                names.forget(&stacks);
+                late.forget(&stacks);
+            }
             Job::Answer(answer) => {
+                late.name(&mut symbolizers, names);
                 let _ = answer.send(());
             }
             Job::Code(view) => {
@@ -248,6 +299,7 @@ fn name_stacks(queue: &Receiver<Job<SeenFrame>>, names: &Names, native_frames: b
             }
         }
     }
+    late.name(&mut symbolizers, names);
 }
 
 /// The frame of code of which nothing is known.

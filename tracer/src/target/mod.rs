@@ -155,6 +155,16 @@ impl Target {
         open_regular(&root.locate(path, flags)?)
     }
 
+    /// Opens the regular file that a mapping shows, whether it is an ELF file or not. While the process lives it is certainly this one;
+    /// afterwards, the one at its path if that is the same.
+    ///
+    /// # Errors
+    /// When it is a device, is gone with the process, or may not be read.
+    pub fn open_mapped(&self, mapping: &Mapping) -> io::Result<File> {
+        let opened = object::open_mapped(&self.proc, self.root.as_ref(), mapping)?;
+        Ok(opened.ok_or(io::ErrorKind::Unsupported)?.0)
+    }
+
     /// Which directory its root is, if that could be opened.
     #[must_use]
     pub fn root_id(&self) -> Option<RootId> {

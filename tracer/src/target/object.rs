@@ -137,11 +137,11 @@ pub(super) fn open_all(
     for (id, segments) in executable_files(mappings) {
         let (Some(first), true) = (segments.first(), wanted(id)) else { continue };
         let path = PathBuf::from(&first.name);
-        match open_mapped(proc, root, first) {
-            Ok(Some((file, deleted))) => objects.opened.push(MappedObject {
+        match open_elf(proc, root, first) {
+            Ok(Some((file, stat))) => objects.opened.push(MappedObject {
                 id,
                 path,
-                deleted,
+                deleted: stat.st_nlink == 0,
                 file,
                 segments: segments.into_iter().map(MappedSegment::from).collect(),
             }),
@@ -168,20 +168,26 @@ fn executable_files(mappings: &[Mapping]) -> Vec<(FileId, Vec<&Mapping>)> {
     files
 }
 
-/// The mapped file and whether it is deleted; `None` when it is no ELF file.
-fn open_mapped(
+/// The mapped file; `None` when it is no ELF file.
+fn open_elf(proc: &OwnedFd, root: Option<&Root>, mapping: &Mapping) -> Result<Option<(File, Stat)>, Errno> {
+    Ok(open_mapped(proc, root, mapping)?.filter(|(file, _)| is_elf(file)))
+}
+
+/// The mapped file; `None` when it is no regular one.
+pub(super) fn open_mapped(
     proc: &OwnedFd,
     root: Option<&Root>,
     mapping: &Mapping,
-) -> Result<Option<(File, bool)>, Errno> {
+) -> Result<Option<(File, Stat)>, Errno> {
     let link = format!("map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
     let linked = openat(proc, link, LOCATE, Mode::empty());
-    let opened = match linked.and_then(|linked| open_if_mapped(&linked, mapping)) {
+    match linked.and_then(|linked| open_if_mapped(&linked, mapping)) {
         // No right to use the link, or the mapping has changed since, maybe to one of another file.
-        Err(Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::STALE) => open_by_path(root, mapping)?,
-        opened => opened?,
-    };
-    Ok(opened.filter(|(file, _)| is_elf(file)).map(|(file, stat)| (file, stat.st_nlink == 0)))
+        Err(Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::STALE | Errno::SRCH) => {
+            open_by_path(root, mapping)
+        }
+        opened => opened,
+    }
 }
 
 /// Opens the path that the process names, in its own root directory, if it still is the mapped file.

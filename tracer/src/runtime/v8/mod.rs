@@ -48,6 +48,8 @@ const LONGEST_SOURCE: usize = 64 << 20;
 const JAVASCRIPT: &str = "javascript";
 /// V8's name for functions without one.
 const ANONYMOUS: &str = "(anonymous)";
+/// What functions of WebAssembly are called: nothing in the objects of V8 that are read has their names.
+pub const WASM: &str = "[wasm]";
 
 impl Runtime for V8 {
     type Layout = Layout;
@@ -105,7 +107,7 @@ impl V8 {
     #[must_use]
     pub fn internal(&self, number: u32) -> Option<Function> {
         (self.layout.wasm_frame == Some(number)).then(|| Function {
-            name: "[wasm]".to_owned(),
+            name: WASM.to_owned(),
             language: "wasm",
             ..Function::default()
         })
