@@ -9,6 +9,8 @@
 
 mod elf;
 pub mod hotspot;
+#[cfg(test)]
+mod lying;
 pub mod python;
 pub mod v8;
 

@@ -58,12 +58,12 @@ pub struct BlobReader<'a> {
 impl BlobReader<'_> {
     /// The running number of a blob's compilation.
     pub fn compile_id(&self, blob: u64) -> Option<u32> {
-        self.u32(blob + u64::from(self.layout.walked.blob.compile_id))
+        self.u32(blob.wrapping_add(self.layout.walked.blob.compile_id.into()))
     }
 
     /// Where the name of a blob is, which says what it is.
     pub fn name_pointer(&self, blob: u64) -> Option<u64> {
-        self.memory.read(blob + self.layout.blob.name)
+        self.memory.read(blob.wrapping_add(self.layout.blob.name))
     }
 
     /// The name of blobs that is at an address.
@@ -72,7 +72,7 @@ impl BlobReader<'_> {
         let mut name = Vec::new();
         while name.len() < LONGEST {
             let mut byte = [0];
-            self.memory.read_bytes(pointer + name.len() as u64, &mut byte).then_some(())?;
+            self.memory.read_bytes(pointer.wrapping_add(name.len() as u64), &mut byte).then_some(())?;
             match byte {
                 [0] => return String::from_utf8(name).ok(),
                 [byte] => name.push(byte),
@@ -83,7 +83,7 @@ impl BlobReader<'_> {
 
     /// The method that a blob was compiled from.
     pub fn method(&self, blob: u64) -> Option<u64> {
-        self.memory.read(blob + self.layout.blob.method).filter(|&method| method != 0)
+        self.memory.read(blob.wrapping_add(self.layout.blob.method)).filter(|&method| method != 0)
     }
 
     /// Reads code that was compiled from a method.
@@ -112,7 +112,7 @@ impl BlobReader<'_> {
         let scopes = self.bytes_at_most(scopes, u64::try_from(furthest).ok()? + REST_OF_SCOPE)?;
         let begin = self.place(of.metadata, blob)?;
         let most = largest_method(&calls, &scopes, self.layout.number_base);
-        let metadata = self.bytes(begin, begin + 8 * most)?;
+        let metadata = self.bytes(begin, begin.checked_add(8 * most)?)?;
         let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
         Some(CompiledMethod {
             method: self.method(blob)?,
@@ -124,12 +124,13 @@ impl BlobReader<'_> {
     }
 
     fn place(&self, place: Place, blob: u64) -> Option<u64> {
-        let number = |offset| self.u32(blob + offset).map(|number| i64::from(number.cast_signed()));
+        let number =
+            |offset| self.u32(blob.wrapping_add(offset)).map(|number| i64::from(number.cast_signed()));
         match place {
-            Place::Pointer(offset) => self.memory.read(blob + offset),
+            Place::Pointer(offset) => self.memory.read(blob.wrapping_add(offset)),
             Place::FromBlob(offset) => Some(blob.wrapping_add_signed(number(offset)?)),
             Place::From { pointer, offset } => {
-                Some(self.memory.read(blob + pointer)?.wrapping_add_signed(number(offset)?))
+                Some(self.memory.read(blob.wrapping_add(pointer))?.wrapping_add_signed(number(offset)?))
             }
         }
     }
@@ -144,7 +145,7 @@ impl BlobReader<'_> {
     fn bytes_at_most(&self, begin: u64, length: u64) -> Option<Vec<u8>> {
         let page = 4096 - begin % 4096;
         let lengths = [length, length.saturating_sub(REST_OF_SCOPE / 2), length.min(page)];
-        lengths.into_iter().find_map(|length| self.bytes(begin, begin + length))
+        lengths.into_iter().find_map(|length| self.bytes(begin, begin.checked_add(length)?))
     }
 
     fn u32(&self, address: u64) -> Option<u32> {

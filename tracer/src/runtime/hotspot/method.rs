@@ -45,19 +45,19 @@ impl MethodReader<'_> {
 
     fn try_read(&self, method: u64, class: Option<u64>, bytecode: Option<u32>) -> Option<MethodText> {
         let (walked, of) = (&self.layout.walked.method, &self.layout.method);
-        let const_method = self.pointer(method + u64::from(walked.const_method))?;
-        let constants = self.pointer(const_method + u64::from(walked.constants))?;
-        let holder = self.pointer(constants + u64::from(walked.holder))?;
-        let name_of_class = self.pointer(holder + u64::from(walked.name))?;
+        let const_method = self.pointer(method, walked.const_method.into())?;
+        let constants = self.pointer(const_method, walked.constants.into())?;
+        let holder = self.pointer(constants, walked.holder.into())?;
+        let name_of_class = self.pointer(holder, walked.name.into())?;
         let identity = || walked.class_identity(name_of_class, &Words(self.memory));
         if class.is_some() && class != identity() {
             return None;
         }
         let class = self.symbol(name_of_class)?;
-        let name = self.entry(constants, self.u16(const_method + of.name_index)?)?;
+        let name = self.entry(constants, self.u16(const_method, of.name_index)?)?;
         let file = match of.source_file {
-            SourceFile::ConstantPool(offset) => self.u16(constants + offset)?,
-            SourceFile::Class(offset) => self.u16(holder + offset)?,
+            SourceFile::ConstantPool(offset) => self.u16(constants, offset)?,
+            SourceFile::Class(offset) => self.u16(holder, offset)?,
         };
         let file = (file != 0).then(|| self.entry(constants, file)).flatten();
         let line = bytecode.and_then(|bytecode| self.line(const_method, bytecode));
@@ -66,53 +66,54 @@ impl MethodReader<'_> {
 
     fn line(&self, const_method: u64, bytecode: u32) -> Option<u32> {
         let of = &self.layout.method;
-        let code_size = self.u16(const_method + of.code_size)?;
-        if bytecode >= code_size.into() || self.u16(const_method + of.flags)? & of.has_lines == 0 {
+        let code_size = self.u16(const_method, of.code_size)?;
+        if bytecode >= code_size.into() || self.u16(const_method, of.flags)? & of.has_lines == 0 {
             return None;
         }
-        let size = 8 * u64::from(self.u32(const_method + of.size)?);
+        let size = 8 * u64::from(self.u32(const_method, of.size)?);
         let table = u64::from(self.layout.walked.method.const_method_size) + u64::from(code_size);
         let length = size.checked_sub(table).filter(|_| size <= LARGEST_METHOD)?;
         let mut bytes = vec![0; usize::try_from(length).ok()?];
-        self.memory.read_bytes(const_method + table, &mut bytes).then_some(())?;
+        self.memory.read_bytes(const_method.wrapping_add(table), &mut bytes).then_some(())?;
         line_of(&bytes, bytecode, self.layout.number_base)
     }
 
     /// An entry of a ConstantPool that is a Symbol.
     fn entry(&self, constants: u64, index: u16) -> Option<String> {
         let of = &self.layout.method;
-        if u32::from(index) >= self.u32(constants + of.constant_pool_length)? {
+        if u32::from(index) >= self.u32(constants, of.constant_pool_length)? {
             return None;
         }
-        let entry = constants + of.constant_pool_size + 8 * u64::from(index);
+        let entry = constants.wrapping_add(of.constant_pool_size + 8 * u64::from(index));
         self.symbol(self.memory.read(entry)? & !ENTRY_FLAGS)
     }
 
     /// The text of a Symbol, which is UTF-8 but for characters that take two units of UTF-16.
     fn symbol(&self, symbol: u64) -> Option<String> {
         let of = &self.layout.walked.method;
-        let length = usize::from(self.u16(symbol + u64::from(of.name_length_bits / 8))?);
+        let length = usize::from(self.u16(symbol, u64::from(of.name_length_bits / 8))?);
         let mut bytes = vec![0; length];
         let is_read = length > 0 && length < LONGEST_SYMBOL;
-        (is_read && self.memory.read_bytes(symbol + u64::from(of.name_text), &mut bytes)).then_some(())?;
+        (is_read && self.memory.read_bytes(symbol.wrapping_add(of.name_text.into()), &mut bytes))
+            .then_some(())?;
         // Of anything else than a Symbol it would be unlikely to be text.
         let text = String::from_utf8_lossy(&bytes).into_owned();
         text.chars().all(|character| !character.is_control()).then_some(text)
     }
 
     /// A pointer to an object of the metaspace.
-    fn pointer(&self, address: u64) -> Option<u64> {
-        self.memory.read(address).filter(|&pointer| pointer != 0 && pointer % 8 == 0)
+    fn pointer(&self, object: u64, offset: u64) -> Option<u64> {
+        self.memory.read(object.wrapping_add(offset)).filter(|&pointer| pointer != 0 && pointer % 8 == 0)
     }
 
-    fn u16(&self, address: u64) -> Option<u16> {
+    fn u16(&self, object: u64, offset: u64) -> Option<u16> {
         let mut bytes = [0; 2];
-        self.memory.read_bytes(address, &mut bytes).then(|| u16::from_le_bytes(bytes))
+        self.memory.read_bytes(object.wrapping_add(offset), &mut bytes).then(|| u16::from_le_bytes(bytes))
     }
 
-    fn u32(&self, address: u64) -> Option<u32> {
+    fn u32(&self, object: u64, offset: u64) -> Option<u32> {
         let mut bytes = [0; 4];
-        self.memory.read_bytes(address, &mut bytes).then(|| u32::from_le_bytes(bytes))
+        self.memory.read_bytes(object.wrapping_add(offset), &mut bytes).then(|| u32::from_le_bytes(bytes))
     }
 }
 

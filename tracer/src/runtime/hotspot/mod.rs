@@ -193,6 +193,10 @@ fn is_internal(class: &str, method: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use tracer_ebpf::runtime::hotspot as walked;
+
+    use super::super::lying::{Lying, MOST_READ, any_word};
     use super::*;
 
     #[test]
@@ -217,5 +221,88 @@ mod tests {
             assert!(!stub(name).is_internal && stub(name).name.starts_with("[virtual thread"));
         }
         assert!(stub("StubRoutines (1)").is_internal);
+    }
+
+    fn layout(relative: bool) -> Layout {
+        use self::layout::{Method, Place, SourceFile};
+        let place = |offset| match relative {
+            true => Place::From { pointer: 96, offset },
+            false => Place::FromBlob(offset),
+        };
+        Layout {
+            version: 17,
+            walked: walked::Layout {
+                code: [0, 1 << 40],
+                interpreter: [0, 0],
+                heaps: [0, 1 << 33, u64::MAX],
+                segment_maps: [0, 64, 0],
+                blob: walked::Blob {
+                    header: 16,
+                    segment_bits: 7,
+                    frame_size: 28,
+                    compile_id: 304,
+                    original_pc: 300,
+                    deoptimization: [128, 176],
+                    deoptimization_is_relative: relative,
+                    length: 328,
+                },
+                method: walked::Method {
+                    const_method: 8,
+                    constants: 8,
+                    holder: 24,
+                    name: 24,
+                    const_method_size: 48,
+                    name_number_bits: 16,
+                    name_length_bits: 32,
+                    name_text: 6,
+                },
+            },
+            blob: layout::Blob {
+                name: 96,
+                code: Place::Pointer(32),
+                method: 112,
+                calls: [place(268), place(272)],
+                scopes: Place::Pointer(120),
+                metadata: place(260),
+                call_size: 16,
+                call_scope: 4,
+            },
+            method: Method {
+                size: 48,
+                flags: 28,
+                has_lines: 1,
+                code_size: 32,
+                name_index: 34,
+                constant_pool_size: 72,
+                constant_pool_length: 60,
+                source_file: if relative { SourceFile::ConstantPool(54) } else { SourceFile::Class(298) },
+            },
+            number_base: u8::from(relative),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn memory_that_lies_is_read_to_an_end(
+            memory in Lying::any(),
+            (object, id, address) in (any_word(), any::<u32>(), any_word()),
+            relative in any::<bool>(),
+        ) {
+            let layout = Arc::new(layout(relative));
+            let mut hotspot = HotSpot::new(&layout);
+            let method = InterpretedMethod { method: object, class: u64::from(id) | 1, bytecode: id as u16 };
+            let _ = hotspot.functions(WalkedMethod::Interpreted(method), address, &memory);
+            // As if it were what it seems to be.
+            let reader = BlobReader { layout: &layout, memory: &memory };
+            let _ = MethodReader { layout: &layout, memory: &memory }.read(object, None, Some(id & 0xffff));
+            if let (Some(name), Some(compile_id)) = (reader.name_pointer(object), reader.compile_id(object)) {
+                hotspot.names.insert(name, COMPILED.into());
+                let code = WalkedMethod::Compiled(CompiledCode { blob: object, compile_id });
+                let _ = hotspot.functions(code, address, &memory);
+            }
+            prop_assert!(memory.read.get() < MOST_READ, "{} bytes", memory.read.get());
+        }
     }
 }

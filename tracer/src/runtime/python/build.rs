@@ -53,8 +53,8 @@ impl std::fmt::Display for Version {
 pub struct Objects {
     /// An object's type.
     pub kind: u64,
-    /// How often it is referred to; none in builds without the lock of the interpreter, which count in several places.
-    pub references: Option<u64>,
+    /// How often it is referred to.
+    pub references: u64,
     /// In a code object: its first line, 32 bits.
     pub first_line: u64,
     /// Its file.
@@ -78,8 +78,6 @@ pub struct Text {
     pub length: u64,
     /// How they are kept.
     pub state: u64,
-    /// The lowest of the bits in there that say how wide characters are; the next two say whether they follow at once, and whether all are ASCII.
-    pub kind_bit: u32,
     /// ASCII characters.
     pub ascii: u64,
     /// Others.
@@ -139,8 +137,8 @@ struct Offsets {
 }
 
 /// `PyASCIIObject` up to 3.11, and without `wstr` since.
-const WIDE_TEXT: Text = Text { length: 16, state: 32, kind_bit: 2, ascii: 48, other: 72 };
-const TEXT: Text = Text { length: 16, state: 32, kind_bit: 2, ascii: 40, other: 56 };
+const WIDE_TEXT: Text = Text { length: 16, state: 32, ascii: 48, other: 72 };
+const TEXT: Text = Text { length: 16, state: 32, ascii: 40, other: 56 };
 
 /// From CPython's headers: `Include/internal/pycore_runtime.h`, `pycore_interp.h`, `pycore_frame.h`, `Include/cpython/pystate.h`,
 /// `frameobject.h`, `code.h`, `unicodeobject.h`; each seen in processes.
@@ -302,9 +300,12 @@ impl Build {
             None => {
                 let described = DESCRIBED.iter().find(|known| known.minor == version.minor);
                 let described = described.ok_or(Unsupported::Version(version))?;
-                let description = data(elf, symbols.runtime, DESCRIPTION);
+                let description = data(elf, symbols.runtime, DESCRIPTION).unwrap_or_default();
+                if is_free_threaded(&description) {
+                    return Err(Unsupported::Build(version, "threads without a lock"));
+                }
                 described
-                    .places(symbols.runtime, &description.unwrap_or_default())
+                    .places(symbols.runtime, &description)
                     .ok_or(Unsupported::Build(version, "its description of itself"))?
             }
         };
@@ -320,7 +321,7 @@ impl Offsets {
         let [first_line, file, name, lines] = self.code;
         let objects = Objects {
             kind: 8,
-            references: Some(0),
+            references: 0,
             first_line,
             file,
             name,
@@ -342,7 +343,6 @@ impl Described {
         if description.first_chunk() != Some(COOKIE) || word(8)? >> 16 != 0x0300 | u64::from(self.minor) {
             return None;
         }
-        let is_free_threaded = word(16)? != 0;
         let [interpreters, next_interpreter, first_thread, next_thread, thread_id] = self.threads;
         let threads = Threads {
             runtime,
@@ -370,17 +370,10 @@ impl Described {
         };
         let [state, length, size] = self.text;
         let size = offset(size)?;
-        let text = Text {
-            length: offset(length)?,
-            state: offset(state)?,
-            // A byte of its own says who has interned it.
-            kind_bit: if is_free_threaded { 8 } else { 2 },
-            ascii: size,
-            other: size + 16,
-        };
+        let text = Text { length: offset(length)?, state: offset(state)?, ascii: size, other: size + 16 };
         let objects = Objects {
             kind: offset(self.kind)?,
-            references: (!is_free_threaded).then_some(0),
+            references: 0,
             first_line,
             file: offset(file)?,
             name: offset(name)?,
@@ -391,6 +384,12 @@ impl Described {
         };
         Some((threads, walked, objects))
     }
+}
+
+/// Whether the interpreter was built without the lock that its threads share. What is living code can't be told there: its references are
+/// counted in two places, and threads may have bytecode of their own.
+fn is_free_threaded(description: &[u8]) -> bool {
+    description.starts_with(COOKIE) && description.get(16..24).is_some_and(|word| word != [0; 8])
 }
 
 /// What of an interpreter's file has a name. Address and length of functions.
@@ -520,6 +519,14 @@ mod tests {
         assert!(is_refused(|bytes| bytes[10] = 14), "another version");
         assert!(is_refused(|bytes| bytes[249] = 7), "a frame is not that large");
         assert!(is_refused(|bytes| bytes.truncate(300)));
+    }
+
+    #[test]
+    fn an_interpreter_says_that_its_threads_share_no_lock() {
+        let mut description = description();
+        assert!(!is_free_threaded(&description) && !is_free_threaded(&description[..16]));
+        description[16] = 1;
+        assert!(is_free_threaded(&description));
     }
 
     #[test]

@@ -114,14 +114,10 @@ impl Python {
         let Located { build, bias } = &*self.located;
         let kind = memory.read(walked.code.wrapping_add(build.objects.kind)).ok_or(Unread::Gone)?;
         let id = build.walked.code_id(walked.code, &mut Loaded::new(memory));
-        let is_alive = match build.objects.references {
-            None => true,
-            Some(references) => {
-                let count = memory.read(walked.code.wrapping_add(references)).ok_or(Unread::Gone)?;
-                // What is free has the address of another free one there. The upper bits are flags since 3.14.
-                (count as u32 != 0) && (count >> 32) as u16 == 0
-            }
-        };
+        let references =
+            memory.read(walked.code.wrapping_add(build.objects.references)).ok_or(Unread::Gone)?;
+        // What is free has the address of another free one there. The upper bits are flags since 3.14.
+        let is_alive = (references as u32 != 0) && (references >> 32) as u16 == 0;
         if is_alive && kind == build.code_type.wrapping_add(*bias) && id == Some(walked.id) {
             Ok(())
         } else {
@@ -134,9 +130,12 @@ impl Text {
     /// The longest name that is believed, in characters.
     const LONGEST: u64 = 4096;
 
+    /// In the state, the first bit of how wide a character is.
+    const KIND_BIT: u32 = 2;
+
     fn read(self, address: u64, memory: &dyn ProcessMemory) -> Option<String> {
         let length = memory.read(address.wrapping_add(self.length))?;
-        let state = memory.read(address.wrapping_add(self.state))? as u32 >> self.kind_bit;
+        let state = memory.read(address.wrapping_add(self.state))? as u32 >> Self::KIND_BIT;
         let (width, is_compact, is_ascii) = (state & 7, state >> 3 & 1 == 1, state >> 4 & 1 == 1);
         if length > Self::LONGEST || !is_compact || !matches!(width, 1 | 2 | 4) {
             return None;
@@ -184,8 +183,10 @@ impl walked::Object for Loaded<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use proptest::prelude::*;
     use tracer_ebpf::unwind::Memory;
 
+    use super::super::lying::{Lying, MOST_READ, any_word};
     use super::{threads::Misfit, *};
 
     /// Words by address; the others cannot be read.
@@ -324,5 +325,27 @@ mod tests {
         assert_eq!(thread_state(&located(12), &memory), Ok(Some(0x328)));
         memory.put(OWN[1], &[0]);
         assert_eq!(thread_state(&located(12), &memory), Err(Misfit), "it is no thread");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn memory_that_lies_is_read_to_an_end(
+            mut memory in Lying::any(),
+            (code, position) in (any_word(), any::<u32>()),
+            minor in 9_u8..=12,
+        ) {
+            // As if there were living code: with the right type, and a number that is the same.
+            let build = Build::made_up(minor);
+            memory.put(code, 1);
+            let kind = memory.read(code.wrapping_add(build.objects.kind)).unwrap_or(0);
+            let located = Located { build: Arc::new(build), bias: kind.wrapping_sub(Build::MADE_UP_TYPE) };
+            let id = located.build.walked.code_id(code, &mut Loaded::new(&memory)).unwrap_or(0);
+            let walked = WalkedFunction { code, id, position };
+            let _ = Python::new(&Arc::new(located.clone())).functions(walked, 0, &memory);
+            let _ = thread_state(&located, &memory);
+            prop_assert!(memory.read.get() < MOST_READ, "{} bytes", memory.read.get());
+        }
     }
 }
