@@ -106,11 +106,11 @@ pub(super) struct WatchArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "2GiB", help_heading = heading::REPORTS)]
     keep_size: Bytes,
 
-    /// Where metrics, a page, reports and profiles are served: an address and port, `unix:` and a path, or `none`.
+    /// Where to serve metrics, a page, reports and profiles: an address and port, `unix:` and a path, or `none`.
     #[arg(long, value_name = "WHERE", default_value_t = Config::default().listen, help_heading = heading::SERVED)]
     listen: Listen,
 
-    /// A file with the token that who asks must give (bearer, or any user's password). Needed where others than this machine can ask.
+    /// A file with the token that requests must give (bearer, or the password of any user). Required where other machines can connect.
     #[arg(long, value_name = "FILE", help_heading = heading::SERVED)]
     token_file: Option<PathBuf>,
 

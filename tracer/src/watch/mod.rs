@@ -87,9 +87,9 @@ pub struct Config {
     pub directory: PathBuf,
     /// How many of them are kept.
     pub retention: Retention,
-    /// Where who wants to know can ask.
+    /// Where it answers HTTP requests.
     pub listen: Listen,
-    /// What those have to say who ask.
+    /// The file with the token that requests must give.
     pub token_file: Option<PathBuf>,
 }
 

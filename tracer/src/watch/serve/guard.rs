@@ -85,7 +85,7 @@ impl Guard {
     pub(super) fn new(listen: &Listen, token_file: Option<&Path>) -> Result<Self> {
         if token_file.is_none() && !listen.is_local() {
             bail!(
-                "--listen {listen}: others than this machine could ask: give --token-file, or listen at 127.0.0.1 or a socket"
+                "--listen {listen}: other machines could connect: give --token-file, or listen at 127.0.0.1 or a socket"
             );
         }
         let token = token_file.map(Token::read).transpose()?;
