@@ -46,6 +46,20 @@ pub fn check_lockdown(modes: Option<&str>) -> Result<(), Confidential> {
     if modes.is_some_and(|modes| modes.contains("[confidentiality]")) { Err(Confidential) } else { Ok(()) }
 }
 
+/// The profile of AppArmor that this process is kept within, as a container's is.
+#[must_use]
+pub fn profile() -> Option<String> {
+    // Where another security module has this file, or none, AppArmor's own may be there or not.
+    let labels = ["/proc/self/attr/apparmor/current", "/proc/self/attr/current"];
+    let label = labels.iter().find_map(|label| std::fs::read_to_string(label).ok())?;
+    enforced(&label).map(str::to_owned)
+}
+
+/// The name of the profile in AppArmor's label of a process, if it forbids anything.
+fn enforced(label: &str) -> Option<&str> {
+    label.trim_end_matches(['\n', '\0']).strip_suffix(" (enforce)")
+}
+
 /// The running kernel's release, as `uname -r` gives it.
 #[must_use]
 pub fn release() -> String {
@@ -77,6 +91,15 @@ mod tests {
         for old in ["6.0.12-generic", "5.10.0-35-amd64", "4.19.0"] {
             let error = check(old).expect_err("it is too old");
             assert_eq!(error.to_string(), format!("Linux {old} is too old: tracer needs Linux 6.1 or later"));
+        }
+    }
+
+    #[test]
+    fn a_profile_is_one_that_forbids() {
+        assert_eq!(enforced("docker-default (enforce)\n"), Some("docker-default"));
+        for free in ["unconfined\n", "docker-default (complain)\n", "system_u:system_r:container_t:s0\0", ""]
+        {
+            assert_eq!(enforced(free), None, "{free}");
         }
     }
 

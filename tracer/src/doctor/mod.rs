@@ -94,6 +94,7 @@ pub fn check() -> Vec<Check> {
         user_namespace(&read("/proc/self/uid_map").unwrap_or_default()),
         pid_namespace(&link("/proc/self/ns/pid")),
         lockdown(kernel::lockdown().as_deref()),
+        confinement(kernel::profile().as_deref(), || fs::read_link("/proc/1/exe").is_ok()),
         bpf_call(may_call_bpf()),
         programs(load_programs()),
         jit(read("/proc/sys/net/core/bpf_jit_enable")),
@@ -278,6 +279,23 @@ fn lockdown(modes: Option<&str>) -> Check {
     }
 }
 
+/// Whether a profile of AppArmor keeps this from looking into other processes, as the first one. Without the right to do so at all, the
+/// capability that is missing has its own line.
+fn confinement(profile: Option<&str>, may_look: impl FnOnce() -> bool) -> Check {
+    const NAME: &str = "AppArmor";
+    match profile {
+        None => Check::good(NAME, "no profile keeps this from anything"),
+        Some(profile) if may_look() => {
+            Check::good(NAME, format!("profile {profile}, which lets other processes be looked into"))
+        }
+        Some(profile) => Check::limited(
+            NAME,
+            format!("profile {profile}: only processes under the same one can be traced"),
+            "start the container with --security-opt apparmor=unconfined",
+        ),
+    }
+}
+
 /// What to do where a filter refuses `bpf(2)`. Older profiles of Docker and podman do not know `CAP_BPF`.
 const ALLOW_BPF: &str =
     "allow it in the container's seccomp profile, or grant CAP_SYS_ADMIN, with which most profiles allow it";
@@ -425,6 +443,9 @@ mod tests {
         assert_eq!(user_namespace("         0          0 4294967295").state, CheckState::Good);
         assert_eq!(user_namespace("         0       1000          1").state, CheckState::Missing);
         assert_eq!(pid_namespace("pid:[4026532000]").state, CheckState::Limited);
+        assert_eq!(confinement(None, || false).state, CheckState::Good);
+        assert_eq!(confinement(Some("docker-default"), || true).state, CheckState::Good);
+        assert_eq!(confinement(Some("docker-default"), || false).state, CheckState::Limited);
         assert_eq!(jit(Ok("0".into())).state, CheckState::Limited);
         let refused = || Err(io::Error::from(io::ErrorKind::PermissionDenied).into());
         assert_eq!(uprobes(UprobeLinks::Many, refused).state, CheckState::Good);

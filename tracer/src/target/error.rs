@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::model::Pid;
+use crate::{kernel, model::Pid};
 
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,17 @@ pub enum TargetError {
         /// The pid asked for.
         pid: Pid,
     },
+    /// The tracer's profile of AppArmor lets it look only into processes under the same one.
+    #[error(
+        "no permission to look into process {pid}: tracer runs under AppArmor's profile {profile}, the process does not: start the \
+         container with --security-opt apparmor=unconfined"
+    )]
+    Confined {
+        /// The pid asked for.
+        pid: Pid,
+        /// The tracer's profile.
+        profile: String,
+    },
     /// The process may be looked into, but its program file may not be read.
     #[error(
         "no permission to read the program file of process {pid}: run as root (sudo) or with CAP_DAC_READ_SEARCH"
@@ -80,7 +91,10 @@ impl TargetError {
     pub(super) fn from_errno(pid: Pid, what: &'static str, errno: Errno) -> Self {
         match errno {
             Errno::SRCH | Errno::NOENT => Self::NoSuchProcess { pid },
-            Errno::ACCESS | Errno::PERM => Self::NotPermitted { pid },
+            Errno::ACCESS | Errno::PERM => match kernel::profile() {
+                Some(profile) => Self::Confined { pid, profile },
+                None => Self::NotPermitted { pid },
+            },
             errno => Self::Io { pid, what, source: errno.into() },
         }
     }

@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::machines::{MACHINES, Machine};
+use super::machines::{MACHINES, Machine, PROFILE};
 use crate::{command, run};
 
 /// Programs of this machine that the tests run, besides busybox.
-const PROGRAMS: [&str; 5] = ["sh", "setpriv", "unshare", "chroot", "prlimit"];
+const PROGRAMS: [&str; 6] = ["sh", "setpriv", "unshare", "chroot", "prlimit", "apparmor_parser"];
 
 /// Packs the image, and returns where it is.
 ///
@@ -41,6 +41,7 @@ pub fn make(workspace: &Path) -> Result<PathBuf> {
     for (number, machine) in MACHINES.iter().enumerate() {
         root.write(&format!("machines/{number}"), &script(machine, &tracer))?;
     }
+    root.write("machines/profile", PROFILE)?;
     root.pack(&image)?;
     Ok(image)
 }

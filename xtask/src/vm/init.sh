@@ -12,17 +12,20 @@ mount -t securityfs none /sys/kernel/security
 mount -t cgroup2 none /sys/fs/cgroup
 ip link set lo up
 
-# Runs tests of one binary: all, or those whose names contain one of the words.
+# Runs tests of one binary, through a command if `within` names one: all, or those whose names contain one of the words.
 run() {
     echo "vm: run $1"
     binary=$1
     shift
-    timeout 1200 "/tests/$binary" --test-threads=1 "$@" 2>&1
+    $within /bin/timeout 1200 "/tests/$binary" --test-threads=1 "$@" 2>&1
     echo "vm: status $? of $binary"
 }
 
 echo "vm: begin $(uname -r)"
 . "/machines/$machine"
+for setting in perf_event_paranoid unprivileged_bpf_disabled yama/ptrace_scope; do
+    echo "vm: $setting $(cat /proc/sys/kernel/$setting)"
+done
 echo "vm: kernel log"
 dmesg
 echo "vm: end"

@@ -19,7 +19,7 @@ pub struct Machine {
     /// What runs: test binaries, and the tests of each by parts of their names; all of them without.
     pub tests: &'static [(&'static str, &'static [&'static str])],
     /// What it must print, besides.
-    pub says: Option<&'static str>,
+    pub says: &'static [&'static str],
     /// Whether CI starts it.
     pub in_ci: bool,
 }
@@ -105,6 +105,38 @@ const FEW_WITH_RIGHTS: &[(&str, &[&str])] =
 const ONE_PROCESSOR: &[(&str, &[&str])] =
     &[FEW[0], FEW[1], FEW[2], FEW[3], ("long_recordings", &["make_room_for_new_ones"])];
 
+/// Tracers that are killed, often enough that it happens at many moments.
+const KILLS: &[(&str, &[&str])] = &[("faults", &["a_killed_tracer"])];
+
+/// Has AppArmor keep what runs from here on within [`PROFILE`], as Docker does with containers; says what a tracer in it makes of a
+/// process outside, and one outside of a process in it.
+const CONFINE: &str = "apparmor_parser --add --skip-cache /machines/profile
+confined() { (echo exec container >/proc/self/attr/exec; exec \"$@\"); }
+(echo exec container >/proc/self/attr/exec; exec /bin/sleep 600) &
+until grep -q container /proc/$!/attr/current; do sleep 0.1; done
+$TRACER --mode growth -o /tmp/growth.json --pid $! -d 1s
+sleep 600 &
+confined $TRACER doctor
+confined $TRACER --pid $! -d 1s
+within=confined";
+
+/// Forbids what Docker's profile for containers forbids, as far as tracing is concerned: to look into processes that are not under it, to
+/// mount, and to write where the kernel is set.
+pub const PROFILE: &str = "profile container flags=(attach_disconnected,mediate_deleted) {
+  network,
+  capability,
+  file,
+  umount,
+  signal,
+  deny mount,
+  deny /proc/sys/** w,
+  deny /sys/[^f]*/** wklx,
+  deny /sys/f[^s]*/** wklx,
+  deny /sys/kernel/security/** rwklx,
+  ptrace (trace,read,tracedby,readby) peer=container,
+}
+";
+
 const FOUR_LEVELS: &str = "max,la57=off";
 const FIVE_LEVELS: &str = "max";
 
@@ -116,7 +148,7 @@ const MACHINE: Machine = Machine {
     parameters: "",
     setup: "",
     tests: FEW,
-    says: None,
+    says: &[],
     in_ci: false,
 };
 
@@ -150,7 +182,7 @@ pub const MACHINES: &[Machine] = &[
     Machine {
         kernel: cloud("bullseye"),
         tests: &[],
-        says: Some("is too old: tracer needs Linux 6.1 or later"),
+        says: &["is too old: tracer needs Linux 6.1 or later"],
         ..with("5.10 is refused", LINUX_6_1, "", "$TRACER --pid 1 -d 1s")
     },
     whole("6.1, more tests", LINUX_6_1, FOUR_LEVELS),
@@ -173,7 +205,7 @@ pub const MACHINES: &[Machine] = &[
     set("6.12, lockdown=integrity", "lockdown=integrity", ""),
     Machine {
         tests: &[],
-        says: Some("tracer: the kernel is locked down (confidentiality)"),
+        says: &["tracer: the kernel is locked down (confidentiality)"],
         ..set(
             "6.12, lockdown=confidentiality",
             "lockdown=confidentiality",
@@ -192,15 +224,24 @@ pub const MACHINES: &[Machine] = &[
     set("6.12, yama 2", "", "echo 2 >/proc/sys/kernel/yama/ptrace_scope"),
     Machine {
         tests: FEW,
-        says: Some("limited  launching (ptrace)"),
+        says: &["limited  launching (ptrace)"],
         ..set("6.12, yama 3", "", "echo 3 >/proc/sys/kernel/yama/ptrace_scope; $TRACER doctor")
     },
     set("6.12, AppArmor", "security=apparmor apparmor=1", ""),
+    Machine {
+        says: &[
+            "page faults and mappings",
+            "limited  AppArmor ",
+            "tracer runs under AppArmor's profile container, the process does not",
+        ],
+        ..set("6.12, in a container's profile of AppArmor", "security=apparmor apparmor=1", CONFINE)
+    },
+    Machine { tests: KILLS, ..with("6.12, tracers are killed", LINUX_6_12, "", "export TRACER_FAULTS=40") },
     with(
-        "newest, processors come and go",
-        NEWEST,
+        "6.12, processors come and go",
+        LINUX_6_12,
         "",
-        "while :; do for on in 0 1; do echo $on >/sys/devices/system/cpu/cpu1/online; sleep 0.2; done; done &",
+        "while :; do for on in 0 1; do echo $on >/sys/devices/system/cpu/cpu1/online; sleep 0.5; done; done &",
     ),
     with(
         "newest, the clock jumps",

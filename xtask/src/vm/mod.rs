@@ -40,6 +40,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("setpriv", "util-linux"),
+    ("apparmor_parser", "apparmor"),
 ];
 
 /// Starts the machines one after the other.
