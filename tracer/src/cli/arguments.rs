@@ -229,7 +229,8 @@ pub(super) struct RecordArguments {
     native_frames: bool,
 
     /// Fetch missing debug files after the recording, from this debuginfod server, or from the servers in DEBUGINFOD_URLS or
-    /// /etc/debuginfod. Without this option tracer does so only if DEBUGINFOD_URLS is set (sudo removes it).
+    /// /etc/debuginfod. Without this option tracer does so only if DEBUGINFOD_URLS is set (sudo removes it). Snapshots and --tui
+    /// do without; `tracer report` has the names that were saved.
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "", help_heading = heading::REPORTS)]
     debuginfod: Option<String>,
 
