@@ -59,11 +59,11 @@ struct Made {
     bytes: f64,
 }
 
-/// What happened, and how many blocks from before the window were freed, of how many bytes.
+/// What happened, and when blocks from before the window were freed, of how many bytes together.
 #[derive(Default)]
 struct Story {
     blocks: Vec<Made>,
-    older_freed: u64,
+    older_freed: Vec<f64>,
     older_bytes: f64,
 }
 
@@ -98,7 +98,9 @@ impl Truth {
 
     const fn title(self) -> &'static str {
         match self {
-            Self::Leak => "leak of 16 to 2,000 blocks, evenly or at random, half of them under turnover",
+            Self::Leak => {
+                "leak of 16 to 2,000 blocks, evenly or at random, half of them under turnover, a third beside garbage from before"
+            }
             Self::RareLeak => "leak of 2 to 15 large blocks",
             Self::Cache => {
                 "cache that fills within 60 % of the window, evenly or slowing down, and then replaces little"
@@ -153,7 +155,22 @@ fn leak(window: f64, chance: &mut Chance) -> Story {
         let on_their_way = (number as f64 * chance.unit()).max(1.0);
         blocks.extend(traffic(window, on_their_way / life, life, mean, chance));
     }
-    Story { blocks, ..Story::default() }
+    let (older_freed, older_bytes) =
+        if chance.is(0.3) { garbage(window, mean, chance) } else { Default::default() };
+    Story { blocks, older_freed, older_bytes }
+}
+
+/// What was garbage when the window opened, and is collected in one to three goes: when, and of how many bytes.
+fn garbage(window: f64, mean: f64, chance: &mut Chance) -> (Vec<f64>, f64) {
+    let goes = chance.between(1.0, 3.999) as usize;
+    let times: Vec<f64> = (0..goes)
+        .flat_map(|_| {
+            let number = chance.of_any_scale(10.0, 4000.0) as usize;
+            vec![chance.between(0.0, window); number]
+        })
+        .collect();
+    let bytes = mean * times.len() as f64;
+    (times, bytes)
 }
 
 fn rare_leak(window: f64, chance: &mut Chance) -> Story {
@@ -219,7 +236,8 @@ fn sawtooth(window: f64, chance: &mut Chance) -> Story {
         }
         begin += period;
     }
-    Story { blocks, older_freed: (number as f64 * phase / period) as u64, ..Story::default() }
+    let before = (number as f64 * phase / period) as usize;
+    Story { blocks, older_freed: vec![period - phase; before], ..Story::default() }
 }
 
 fn queue(window: f64, chance: &mut Chance) -> Story {
@@ -235,7 +253,7 @@ fn queue(window: f64, chance: &mut Chance) -> Story {
         if born >= 0.0 {
             story.blocks.push(Made { born, gone, bytes });
         } else if gone < window {
-            story.older_freed += 1;
+            story.older_freed.push(gone);
             story.older_bytes += bytes;
         }
         born += step;
@@ -249,8 +267,11 @@ fn turnover(window: f64, chance: &mut Chance) -> Story {
     let mean = chance.of_any_scale(16.0, 65536.0);
     let blocks = traffic(window, on_their_way / life, life, mean, chance);
     // It had begun before, or begins now.
-    let before = if chance.is(0.7) { on_their_way } else { 0.0 };
-    Story { blocks, older_freed: before as u64, older_bytes: before * mean }
+    let before = if chance.is(0.7) { on_their_way as usize } else { 0 };
+    let older_freed: Vec<f64> =
+        (0..before).map(|_| chance.exponential(life)).filter(|&gone| gone < window).collect();
+    let older_bytes = older_freed.len() as f64 * mean;
+    Story { blocks, older_freed, older_bytes }
 }
 
 fn ramp(window: f64, chance: &mut Chance) -> Story {
@@ -299,7 +320,12 @@ fn decide(story: &Story, window: f64, sample_bytes: f64, chance: &mut Chance) ->
     let mut size = 0.0;
     for (index, change) in changes.iter().take(times + 1).enumerate() {
         size += change;
-        history.push((index as f64 * spacing * 1e9) as u64, [(source, Bytes(size.max(0.0) as u64))]);
+        let second = index as f64 * spacing;
+        history.push((second * 1e9) as u64, [(source, Bytes(size.max(0.0) as u64))]);
+        if sample_bytes == 0.0 {
+            history
+                .note_older_frees(story.older_freed.iter().filter(|&&freed| freed <= second).count() as u64);
+        }
     }
     let turnover = Turnover {
         allocated_objects: allocated as u64,
@@ -343,13 +369,15 @@ fn decide(story: &Story, window: f64, sample_bytes: f64, chance: &mut Chance) ->
         ],
         allocators: Vec::new(),
     };
+    let freed_older_blocks = story.older_freed.len() as u64;
     let facts = Facts {
         window: Duration::from_nanos(window_ns),
         memory: Some(&memory),
         stacks: &[stack],
         causes: &causes,
         sample_bytes: sample_bytes as u64,
-        freed_older_blocks: story.older_freed,
+        freed_older_blocks,
+        evenly_freed_older_blocks: history.evenly_freed_older_blocks().unwrap_or(freed_older_blocks),
         shared_memory: 0,
         outstanding: &[],
         runtime: None,

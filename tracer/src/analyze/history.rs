@@ -36,6 +36,8 @@ pub struct History {
     times: Vec<u64>,
     /// As long as `times` or shorter, by zeros at the end.
     sizes: BTreeMap<Source, Vec<u64>>,
+    /// How many blocks from before the window had been freed at each time; as long as `times`, or empty where nobody counted.
+    older_frees: Vec<u64>,
 }
 
 impl History {
@@ -45,7 +47,7 @@ impl History {
     /// A history that begins with times `spacing_ns` apart.
     #[must_use]
     pub const fn new(spacing_ns: u64) -> Self {
-        Self { spacing_ns, times: Vec::new(), sizes: BTreeMap::new() }
+        Self { spacing_ns, times: Vec::new(), sizes: BTreeMap::new(), older_frees: Vec::new() }
     }
 
     /// Whether it is time for the next sizes.
@@ -67,6 +69,32 @@ impl History {
         self.times.push(t_ns);
     }
 
+    /// Adds to the time that was pushed last how many blocks from before the window have been freed until then.
+    pub fn note_older_frees(&mut self, freed: u64) {
+        if self.older_frees.len() + 1 == self.times.len() {
+            self.older_frees.push(freed);
+        }
+    }
+
+    /// How many blocks from before the window were freed if it went on as in the quarter of the time that had fewest of them: what
+    /// a queue does all the time, and a collector of garbage now and then. `None` where that was not counted often enough.
+    #[must_use]
+    pub fn evenly_freed_older_blocks(&self) -> Option<u64> {
+        const FEWEST_TIMES: usize = 8;
+        if self.older_frees.len() < FEWEST_TIMES || self.older_frees.len() != self.times.len() {
+            return None;
+        }
+        let end_ns = *self.times.last()?;
+        let freed_until = |quarter: u64| {
+            let passed = self.times.partition_point(|&t_ns| t_ns <= end_ns / 4 * quarter);
+            passed.checked_sub(1).map_or(0, |last| self.older_frees[last])
+        };
+        let quarters = (1..=3).map(freed_until).chain(self.older_frees.last().copied());
+        let mut before = 0;
+        let fewest = quarters.map(|freed| freed.saturating_sub(std::mem::replace(&mut before, freed))).min();
+        fewest.map(|fewest| fewest.saturating_mul(4))
+    }
+
     /// Leaves out every second time, and what held nothing at any of the others.
     fn thin(&mut self) {
         fn every_second(values: &mut Vec<u64>) {
@@ -77,6 +105,7 @@ impl History {
             });
         }
         every_second(&mut self.times);
+        every_second(&mut self.older_frees);
         self.sizes.values_mut().for_each(every_second);
         self.sizes.retain(|_, row| row.iter().any(|&bytes| bytes > 0));
         self.spacing_ns = self.spacing_ns.saturating_mul(2);
@@ -152,6 +181,25 @@ mod tests {
             }
         });
         assert!(!history.sizes.contains_key(&A) && history.sizes.contains_key(&B));
+    }
+
+    #[test]
+    fn what_frees_older_blocks_all_the_time_is_told_from_what_does_now_and_then() {
+        let evenly = |freed: fn(u64) -> u64| {
+            let mut history = History::new(1);
+            for t_ns in 0..1000 {
+                if history.is_due(t_ns) {
+                    history.push(t_ns, [(A, Bytes(1))]);
+                    history.note_older_frees(freed(t_ns));
+                }
+            }
+            history.evenly_freed_older_blocks().unwrap()
+        };
+        let queue = evenly(|t_ns| 3 * t_ns);
+        assert!((2800..3000).contains(&queue), "{queue}");
+        assert_eq!(evenly(|t_ns| if t_ns < 400 { 0 } else { 5000 }), 0, "one collection");
+        assert_eq!(evenly(|t_ns| (10 * t_ns).min(4000)), 0, "what was on its way is gone soon");
+        assert_eq!(History::new(1).evenly_freed_older_blocks(), None);
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::causes::{go_in_step, place_name};
 use super::growth::{self, Point};
 use super::managed::Runtime;
 use super::retention;
@@ -29,6 +30,8 @@ pub struct Facts<'a> {
     pub sample_bytes: u64,
     /// How many blocks were freed that had been allocated before the window.
     pub freed_older_blocks: u64,
+    /// How many it would have been at the pace of the quarter of the window that had fewest: what is freed all the time.
+    pub evenly_freed_older_blocks: u64,
     /// By how much shared memory grew that has the form of files: `memfd`, `/dev/shm`.
     pub shared_memory: u64,
     /// What kinds `native` and `mapping` held over the window.
@@ -74,9 +77,8 @@ pub fn of_lossy(events: &Events) -> Option<VerdictSummary> {
 #[must_use]
 pub fn of(facts: &Facts) -> VerdictSummary {
     let growth = Growth::of(facts);
-    let leaks = Places::of(facts, |verdict| verdict == Verdict::Leaking);
+    let (leaks, may_be_turnover) = without_queues(facts, &growth);
     let is_main = growth.is_noise() || leaks.footprint >= growth.percent(MAIN);
-    let may_be_turnover = replaces_older_blocks(facts, &growth, &leaks);
     let is_speck = growth.is_noise() && leaks.footprint < SPECK;
     let (summary, leaking) = match leaks.largest() {
         Some(leak) if is_speck => {
@@ -96,6 +98,12 @@ pub fn of(facts: &Facts) -> VerdictSummary {
             let (sentence, leaking) = without_main_leak(facts, &growth);
             let is_told = !may_be_turnover && leaks.footprint >= growth.percent(WORTH_MENTIONING);
             match leak.filter(|_| is_told) {
+                Some(leak) if leaks.footprint < SPECK => {
+                    let (held, name) = (held_now(&growth, leak), leak.sentence());
+                    let sentence =
+                        format!("{sentence}; besides, {held} more in {name}: too little to tell a leak");
+                    (sentence, leaking.filter(|&leaking| leaking))
+                }
                 Some(leak) => {
                     let rate = per_minute(leak.rate(facts.window.as_secs_f64()));
                     (format!("{sentence}; besides, {rate} leak in {}", leak.sentence()), Some(true))
@@ -328,11 +336,21 @@ impl<'a> Places<'a> {
         let counted = |cause: &&Cause| counts(cause.verdict) && cause.weight_bytes > 0;
         let mut places: Vec<_> = facts.causes.iter().filter(counted).collect();
         places.sort_by_key(|cause| std::cmp::Reverse(footprint_of(cause)));
+        Self::these(places)
+    }
+
+    fn these(places: Vec<&'a Cause>) -> Self {
         Self {
             footprint: places.iter().map(|cause| footprint_of(cause)).fold(0, u64::saturating_add),
             objects: places.iter().map(|cause| cause.outstanding_objects).fold(0, u64::saturating_add),
             places,
         }
+    }
+
+    /// Those of which something holds, and the others.
+    fn divided(&self, holds: impl Fn(&Cause) -> bool) -> (Self, Self) {
+        let (these, others) = self.places.iter().copied().partition(|&cause| holds(cause));
+        (Self::these(these), Self::these(others))
     }
 
     fn largest(&self) -> Option<&'a Cause> {
@@ -351,6 +369,9 @@ fn leak_sentence(facts: &Facts, growth: &Growth, leak: &Cause, leaks: &Places) -
         let rate: f64 = others.iter().map(|cause| cause.rate(seconds)).sum();
         let places = if others.len() == 1 { "place" } else { "places" };
         sentence += &format!(", and {} in {} more {places}", per_minute(rate), others.len());
+        if let Some(other) = others.iter().find(|other| go_in_step(leak, other)) {
+            sentence += &format!(" (in step with it: `{}`)", other.place);
+        }
     }
     sentence
 }
@@ -364,11 +385,26 @@ fn in_stacks(cause: &Cause) -> String {
     }
 }
 
-/// Whether what looks like a leak is a queue, or a cache, in which new blocks take the place of those from before the window: neither
-/// what is held, if that is measured, nor the whole process grew by half of it.
-fn replaces_older_blocks(facts: &Facts, growth: &Growth, leaks: &Places) -> bool {
+/// What looks like a leak, and whether it may be turnover: a queue, or a cache, in which new blocks take the place of those from before
+/// the window. Neither what is held, if that is measured, nor the whole process grew by half of it, and half as many older blocks were
+/// freed, all the time: a collector of garbage frees many at once, and what was on its way when the window opened is gone soon.
+///
+/// What is more than twice as many blocks is no such queue, nor what is in processes that came during the window. Where there is some, it is what leaks, whatever else there is.
+fn without_queues<'a>(facts: &Facts<'a>, growth: &Growth) -> (Places<'a>, bool) {
+    let all = Places::of(facts, |verdict| verdict == Verdict::Leaking);
+    let replaced = facts.evenly_freed_older_blocks;
+    let may_be_queue = |cause: &Cause| {
+        let half = cause.outstanding_objects / 2;
+        half <= replaced && cause.objects_of_new_processes <= half
+    };
+    let (queues, others) = all.divided(may_be_queue);
     let grown = if growth.is_measured { Some(growth.held) } else { growth.resident };
-    grown.is_some_and(|grown| grown < leaks.footprint / 2) && facts.freed_older_blocks >= leaks.objects / 2
+    let is_turnover = replaced >= queues.objects / 2
+        && grown.is_some_and(|grown| grown.saturating_sub(others.footprint) < queues.footprint / 2);
+    match (is_turnover, others.places.is_empty()) {
+        (true, false) => (others, false),
+        (is_turnover, _) => (all, is_turnover),
+    }
 }
 
 /// What the largest part of the growth says, and whether that is a leak.
@@ -389,7 +425,7 @@ fn largest_part(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
             _ => (sentence, leaking),
         }
     } else if largest == growth.managed {
-        (format!("{}{share}", managed_sentence(facts.runtime, facts.python_objects)), None)
+        (format!("{}{share}", managed_sentence(facts)), None)
     } else if largest == growth.retained {
         retained_sentence(facts, growth)
     } else if largest == growth.files && facts.shared_memory > growth.files / 2 {
@@ -439,9 +475,9 @@ fn held_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
     }
 }
 
-const fn managed_sentence(runtime: Option<Runtime>, python_objects: bool) -> &'static str {
-    match runtime {
-        Some(Runtime::CPython) if python_objects => {
+fn managed_sentence(facts: &Facts) -> String {
+    let sentence = match facts.runtime {
+        Some(Runtime::CPython) if facts.python_objects => {
             "the Python heap is what grows, by more than the objects of this window: its pools are not all in use"
         }
         Some(Runtime::V8) => "the JavaScript heap is what grows: take a heap snapshot",
@@ -449,7 +485,10 @@ const fn managed_sentence(runtime: Option<Runtime>, python_objects: bool) -> &'s
             "the Java heap is what grows: take a heap dump (jcmd PID GC.heap_dump FILE)"
         }
         Some(Runtime::CPython) => {
-            "the Python heap is what grows: --objects python names who allocates (tracemalloc does not see C extensions)"
+            let asked = who_asked_for_arenas(facts).map_or_else(String::new, |asked| format!(" {asked};"));
+            return format!(
+                "the Python heap is what grows:{asked} --objects python names who allocates (tracemalloc does not see C extensions)"
+            );
         }
         Some(Runtime::Go) => "the Go heap is what grows: take a heap profile with pprof",
         Some(Runtime::Ruby) => "the Ruby heap is what grows: dump it with ObjectSpace.dump_all",
@@ -462,7 +501,23 @@ const fn managed_sentence(runtime: Option<Runtime>, python_objects: bool) -> &'s
         }
         Some(Runtime::DotNet) => "the .NET heap is what grows: take a dump with dotnet-gcdump",
         None => "the heap of the language runtime is what grows: look at it with the runtime's own tools",
+    };
+    sentence.to_owned()
+}
+
+/// Who asked for most of the arenas of Python's heap that are new. The interpreter maps one when somebody wants an object and there is no
+/// room, so they are a sample of what stays, if a small one.
+fn who_asked_for_arenas(facts: &Facts) -> Option<String> {
+    const FEWEST: u64 = 4;
+
+    let is_new = |stack: &&StackReport| stack.kind == Kind::Managed && stack.outstanding_objects > 0;
+    let mut asked: BTreeMap<String, u64> = BTreeMap::new();
+    for stack in facts.stacks.iter().filter(is_new) {
+        *asked.entry(place_name(&stack.frames)).or_default() += stack.outstanding_objects;
     }
+    let all: u64 = asked.values().sum();
+    let (place, most) = asked.into_iter().max_by_key(|(_, arenas)| *arenas)?;
+    (all >= FEWEST && most > all / 2).then(|| format!("`{place}` asked for {most} of its {all} new arenas"))
 }
 
 fn retained_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
@@ -518,9 +573,11 @@ pub fn allocator_of<'a>(mapped_files: impl IntoIterator<Item = &'a str>) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::analyze::outcome::tests::bare;
-    use crate::model::PartSize;
+    use crate::model::{Frame, PartSize};
 
     const MIB: u64 = 1 << 20;
     const WINDOW: Duration = Duration::from_secs(60);
@@ -543,6 +600,7 @@ mod tests {
             reason: String::new(),
             weight_bytes: weight,
             outstanding_objects: weight / 4096,
+            objects_of_new_processes: 0,
             standard_error_bytes: None,
             growth_bytes_per_second: Some(rate),
             history_bytes: Vec::new(),
@@ -595,6 +653,7 @@ mod tests {
             causes: &causes,
             sample_bytes,
             freed_older_blocks,
+            evenly_freed_older_blocks: freed_older_blocks,
             shared_memory: 0,
             outstanding: &[],
             runtime: Some(Runtime::V8),
@@ -676,6 +735,18 @@ mod tests {
     }
 
     #[test]
+    fn what_leaks_in_step_with_a_leak_is_named() {
+        let mut state = made("ZCtx::New", Kind::Native, Verdict::Leaking, 4 * MIB, 0.0);
+        state.cause.outstanding_objects = 40 * MIB / 4096 * 2 + 9;
+        let other = made("log", Kind::Native, Verdict::Leaking, 5 * MIB, 0.0);
+        let (summary, _) = verdict(&[leak(40 * MIB), other, state], &[(Part::Native, 50)]);
+        assert!(
+            summary.ends_with("and 9.0 MiB/min in 2 more places (in step with it: `addon.node: ZCtx::New`)"),
+            "{summary}"
+        );
+    }
+
+    #[test]
     fn a_leak_names_who_asked_and_by_what() {
         let mut leak = leak(90 * MIB);
         leak.cause.by = vec!["PyUnicode_New".to_owned(), "PyObject_Malloc".to_owned()];
@@ -716,6 +787,56 @@ mod tests {
         assert_eq!(verdict_of(&queue, &memory, blocks / 3).1, Some(true));
         memory.parts[0].after_bytes += 60 * MIB as i64;
         assert_eq!(verdict_of(&queue, &memory, blocks).1, Some(true));
+    }
+
+    #[test]
+    fn a_collector_of_garbage_hides_no_leak() {
+        // 100 MiB look like a leak, while nothing grows: 20,000 older blocks were freed, some of them all the time.
+        let of = |evenly_freed_older_blocks, causes: &[Made]| {
+            let (stacks, causes): (Vec<_>, Vec<_>) =
+                causes.iter().cloned().map(|made| (made.stack, made.cause)).unzip();
+            let mut memory = memory(&[(Part::Native, 0), (Part::Allocator, 0), (Part::File, 9 * MIB as i64)]);
+            memory.parts[1].estimated = false;
+            of(&Facts {
+                window: WINDOW,
+                memory: Some(&memory),
+                stacks: &stacks,
+                causes: &causes,
+                sample_bytes: 0,
+                freed_older_blocks: 20_000,
+                evenly_freed_older_blocks,
+                shared_memory: 0,
+                outstanding: &[],
+                runtime: Some(Runtime::V8),
+                allocator: Some("glibc"),
+                program: "service",
+                python_objects: false,
+            })
+        };
+        assert_eq!(of(20_000, &[leak(80 * MIB)]).leaking, None, "a queue");
+        assert_eq!(of(400, &[leak(80 * MIB)]).leaking, Some(true), "what was garbage when the window opened");
+        let mut of_workers = leak(80 * MIB);
+        of_workers.cause.objects_of_new_processes = of_workers.cause.outstanding_objects / 3 * 2;
+        assert_eq!(of(20_000, &[of_workers]).leaking, Some(true), "workers that were replaced");
+        // Beside a queue, so many small blocks that they can be none.
+        let mut tiny = made("Iterator", Kind::Native, Verdict::Leaking, 4 * MIB, 0.0);
+        (tiny.cause.outstanding_objects, tiny.stack.outstanding_objects) = (50_000, 50_000);
+        let verdict = of(20_000, &[leak(80 * MIB), tiny]);
+        assert!(verdict.summary.contains("`addon.node: Iterator`"), "{}", verdict.summary);
+        assert_eq!(verdict.leaking, Some(true));
+    }
+
+    #[test]
+    fn next_to_nothing_is_no_leak_beside_something_else() {
+        // A log that fills, while values come.
+        let grown = [(Part::Allocator, 2), (Part::Native, 0)];
+        let mut freed = made("values", Kind::Native, Verdict::Steady, MIB / 4, 0.0);
+        freed.stack.freed_bytes = 80 * MIB;
+        let with = |weight| verdict(&[freed.clone(), leak(weight)], &grown);
+        let (summary, leaking) = with(SPECK - 4096);
+        assert!(summary.ends_with("too little to tell a leak") && leaking.is_none(), "{summary}");
+        assert_eq!(with(2 * SPECK).1, Some(true));
+        assert_eq!(with(4096).1, Some(false));
     }
 
     #[test]
@@ -813,6 +934,7 @@ mod tests {
                 sample_bytes: 0,
                 // As many as it holds: older objects are freed, too.
                 freed_older_blocks: leak.stack.outstanding_objects,
+                evenly_freed_older_blocks: leak.stack.outstanding_objects,
                 shared_memory: 0,
                 outstanding: &[],
                 runtime: Some(Runtime::CPython),
@@ -826,6 +948,54 @@ mod tests {
         assert!(summary.starts_with("leaking 30.0 MiB/min in `addon.node: Session::Open`"), "{summary}");
         assert_eq!(leaking, Some(true));
         assert!(of(false).0.contains("older blocks"));
+    }
+
+    #[test]
+    fn who_asked_for_most_arenas_of_python_is_named() {
+        let of = |arenas: &[(&str, u64)]| {
+            let stack = |&(module, outstanding_objects): &(&str, u64)| StackReport {
+                kind: Kind::Managed,
+                outstanding_objects,
+                frames: ["libpython3.11.so.1.0: new_arena", "libpython3.11.so.1.0: _PyLong_New", module]
+                    .map(|name| name.split_once(": ").unwrap())
+                    .map(|(module, function)| {
+                        Arc::new(Frame {
+                            module: Some(module.to_owned()),
+                            function: Some(function.to_owned()),
+                            ..Frame::default()
+                        })
+                    })
+                    .to_vec(),
+                ..bare()
+            };
+            let verdict = of(&Facts {
+                window: WINDOW,
+                memory: Some(&memory(&[(Part::Managed, 50 * MIB as i64)])),
+                stacks: &arenas.iter().map(stack).collect::<Vec<_>>(),
+                causes: &[],
+                sample_bytes: 0,
+                freed_older_blocks: 0,
+                evenly_freed_older_blocks: 0,
+                shared_memory: 0,
+                outstanding: &[],
+                runtime: Some(Runtime::CPython),
+                allocator: Some("glibc"),
+                program: "service",
+                python_objects: false,
+            });
+            (verdict.summary, verdict.leaking)
+        };
+        let (sentence, leaking) = of(&[("ujson.so: decode", 7), ("other.so: f", 2)]);
+        assert!(
+            sentence.starts_with(
+                "the Python heap is what grows: `ujson.so: decode` asked for 7 of its 9 new arenas; --objects"
+            ),
+            "{sentence}"
+        );
+        assert_eq!(leaking, None);
+        for little in [&[("ujson.so: decode", 3)][..], &[("a.so: f", 3), ("b.so: g", 3)]] {
+            assert!(!of(little).0.contains("asked for"));
+        }
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct Cause {
     pub weight_bytes: u64,
     /// Objects of the stacks that are outstanding.
     pub outstanding_objects: u64,
+    /// Of these, objects in processes that came during the window: nothing in them is older. Not in reports.
+    #[serde(skip)]
+    pub objects_of_new_processes: u64,
     /// Standard error of `weight_bytes`, when it is estimated from a sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standard_error_bytes: Option<u64>,

@@ -77,6 +77,10 @@ impl Findings {
                 causes: &causes,
                 sample_bytes: self.settings.sample_bytes,
                 freed_older_blocks: events.unmatched_frees,
+                evenly_freed_older_blocks: counted
+                    .history
+                    .evenly_freed_older_blocks()
+                    .unwrap_or(events.unmatched_frees),
                 shared_memory: self.shared_memory,
                 outstanding: &counted.outstanding(),
                 runtime: self.runtime,

@@ -55,6 +55,12 @@ impl Sampler {
         allocations + frees + unmatched_frees
     }
 
+    /// How many blocks from before the window have been freed so far; `None` of a sample, which does not know them from those that were
+    /// left out.
+    pub fn older_frees_so_far(&self, tables: &SharedTables) -> Option<u64> {
+        self.sampling.keeps_every_one().then(|| tables.count(Counter::UnmatchedFree))
+    }
+
     /// How often probed functions were called so far, roughly: whatever came of the call.
     pub fn calls_of_probes(&self, tables: &SharedTables) -> u64 {
         let others = [Counter::Nested, Counter::Failed, Counter::Filtered];

@@ -202,7 +202,9 @@ impl Program {
         let file = process.exe.as_deref().map_or_else(|| process.comm.clone(), last);
         // The kernel's name for it is that of the file that was executed, which may be a link to another: `redis-server` to
         // `redis-check-rdb`. Threads and programs rename themselves; then the command line does not begin so.
-        let called = process.command.first().map(|path| last(path)).filter(|name| {
+        // Behind their name some write over their command line what they do: `redis-server 127.0.0.1:6379`.
+        let words = process.command.first().map(|path| [path.split(' ').next().unwrap_or(path), path]);
+        let called = words.into_iter().flatten().map(last).find(|name| {
             !process.comm.is_empty() && name.starts_with(&process.comm) && !file.starts_with(&process.comm)
         });
         Self { name: called.unwrap_or_else(|| file.clone()), file }
@@ -296,7 +298,8 @@ fn function_of(frame: &Frame, program: &Program) -> Function {
         Some(function) if is_compiled => anew(function).to_owned(),
         Some(function) if module.is_empty() => bare_name(function).to_owned(),
         Some(function) => format!("{shown}: {}", bare_name(function)),
-        None => frame.label(),
+        None if module.is_empty() => frame.label(),
+        None => frame.label().replacen(&*module, shown, 1),
     };
     let name = frame
         .function
@@ -370,7 +373,8 @@ fn is_passed_over(
     }
     let is_part = |at: usize| {
         function(at).is_some_and(|other| {
-            other.name.is_none() && other.module == this.module && other.role == Role::Own
+            let is_code_of_its_own = matches!(other.role, Role::Own | Role::Member(_));
+            other.name.is_none() && other.module == this.module && is_code_of_its_own
         })
     };
     let next = (at..at + PARTS).find(|&at| !is_part(at)).unwrap_or(at);

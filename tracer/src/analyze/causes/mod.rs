@@ -48,7 +48,7 @@ const MOST_JUDGED: usize = 256;
 pub fn find(stacks: &[Judged], history: &History, processes: &[Process]) -> Vec<Cause> {
     let mut left: Vec<usize> = (0..stacks.len()).filter(|&index| holds(&stacks[index].stack)).collect();
     let ways = Ways::of(stacks, history, processes);
-    let search = Search { stacks, history, ways: &ways };
+    let search = Search { stacks, history, processes, ways: &ways };
     let mut causes = Vec::new();
     for program in ways.programs() {
         let mut banned = HashSet::new();
@@ -70,6 +70,21 @@ pub fn find(stacks: &[Judged], history: &History, processes: &[Process]) -> Vec<
     causes.extend(rest.into_iter().map(|((_, function), stacks)| search.cause(function, &stacks)));
     causes.sort_by_key(|cause| (cause.verdict != Verdict::Leaking, std::cmp::Reverse(cause.weight_bytes)));
     causes
+}
+
+/// Whether two causes leave as many blocks as each other, or one twice as many: it may be one thing that holds both, and one of them says
+/// better what that is.
+#[must_use]
+pub fn go_in_step(a: &Cause, b: &Cause) -> bool {
+    let branch = |cause: &Cause| together::Branch {
+        weight: cause.weight_bytes,
+        objects: cause.outstanding_objects,
+        leaks: true,
+        error: 0.0,
+    };
+    let (a_branch, b_branch) = (branch(a), branch(b));
+    let is_exact = a.standard_error_bytes.is_none() && b.standard_error_bytes.is_none();
+    is_exact && together::show_a_pace(&a_branch, &b_branch) && together::go_in_step(&a_branch, &b_branch)
 }
 
 /// Leaves what a reader looks at: causes of at least a thousandth of what is held, the heaviest ones.
@@ -100,6 +115,7 @@ fn is_suspect(stack: &StackReport) -> bool {
 struct Search<'a> {
     stacks: &'a [Judged],
     history: &'a History,
+    processes: &'a [Process],
     ways: &'a Ways,
 }
 
@@ -239,9 +255,35 @@ impl Search<'_> {
         {
             return (*verdict, reason.clone());
         }
-        let Judgement { verdict, reason } =
-            judge_as_one(stacks.iter().map(|&index| &self.stacks[index]), self.history);
+        let Judgement { verdict, reason } = self.judge_as_one(stacks);
+        if verdict == Verdict::Leaking && !self.leaks_within_a_process(stacks) {
+            return (
+                Verdict::Unknown,
+                "it comes with new processes, and none of them leaks by itself".to_owned(),
+            );
+        }
         (verdict, reason.to_owned())
+    }
+
+    fn judge_as_one(&self, stacks: &[usize]) -> Judgement {
+        judge_as_one(stacks.iter().map(|&index| &self.stacks[index]), self.history)
+    }
+
+    /// Whether what leaks does so in processes that were there from the start, or in one that came: what each new one needs to begin with
+    /// adds up like a leak as workers are replaced.
+    fn leaks_within_a_process(&self, stacks: &[usize]) -> bool {
+        let mut by_process: BTreeMap<Option<u32>, Vec<usize>> = BTreeMap::new();
+        for &index in stacks {
+            by_process.entry(self.new_process(index)).or_default().push(index);
+        }
+        by_process.keys().all(Option::is_none)
+            || by_process.values().any(|stacks| self.judge_as_one(stacks).verdict == Verdict::Leaking)
+    }
+
+    /// The process of a stack, if it came during the window.
+    fn new_process(&self, stack: usize) -> Option<u32> {
+        let process = self.stacks[stack].stack.process?;
+        self.processes.get(process as usize)?.from.map(|_| process)
     }
 
     fn cause(&self, function: FunctionId, stacks: &[usize]) -> Cause {
@@ -268,6 +310,13 @@ impl Search<'_> {
             reason,
             weight_bytes: self.weight(stacks),
             outstanding_objects: self.objects(stacks),
+            objects_of_new_processes: self.objects(
+                &stacks
+                    .iter()
+                    .copied()
+                    .filter(|&index| self.new_process(index).is_some())
+                    .collect::<Vec<_>>(),
+            ),
             standard_error_bytes: (variance > 0.0).then(|| variance.sqrt().round() as u64),
             growth_bytes_per_second: growth::rate(&history),
             history_bytes: super::outcome::evenly_spaced(&history),

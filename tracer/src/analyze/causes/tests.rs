@@ -239,19 +239,59 @@ fn processes_of_one_program_are_one_cause_and_those_of_another_another() {
     assert_eq!(program.first().processes, 2);
 }
 
+/// A process that came during the window, of one that was there.
+fn worker(from: Option<u32>) -> Process {
+    Process { pid: Pid(1), comm: "worker".to_owned(), exe: None, command: Vec::new(), from, end: None }
+}
+
+#[test]
+fn what_new_workers_begin_with_is_no_leak() {
+    let mut program = Program { processes: vec![worker(None)], ..Program::default() };
+    for number in 1..=10 {
+        program.processes.push(worker(Some(0)));
+        let begins = u64::from(number - 1) * 2;
+        program.add("import < main", |second| u64::from(second == begins) * 50, 100, 0).process =
+            Some(number);
+    }
+    assert_eq!(program.leaks(), []);
+    let verdict = program.first().verdict;
+    assert!(matches!(verdict, Verdict::Unknown | Verdict::OneOff), "{verdict:?}");
+    // What one of them leaks besides is.
+    program.add("handle < main", |_| 20, 100, 0).process = Some(3);
+    assert_eq!(program.leaks(), [place("app: handle", 1)]);
+    assert_eq!(program.first().objects_of_new_processes, 20 * SECONDS);
+}
+
+#[test]
+fn a_part_without_a_name_of_a_runtimes_wrapper_is_nobody_to_blame() {
+    let mut program = Program::default();
+    program.leak(
+        "libruby-3.1.so.3.1.2!+0xd8460 < libruby-3.1.so.3.1.2!ruby_strdup < libruby-3.1.so.3.1.2!+0x9ca10 < \
+         libruby-3.1.so.3.1.2!+0x249410 < libruby-3.1.so.3.1.2!rb_vm_exec < ruby3.1!main",
+        5,
+    );
+    let first = program.first();
+    assert_eq!(
+        (&*first.place, &first.by[..]),
+        ("libruby-3.1.so.3.1.2+0x9ca10", &["ruby_strdup".to_owned()][..])
+    );
+}
+
 #[test]
 fn a_program_is_called_as_it_was_called() {
     let process = Process {
         pid: Pid(1),
         comm: "redis-server".to_owned(),
         exe: Some("/usr/bin/redis-check-rdb".to_owned()),
-        command: vec!["/usr/bin/redis-server".to_owned()],
+        command: vec!["/usr/bin/redis-server 127.0.0.1:6379".to_owned()],
         from: None,
         end: None,
     };
     let mut program = Program { processes: vec![process], ..Program::default() };
     program.leak("redis-check-rdb!zmalloc < redis-check-rdb!createObject < redis-check-rdb!main", 5);
     assert_eq!(program.first().place, "redis-server: createObject");
+    program.leak("redis-check-rdb!+0x64da0 < redis-check-rdb!+0x7000 < redis-check-rdb!main", 50);
+    assert_eq!(program.first().place, "redis-server+0x64da0");
 }
 
 #[test]

@@ -87,6 +87,9 @@ impl Session {
         });
         let touched = touched.iter().flat_map(Touched::sizes);
         self.progress.history.push(t_ns, native.chain(mapped).chain(touched));
+        if let Some(freed) = self.sampler.older_frees_so_far(self.capture.tables()) {
+            self.progress.history.note_older_frees(freed);
+        }
     }
 
     /// Outstanding bytes of the malloc family, by process and function.
