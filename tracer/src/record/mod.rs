@@ -41,7 +41,7 @@ use tokio::{
     select,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc::UnboundedReceiver,
-    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 
 pub use self::{
@@ -172,9 +172,13 @@ pub async fn record(
             Trial::Ended(end) => ended = Some(end),
             Trial::Failed(why) => {
                 asked.observer.say(&format!("growth mode, since {why}"));
-                drop(session);
                 let growth = Config { mode: Mode::Growth, sample: Bytes(0), ..config.clone() };
-                (session, exits) = attach(&growth, &targets)?;
+                match attach(&growth, &targets) {
+                    Ok(attached) => (session, exits) = attached,
+                    // What the probes saw is all that there will be.
+                    Err(_) if exits.all_soon().await => ended = Some(End::TargetExited),
+                    Err(error) => return Err(error),
+                }
             }
         }
     }
@@ -467,5 +471,11 @@ impl Exits {
             if self.0.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
+    }
+
+    /// Whether every target exits now. One that is being killed cannot be attached to some time before it has exited, the longer the
+    /// more memory it has.
+    async fn all_soon(&mut self) -> bool {
+        timeout(Duration::from_secs(2), self.all()).await.is_ok()
     }
 }
