@@ -139,9 +139,20 @@ impl UnwindTables {
     /// Whether this mapping is in the list of a process just as it is.
     pub fn is_listed(&self, state: &ProcessState, mapping: &Mapping) -> bool {
         let CodeList { first, count, .. } = CodeList::from_bits(state.code.load());
-        let listed = self.mappings.elements().iter().skip(first as usize).take(count as usize);
-        let wanted = mapping.to_words();
-        listed.into_iter().any(|words| words.iter().zip(wanted).all(|(word, wanted)| word.load() == wanted))
+        let mut listed = self.mappings.elements().iter().skip(first as usize).take(count as usize);
+        listed.any(|words| is_in(words, mapping))
+    }
+
+    /// Whether this list is the process' own, not that of the one that it was forked from, and says just this.
+    fn lists_just(&self, process: ProcessIndex, list: CodeList, code: &[Mapping]) -> bool {
+        let CodeList { first, count, .. } = list;
+        let own = self.lists.get(&process);
+        own.is_some_and(|own| [own.first, own.first + own.capacity].contains(&first))
+            && count as usize == code.len()
+            && self.mappings.elements()[first as usize..]
+                .iter()
+                .zip(code)
+                .all(|(words, code)| is_in(words, code))
     }
 
     /// Makes these, sorted by address, the executable mappings of a process, and gives the list. `None` when there
@@ -157,6 +168,11 @@ impl UnwindTables {
         before: CodeList,
         dropped_tables: bool,
     ) -> Option<CodeList> {
+        // A new list ends the walks that are reading the one before the last.
+        if !dropped_tables && self.lists_just(process, before, code) && state.code.load() == before.to_bits()
+        {
+            return Some(before);
+        }
         let list = self.publish(process, state, code, before)?;
         if dropped_tables { self.publish(process, state, code, list) } else { Some(list) }
     }
@@ -197,6 +213,11 @@ impl UnwindTables {
         self.next_mapping = end;
         Some(Lists { first, capacity })
     }
+}
+
+/// Whether these words of a list are this mapping, just as it is.
+fn is_in(words: &[Word; 4], mapping: &Mapping) -> bool {
+    words.iter().zip(mapping.to_words()).all(|(word, wanted)| word.load() == wanted)
 }
 
 fn write(chunks: &SharedArray<Chunk>, first: u32, numbers: impl Iterator<Item = u32>) {
