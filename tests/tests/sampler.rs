@@ -112,7 +112,7 @@ fn a_library_that_is_loaded_later_is_found() {
     let mut recording = Tracer::new().pid(program.pid()).options(["-v", "--sample", "1"]).start();
     program.go();
     program.wait_for_line("loaded");
-    recording.wait_for_message("tells which blocks it samples");
+    recording.wait_for_message("reports the blocks that it samples");
     program.say("go on");
     program.wait_for_line("done");
     let report = recording.interrupt().report();
