@@ -303,7 +303,14 @@ fn room_for_one_descriptor(pid: u32) -> u64 {
             open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         (0..).filter(|number| !open.contains(number)).nth(1)
     };
-    (0..20).filter_map(|_| second_free()).min().expect("numbers do not end")
+    // Who reads the target's memory has files open meanwhile.
+    let (mut number, mut looks) = (second_free(), 0);
+    wait_until("no file is opened or closed", || {
+        let now = second_free();
+        looks = if now == number { looks + 1 } else { 0 };
+        number = now;
+        (looks == 50).then_some(number).flatten()
+    })
 }
 
 #[test]
