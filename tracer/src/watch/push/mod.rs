@@ -257,17 +257,17 @@ impl Courier {
                 continue;
             };
             let name = &waiting.parcel.name;
-            match self.send(&waiting) {
+            let removed = match self.send(&waiting) {
                 Ok(()) => {
                     if pause.take().is_some() {
                         log::warn!("--push {destination}: {name} was taken, as it should be");
                     }
                     log::info!("--push {destination}: {name} was sent");
-                    spool.remove(&waiting);
+                    spool.remove(&waiting)
                 }
                 Err(NotTaken::Never(why)) => {
                     log::error!("--push {destination}: {name} is not sent: {why}");
-                    spool.remove(&waiting);
+                    spool.remove(&waiting)
                 }
                 Err(NotTaken::Later(why)) => {
                     if pause.is_none() {
@@ -278,7 +278,15 @@ impl Courier {
                     if !wait(woken, time) {
                         return;
                     }
+                    Ok(())
                 }
+            };
+            // It would be sent again and again, as fast as it is taken.
+            if let Err(error) = removed {
+                log::error!(
+                    "--push {destination}: {name} cannot be removed, and nothing more is sent: {error}"
+                );
+                return;
             }
         }
     }

@@ -78,7 +78,7 @@ impl Spool {
             && (all.len() > MOST || all.iter().map(|waiting| waiting.bytes).sum::<u64>() > MOST_BYTES)
         {
             let oldest = all.remove(0);
-            self.remove(&oldest);
+            self.remove(&oldest)?;
             dropped.push(oldest.parcel.name);
         }
         Ok(dropped)
@@ -90,10 +90,19 @@ impl Spool {
     }
 
     /// It was sent, or will not be.
-    pub fn remove(&self, waiting: &WaitingParcel) {
+    ///
+    /// # Errors
+    /// When it stays: it would be sent again.
+    pub fn remove(&self, waiting: &WaitingParcel) -> io::Result<()> {
         // The note first: a file alone is no report.
-        _ = fs::remove_file(self.0.join(format!("{}.json", waiting.parcel.name)));
-        _ = fs::remove_file(&waiting.file);
+        for file in [&self.0.join(format!("{}.json", waiting.parcel.name)), &waiting.file] {
+            match fs::remove_file(file) {
+                // Too much may have waited while it was being sent.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Oldest first.
@@ -151,8 +160,9 @@ mod tests {
         assert_eq!(fs::read_dir(&place).unwrap().count(), 4);
         let first = spool.first().unwrap();
         assert_eq!((&first.parcel, fs::read(&first.file).unwrap()), (&parcel(1), b"pprof".to_vec()));
-        spool.remove(&first);
-        spool.remove(&spool.first().unwrap());
+        spool.remove(&first).unwrap();
+        spool.remove(&spool.first().unwrap()).unwrap();
+        spool.remove(&first).unwrap();
         assert_eq!((spool.first(), fs::read_dir(&place).unwrap().count()), (None, 0));
     }
 
@@ -170,5 +180,18 @@ mod tests {
         fs::File::create(&large).unwrap().set_len(MOST_BYTES).unwrap();
         assert_eq!(spool.put(&parcel(1001), &large).unwrap().len(), MOST);
         assert_eq!(spool.first().unwrap().parcel, parcel(1001));
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&directory.path().join("spool")).unwrap();
+        let pprof = directory.path().join("a.pb.gz");
+        fs::write(&pprof, "profile").unwrap();
+        spool.put(&Parcel { name: "a".into(), ..Parcel::default() }, &pprof).unwrap();
+        let waiting = spool.first().unwrap();
+        fs::remove_file(&waiting.file).unwrap();
+        fs::create_dir(&waiting.file).unwrap();
+        assert!(spool.remove(&waiting).is_err());
     }
 }
