@@ -173,7 +173,10 @@ pub async fn record(
             Trial::Failed(why) => {
                 asked.observer.say(&format!("growth mode, since {why}"));
                 let growth = Config { mode: Mode::Growth, sample: Bytes(0), ..config.clone() };
-                match attach(&growth, &targets) {
+                // Some may have ended meanwhile, which is no reason to give up the others.
+                let left: Vec<Pid> =
+                    targets.iter().copied().filter(|&pid| Target::open(pid).is_ok()).collect();
+                match attach(&growth, &left) {
                     Ok(attached) => (session, exits) = attached,
                     // What the probes saw is all that there will be.
                     Err(_) if exits.all_soon().await => ended = Some(End::TargetExited),
