@@ -176,11 +176,14 @@ pub async fn record(
                 // Some may have ended meanwhile, which is no reason to give up the others.
                 let left: Vec<Pid> =
                     targets.iter().copied().filter(|&pid| Target::open(pid).is_ok()).collect();
-                match attach(&growth, &left) {
-                    Ok(attached) => (session, exits) = attached,
-                    // What the probes saw is all that there will be.
-                    Err(_) if exits.all_soon().await => ended = Some(End::TargetExited),
-                    Err(error) => return Err(error),
+                // What the probes saw is all that there will be of those who have ended.
+                match left[..] {
+                    [] => ended = Some(End::TargetExited),
+                    _ => match attach(&growth, &left) {
+                        Ok(attached) => (session, exits) = attached,
+                        Err(_) if exits.all_soon().await => ended = Some(End::TargetExited),
+                        Err(error) => return Err(error),
+                    },
                 }
             }
         }
