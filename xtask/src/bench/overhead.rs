@@ -52,18 +52,21 @@ pub fn measure(bed: &Bed, plan: &Plan, kind: Kind) -> Result<String> {
     let mut results = vec![Vec::new(); cases.len()];
     for round in 1..=rounds {
         command::step(&format!("{}: round {round} of {rounds}", kind.title()));
-        // One process for all tools of a round, but for those that have to be there from the start: heaptrack and the sampler.
-        let mut shared = warm(kind, bed, &[])?;
+        // One process for all tools of a round that start it alike, as old as the others when the first is measured.
+        let mut processes: Vec<(Vec<String>, Running)> = Vec::new();
+        for case in &cases {
+            let launcher = case.tool.launcher(bed);
+            if processes.iter().all(|(other, _)| *other != launcher) {
+                processes.push((launcher.clone(), warm(kind, bed, &launcher)?));
+            }
+        }
         // Whoever is measured first finds the process youngest: each in its turn.
         for place in (0..cases.len()).map(|place| (place + round) % cases.len()) {
             let case = cases[place];
             let launcher = case.tool.launcher(bed);
-            let measured = if launcher.is_empty() {
-                one(bed, case, &mut shared, milliseconds)?
-            } else {
-                one(bed, case, &mut warm(kind, bed, &launcher)?, milliseconds)?
-            };
-            results[place].push(measured);
+            let running = processes.iter_mut().find(|(other, _)| *other == launcher);
+            let (_, running) = running.context("each case has its process")?;
+            results[place].push(one(bed, case, running, milliseconds)?);
         }
     }
     let table = table(kind, &cases, &results)?;
@@ -73,7 +76,7 @@ pub fn measure(bed: &Bed, plan: &Plan, kind: Kind) -> Result<String> {
 /// A process that has worked for a while: what compiles as it runs becomes several times faster in its first seconds.
 fn warm(kind: Kind, bed: &Bed, launcher: &[String]) -> Result<Running> {
     let mut running = kind.start(bed, launcher)?;
-    running.measure(USUAL_DEPTH, if kind == Kind::Node { 4000 } else { 200 })?;
+    running.measure(USUAL_DEPTH, if kind == Kind::Node { 10_000 } else { 200 })?;
     Ok(running)
 }
 

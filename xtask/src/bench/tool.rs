@@ -63,6 +63,9 @@ uprobe:LIB:free { delete(@live[arg0]); }
 interval:ms:200 /!@ready/ { @ready = 1; printf(\"ready\\n\"); }
 END { clear(@live); clear(@size); clear(@ready); }";
 
+/// After so long the tracer has read what it reads once.
+const SETTLED: Duration = Duration::from_secs(3);
+
 /// A tool at work.
 pub struct Attached {
     child: Option<Child>,
@@ -103,8 +106,8 @@ impl Tool {
                     _ => {}
                 }
                 let attached = Attached::start(&mut tracer, "recording ", Ending::Interrupt)?;
-                // The status line is due every 200 ms; with it the tracer learns the address of the return trampoline.
-                thread::sleep(Duration::from_millis(400));
+                // What it reads at the beginning (files, symbols, what a hit costs) is told apart, in docs/overhead.md.
+                thread::sleep(SETTLED);
                 Ok(attached)
             }
             Self::Bpftrace => {
