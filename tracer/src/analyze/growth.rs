@@ -163,6 +163,8 @@ pub struct Turnover {
     pub times: u64,
     /// Whether it is one mapping that is used in part: what grows is its use.
     pub is_one_in_use: bool,
+    /// Whether only threads hold it by which a runtime works for itself, which need more while the program warms up.
+    pub is_housekeeping: bool,
 }
 
 /// A verdict and why.
@@ -175,6 +177,9 @@ pub struct Judgement {
 
 /// The shortest history that is judged, from the first allocation on.
 pub const SHORTEST: Duration = Duration::from_secs(6);
+
+/// From then on a runtime is taken to know what its program does often.
+const WARM: Duration = Duration::from_secs(60);
 
 /// The fewest points that are judged.
 pub const FEWEST_POINTS: usize = 12;
@@ -189,7 +194,7 @@ pub const FEWEST_BLOCKS: u64 = 8;
 /// | `steady` | nothing is left; or half of it was freed, it does not rise, and nothing to speak of is left of the first half |
 /// | `unknown` | shorter than [`SHORTEST`], or fewer than [`FEWEST_POINTS`] points |
 /// | `leaking` | at least [`FEWEST_BLOCKS`] blocks are left, known to a fifth, and every quarter of the history left about as much of them |
-/// | `growing` | its second half rises, but that does not hold |
+/// | `growing` | the same of a runtime's own threads, unless it is a minute long and does not slow down; or its second half rises, but that does not hold |
 /// | `one_off` | it has stopped (`Left::has_stopped`) |
 /// | `unknown` | there are too few blocks to tell |
 #[must_use]
@@ -212,7 +217,14 @@ pub fn judge(history: &[Point], turnover: &Turnover) -> Judgement {
     // A fifth is what 25 samples give: six for each quarter.
     let is_known = last.bytes.0 / 5 >= turnover.standard_error.0;
     if left.blocks() >= FEWEST_BLOCKS && is_known && accumulates(left.quarters(), turnover) {
-        judgement(Verdict::Leaking, "it grows steadily, and its old blocks are never freed")
+        if turnover.is_housekeeping && (span < WARM || left.slows_down()) {
+            judgement(
+                Verdict::Growing,
+                "the runtime compiles or collects, and needs more until the program is warm",
+            )
+        } else {
+            judgement(Verdict::Leaking, "it grows steadily, and its old blocks are never freed")
+        }
     } else if rises(second_half, turnover.standard_error) {
         judgement(
             Verdict::Growing,
@@ -263,6 +275,12 @@ impl<'a> Left<'a> {
             let quarter = &self.bytes[quarter * self.bytes.len() / 4..(quarter + 1) * self.bytes.len() / 4];
             quarter.iter().map(|&bytes| bytes as f64).sum::<f64>() / quarter.len().max(1) as f64
         })
+    }
+
+    /// Whether the second half left less than four fifths of what the first did.
+    fn slows_down(&self) -> bool {
+        let [first, second, third, last] = self.quarters();
+        (third + last) * 5.0 < (first + second) * 4.0
     }
 
     /// Whether nothing is left of the first half, but for a two-hundredth. Of a leak, half of it would be there.
@@ -355,6 +373,20 @@ mod tests {
         blocks: impl IntoIterator<Item = (u64, u64, u64)>,
         standard_error: Bytes,
     ) -> Verdict {
+        verdict_of(seconds, blocks, standard_error, false)
+    }
+
+    /// The same of a runtime's own threads.
+    fn verdict_of_housekeeping(seconds: u64, blocks: impl IntoIterator<Item = (u64, u64, u64)>) -> Verdict {
+        verdict_of(seconds, blocks, Bytes(0), true)
+    }
+
+    fn verdict_of(
+        seconds: u64,
+        blocks: impl IntoIterator<Item = (u64, u64, u64)>,
+        standard_error: Bytes,
+        is_housekeeping: bool,
+    ) -> Verdict {
         let mut sizes = vec![0; seconds as usize + 1];
         let mut births = Births::new(0, seconds * SECOND);
         let (mut allocated_objects, mut freed_objects) = (0, 0);
@@ -375,6 +407,7 @@ mod tests {
             standard_error,
             times: births.blocks(),
             is_one_in_use: false,
+            is_housekeeping,
         };
         judge(&series(sizes), &turnover).verdict
     }
@@ -393,6 +426,15 @@ mod tests {
     #[test]
     fn a_steady_leak_is_leaking() {
         assert_eq!(verdict(60, leak(0, 60, 1000)), Verdict::Leaking);
+    }
+
+    #[test]
+    fn a_runtime_leaks_itself_only_if_it_goes_on_when_the_program_is_warm() {
+        assert_eq!(verdict_of_housekeeping(30, leak(0, 30, 1000)), Verdict::Growing);
+        assert_eq!(verdict_of_housekeeping(120, leak(0, 120, 1000)), Verdict::Leaking);
+        let slower = || (0..120).map(|second| (second, FOREVER, 1000 - 5 * second));
+        assert_eq!(verdict_of_housekeeping(120, slower()), Verdict::Growing);
+        assert_eq!(verdict(120, slower()), Verdict::Leaking);
     }
 
     #[test]
@@ -548,6 +590,7 @@ mod tests {
                 standard_error,
                 times: allocated_objects,
                 is_one_in_use: false,
+                is_housekeeping: false,
             };
             let _ = judge(&points, &turnover);
             prop_assert!(rate(&points).is_none_or(f64::is_finite));

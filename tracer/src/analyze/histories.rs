@@ -334,6 +334,7 @@ fn decide(story: &Story, window: f64, sample_bytes: f64, chance: &mut Chance) ->
         standard_error: Bytes(variance.sqrt() as u64),
         times: births.blocks(),
         is_one_in_use: false,
+        is_housekeeping: false,
     };
     let judgement = judge(&history.of(source), &turnover);
     let stack = StackReport {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::growth::{self, Births, Judgement, Turnover};
 use super::history::{History, Source};
+use super::housekeeping::is_housekeeping;
 use crate::model::{Bytes, Frame, StackReport, Verdict};
 
 /// A stack that was judged by itself, and what by.
@@ -50,10 +51,27 @@ fn says_little(judged: &Judged) -> bool {
     matches!(judged.stack.verdict, Some(Verdict::Unknown | Verdict::OneOff))
 }
 
-/// What stacks say together that were judged each by itself.
+/// What stacks say together that were judged each by itself. Those of a runtime's own threads are no evidence of a leak in others.
 pub(super) fn judge_as_one<'a>(
     stacks: impl Iterator<Item = &'a Judged> + Clone,
     history: &History,
+) -> Judgement {
+    let others = stacks.clone().filter(|judged| !is_housekeeping(&judged.stack.frames));
+    let are_all_others = others.clone().count() == stacks.clone().count();
+    let judgement = judge_sum(stacks.clone(), history, false);
+    if judgement.verdict != Verdict::Leaking
+        || are_all_others
+        || judge_sum(others, history, false).verdict == Verdict::Leaking
+    {
+        return judgement;
+    }
+    judge_sum(stacks, history, true)
+}
+
+fn judge_sum<'a>(
+    stacks: impl Iterator<Item = &'a Judged> + Clone,
+    history: &History,
+    is_housekeeping: bool,
 ) -> Judgement {
     let figure = |figure: fn(&StackReport) -> u64| {
         stacks.clone().map(|judged| figure(&judged.stack)).fold(0, u64::saturating_add)
@@ -67,6 +85,7 @@ pub(super) fn judge_as_one<'a>(
         standard_error: Bytes(variance.sqrt() as u64),
         times: stacks.clone().map(|judged| judged.births.blocks()).max().unwrap_or(0),
         is_one_in_use: false,
+        is_housekeeping,
     };
     growth::judge(&history.sum_of(stacks.map(|judged| judged.source)), &turnover)
 }

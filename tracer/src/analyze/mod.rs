@@ -6,6 +6,7 @@ pub mod growth;
 #[cfg(test)]
 mod histories;
 pub mod history;
+pub mod housekeeping;
 pub mod jit;
 pub mod managed;
 pub mod mappings;

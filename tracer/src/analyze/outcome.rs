@@ -12,6 +12,7 @@ use tracer_ebpf::{
 use super::{
     growth::{self, Births, Point, Turnover},
     history::{History, Source},
+    housekeeping::is_housekeeping,
     jit::{self, Judged},
     managed::{ManagedHolders, is_system_call_wrapper},
     mappings::{Holder, LiveRange, Totals as MappingTotals},
@@ -242,6 +243,7 @@ impl Counted {
                 times: births.blocks(),
                 is_one_in_use: stack.outstanding_objects == 1
                     && stack.resident_bytes.is_some_and(|resident| resident <= stack.outstanding_bytes / 4),
+                is_housekeeping: is_housekeeping(&stack.frames),
             };
             let judgement = growth::judge(&history, &turnover);
             stack.verdict = Some(judgement.verdict);

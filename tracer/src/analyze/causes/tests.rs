@@ -8,6 +8,7 @@ use super::*;
 use crate::analyze::{
     growth::{Births, Turnover},
     history::Source,
+    housekeeping::is_housekeeping,
     outcome::tests::bare,
 };
 use crate::model::{Bytes, Frame, Pid};
@@ -47,6 +48,7 @@ impl Program {
             .zip(0..)
             .map(|(&bytes, second)| growth::Point { t_ns: second * SECOND, bytes: Bytes(bytes) })
             .collect();
+        let frames: Vec<_> = frames.split(" < ").map(frame).collect();
         let turnover = Turnover {
             allocated_objects: objects + freed,
             freed_objects: freed,
@@ -54,6 +56,7 @@ impl Program {
             standard_error: Bytes(0),
             times: objects,
             is_one_in_use: false,
+            is_housekeeping: is_housekeeping(&frames),
         };
         let judgement = growth::judge(&points, &turnover);
         let stack = StackReport {
@@ -64,7 +67,7 @@ impl Program {
             freed_objects: freed,
             verdict: Some(judgement.verdict),
             reason: Some(judgement.reason.to_owned()),
-            frames: frames.split(" < ").map(frame).collect(),
+            frames,
             ..bare()
         };
         self.sizes.push((source, sizes));
@@ -119,6 +122,27 @@ fn parts_of_one_object_are_one_cause() {
     }
     program.clean("log < serve < main");
     assert_eq!(program.leaks(), [place("app: make", 30)]);
+}
+
+/// HotSpot compiles in threads of its own, and keeps more than what leaks until the program is warm.
+#[test]
+fn a_runtime_that_warms_up_stands_behind_what_leaks() {
+    let compiles = "libjvm.so!os::malloc < libjvm.so!Chunk::operator new < libjvm.so!C2Compiler::compile_method < \
+        libjvm.so!CompileBroker::compiler_thread_loop < libjvm.so!Thread::call_run";
+    let mut program = Program::default();
+    program.leak(compiles, 50).leak("libz.so.1!inflateInit2_ < app!open < app!serve < main", 5);
+    assert_eq!(program.leaks().len(), 1);
+    assert!(program.first().place.contains("open") || program.first().place.contains("inflateInit2_"));
+    let verdicts: Vec<_> = program.causes().iter().map(|cause| cause.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Leaking, Verdict::Growing]);
+    // Nor do a few blocks that another thread has from the same function make a leak of it.
+    program.add(
+        "libjvm.so!os::malloc < libjvm.so!Chunk::operator new < libjvm.so!link < app!Run.link",
+        |second| u64::from(second < 2),
+        100,
+        0,
+    );
+    assert_eq!(program.leaks().len(), 1);
 }
 
 #[test]
