@@ -73,6 +73,7 @@ const STAYS: f64 = f64::INFINITY;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Truth {
     Leak,
+    SmallLeak,
     RareLeak,
     Cache,
     Sawtooth,
@@ -82,8 +83,9 @@ enum Truth {
 }
 
 impl Truth {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Leak,
+        Self::SmallLeak,
         Self::RareLeak,
         Self::Cache,
         Self::Sawtooth,
@@ -93,14 +95,15 @@ impl Truth {
     ];
 
     const fn is_leak(self) -> bool {
-        matches!(self, Self::Leak | Self::RareLeak)
+        matches!(self, Self::Leak | Self::SmallLeak | Self::RareLeak)
     }
 
     const fn title(self) -> &'static str {
         match self {
             Self::Leak => {
-                "leak of 16 to 2,000 blocks, evenly or at random, half of them under turnover, a third beside garbage from before"
+                "leak of 16 to 2,000 blocks, 32 KiB or more, evenly or at random, half of them under turnover, a third beside garbage from before"
             }
+            Self::SmallLeak => "the same of less than 32 KiB",
             Self::RareLeak => "leak of 2 to 15 large blocks",
             Self::Cache => {
                 "cache that fills within 60 % of the window, evenly or slowing down, and then replaces little"
@@ -114,7 +117,8 @@ impl Truth {
 
     fn story(self, window: f64, chance: &mut Chance) -> Story {
         match self {
-            Self::Leak => leak(window, chance),
+            Self::Leak => leak(window, chance, false),
+            Self::SmallLeak => leak(window, chance, true),
             Self::RareLeak => rare_leak(window, chance),
             Self::Cache => cache(window, chance),
             Self::Sawtooth => sawtooth(window, chance),
@@ -141,7 +145,19 @@ fn evenly_or_at_random(number: usize, from: f64, to: f64, chance: &mut Chance) -
     }
 }
 
-fn leak(window: f64, chance: &mut Chance) -> Story {
+fn leak(window: f64, chance: &mut Chance, is_small: bool) -> Story {
+    const SMALL: f64 = 32768.0;
+    loop {
+        let story = leak_of_any_size(window, chance);
+        let leaked: f64 =
+            story.blocks.iter().filter(|block| block.gone == STAYS).map(|block| footprint(block.bytes)).sum();
+        if (leaked < SMALL) == is_small {
+            return story;
+        }
+    }
+}
+
+fn leak_of_any_size(window: f64, chance: &mut Chance) -> Story {
     let number = chance.of_any_scale(16.0, 2000.0) as usize;
     let mean = chance.of_any_scale(16.0, 65536.0);
     let mut size = sizes(mean, chance);
