@@ -41,7 +41,7 @@ fn musl() {
     let root = Root::open("musl");
     let family = root.judge_live_blocks("/srv/tracer/live_blocks");
     let tarball = root.judge_tracer_in_it("/srv/tracer/tracer");
-    let cells = ["musl alone", "musl", &family, "", "", "", "", "", "", &tarball, ""];
+    let cells = ["musl alone", "musl", &family, "", "", "", "", "", "", "", &tarball, ""];
     root.leave_row(&cells);
 }
 
@@ -64,6 +64,7 @@ fn judge_glibc(name: &str, title: &str) {
         &root.judge_java(),
         &root.judge_redis(),
         &root.judge_nginx(),
+        &root.judge_postgres(),
         &root.judge_tracer_in_it("/srv/tracer/tracer"),
         &root.judge_tracer_in_it("/usr/bin/tracer"),
     ];
@@ -279,6 +280,40 @@ impl Root {
         drop(server);
         report.assert_exact();
         let version = version.split("v=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("?");
+        format!("{version} {}", stacks_of(&report))
+    }
+
+    /// The server and a process of it for each client.
+    #[track_caller]
+    fn judge_postgres(&self) -> String {
+        // It does not run as root.
+        let script = "set -e
+            programs=$(echo /usr/lib/postgresql/*/bin) data=/srv/tracer/postgres
+            own='setpriv --reuid=postgres --regid=postgres --init-groups'
+            rm -rf $data
+            mkdir $data
+            chown postgres $data
+            $own $programs/initdb --pgdata=$data --auth=trust --locale=C --no-sync >/dev/null
+            exec $own $programs/postgres -D $data -k $data -c listen_addresses= -c logging_collector=off";
+        let server = Server::start(self.contained(&["sh", "-c", script]));
+        let query = |text: &str| {
+            let mut client = Command::new("chroot");
+            client.arg(&self.path).args(["psql", "--host=/srv/tracer/postgres", "--username=postgres"]);
+            client.args(["--no-align", "--tuples-only", "--command", text]);
+            let output = client.output().expect("chroot can be run");
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let version = wait_until("postgres answers", || query("SHOW server_version"));
+        let recording = Tracer::new().options(["--follow"]).pid(server.pid()).start();
+        for _ in 0..10 {
+            let count = query("SELECT count(DISTINCT md5(n::text)) FROM generate_series(1, 5000) n");
+            assert_eq!(count.as_deref(), Some("5000"), "in {}", self.name);
+        }
+        let report = recording.interrupt().report();
+        drop(server);
+        report.assert_exact();
+        assert!(report.events.allocations >= 100, "{:?}", report.events);
+        let version = version.split(' ').next().unwrap_or("?");
         format!("{version} {}", stacks_of(&report))
     }
 

@@ -75,7 +75,10 @@ enum Xtask {
     /// Pack the release binary, as an archive and as a package for Debian.
     Dist,
     /// Judge the packed tracer on other distributions, and write the table into docs/distributions.md. As root.
-    Distributions,
+    Distributions {
+        /// Only on these (`bullseye`, `musl`); then nothing is written.
+        names: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -109,7 +112,7 @@ impl Xtask {
             Self::Lint => lint::lint(workspace),
             Self::Bench { what } => bench::bench(workspace, &what),
             Self::Dist => dist::dist(workspace).map(drop),
-            Self::Distributions => distributions::distributions(workspace),
+            Self::Distributions { names } => distributions::distributions(workspace, &names),
         }
     }
 }
