@@ -4,12 +4,16 @@
 //! Here are a few of each. `cargo xtask faults` makes as many as one has time for.
 
 use std::{
+    fs,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
-use tracer_tests::{Chance, Finished, MemoryGroup, Program, Recording, Running, Tracer, faults, send_signal};
+use tracer_tests::{
+    Chance, Finished, MemoryGroup, Program, Recording, Running, Tracer, faults, is_running, send_signal,
+    wait_until,
+};
 
 /// A target whose threads calculate.
 fn target() -> Running {
@@ -96,6 +100,55 @@ fn a_killed_tracer_leaves_nothing() {
         assert_whole(&mut target);
     }
     tracer(&target, &[]).start().interrupt().report().assert_exact();
+    target.assert_unharmed();
+}
+
+/// Whether a process of its own puts in or takes out probes for this tracer.
+fn probes_are_on_their_way(tracer: u32) -> bool {
+    let is_for_it = |stat: String| {
+        let (name, rest) = stat.rsplit_once(')')?;
+        Some(name.ends_with("(probes") && rest.split_whitespace().nth(1)?.parse() == Ok(tracer))
+    };
+    let processes = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let mut stats = processes.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());
+    stats.any(|stat| is_for_it(stat) == Some(true))
+}
+
+/// Kills a tracer when its probes go in or out, unless that is over before anybody looks.
+fn is_killed_on_the_way(recording: Recording) -> bool {
+    let pid = recording.pid();
+    let seen = wait_until("probes go in or out", || {
+        let is_over = !is_running(pid);
+        (probes_are_on_their_way(pid) || is_over).then_some(!is_over)
+    });
+    recording.signal(Signal::KILL);
+    // Here the code of the target is compared with its files.
+    recording.wait();
+    seen
+}
+
+/// Where a thread that puts in or takes out a probe is to be killed, the kernel stops on the way, and breakpoints stay.
+#[test]
+fn a_tracer_that_is_killed_while_probes_go_in_or_out_leaves_none() {
+    let mut target = target();
+    let mut wanted = [faults(2); 2];
+    for _ in 0..20 * faults(2) {
+        if wanted == [0; 2] {
+            break;
+        }
+        let attaching = is_killed_on_the_way(tracer(&target, &[]).spawn());
+        assert_whole(&mut target);
+        let mut recording = tracer(&target, &["-v"]).start();
+        // The tracer's own probes, by which it measures what hits cost, are out.
+        recording.message("beside its program");
+        recording.signal(Signal::INT);
+        let ending = is_killed_on_the_way(recording);
+        assert_whole(&mut target);
+        for (wanted, was_seen) in wanted.iter_mut().zip([attaching, ending]) {
+            *wanted = wanted.saturating_sub(was_seen.into());
+        }
+    }
+    assert_eq!(wanted, [0; 2], "they are seen on their way");
     target.assert_unharmed();
 }
 

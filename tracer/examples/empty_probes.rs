@@ -5,12 +5,12 @@
 
 use std::{
     io::{self, Read as _},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::AsFd as _,
 };
 
 use anyhow::{Context as _, Result, bail};
 use tracer::{
-    attach::uprobes::{At, ProbeSites, UprobeLinks, load_empty_program},
+    attach::uprobes::{At, ProbeLink, ProbeSites, UprobeLinks, load_empty_program},
     model::Pid,
     plan::{Planner, ProbePlacement},
     target::Target,
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
 }
 
 /// Attaches to every function that the tracer would probe, a perf event each.
-fn attach(target: &Target, at_entries: bool) -> Result<Vec<OwnedFd>> {
+fn attach(target: &Target, at_entries: bool) -> Result<Vec<ProbeLink>> {
     let program = load_empty_program(0).context("cannot load an empty program")?;
     let mut probes = Vec::new();
     for object in target.objects()?.opened {

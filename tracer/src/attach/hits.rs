@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     Capture,
-    uprobes::{At, ProbeSites, UprobeLinks, load_empty_program},
+    uprobes::{At, ProbeLink, ProbeSites, UprobeLinks, load_empty_program},
 };
 use crate::{model::Pid, plan::Cost, target::parse_maps};
 
@@ -270,7 +270,7 @@ impl Probe {
     }
 
     /// Runs at a function of this process until what is given is dropped.
-    fn attach(&self, function: extern "C" fn()) -> Result<Vec<OwnedFd>> {
+    fn attach(&self, function: extern "C" fn()) -> Result<Vec<ProbeLink>> {
         let place: ProbeSites = [(file_offset(function)?, 0, None)].into_iter().collect();
         let own = Some(Pid(std::process::id()));
         self.links.attach(self.program.as_fd(), Path::new("/proc/self/exe"), &place, self.at, own)

@@ -1,7 +1,7 @@
 //! Puts the BPF programs into the kernel and the probes into the target.
 //!
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
-//! however it ends.
+//! however it ends, if it does not end in the middle of it: [`unkillable`].
 
 mod gaps;
 mod grace;
@@ -15,6 +15,7 @@ mod sys;
 mod tables;
 pub mod tracefs;
 mod tracepoint;
+mod unkillable;
 mod unwind_tables;
 pub mod uprobes;
 
@@ -47,7 +48,7 @@ use self::{
     hits::ProbedPlaces,
     programs::Programs,
     tracepoint::Tracepoints,
-    uprobes::{At, ProbeSites, UprobeLinks},
+    uprobes::{At, ProbeLink, ProbeSites, UprobeLinks},
 };
 pub use self::{
     sys::may_call_bpf,
@@ -105,7 +106,7 @@ pub struct Capture {
     shares_probes: bool,
     windows_are_open: Cell<bool>,
     /// Links: what is dropped is detached.
-    probes: Vec<OwnedFd>,
+    probes: Vec<ProbeLink>,
     tracepoints: Tracepoints,
     /// They see the whole machine, and cost the kernel nothing to take away.
     raw_tracepoints: Vec<OwnedFd>,

@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::sys::{self, PerfEvent, ProgramLoad, UprobeLink};
+use super::{
+    sys::{self, PerfEvent, ProgramLoad, UprobeLink},
+    unkillable::unkillable,
+};
 use crate::model::Pid;
 
 /// What the kernel can attach uprobes by; each can all that the one before it can.
@@ -90,7 +93,7 @@ impl UprobeLinks {
         places: &ProbeSites,
         at: At,
         scope: Option<Pid>,
-    ) -> Result<Vec<OwnedFd>> {
+    ) -> Result<Vec<ProbeLink>> {
         let path = CString::new(file.as_os_str().as_bytes())?;
         if self == Self::PerfEvents {
             let event_type = perf_event_type()?;
@@ -99,9 +102,9 @@ impl UprobeLinks {
             let attach = |((&offset, &cookie), semaphore)| {
                 let place = PerfPlace { path: &path, offset, semaphore };
                 let event = open_perf_event(event_type, place, at, scope)?;
-                sys::link_perf_event(event.as_fd(), program, cookie)
+                sys::link_perf_event(event.as_fd(), program, cookie).map(ProbeLink::new)
             };
-            return Ok(places.map(attach).collect::<io::Result<_>>()?);
+            return Ok(unkillable(|| places.map(attach).collect::<io::Result<_>>())?);
         }
         let link = UprobeLink {
             program,
@@ -113,7 +116,23 @@ impl UprobeLinks {
             at_return: at == At::Return,
             pid: scope.map_or(0, |pid| pid.0),
         };
-        Ok(vec![link.create()?])
+        Ok(vec![ProbeLink::new(unkillable(|| link.create())?)])
+    }
+}
+
+/// Probes that are in until this is dropped.
+#[derive(Debug)]
+pub struct ProbeLink(Option<OwnedFd>);
+
+impl ProbeLink {
+    const fn new(descriptor: OwnedFd) -> Self {
+        Self(Some(descriptor))
+    }
+}
+
+impl Drop for ProbeLink {
+    fn drop(&mut self) {
+        unkillable(|| drop(self.0.take()));
     }
 }
 
