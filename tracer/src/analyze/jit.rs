@@ -2,7 +2,8 @@
 //!
 //! A runtime compiles a function again as it gets hot, and from then on what it allocates has another stack: the old one
 //! stops, and the new one is too young to be judged. What they have in common is the native code that is called from the
-//! compiled: a stack that stopped, or has just begun, is judged as the sum of those that have the same.
+//! compiled: a stack that stopped, or has just begun, is judged as the sum of those that have the same. So is one that seems to leak
+//! beside others of which everything was freed: what it holds may only not have been collected yet.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,25 +27,39 @@ pub struct Judged {
 
 /// Gives stacks through compiled code the verdict of all that differ in it alone, where their own says too little.
 pub fn judge_together(stacks: &mut [Judged], history: &History) {
+    for group in alike(stacks).into_iter().filter(|group| group.len() > 1) {
+        let is_any_gone = group.iter().any(|&index| is_gone(&stacks[index]));
+        let is_open = |judged: &Judged| {
+            says_little(judged) || (is_any_gone && judged.stack.verdict == Some(Verdict::Leaking))
+        };
+        if !group.iter().any(|&index| is_open(&stacks[index])) {
+            continue;
+        }
+        let judgement = judge_as_one(group.iter().map(|&index| &stacks[index]), history);
+        for index in group {
+            let judged = &mut stacks[index];
+            if is_open(judged) && judged.stack.weight_bytes > 0 {
+                judged.stack.verdict = Some(judgement.verdict);
+                judged.stack.reason = Some(judgement.reason.to_owned());
+            }
+        }
+    }
+}
+
+/// The stacks that differ only in compiled code, by their places.
+pub(super) fn alike(stacks: &[Judged]) -> Vec<Vec<usize>> {
     let mut alike: HashMap<Vec<String>, Vec<usize>> = HashMap::new();
     for (index, judged) in stacks.iter().enumerate() {
         if let (true, Some(key)) = (judged.stack.kind.counts_by_default(), key(&judged.stack)) {
             alike.entry(key).or_default().push(index);
         }
     }
-    for group in alike.into_values().filter(|group| group.len() > 1) {
-        if !group.iter().any(|&index| says_little(&stacks[index])) {
-            continue;
-        }
-        let judgement = judge_as_one(group.iter().map(|&index| &stacks[index]), history);
-        for index in group {
-            let judged = &mut stacks[index];
-            if says_little(judged) && judged.stack.weight_bytes > 0 {
-                judged.stack.verdict = Some(judgement.verdict);
-                judged.stack.reason = Some(judgement.reason.to_owned());
-            }
-        }
-    }
+    alike.into_values().collect()
+}
+
+/// Whether everything was freed.
+pub(super) const fn is_gone(judged: &Judged) -> bool {
+    judged.stack.weight_bytes == 0 && judged.stack.outstanding_objects == 0 && judged.stack.freed_objects > 0
 }
 
 fn says_little(judged: &Judged) -> bool {
@@ -173,6 +188,40 @@ mod tests {
             [open(), frame("node", "Builtins_InterpreterEntryTrampoline"), frame("node", "main")];
         let compiled = [open(), frame("[anon]", "JS:*handle"), frame("node", "main")];
         assert_eq!(moved(&interpreted, &compiled), [Some(Verdict::Leaking); 2]);
+    }
+
+    /// What a collector frees in the seventh second of twenty, by a stack that is compiled anew then; what came since is not collected yet.
+    #[test]
+    fn what_was_collected_until_its_caller_was_compiled_anew_does_not_leak() {
+        let (old, new) = (StackId::new(2), StackId::new(3));
+        let mut history = History::new(SECOND);
+        let mut births = Births::new(0, 20 * SECOND);
+        for second in 0..=20_u64 {
+            let sizes = [if second < 7 { 10 * second } else { 0 }, 10 * second.saturating_sub(7)].map(Bytes);
+            history.push(second * SECOND, [(Source::Native(old), sizes[0]), (Source::Native(new), sizes[1])]);
+            (second >= 7).then(|| births.add(second * SECOND, Bytes(10)));
+        }
+        let judged = |id, caller: &str, left: u64, freed, births, verdict| Judged {
+            stack: StackReport {
+                frames: vec![frame("node", "Session::New"), frame("[anon]", caller)],
+                allocated_objects: left + freed,
+                freed_objects: freed,
+                outstanding_objects: left,
+                weight_bytes: 10 * left,
+                verdict: Some(verdict),
+                ..bare()
+            },
+            source: Source::Native(id),
+            births,
+            variance: 0.0,
+        };
+        let mut stacks = [
+            judged(old, "JS:~open", 0, 70, Births::new(0, 20 * SECOND), Verdict::Steady),
+            judged(new, "JS:*open", 13, 0, births, Verdict::Leaking),
+        ];
+        judge_together(&mut stacks, &history);
+        let verdicts = stacks.map(|judged| judged.stack.verdict);
+        assert_eq!(verdicts, [Some(Verdict::Steady), Some(Verdict::Growing)]);
     }
 
     #[test]

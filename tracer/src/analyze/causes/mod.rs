@@ -27,7 +27,7 @@ use self::{
 use super::{
     growth::{self, Judgement},
     history::History,
-    jit::{Judged, judge_as_one},
+    jit::{self, Judged, judge_as_one},
 };
 use crate::model::{Cause, Frame, Kind, Process, StackReport, Verdict};
 
@@ -48,7 +48,7 @@ const MOST_JUDGED: usize = 256;
 pub fn find(stacks: &[Judged], history: &History, processes: &[Process]) -> Vec<Cause> {
     let mut left: Vec<usize> = (0..stacks.len()).filter(|&index| holds(&stacks[index].stack)).collect();
     let ways = Ways::of(stacks, history, processes);
-    let search = Search { stacks, history, processes, ways: &ways };
+    let search = Search { stacks, history, processes, ways: &ways, gone: Gone::among(stacks) };
     let mut causes = Vec::new();
     for program in ways.programs() {
         let mut banned = HashSet::new();
@@ -117,6 +117,35 @@ struct Search<'a> {
     history: &'a History,
     processes: &'a [Process],
     ways: &'a Ways,
+    gone: Gone,
+}
+
+/// Stacks of which everything was freed, and that differ only in code that was compiled anew from others that hold something.
+struct Gone {
+    places: Vec<Vec<usize>>,
+    /// The place of each of those others.
+    of: HashMap<usize, usize>,
+}
+
+impl Gone {
+    fn among(stacks: &[Judged]) -> Self {
+        let (mut places, mut of) = (Vec::new(), HashMap::new());
+        for group in jit::alike(stacks) {
+            let (gone, others): (Vec<usize>, Vec<usize>) =
+                group.into_iter().partition(|&index| jit::is_gone(&stacks[index]));
+            if !gone.is_empty() {
+                of.extend(others.into_iter().map(|index| (index, places.len())));
+                places.push(gone);
+            }
+        }
+        Self { places, of }
+    }
+
+    /// Those of the same places as these.
+    fn beside(&self, stacks: &[usize]) -> Vec<usize> {
+        let places: HashSet<usize> = stacks.iter().filter_map(|index| self.of.get(index).copied()).collect();
+        places.into_iter().flat_map(|place| self.places[place].iter().copied()).collect()
+    }
 }
 
 impl Search<'_> {
@@ -266,7 +295,8 @@ impl Search<'_> {
     }
 
     fn judge_as_one(&self, stacks: &[usize]) -> Judgement {
-        judge_as_one(stacks.iter().map(|&index| &self.stacks[index]), self.history)
+        let gone = self.gone.beside(stacks);
+        judge_as_one(stacks.iter().chain(&gone).map(|&index| &self.stacks[index]), self.history)
     }
 
     /// Whether what leaks does so in processes that were there from the start, or in one that came: what each new one needs to begin with
