@@ -78,7 +78,13 @@ pub fn of_lossy(events: &Events) -> Option<VerdictSummary> {
 pub fn of(facts: &Facts) -> VerdictSummary {
     let growth = Growth::of(facts);
     let (leaks, may_be_turnover) = without_queues(facts, &growth);
-    let is_main = growth.is_noise() || leaks.footprint >= growth.percent(MAIN);
+    let is_main = |leaks: &Places| growth.is_noise() || leaks.footprint >= growth.percent(MAIN);
+    let (garbage, leaks) = if growth.is_noise() || !is_main(&leaks) {
+        leaks.divided(|cause| may_be_garbage(facts, cause))
+    } else {
+        (Places::these(Vec::new()), leaks)
+    };
+    let is_main = is_main(&leaks);
     let is_speck = growth.is_noise() && leaks.footprint < SPECK;
     let (summary, leaking) = match leaks.largest() {
         Some(leak) if is_speck => {
@@ -108,11 +114,42 @@ pub fn of(facts: &Facts) -> VerdictSummary {
                     let rate = per_minute(leak.rate(facts.window.as_secs_f64()));
                     (format!("{sentence}; besides, {rate} leak in {}", leak.sentence()), Some(true))
                 }
-                None => (sentence, leaking),
+                None => beside_garbage(&growth, &garbage, (sentence, leaking)),
             }
         }
     };
     VerdictSummary { summary, leaking, growth_bytes_per_second: growth::rate(facts.outstanding) }
+}
+
+/// Whether a collector may still free what a cause left: what it allocated besides was freed, most of it. What has survived the
+/// collections of what is young stays until everything is collected, which may take longer than the window.
+fn may_be_garbage(facts: &Facts, cause: &Cause) -> bool {
+    /// So many were freed for each that is left.
+    const FREED: u64 = 4;
+    let collects = matches!(
+        facts.runtime,
+        Some(Runtime::V8 | Runtime::HotSpot | Runtime::Ruby | Runtime::Mono | Runtime::DotNet)
+    );
+    collects && cause.freed_objects / FREED >= cause.outstanding_objects.max(1)
+}
+
+/// What is said besides of what may be garbage, which keeps anybody from an acquittal.
+fn beside_garbage(
+    growth: &Growth,
+    garbage: &Places<'_>,
+    (sentence, leaking): (String, Option<bool>),
+) -> (String, Option<bool>) {
+    let least = growth.percent(WORTH_MENTIONING).max(SPECK);
+    match garbage.largest().filter(|_| garbage.footprint >= least) {
+        Some(cause) => {
+            let (held, name) = (held_now(growth, cause), cause.sentence());
+            let sentence = format!(
+                "{sentence}; besides, {held} more in {name}: a leak, or garbage that is not collected yet; record longer"
+            );
+            (sentence, leaking.filter(|&leaking| leaking))
+        }
+        None => (sentence, leaking),
+    }
 }
 
 /// What is said where no leak is what it is about: an acquittal only with the evidence for one.
@@ -600,6 +637,7 @@ mod tests {
             reason: String::new(),
             weight_bytes: weight,
             outstanding_objects: weight / 4096,
+            freed_objects: 0,
             objects_of_new_processes: 0,
             standard_error_bytes: None,
             growth_bytes_per_second: Some(rate),
@@ -948,6 +986,26 @@ mod tests {
         assert!(summary.starts_with("leaking 30.0 MiB/min in `addon.node: Session::Open`"), "{summary}");
         assert_eq!(leaking, Some(true));
         assert!(of(false).0.contains("older blocks"));
+    }
+
+    #[test]
+    fn a_little_that_a_collector_may_still_free_is_no_leak_yet() {
+        let mut wrapped = made("Wrap::New", Kind::Native, Verdict::Leaking, 4 * MIB / 10, 100.0);
+        wrapped.cause.freed_objects = 20 * wrapped.cause.outstanding_objects;
+        let batch = made("batch", Kind::Native, Verdict::Steady, 20 * MIB, 0.0);
+        for grown in [&[(Part::Native, 20)][..], &[(Part::Native, 0)]] {
+            let (sentence, leaking) = verdict(&[batch.clone(), wrapped.clone()], grown);
+            assert_eq!(leaking, None, "{sentence}");
+            assert!(
+                sentence.contains("Wrap::New`: a leak, or garbage that is not collected yet"),
+                "{sentence}"
+            );
+        }
+        let (sentence, leaking) = verdict(&[wrapped.clone()], &[(Part::Native, 1)]);
+        assert_eq!(leaking, Some(true), "it is what grew: {sentence}");
+        wrapped.cause.freed_objects = 0;
+        let (sentence, leaking) = verdict(&[batch, wrapped], &[(Part::Native, 20)]);
+        assert_eq!(leaking, Some(true), "nothing of it is ever freed: {sentence}");
     }
 
     #[test]

@@ -30,7 +30,10 @@ pub struct Cause {
     pub weight_bytes: u64,
     /// Objects of the stacks that are outstanding.
     pub outstanding_objects: u64,
-    /// Of these, objects in processes that came during the window: nothing in them is older. Not in reports.
+    /// Objects that the stacks allocated in the window and that were freed. Not in reports.
+    #[serde(skip)]
+    pub freed_objects: u64,
+    /// Of the outstanding ones, objects in processes that came during the window: nothing in them is older. Not in reports.
     #[serde(skip)]
     pub objects_of_new_processes: u64,
     /// Standard error of `weight_bytes`, when it is estimated from a sample.

@@ -340,6 +340,7 @@ impl Search<'_> {
             reason,
             weight_bytes: self.weight(stacks),
             outstanding_objects: self.objects(stacks),
+            freed_objects: sum(stacks.iter().map(|&index| self.stacks[index].stack.freed_objects)),
             objects_of_new_processes: self.objects(
                 &stacks
                     .iter()
