@@ -78,14 +78,14 @@ pub fn of_lossy(events: &Events) -> Option<VerdictSummary> {
 pub fn of(facts: &Facts) -> VerdictSummary {
     let growth = Growth::of(facts);
     let (leaks, may_be_turnover) = without_queues(facts, &growth);
-    let is_main = |leaks: &Places| growth.is_noise() || leaks.footprint >= growth.percent(MAIN);
+    let is_main = |leaks: &Places| growth.is_noise() || leaks.settled() >= growth.percent(MAIN);
     let (garbage, leaks) = if growth.is_noise() || !is_main(&leaks) {
         leaks.divided(|cause| may_be_garbage(facts, cause))
     } else {
         (Places::these(Vec::new()), leaks)
     };
     let is_main = is_main(&leaks);
-    let is_speck = growth.is_noise() && leaks.footprint < SPECK;
+    let is_speck = growth.is_noise() && leaks.settled() < SPECK;
     let (summary, leaking) = match leaks.largest() {
         Some(leak) if is_speck => {
             let (held, name) = (held_now(&growth, leak), leak.sentence());
@@ -102,9 +102,9 @@ pub fn of(facts: &Facts) -> VerdictSummary {
         Some(leak) if is_main => (leak_sentence(facts, &growth, leak, &leaks), Some(true)),
         leak => {
             let (sentence, leaking) = without_main_leak(facts, &growth);
-            let is_told = !may_be_turnover && leaks.footprint >= growth.percent(WORTH_MENTIONING);
+            let is_told = !may_be_turnover && leaks.settled() >= growth.percent(WORTH_MENTIONING);
             match leak.filter(|_| is_told) {
-                Some(leak) if leaks.footprint < SPECK => {
+                Some(leak) if leaks.settled() < SPECK => {
                     let (held, name) = (held_now(&growth, leak), leak.sentence());
                     let sentence =
                         format!("{sentence}; besides, {held} more in {name}: too little to tell a leak");
@@ -216,6 +216,17 @@ fn possible_leak(facts: &Facts, cause: &Cause) -> u64 {
     let most = lately.filter(had_come_down).map(|at| history[at] as f64 * last as f64 / at as f64);
     let Some(most) = most.min_by(f64::total_cmp) else { return footprint };
     let part = (most + MISSED * facts.sample_bytes as f64) / cause.weight_bytes.max(1) as f64;
+    (footprint as f64 * part.min(1.0)) as u64
+}
+
+/// What of a leak has leaked for certain: at most twice what it held when three quarters of its time had passed, which leaves room for as
+/// much in proportion since. What came besides in the last quarter may be on its way.
+fn settled_footprint(cause: &Cause) -> u64 {
+    let (history, footprint) = (&cause.history_bytes, footprint_of(cause));
+    let begin = history.iter().position(|&bytes| bytes > 0).unwrap_or(history.len());
+    let Some(last) = history.len().checked_sub(1).filter(|last| *last > begin) else { return footprint };
+    let most = history[begin + (last - begin) * 3 / 4].saturating_mul(2);
+    let part = most as f64 / cause.weight_bytes.max(1) as f64;
     (footprint as f64 * part.min(1.0)) as u64
 }
 
@@ -382,6 +393,11 @@ impl<'a> Places<'a> {
             objects: places.iter().map(|cause| cause.outstanding_objects).fold(0, u64::saturating_add),
             places,
         }
+    }
+
+    /// What of them is more than a burst at the end.
+    fn settled(&self) -> u64 {
+        self.places.iter().map(|cause| settled_footprint(cause)).fold(0, u64::saturating_add)
     }
 
     /// Those of which something holds, and the others.
@@ -1006,6 +1022,20 @@ mod tests {
         wrapped.cause.freed_objects = 0;
         let (sentence, leaking) = verdict(&[batch, wrapped], &[(Part::Native, 20)]);
         assert_eq!(leaking, Some(true), "nothing of it is ever freed: {sentence}");
+    }
+
+    #[test]
+    fn a_burst_at_the_end_makes_no_leak_of_a_log() {
+        let mut log = made("call", Kind::Native, Verdict::Leaking, 90_000, 700.0);
+        log.cause.history_bytes =
+            (0..24).map(|at| if at < 20 { 200 * at } else { 22_500 * (at - 19) }).collect();
+        let (sentence, leaking) = verdict(&[log.clone()], &[(Part::Native, 0)]);
+        assert_eq!(leaking, None, "{sentence}");
+        assert!(sentence.contains("too little to tell a leak"), "{sentence}");
+        log.cause.history_bytes = (0..24).map(|at| 3900 * at).collect();
+        assert_eq!(verdict(&[log.clone()], &[(Part::Native, 0)]).1, Some(true));
+        log.cause.history_bytes = (0..24_u64).map(|at| 11_000 * at.saturating_sub(15)).collect();
+        assert_eq!(verdict(&[log], &[(Part::Native, 0)]).1, Some(true), "one that begins late is one");
     }
 
     #[test]
