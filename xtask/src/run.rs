@@ -1,6 +1,7 @@
 //! Builds the tracer and runs it.
 
 use std::{
+    env,
     ffi::OsString,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -54,9 +55,12 @@ pub fn binary(workspace: &Path) -> PathBuf {
 pub fn cargo(workspace: &Path) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(workspace);
-    // What `cargo run` set for xtask is not for this one.
-    for variable in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH"] {
-        cargo.env_remove(variable);
+    // What `cargo run` set for xtask is not for this one: build scripts that read it would run again, and what depends on them be built anew.
+    let is_of_xtask = |name: &OsString| {
+        ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|of| name.as_encoded_bytes().starts_with(of.as_bytes()))
+    };
+    for (name, _) in env::vars_os().filter(|(name, _)| is_of_xtask(name)) {
+        cargo.env_remove(name);
     }
     cargo
 }
