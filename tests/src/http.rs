@@ -1,13 +1,13 @@
-//! Who asks by HTTP, as plainly as it can be done: what is sent is what the test says.
+//! Who asks by HTTP, as plainly as it can be done: what is sent is what the test says. And who is sent something.
 
 use std::{
-    io::{self, Read, Write},
-    net::TcpStream,
+    io::{self, BufRead as _, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
 };
 
-use crate::process::PATIENCE;
+use crate::process::{PATIENCE, wait_until};
 
 /// An answer.
 #[derive(Debug)]
@@ -93,4 +93,24 @@ pub fn get_of_socket(socket: &Path, path: &str) -> Answer {
     stream.set_read_timeout(Some(PATIENCE)).expect("it can have one");
     stream.write_all(request(path, &["Host: localhost"]).as_bytes()).expect("it takes the request");
     Answer::read(&mut stream).expect("it answers")
+}
+
+/// Takes one request, and answers that all is well: what it asks for, and its body.
+#[track_caller]
+#[must_use]
+pub fn take_request(listener: &TcpListener) -> (String, Vec<u8>) {
+    listener.set_nonblocking(true).expect("it can be waited for");
+    let (stream, _) = wait_until("somebody calls", || listener.accept().ok());
+    stream.set_read_timeout(Some(PATIENCE)).expect("it can have one");
+    let mut reader = BufReader::new(&stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).expect("it is text") > 0, "a whole request: {head}");
+    }
+    let length = |line: &str| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok();
+    let mut body = vec![0; head.lines().find_map(length).expect("it says how long it is")];
+    reader.read_exact(&mut body).expect("it is that long");
+    let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    (&stream).write_all(answer).expect("it listens");
+    (head.lines().next().unwrap_or_default().to_owned(), body)
 }

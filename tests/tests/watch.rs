@@ -1,18 +1,12 @@
 //! `tracer watch` on this machine's control groups: a limit, a leak, and the kernel that kills.
 
-use std::{
-    fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpListener,
-    path::Path,
-    process::Command,
-};
+use std::{fs, net::TcpListener, path::Path, process::Command};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tracer_tests::{
-    Leaking, MemoryGroup, Program, Recording, Report, Running, Tracer, assert_text_is_pristine, bpf,
+    Leaking, MemoryGroup, Program, Recording, Report, Running, Tracer, assert_text_is_pristine, bpf, http,
     is_running, run_tool, sampler, text, wait_for_exit, wait_until,
 };
 
@@ -242,21 +236,6 @@ fn a_command_is_run_after_each_recording_and_its_failure_told_once() {
     assert_eq!(told.lines().count(), 3);
 }
 
-/// Takes one request, and answers that all is well: what it asks for, and its body.
-fn take_request(listener: &TcpListener) -> (String, Vec<u8>) {
-    let (stream, _) = listener.accept().expect("somebody calls");
-    let mut reader = BufReader::new(&stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        assert!(reader.read_line(&mut head).expect("it is text") > 0, "a whole request: {head}");
-    }
-    let length = |line: &str| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok();
-    let mut body = vec![0; head.lines().find_map(length).expect("it says how long it is")];
-    reader.read_exact(&mut body).expect("it is that long");
-    (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").expect("it listens");
-    (head.lines().next().unwrap_or_default().to_owned(), body)
-}
-
 #[test]
 fn profiles_are_sent_to_pyroscope_and_to_a_collector() {
     let group = MemoryGroup::with_limit(200 * MIB);
@@ -270,7 +249,7 @@ fn profiles_are_sent_to_pyroscope_and_to_a_collector() {
     let mut watching = watch(&group, reports.path(), &options);
     watching.wait_for_message("its probes are in");
     service.go();
-    let (asked, body) = take_request(&pyroscope);
+    let (asked, body) = http::take_request(&pyroscope);
     assert!(asked.starts_with("POST /ingest?name=tracer-tests-") && asked.contains("host%3D"), "{asked}");
     let [recording] = &ended(reports.path(), 1)[..] else { panic!("one recording") };
     let report = format!("{}.pb.gz", recording["name"].as_str().expect("a name"));
@@ -281,7 +260,7 @@ fn profiles_are_sent_to_pyroscope_and_to_a_collector() {
     let pushed = reports.path().join("pushed");
     fs::write(&pushed, sent).unwrap();
     assert!(run_tool("go", &["tool", "pprof", "-top", text(&pushed)]).contains("forget"));
-    let (asked, body) = take_request(&collector);
+    let (asked, body) = http::take_request(&collector);
     assert!(asked.starts_with("POST /v1development/profiles "), "{asked}");
     // Tests beside the code read it by OpenTelemetry's own messages.
     let packed = reports.path().join("packed.gz");

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Barrier,
@@ -15,9 +16,9 @@ use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 use tracer_tests::{
-    Browser, Leaking, MemoryGroup, Recording, Tracer,
+    Browser, Leaking, MemoryGroup, Recording, Tracer, faults,
     http::{self, Answer},
-    run_tool, text, wait_until,
+    node_addon, programs_dir, run_tool, text, wait_for_exit, wait_until,
 };
 
 const MIB: u64 = 1 << 20;
@@ -39,7 +40,11 @@ impl Watching {
 
     #[track_caller]
     fn listening(place: &str, groups: &[&MemoryGroup], options: &[&str]) -> Self {
-        let reports = TempDir::new().unwrap();
+        Self::in_directory(TempDir::new().unwrap(), place, groups, options)
+    }
+
+    #[track_caller]
+    fn in_directory(reports: TempDir, place: &str, groups: &[&MemoryGroup], options: &[&str]) -> Self {
         let mut service = Tracer::command(words(place, groups, reports.path(), options)).spawn();
         let address =
             service.message("serving at ").trim_start_matches("http://").replace("0.0.0.0", "127.0.0.1");
@@ -69,8 +74,10 @@ impl Watching {
 }
 
 fn words(place: &str, groups: &[&MemoryGroup], reports: &Path, options: &[&str]) -> Vec<OsString> {
-    let words = ["watch", "--interval", "200ms", "--cool-down", "1h", "--listen", place, "--dir"];
-    let mut words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+    let cool_down = if options.contains(&"--cool-down") { &[][..] } else { &["--cool-down", "1h"] };
+    let words =
+        ["watch", "--interval", "200ms", "--listen", place].into_iter().chain(cool_down.iter().copied());
+    let mut words: Vec<OsString> = words.chain(["--dir"]).map(Into::into).collect();
     words.push(reports.into());
     for group in groups {
         words.extend(["--cgroup".into(), group.directory().into()]);
@@ -140,6 +147,7 @@ fn promtool_likes_the_rules() {
     run_tool("promtool", &["check", "rules", &path("tracer-watch.rules.yml")]);
     run_tool("promtool", &["check", "config", &path("prometheus.yml")]);
     run_tool("promtool", &["test", "rules", &path("tracer-watch.test.yml")]);
+    run_tool("amtool", &["check-config", &path("alertmanager.yml")]);
 }
 
 /// A Prometheus that scrapes a service, with the rules of `deploy/` made impatient.
@@ -149,19 +157,33 @@ struct Prometheus {
     _directory: TempDir,
 }
 
+/// A file of `deploy/prometheus`, with other words in it.
+#[track_caller]
+fn altered(file: &str, others: &[(&str, &str)]) -> String {
+    let text = fs::read_to_string(deployed("prometheus").join(file)).expect("it is deployed");
+    others.iter().fold(text, |text, (old, new)| {
+        assert!(text.contains(old), "{file}: {old}");
+        text.replace(old, new)
+    })
+}
+
+/// An address that nobody has.
+#[track_caller]
+fn free_address() -> String {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    free.expect("there is a free port").to_string()
+}
+
 impl Prometheus {
+    /// Scrapes a service, and sends its alerts to an Alertmanager.
     #[track_caller]
-    fn start(target: &str) -> Self {
+    fn start(target: &str, alertmanager: &str) -> Self {
         let directory = TempDir::new().unwrap();
-        let read = |file| fs::read_to_string(deployed("prometheus").join(file)).expect("it is deployed");
-        let config = read("prometheus.yml").replace("127.0.0.1:9497", target).replace("15s", "1s");
-        assert!(config.contains(target) && config.contains("scrape_interval: 1s"), "{config}");
-        let config = format!("global: {{ evaluation_interval: 1s }}\n{config}");
-        fs::write(directory.path().join("prometheus.yml"), config).unwrap();
-        let rules = read("tracer-watch.rules.yml").replace("for: 5m", "for: 1s");
+        let others = [("127.0.0.1:9497", target), ("127.0.0.1:9093", alertmanager), ("15s", "1s")];
+        fs::write(directory.path().join("prometheus.yml"), altered("prometheus.yml", &others)).unwrap();
+        let rules = altered("tracer-watch.rules.yml", &[("for: 5m", "for: 1s"), ("> 0.8", "> 0.5")]);
         fs::write(directory.path().join("tracer-watch.rules.yml"), rules).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let address = free.expect("there is a free port").to_string();
+        let address = free_address();
         let mut prometheus = Command::new("prometheus");
         prometheus.arg("--config.file").arg(directory.path().join("prometheus.yml"));
         prometheus.arg("--storage.tsdb.path").arg(directory.path().join("data"));
@@ -169,17 +191,21 @@ impl Prometheus {
         let child = prometheus.stdout(Stdio::null()).spawn();
         let child = child.expect("there is prometheus (Debian's package of that name)");
         wait_until("prometheus listens", || TcpStream::connect(&address).ok());
-        Self { child, address, _directory: directory }
+        let prometheus = Self { child, address, _directory: directory };
+        wait_until("it is ready", || (prometheus.get("/-/ready").status == 200).then_some(()));
+        prometheus
+    }
+
+    #[track_caller]
+    fn get(&self, path: &str) -> Answer {
+        let headers = [&format!("Host: {}", self.address), "Connection: close"];
+        http::ask(&self.address, &http::request(path, &headers))
     }
 
     /// What its interface says.
     #[track_caller]
     fn ask(&self, path: &str) -> Value {
-        let answer = http::ask(
-            &self.address,
-            &http::request(path, &[&format!("Host: {}", self.address), "Connection: close"]),
-        );
-        let answer = String::from_utf8_lossy(&answer.body).into_owned();
+        let answer = String::from_utf8_lossy(&self.get(path).body).into_owned();
         // It may come in pieces, each with its length on a line of its own.
         let json: String = answer.split("\r\n").filter(|line| line.contains(['{', '"', '['])).collect();
         let json: Value =
@@ -200,6 +226,60 @@ impl Prometheus {
 }
 
 impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An Alertmanager that passes on what it gets, by the configuration of `deploy/` made impatient.
+struct Alertmanager {
+    child: Child,
+    address: String,
+    /// Who is told.
+    receiver: TcpListener,
+    _directory: TempDir,
+}
+
+impl Alertmanager {
+    #[track_caller]
+    fn start() -> Self {
+        let directory = TempDir::new().unwrap();
+        let receiver = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let place = receiver.local_addr().expect("it has one").to_string();
+        let config = altered("alertmanager.yml", &[("127.0.0.1:9095", &place), ("30s", "0s")]);
+        let file = directory.path().join("alertmanager.yml");
+        fs::write(&file, config).unwrap();
+        let address = free_address();
+        let mut alertmanager = Command::new("prometheus-alertmanager");
+        alertmanager.arg("--config.file").arg(&file);
+        alertmanager.arg("--storage.path").arg(directory.path().join("data"));
+        alertmanager.arg(format!("--web.listen-address={address}")).arg("--cluster.listen-address=");
+        let child = alertmanager.arg("--log.level=error").stdout(Stdio::null()).spawn();
+        let child = child.expect("there is prometheus-alertmanager (Debian's package of that name)");
+        wait_until("it listens", || TcpStream::connect(&address).ok());
+        Self { child, address, receiver, _directory: directory }
+    }
+
+    /// Waits until somebody is told of an alert.
+    #[track_caller]
+    fn wait_for(&self, alert: &str, subject: &str) {
+        wait_until(alert, || {
+            let (asked, body) = http::take_request(&self.receiver);
+            assert!(asked.starts_with("POST /alerts "), "{asked}");
+            let message: Value = serde_json::from_slice(&body).expect("it is JSON");
+            let is_it = |known: &Value| {
+                known["status"] == "firing"
+                    && known["labels"]["alertname"] == alert
+                    && known["labels"]["subject"] == subject
+                    && known["annotations"]["summary"].as_str().is_some_and(|text| text.contains(subject))
+            };
+            message["alerts"].as_array().expect("a list").iter().any(is_it).then_some(())
+        });
+    }
+}
+
+impl Drop for Alertmanager {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -229,37 +309,98 @@ fn queries(dashboard: &Value) -> Vec<String> {
     targets.chain(dashboard["annotations"]["list"].as_array().expect("a list")).map(query).collect()
 }
 
+/// The service of the demonstration in a group: each of its requests leaks 16 KiB.
+struct Service(Child);
+
+impl Service {
+    #[track_caller]
+    fn start(group: &MemoryGroup, addon: &Path) -> Self {
+        let [shell, words @ ..] = group.wrapper();
+        let mut node = Command::new(shell);
+        node.args(words).arg("node").arg(programs_dir().join("node/service.js")).arg(addon);
+        // From a quarter of its memory to all of it in some 20 s.
+        node.env("REQUESTS_A_SECOND", "500").stdin(Stdio::piped()).stdout(Stdio::null());
+        Self(node.spawn().expect("it can be started"))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `TRACER_FAULTS=3` has the service started anew twice.
 #[test]
-fn prometheus_scrapes_it_and_fires_the_alerts() {
-    let group = MemoryGroup::with_limit(400 * MIB);
-    let mut leaking = Leaking::start(&group, 16 * 330, 20_000);
-    let mut watching = Watching::start(&[&group], &["--when", "usage > 80%", "--record", "8s"]);
-    let prometheus = Prometheus::start(&watching.address);
-    watching.service.wait_for_message("its probes are in");
-    leaking.go();
-    let fires = |alert: &str| {
-        wait_until(alert, || prometheus.is_firing(alert, name(&group)).then_some(()));
-    };
-    fires("TracerMemoryNearLimit");
-    fires("TracerLeakFound");
+fn an_alert_fires_before_the_kernel_kills_a_service_and_its_report_names_the_leak() {
+    let group = MemoryGroup::with_limit(200 * MIB);
+    let directory = TempDir::new().unwrap();
+    let addon = node_addon(directory.path());
+    let options = ["--when", "usage > 50%", "--record", "10m", "--cool-down", "0s", "--mode", "allocations"];
+    let watching = Watching::start(&[&group], &options);
+    let alertmanager = Alertmanager::start();
+    let prometheus = Prometheus::start(&watching.address, &alertmanager.address);
+    let is_firing = |alert: &str| prometheus.is_firing(alert, name(&group));
+    let rounds = faults(1) as usize;
+    for round in 1..=rounds {
+        wait_until("the alert is over", || (!is_firing("TracerMemoryNearLimit")).then_some(()));
+        let mut service = Service::start(&group, &addon);
+        wait_until("the alert fires", || is_firing("TracerMemoryNearLimit").then_some(()));
+        assert!(service.0.try_wait().unwrap().is_none(), "it fires before the kill");
+        if round == 1 {
+            alertmanager.wait_for("TracerMemoryNearLimit", name(&group));
+        }
+        assert_eq!(wait_for_exit(&mut service.0).signal(), Some(9), "the kernel killed it");
+        let recording = wait_until("its recording ends", || {
+            let index: Value =
+                serde_json::from_str(&watching.text("/reports/index.json")).expect("it is JSON");
+            let all = index["recordings"].as_array().expect("a list");
+            let last = all.get(round - 1)?;
+            (last["state"] != "recording").then(|| last.clone())
+        });
+        let digest = &recording["digest"];
+        assert_eq!(
+            (&digest["end"], &digest["leaking"]),
+            (&"oom_killed".into(), &true.into()),
+            "{recording:#}"
+        );
+        let verdict = digest["verdict"].as_str().expect("there is one");
+        for word in ["session_cache.node: session::Cache::Open", "called from `handle (service.js:"] {
+            assert!(verdict.contains(word), "{recording:#}");
+        }
+    }
+    for alert in ["TracerLeakFound", "TracerOomKill"] {
+        wait_until(alert, || is_firing(alert).then_some(()));
+    }
     let up = prometheus.ask("/api/v1/query?query=up");
     assert_eq!(up["result"][0]["value"][1], "1", "it takes all that it was given: {up}");
+    let _service = Service::start(&group, &addon);
+    assert_dashboard_shows_something(&prometheus);
+    let metrics = watching.text("/metrics");
+    let leak = metrics.lines().find(|line| line.starts_with("tracer_watch_leak_bytes_per_second{"));
+    assert!(leak.is_some_and(|leak| leak.contains("Open") && leak.contains(name(&group))), "{leak:?}");
+    assert_promtool_likes(&metrics);
+    watching.service.interrupt();
+}
+
+#[track_caller]
+fn assert_dashboard_shows_something(prometheus: &Prometheus) {
     let dashboard = fs::read(deployed("grafana/tracer-watch.json")).expect("it is deployed");
     let queries = queries(&serde_json::from_slice(&dashboard).expect("it is JSON"));
     assert!(queries.len() > 15, "{queries:?}");
     for query in queries {
         let query =
             query.replace("$instance", ".*").replace("$subject", ".*").replace("$__rate_interval", "1m");
-        let answer = prometheus.ask(&format!("/api/v1/query?query={}", encoded(&query)));
         // Nobody waits here, and version 1 would not say so.
-        let is_empty = answer["result"].as_array().expect("a list").is_empty();
-        assert!(!is_empty || ["pressure", "changes("].iter().any(|word| query.contains(word)), "{query}");
+        if ["pressure", "changes("].iter().any(|word| query.contains(word)) {
+            continue;
+        }
+        wait_until(&query, || {
+            let answer = prometheus.ask(&format!("/api/v1/query?query={}", encoded(&query)));
+            (!answer["result"].as_array().expect("a list").is_empty()).then_some(())
+        });
     }
-    let metrics = watching.text("/metrics");
-    let leak = metrics.lines().find(|line| line.starts_with("tracer_watch_leak_bytes_per_second{"));
-    assert!(leak.is_some_and(|leak| leak.contains("forget") && leak.contains(name(&group))), "{leak:?}");
-    assert_promtool_likes(&metrics);
-    watching.service.interrupt();
 }
 
 #[test]

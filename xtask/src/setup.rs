@@ -52,6 +52,8 @@ const PROGRAMS_OF_TESTS: &[(&str, &str)] = &[
     ("postgres", "postgresql"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
+    ("prometheus-alertmanager", "prometheus-alertmanager"),
+    ("amtool", "prometheus-alertmanager"),
 ];
 
 /// Allocators that the tests trace, and the packages that have them.

@@ -1,7 +1,7 @@
 // A web service with a native leak: its resident memory grows with every request, its JavaScript heap does not.
 //
 //     node service.js ADDON            serves requests that it sends itself, and says each second what it uses; ends
-//                                      with its input, or after ten minutes
+//                                      with its input, or after an hour. REQUESTS_A_SECOND in the environment: 200
 //     node service.js ADDON COUNT      for the tests: says what it will leak, waits for a line on its input, serves
 //                                      COUNT requests, says "done" and stays until its input ends
 'use strict';
@@ -11,8 +11,8 @@ const http = require('node:http');
 const path = require('node:path');
 
 const SESSION_BYTES = 16 * 1024;
-const REQUESTS_A_SECOND = 200;
-const LONGEST_MS = 10 * 60 * 1000;
+const REQUESTS_A_SECOND = Number(process.env.REQUESTS_A_SECOND ?? 200);
+const LONGEST_MS = 60 * 60 * 1000;
 
 const addon = require(path.resolve(process.argv[2]));
 const count = Number(process.argv[3] ?? 0);
@@ -38,6 +38,7 @@ function serve() {
   });
   const agent = new http.Agent({ keepAlive: true, maxSockets: 4 });
   let requests = 0;
+  let due = 0;
   server.listen(0, '127.0.0.1', () => {
     const { port } = server.address();
     const send = () => {
@@ -45,7 +46,7 @@ function serve() {
     };
     say(requests);
     setInterval(() => {
-      for (let i = 0; i < REQUESTS_A_SECOND / 20; i++) send();
+      for (due += REQUESTS_A_SECOND / 20; due >= 1; due--) send();
     }, 50);
     setInterval(() => say(requests), 1000);
   });
