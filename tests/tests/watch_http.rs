@@ -147,6 +147,13 @@ fn promtool_likes_the_rules() {
     run_tool("promtool", &["check", "rules", &path("tracer-watch.rules.yml")]);
     run_tool("promtool", &["check", "config", &path("prometheus.yml")]);
     run_tool("promtool", &["test", "rules", &path("tracer-watch.test.yml")]);
+    // Debian's knows nothing of clusters, and the token of one is not here.
+    let found = "kubernetes_sd_configs:\n      - role: pod\n        namespaces:\n          names: [tracer]\n";
+    let job = altered("prometheus-kubernetes.yml", &[(found, "static_configs: [targets: [pod:9497]]\n")]);
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("prometheus.yml");
+    fs::write(&file, job).unwrap();
+    run_tool("promtool", &["check", "config", "--syntax-only", text(&file)]);
     run_tool("amtool", &["check-config", &path("alertmanager.yml")]);
 }
 

@@ -93,7 +93,8 @@ fn the_daemon_set_has_no_more_rights_than_recordings_need() {
 fn the_daemon_set_mounts_each_volume_where_it_is_read() {
     let yaml = text("deploy/kubernetes/daemonset.yaml");
     let mounted = values(&yaml, "name", "mountPath: ");
-    assert_eq!(mounted, values(&yaml, "- {name", "hostPath: ").into_iter().chain(["config"]).collect());
+    let others = ["config", "token"];
+    assert_eq!(mounted, values(&yaml, "- {name", "hostPath: ").into_iter().chain(others).collect());
     let read =
         ["sight.rs", "container.rs", "mod.rs"].map(|file| text(&format!("tracer/src/watch/{file}"))).concat();
     for place in values(&yaml, "{path", "hostPath: ") {
@@ -110,7 +111,33 @@ fn the_daemon_set_mounts_each_volume_where_it_is_read() {
             .map(Into::into)
             .collect()
     };
-    assert_eq!(lines(configuration), lines(&text("deploy/watch.toml")), "it is that of other hosts");
+    // It is that of other hosts, but for who may ask.
+    let mut expected = lines(&text("deploy/watch.toml"));
+    let listen = expected.pop().expect("it ends so");
+    assert_eq!(listen, "listen = \"127.0.0.1:9497\"");
+    expected.push("listen = \"0.0.0.0:9497\"".into());
+    let [token] = values(&yaml, "mountPath", "{name: token").into_iter().collect::<Vec<_>>()[..] else {
+        panic!("one place")
+    };
+    expected.push(format!("token-file = \"{token}/token\""));
+    assert_eq!(lines(configuration), expected);
+}
+
+#[test]
+fn prometheus_finds_the_pods_of_the_daemon_set() {
+    let yaml = text("deploy/kubernetes/daemonset.yaml");
+    let job = text("deploy/prometheus/prometheus-kubernetes.yml");
+    let [port] = values(&yaml, "- {name", "containerPort: 9497").into_iter().collect::<Vec<_>>()[..] else {
+        panic!("one port")
+    };
+    let [label] = values(&yaml, "matchLabels: {app", "matchLabels").into_iter().collect::<Vec<_>>()[..]
+    else {
+        panic!("one label")
+    };
+    assert_eq!(after(&job, "regex: "), [format!("{label};{port}")]);
+    assert_eq!(after(&job, "names: "), ["[tracer]"]);
+    assert!(after(&yaml, "namespace: ").iter().all(|namespace| *namespace == "tracer"));
+    assert!(yaml.contains("path: /-/ready") && yaml.contains("path: /-/healthy"));
 }
 
 #[test]
