@@ -10,13 +10,14 @@ use std::{
     process::{Child, Command, Stdio},
     sync::Barrier,
     thread,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 use tracer_tests::{
-    Browser, Leaking, MemoryGroup, Recording, Tracer, faults,
+    Browser, Leaking, MemoryGroup, Program, Recording, Tracer, faults,
     http::{self, Answer},
     node_addon, programs_dir, run_tool, text, wait_for_exit, wait_until,
 };
@@ -128,8 +129,7 @@ fn metrics_are_what_the_kernel_says_and_promtool_likes_them() {
         assert!(bytes >= (64 * MIB) as f64 && bytes < (80 * MIB) as f64, "{metric}: {bytes}");
     }
     assert_eq!(watching.metric(&format!("tracer_watch_processes{subject}")), 1.0);
-    // It is counted in hundredths of a second.
-    wait_until("it takes CPU time", || (watching.metric("process_cpu_seconds_total") > 0.0).then_some(()));
+    assert!(watching.metric("process_cpu_seconds_total") > 0.0, "it takes CPU time");
     let metrics = watching.get("/metrics");
     assert_eq!(metrics.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
     assert_promtool_likes(metrics.text());
@@ -519,6 +519,47 @@ fn profiles_are_refused_with_a_line_and_end_with_who_asked() {
     let left: Vec<_> = files.filter(|name| name.to_string_lossy().starts_with(".tracer-")).collect();
     assert!(left.is_empty(), "the profile is not kept: {left:?}");
     watching.service.interrupt();
+}
+
+#[test]
+fn recordings_take_no_more_cpu_time_than_they_may() {
+    let group = MemoryGroup::with_limit(200 * MIB);
+    let reports = TempDir::new().unwrap();
+    // A thousandth of the machine, of which an earlier service has used most.
+    let cpus = thread::available_parallelism().expect("there are some").get();
+    let used = serde_json::json!({
+        "name": "web-20270115T080000Z",
+        "subject": "web",
+        "trigger": "x",
+        "state": "failed",
+        "processes": [],
+        "started": SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_secs(),
+        "cpu_seconds": 0.85 * 3.6 * cpus as f64,
+    });
+    let index = serde_json::json!({ "schema": "tracer.watch/1", "recordings": [used] });
+    fs::write(reports.path().join("index.json"), index.to_string()).unwrap();
+    let mut target = Program::new("busy.c").start();
+    fs::write(group.directory().join("cgroup.procs"), target.pid().to_string()).expect("it can be moved");
+    target.work();
+    let options = ["--when", "rss > 64KiB", "--record", "10m", "--cool-down", "0s", "--mode", "allocations"];
+    let options = [&options[..], &["--cpu-budget", "0.1%"]].concat();
+    let mut watching = Watching::in_directory(reports, "127.0.0.1:0", &[&group], &options);
+    watching.service.wait_for_message("ended early, since it has taken");
+    watching.service.wait_for_message("there is no CPU time for another recording (--cpu-budget 0.1%)");
+    wait_until("everybody sees it", || {
+        (watching.metric("tracer_watch_cpu_budget_used_up") == 1.0).then_some(())
+    });
+    assert!(watching.text("/").contains("the next one waits"));
+    assert!((watching.metric("tracer_watch_cpu_budget_seconds") - 3.6 * cpus as f64).abs() < 1e-6);
+    let index: Value = serde_json::from_str(&watching.text("/reports/index.json")).expect("it is JSON");
+    let recording = &index["recordings"][1];
+    assert_eq!((&recording["state"], &recording["digest"]["mode"]), (&"done".into(), &"allocations".into()));
+    assert!(recording["cpu_seconds"].as_f64().expect("a number") > 0.15 * 3.6, "{recording:#}");
+    assert!(watching.metric("tracer_watch_probes_cpu_seconds_total") > 0.0);
+    let refused = watching.get(&format!("/debug/pprof/heap?subject={}", name(&group)));
+    assert!(refused.status == 503 && refused.text().contains("--cpu-budget"), "{refused:?}");
+    watching.service.interrupt();
+    target.assert_unharmed();
 }
 
 #[test]

@@ -326,6 +326,10 @@ pub(super) struct RecordArguments {
     /// For `tracer watch`: probes that take more make way for growth mode.
     #[arg(long, value_name = "PERCENT", hide = true, conflicts_with_all = ["launch", "mode", "follow"])]
     max_cost: Option<CostLimit>,
+
+    /// For `tracer watch`: a recording that has taken more CPU time ends.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
+    max_cpu: Option<Duration>,
 }
 
 /// The kinds that are not drawn by default.
@@ -420,6 +424,7 @@ impl RecordArguments {
             declarations: self.allocators.into(),
             mode: self.mode,
             max_cost: self.max_cost,
+            max_cpu: self.max_cpu,
             mark_after: self.mark_after,
             debuginfod: self.debuginfod.map_or(Wish::Unsaid, Wish::Servers),
         };

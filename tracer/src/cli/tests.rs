@@ -77,6 +77,7 @@ fn every_option_arrives() {
         },
         mode: Mode::Allocations,
         max_cost: None,
+        max_cpu: None,
         mark_after: Some(Duration::from_secs(5)),
         command_output: None,
         debuginfod: Wish::Servers("https://debug.test".to_owned()),

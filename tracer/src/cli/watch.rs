@@ -76,6 +76,11 @@ pub(super) struct WatchArguments {
     #[arg(long, value_name = "PERCENT", default_value_t = CostLimit::default(), help_heading = heading::COUNTED)]
     max_cost: CostLimit,
 
+    /// The most that all recordings together may take of the machine's CPU time, over an hour: tracer's own, and what its probes take of
+    /// those who are recorded. When it is used up, recordings end early, and the next ones wait.
+    #[arg(long, value_name = "PERCENT", default_value_t = Config::default().cpu_budget, help_heading = heading::COUNTED)]
+    cpu_budget: CostLimit,
+
     /// Track only a sample of the allocations, one every SIZE bytes.
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0", help_heading = heading::COUNTED)]
     sample: Bytes,
@@ -201,6 +206,7 @@ impl WatchArguments {
                 ModeArgument::Allocations => Method::Allocations,
                 ModeArgument::Growth => Method::Growth,
             },
+            cpu_budget: self.cpu_budget,
             command: self.command,
             push: self.push,
             directory: self.directory,
@@ -341,6 +347,13 @@ mod tests {
         assert_eq!(mode(&["--mode", "growth"]), Ok(Method::Growth));
         assert_eq!(with_file("all = true\nmode = 'allocations'", &[]).unwrap().mode, Method::Allocations);
         assert!(mode(&["--max-cost", "5"]).unwrap_err().contains("such as 5%"));
+        let budget = |text: &str| with_file(text, &["--all"]).map(|config| config.cpu_budget);
+        assert_eq!(budget("cpu-budget = '0.5%'"), Ok(CostLimit::of_per_mille(5)));
+        assert!(
+            budget("cpu-budget = 2")
+                .unwrap_err()
+                .contains("line 1: cpu-budget: it is a part of the CPU time")
+        );
     }
 
     #[test]

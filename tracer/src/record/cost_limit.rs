@@ -1,4 +1,4 @@
-//! How much probes may take of their targets: they are tried for a moment, and what they take then says whether they stay.
+//! How much CPU time tracing may take: of its targets, whose probes are tried for a moment, and of the whole machine.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -10,7 +10,7 @@ pub const TRIAL: Duration = Duration::from_millis(100);
 /// A target that does nearly nothing is not slowed by a large part of that, so it counts as one that uses this part of a CPU.
 const LEAST_USE: f64 = 0.05;
 
-/// The most that probes may take of the targets' CPU time.
+/// The part of some CPU time that tracing may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CostLimit {
     per_mille: u16,
@@ -23,7 +23,19 @@ impl Default for CostLimit {
 }
 
 impl CostLimit {
-    /// Whether it is less than what tracing took in a time that was so long.
+    /// So many thousandths.
+    #[must_use]
+    pub const fn of_per_mille(per_mille: u16) -> Self {
+        Self { per_mille }
+    }
+
+    /// So much of a time.
+    #[must_use]
+    pub fn of(self, time: Duration) -> Duration {
+        time * u32::from(self.per_mille) / 1000
+    }
+
+    /// Whether it is less than what tracing took of the targets' CPU time in a time that was so long.
     #[must_use]
     pub fn is_exceeded(self, overhead: Overhead, time: Duration) -> bool {
         let used_ns = (overhead.cpu_ns as f64).max(LEAST_USE * time.as_nanos() as f64);
@@ -61,6 +73,7 @@ mod tests {
             assert_eq!(text.parse::<CostLimit>().unwrap().to_string(), text);
         }
         assert_eq!("5 %".parse(), Ok(CostLimit::default()));
+        assert_eq!(CostLimit::of_per_mille(25).of(Duration::from_secs(3600)), Duration::from_secs(90));
         for text in ["5", "", "%", "-1%", "101%", "NaN%", "five%"] {
             assert!(text.parse::<CostLimit>().is_err(), "{text}");
         }

@@ -91,6 +91,8 @@ pub struct Config {
     pub mode: Mode,
     /// The most that probes may take; where they take more, what makes the memory grow is recorded instead. Of processes that run already.
     pub max_cost: Option<CostLimit>,
+    /// The most CPU time that this process and its probes may take; more ends the recording.
+    pub max_cpu: Option<Duration>,
     /// Open a new window so long after the first one.
     pub mark_after: Option<Duration>,
     /// Where the output of a launched command goes; to the tracer's own if not given.
@@ -117,6 +119,7 @@ impl Default for Config {
             declarations: Declarations::default(),
             mode: Mode::Allocations,
             max_cost: None,
+            max_cpu: None,
             mark_after: None,
             command_output: None,
             debuginfod: Wish::default(),
@@ -208,6 +211,10 @@ pub async fn record(
         debug_files::name(&mut findings, debuginfod, observer);
     }
     let profile = findings.profile();
+    if config.max_cpu.is_some() {
+        let took_ns = profile.overhead.map_or(0, |overhead| overhead.tracing_ns);
+        observer.say(&format!("{PROBES_TOOK}{:.3} s", took_ns as f64 / 1e9));
+    }
     if end == End::Interrupted
         && let Some(launched) = &launched
     {
@@ -345,7 +352,7 @@ impl Watching<'_> {
                     if asked.observer.wants_status() {
                         asked.observer.show(&session.status());
                     }
-                    if let Some(why) = costs_too_much(config.max_cost, session, started.elapsed()) {
+                    if let Some(why) = costs_too_much(config, session, started.elapsed()) {
                         asked.observer.say(&format!("ended early, since {why}"));
                         return Ok(End::Interrupted);
                     }
@@ -363,10 +370,30 @@ impl Watching<'_> {
     }
 }
 
-/// Targets may do something else than when the probes were tried.
-fn costs_too_much(limit: Option<CostLimit>, session: &Session, time: Duration) -> Option<String> {
-    let (limit, overhead) = (limit?, session.overhead()?);
-    limit.is_exceeded(overhead, time).then(|| too_much(overhead.percent, limit))
+/// How a line begins that says what CPU time of the targets the probes took: for who keeps within [`Config::max_cpu`].
+pub const PROBES_TOOK: &str = "probes took CPU time: ";
+
+/// Targets may do something else than when the probes were tried, and the whole of it may be too much.
+fn costs_too_much(config: &Config, session: &Session, time: Duration) -> Option<String> {
+    let overhead = session.overhead();
+    if let (Some(limit), Some(overhead)) = (config.max_cost, overhead)
+        && limit.is_exceeded(overhead, time)
+    {
+        return Some(too_much(overhead.percent, limit));
+    }
+    let probes_ns = overhead.map_or(0, |overhead| overhead.tracing_ns);
+    let taken = own_cpu_time() + Duration::from_nanos(probes_ns);
+    let is_too_much = config.max_cpu.is_some_and(|limit| taken > limit);
+    is_too_much.then(|| {
+        let taken = taken.as_secs_f64();
+        format!("it has taken {taken:.1} s of CPU time, which is all that it may (--cpu-budget)")
+    })
+}
+
+/// Of all threads of this process.
+fn own_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 fn too_much(percent: f64, limit: CostLimit) -> String {

@@ -15,12 +15,12 @@ use tokio::sync::oneshot;
 use super::{
     Ongoing, Service, now,
     question::{Asked, Demand, Question, Refusal},
-    recorder::{Order, Recording},
+    recorder::{Order, Recording, Took},
     say,
     store::{State, UNFINISHED},
     subject::SubjectId,
     traceable,
-    view::{self, Outcome, REQUEST, View},
+    view::{self, CpuTime, Outcome, REQUEST, View},
 };
 use crate::target::Target;
 
@@ -45,6 +45,11 @@ impl Service {
             directory: self.config.directory.clone(),
             tally: self.tally.clone(),
             ongoing: self.ongoing.len(),
+            cpu_time: CpuTime {
+                left: self.budget.left(),
+                an_hour: self.budget.size(),
+                is_waited_for: self.waits_for_budget,
+            },
             at_most: self.config.at_most,
         });
         self.view = Some(Arc::clone(&view));
@@ -77,6 +82,8 @@ impl Service {
             return Err(Refusal::Failed("none of its processes can be traced".into()));
         }
         let id = watched.subject.id.clone();
+        let wait = Duration::from_secs(self.budget.wait().as_secs().max(1));
+        let promised = self.promise().ok_or(Refusal::NoCpuTime(wait))?;
         self.demands += 1;
         let name = format!("request {}", self.demands);
         let file = self.config.directory.join(format!("{UNFINISHED}request-{}.pb.gz", self.demands));
@@ -86,19 +93,23 @@ impl Service {
             time,
             sample: self.config.sample,
             mode: self.config.mode,
+            max_cpu: promised,
             outputs: vec![file.clone()],
         };
         let recording = Recording::begin(&order, self.teller.clone())
+            .inspect_err(|_| self.budget.settle(promised, Duration::ZERO))
             .map_err(|error| Refusal::Failed(format!("{error:#}")))?;
         say(&format!("{name}: recording {subject}, since somebody asks for a profile"));
-        Ok(Begun { name, id, recording, file })
+        Ok(Begun { name, id, recording, file, promised })
     }
 
     fn wait_with(&mut self, begun: Begun, answer: oneshot::Sender<Result<Vec<u8>, Refusal>>) {
-        let Begun { name, id, recording, file } = begun;
+        let Begun { name, id, recording, file, promised } = begun;
         self.sight.engine.began(&id);
         let asked = Some(Asked { file, answer });
-        self.ongoing.insert(name, Ongoing { id, recording, oom_kills: 0, note: None, asked });
+        let took = Took::default();
+        let ongoing = Ongoing { id, recording, oom_kills: 0, note: None, promised, took, asked };
+        self.ongoing.insert(name, ongoing);
         self.view = None;
     }
 
@@ -129,6 +140,7 @@ struct Begun {
     id: SubjectId,
     recording: Recording,
     file: PathBuf,
+    promised: Duration,
 }
 
 fn remove(file: &Path) {

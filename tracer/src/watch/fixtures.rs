@@ -7,8 +7,9 @@ use super::{
     digest::{Blamed, Digest},
     engine::Holding,
     reading::{Limit, MemoryEvents, Parts, Pressure, Reading, Whose},
+    recorder::Took,
     store::{Entry, State},
-    view::{Outcome, SubjectView, Tally, View},
+    view::{CpuTime, Outcome, SubjectView, Tally, View},
 };
 use crate::model::{Bytes, End, Mode, Verdict};
 
@@ -22,6 +23,7 @@ pub fn view() -> View {
     let mut tally = Tally::begun(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
     tally.count("usage > 80% for 5m", Outcome::Done);
     (tally.looks, tally.looking, tally.lost) = (7, Duration::from_millis(12), 3);
+    tally.took = Took { own: Duration::from_millis(4250), probes: Duration::from_millis(2500) };
     View {
         subjects: vec![leaking(), begun()],
         conditions: vec!["usage > 80% for 5m".into()],
@@ -30,6 +32,11 @@ pub fn view() -> View {
         tally,
         ongoing: 1,
         at_most: 1,
+        cpu_time: CpuTime {
+            left: Duration::from_millis(7500),
+            an_hour: Duration::from_secs(144),
+            is_waited_for: true,
+        },
     }
 }
 
@@ -109,6 +116,7 @@ fn recorded() -> Entry {
         files: [".html", ".json.gz", ".pb.gz"].map(|ending| format!("{name}{ending}")).to_vec(),
         bytes: 12_345,
         oom_kills: 1,
+        cpu_seconds: 4.5,
         note: Some("60 % of it is page cache (file), which no allocator holds".into()),
         error: None,
         digest: Some(digest),
@@ -124,6 +132,7 @@ fn failed() -> Entry {
         files: Vec::new(),
         bytes: 0,
         oom_kills: 0,
+        cpu_seconds: 0.0,
         note: None,
         error: Some("no such process".into()),
         digest: None,

@@ -5,6 +5,7 @@
 //! BPF program.
 
 mod answers;
+mod budget;
 pub mod condition;
 mod container;
 mod digest;
@@ -40,15 +41,16 @@ use tokio::{
 };
 
 use self::{
+    budget::Budget,
     condition::Condition,
     engine::{Decision, Rules},
     hook::Hook,
     push::{Pace, Parcel, Push},
     question::Asked,
-    recorder::{News, Order, Recording},
+    recorder::{News, Order, Recording, Took},
     serve::{Listen, Server},
     sight::Sight,
-    store::{Entry, State, Store},
+    store::{Ending, Entry, State, Store},
     subject::{Selection, SubjectId},
     view::{Tally, View},
 };
@@ -79,6 +81,8 @@ pub struct Config {
     pub sample: Bytes,
     /// What a recording looks at, and how.
     pub mode: Method,
+    /// What all recordings together may take of the machine's CPU time.
+    pub cpu_budget: CostLimit,
     /// What is run after each recording, by the shell.
     pub command: Option<String>,
     /// Where the profiles are sent.
@@ -106,6 +110,7 @@ impl Default for Config {
             interval: Duration::from_secs(10),
             sample: Bytes(0),
             mode: Method::Auto(CostLimit::default()),
+            cpu_budget: CostLimit::of_per_mille(20),
             command: None,
             push: Vec::new(),
             directory: "/var/lib/tracer".into(),
@@ -130,6 +135,12 @@ impl Config {
             cool_down: self.cool_down,
             interval: self.interval,
         }
+    }
+
+    /// CPU time that recordings may take in an hour.
+    fn cpu_time_an_hour(&self) -> Duration {
+        let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len());
+        self.cpu_budget.of(budget::PERIOD * u32::try_from(cpus).unwrap_or(1))
     }
 }
 
@@ -202,6 +213,11 @@ pub fn check(config: &Config) -> Result<String> {
     sight.look(now());
     let mut lines = vec![sight.of_what()];
     lines.extend(config.conditions.iter().map(|condition| format!("records when {condition}")));
+    lines.push(format!(
+        "recordings may take {} of the machine's CPU time: {:.0} s an hour",
+        config.cpu_budget,
+        config.cpu_time_an_hour().as_secs_f64()
+    ));
     lines.push(format!("reports go to {}", config.directory.display()));
     lines.extend(config.push.iter().map(|destination| format!("profiles are sent to {destination}")));
     lines.push(format!("listens at {}", config.listen));
@@ -222,6 +238,9 @@ struct Service {
     hook: Option<Hook>,
     push: Push,
     ongoing: BTreeMap<String, Ongoing>,
+    budget: Budget,
+    /// Somebody should be recorded, and there is no CPU time for it.
+    waits_for_budget: bool,
     news: UnboundedReceiver<(String, News)>,
     teller: UnboundedSender<(String, News)>,
     tally: Tally,
@@ -238,6 +257,9 @@ struct Ongoing {
     /// Counted before it.
     oom_kills: u64,
     note: Option<String>,
+    /// CPU time that it may take, and what it and its probes took.
+    promised: Duration,
+    took: Took,
     /// Who waits for its profile.
     asked: Option<Asked>,
 }
@@ -246,6 +268,8 @@ impl Service {
     fn new(config: Config) -> Result<Self> {
         let (teller, news) = unbounded_channel();
         let store = Store::open(&config.directory, config.retention)?;
+        let mut budget = Budget::full(config.cpu_time_an_hour(), now());
+        budget.use_up(store.cpu_time_since(SystemTime::now(), budget::PERIOD));
         let mut push = Push::new(store.directory().join("spool"), Pace::default());
         push.set(&config.push);
         Ok(Self {
@@ -254,6 +278,8 @@ impl Service {
             push,
             hook: config.command.as_deref().map(|command| Hook::new(command, hook::LIMIT)),
             ongoing: BTreeMap::new(),
+            budget,
+            waits_for_budget: false,
             news,
             teller,
             tally: Tally::begun(SystemTime::now()),
@@ -276,6 +302,7 @@ impl Service {
         }
         self.sight.set(config.selection.clone(), config.rules());
         self.store.set_retention(config.retention);
+        self.budget.resize(config.cpu_time_an_hour());
         if self.hook.as_ref().map(Hook::command) != config.command.as_deref() {
             // Those that wait are run by the one that was.
             self.hook = config.command.as_deref().map(|command| Hook::new(command, hook::LIMIT));
@@ -293,11 +320,29 @@ impl Service {
         self.tally.looks += 1;
         self.tally.looking += began.elapsed();
         self.view = None;
+        let mut waits = false;
         for decision in self.sight.engine.decide(now()) {
-            if let Decision::Record { id, trigger, pids } = decision {
-                self.record(&id, &trigger, &pids);
+            let Decision::Record { id, trigger, pids } = decision else { continue };
+            match self.promise() {
+                Some(promised) => self.record(&id, &trigger, &pids, promised),
+                None => waits = true,
             }
         }
+        if waits && !self.waits_for_budget {
+            let wait = Duration::from_secs(self.budget.wait().as_secs().max(1));
+            let wait = humantime::format_duration(wait);
+            log::warn!(
+                "there is no CPU time for another recording (--cpu-budget {}): it waits for {wait}",
+                self.config.cpu_budget
+            );
+        }
+        self.waits_for_budget = waits;
+    }
+
+    /// CPU time for another recording.
+    fn promise(&mut self) -> Option<Duration> {
+        let free = self.config.at_most.saturating_sub(self.ongoing.len());
+        self.budget.promise(now(), free)
     }
 
     /// Looks at those that are being recorded, and has their reports written when they are about to be killed.
@@ -317,7 +362,7 @@ impl Service {
         }
     }
 
-    fn record(&mut self, id: &SubjectId, trigger: &str, pids: &[Pid]) {
+    fn record(&mut self, id: &SubjectId, trigger: &str, pids: &[Pid], promised: Duration) {
         let Some(watched) = self.sight.engine.get(id) else { return };
         let subject = watched.subject.identity.name.clone();
         let (note, oom_kills) = (watched.reading.parts.not_ours(), watched.reading.events.oom_kill);
@@ -333,6 +378,7 @@ impl Service {
             time: self.config.record,
             sample: self.config.sample,
             mode: self.config.mode,
+            max_cpu: promised,
             outputs: self.store.outputs(&name).collect(),
         };
         let begun = match &order.pids[..] {
@@ -342,10 +388,15 @@ impl Service {
         match begun {
             Ok(recording) => {
                 say(&format!("{name}: recording {subject}, since {trigger}"));
-                self.ongoing
-                    .insert(name, Ongoing { id: id.clone(), recording, oom_kills, note, asked: None });
+                let (id, took) = (id.clone(), Took::default());
+                let ongoing = Ongoing { id, recording, oom_kills, note, promised, took, asked: None };
+                self.ongoing.insert(name, ongoing);
             }
-            Err(error) => self.ended(&name, id, Some(format!("{error:#}")), None, 0),
+            Err(error) => {
+                self.budget.settle(promised, Duration::ZERO);
+                let error = Some(format!("{error:#}"));
+                self.ended(&name, id, Ending { error, ..Ending::default() });
+            }
         }
     }
 
@@ -366,30 +417,33 @@ impl Service {
                     ongoing.note = Some(notes.into_iter().flatten().collect::<Vec<_>>().join("; "));
                 }
             }
+            News::Took(took) => {
+                if let Some(ongoing) = self.ongoing.get_mut(name) {
+                    ongoing.took += took;
+                }
+            }
             News::Ended(error) => {
-                let Some(Ongoing { id, oom_kills, note, asked, .. }) = self.ongoing.remove(name) else {
+                let Some(Ongoing { id, oom_kills, note, promised, took, asked, .. }) =
+                    self.ongoing.remove(name)
+                else {
                     return;
                 };
+                self.budget.settle(promised, took.all());
+                self.tally.took += took;
                 if let Some(asked) = asked {
                     return self.give(name, &id, asked, error);
                 }
                 self.sight.read(now(), &id);
                 let kills = self.sight.engine.get(&id).map_or(0, |watched| watched.reading.events.oom_kill);
-                self.ended(name, &id, error, note, kills.saturating_sub(oom_kills));
+                let oom_kills = kills.saturating_sub(oom_kills);
+                self.ended(name, &id, Ending { error, note, oom_kills, took: took.all() });
             }
         }
     }
 
-    fn ended(
-        &mut self,
-        name: &str,
-        id: &SubjectId,
-        error: Option<String>,
-        note: Option<String>,
-        oom_kills: u64,
-    ) {
+    fn ended(&mut self, name: &str, id: &SubjectId, ending: Ending) {
         self.sight.engine.ended(now(), id);
-        let Some(entry) = self.store.end(name, error, note, oom_kills).cloned() else { return };
+        let Some(entry) = self.store.end(name, ending).cloned() else { return };
         if let Some(hook) = &self.hook {
             hook.recorded(&entry, self.store.directory());
         }

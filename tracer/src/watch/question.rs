@@ -38,6 +38,9 @@ pub enum Refusal {
     /// There are as many recordings as there may be.
     #[error("there are {0} recordings already, as many as there may be (--at-most)")]
     TooMany(usize),
+    /// Recordings have taken what they may of the machine's CPU time.
+    #[error("recordings have used up their CPU time (--cpu-budget); the next one may begin in {}", humantime::format_duration(*.0))]
+    NoCpuTime(Duration),
     /// Nobody in it can be traced, or the recording went wrong.
     #[error("{0}")]
     Failed(String),

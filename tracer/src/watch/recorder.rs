@@ -3,12 +3,19 @@
 //! A process that dies takes its probes with it, so the kernel is told to kill it when the service dies. What goes wrong in a recording, or
 //! what memory it takes, is not the service's.
 
-use std::{os::fd::OwnedFd, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    io,
+    ops::AddAssign,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, BufReader, unix::AsyncFd},
     process::{Child, Command},
     select,
     sync::mpsc::UnboundedSender,
@@ -17,7 +24,9 @@ use tokio::{
 
 use crate::{
     model::{Bytes, Pid},
-    record::CostLimit,
+    readable,
+    record::{CostLimit, PROBES_TOOK},
+    target::CpuTimes,
 };
 
 /// What to record, and where the reports go.
@@ -33,6 +42,8 @@ pub struct Order {
     pub sample: Bytes,
     /// What to look at, and how.
     pub mode: Method,
+    /// CPU time that it and its probes may take.
+    pub max_cpu: Duration,
     /// The reports.
     pub outputs: Vec<PathBuf>,
 }
@@ -57,8 +68,34 @@ pub enum News {
     Wrote,
     /// What a reader of its reports should know.
     Noted(String),
+    /// CPU time that it took, besides what was said before.
+    Took(Took),
     /// It has ended, well or with this error.
     Ended(Option<String>),
+}
+
+/// CPU time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Took {
+    /// Of the recording itself.
+    pub own: Duration,
+    /// Of its targets, by its probes.
+    pub probes: Duration,
+}
+
+impl Took {
+    /// All of it.
+    #[must_use]
+    pub fn all(self) -> Duration {
+        self.own + self.probes
+    }
+}
+
+impl AddAssign for Took {
+    fn add_assign(&mut self, more: Self) {
+        self.own += more.own;
+        self.probes += more.probes;
+    }
 }
 
 /// A recording that goes on.
@@ -74,9 +111,6 @@ const GRACE: Duration = Duration::from_secs(180);
 /// What it says in lines that begin so is for the readers of its reports.
 const NOTES: [&str; 2] = ["growth mode, since ", "ended early, since "];
 
-/// Lines that are kept of what it says.
-const LINES: usize = 20;
-
 impl Recording {
     /// Begins one. News of it come with its name. To be called on the thread that lives as long as this process: the kernel kills the
     /// recording when the thread that started it ends.
@@ -85,21 +119,26 @@ impl Recording {
     /// When no process can be started.
     pub fn begin(order: &Order, news: UnboundedSender<(String, News)>) -> Result<Self> {
         let mut child = command(order).spawn().context("cannot start a recording")?;
-        let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-        let pid = pid.context("the recording ended at once")?;
+        let id = child.id().context("the recording ended at once")?;
+        let pid = rustix::process::Pid::from_raw(id.cast_signed()).context("it has a pid")?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot hold the recording")?;
+        let end = pidfd.try_clone().and_then(readable::watch);
+        let end = end.context("cannot wait for the recording")?;
         let (name, limit) = (order.name.clone(), order.time + GRACE);
         tokio::spawn(async move {
             let said = |what| _ = news.send((name.clone(), what));
-            let end = match timeout(limit, follow(&mut child, &said)).await {
-                Ok(end) => end,
+            let is_over = timeout(limit, follow(&mut child, &end, &said)).await;
+            // Until it is waited for the kernel knows this of one that has ended, too.
+            let own = CpuTimes::of(Pid(id)).map_or(0, |times| times.own_ns);
+            said(News::Took(Took { own: Duration::from_nanos(own), ..Took::default() }));
+            said(News::Ended(match is_over {
+                Ok(said_last) => outcome(child.wait().await, said_last),
                 Err(_) => {
                     // It is not to be waited for: a process that cannot be killed would hold up the rest.
                     _ = child.start_kill();
                     Some(format!("it did not end within {}", humantime::format_duration(limit)))
                 }
-            };
-            said(News::Ended(end));
+            }));
         });
         Ok(Self { pidfd, is_attached: false })
     }
@@ -147,6 +186,7 @@ fn command(order: &Order) -> Command {
         Method::Auto(limit) => _ = command.arg("--max-cost").arg(limit.to_string()),
         Method::Allocations => {}
     }
+    command.arg("--max-cpu").arg(format!("{}ms", order.max_cpu.as_millis()));
     if order.mode != Method::Growth && order.sample.0 > 0 {
         command.arg("--sample").arg(order.sample.0.to_string());
     }
@@ -157,35 +197,52 @@ fn command(order: &Order) -> Command {
     command
 }
 
-/// Reads what it says until it ends; then says what went wrong, if anything.
-async fn follow(child: &mut Child, said: &impl Fn(News)) -> Option<String> {
+/// Reads what it says until it ends, and gives the last line that is nothing else.
+async fn follow(child: &mut Child, end: &AsyncFd<OwnedFd>, said: &impl Fn(News)) -> Option<String> {
     let stderr = child.stderr.take()?;
     let mut lines = BufReader::new(stderr).lines();
-    let mut kept: Vec<String> = Vec::new();
-    let status = loop {
+    let mut last = None;
+    loop {
         select! {
             biased;
             line = lines.next_line() => match line {
                 Ok(Some(line)) => {
                     log::debug!("{line}");
-                    if line.starts_with("recording ") {
-                        said(News::Attached);
-                    } else if line.starts_with("snapshot ") {
-                        said(News::Wrote);
-                    } else if NOTES.iter().any(|note| line.starts_with(note)) {
-                        said(News::Noted(line));
-                    } else if kept.len() < LINES {
-                        kept.push(line);
+                    match news(&line) {
+                        Some(news) => said(news),
+                        None => last = Some(line),
                     }
                 }
-                _ => break child.wait().await,
+                _ => {
+                    _ = end.readable().await;
+                    return last;
+                }
             },
-            status = child.wait() => break status,
+            _ = end.readable() => return last,
         }
-    };
+    }
+}
+
+/// What a line says, if it is for the service.
+fn news(line: &str) -> Option<News> {
+    if line.starts_with("recording ") {
+        Some(News::Attached)
+    } else if line.starts_with("snapshot ") {
+        Some(News::Wrote)
+    } else if NOTES.iter().any(|note| line.starts_with(note)) {
+        Some(News::Noted(line.to_owned()))
+    } else {
+        let seconds = line.strip_prefix(PROBES_TOOK)?.strip_suffix(" s")?.parse().ok()?;
+        let probes = Duration::try_from_secs_f64(seconds).ok()?;
+        Some(News::Took(Took { probes, ..Took::default() }))
+    }
+}
+
+/// What went wrong, if anything.
+fn outcome(status: io::Result<ExitStatus>, said_last: Option<String>) -> Option<String> {
     match status {
         Ok(status) if status.success() => None,
-        Ok(status) => Some(kept.pop().map_or_else(
+        Ok(status) => Some(said_last.map_or_else(
             || format!("it ended with {status}"),
             |line| line.strip_prefix("tracer: ").unwrap_or(&line).to_owned(),
         )),

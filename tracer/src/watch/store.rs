@@ -64,6 +64,9 @@ pub struct Entry {
     /// How many processes of the subject the kernel killed meanwhile.
     #[serde(default)]
     pub oom_kills: u64,
+    /// CPU time that it took: its own, and what its probes took of who was recorded.
+    #[serde(default)]
+    pub cpu_seconds: f64,
     /// What a reader should know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -88,11 +91,25 @@ impl Entry {
             files: Vec::new(),
             bytes: 0,
             oom_kills: 0,
+            cpu_seconds: 0.0,
             note: None,
             error: None,
             digest: None,
         }
     }
+}
+
+/// How a recording ended, beside what its reports say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ending {
+    /// Why it did not end well.
+    pub error: Option<String>,
+    /// What a reader should know.
+    pub note: Option<String>,
+    /// How many processes of the subject the kernel killed meanwhile.
+    pub oom_kills: u64,
+    /// CPU time, as in [`Entry::cpu_seconds`].
+    pub took: Duration,
 }
 
 /// How far a recording is.
@@ -190,14 +207,20 @@ impl Store {
         self.save();
     }
 
-    /// Notes how a recording ended: `error` where it did not end well.
-    pub fn end(
-        &mut self,
-        name: &str,
-        error: Option<String>,
-        note: Option<String>,
-        oom_kills: u64,
-    ) -> Option<&Entry> {
+    /// CPU time of the recordings that began so long ago at most.
+    #[must_use]
+    pub fn cpu_time_since(&self, now: SystemTime, time: Duration) -> Duration {
+        let since = now.checked_sub(time).and_then(|since| since.duration_since(UNIX_EPOCH).ok());
+        let since = since.unwrap_or_default().as_secs();
+        let recent = self.entries.iter().filter(|entry| entry.started >= since);
+        // The file may say anything.
+        let seconds: f64 = recent.map(|entry| entry.cpu_seconds).filter(|seconds| *seconds > 0.0).sum();
+        Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    }
+
+    /// Notes how a recording ended.
+    pub fn end(&mut self, name: &str, ending: Ending) -> Option<&Entry> {
+        let Ending { error, note, oom_kills, took } = ending;
         let files = self.settle(name);
         let digest = self.digest(&files);
         let entry = self.entries.iter_mut().find(|entry| entry.name == name)?;
@@ -207,6 +230,7 @@ impl Store {
             _ => State::Done,
         };
         (entry.digest, entry.error, entry.note, entry.oom_kills) = (digest, error, note, oom_kills);
+        entry.cpu_seconds = (took.as_secs_f64() * 1000.0).round() / 1000.0;
         self.prune(SystemTime::now());
         self.save();
         self.entries.iter().find(|entry| entry.name == name)
@@ -432,6 +456,10 @@ pub(super) mod tests {
         Entry { bytes, state, ..Entry::begun("", subject, "", started) }
     }
 
+    fn failure(why: &str) -> Ending {
+        Ending { error: Some(why.into()), ..Ending::default() }
+    }
+
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
     }
@@ -472,15 +500,25 @@ pub(super) mod tests {
             [".html", ".json.gz", ".pb.gz"].map(|end| format!("{name}.2{end}"))
         );
         write(&store, &name, None);
-        let entry = store.end(&name, None, None, 1).unwrap().clone();
+        let entry = store
+            .end(&name, Ending { oom_kills: 1, took: Duration::from_millis(1500), ..Ending::default() })
+            .unwrap()
+            .clone();
         assert_eq!((entry.state, entry.oom_kills, entry.files.len()), (State::Done, 1, 3));
         assert!(entry.digest.unwrap().verdict.is_some() && entry.bytes > 0);
         assert_eq!(
             files(directory.path()),
             [".html", ".json.gz", ".pb.gz"].map(|end| format!("{name}{end}"))
         );
-        let failed = store.end(&format!("{name}-2"), Some("no such process".into()), None, 0).unwrap();
+        let failed = store.end(&format!("{name}-2"), failure("no such process")).unwrap();
         assert_eq!(failed.state, State::Failed);
+        // The budget of CPU time is that of a service that was started anew, too.
+        drop(store);
+        let store = Store::open(directory.path(), KEEP_ALL).unwrap();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(store.cpu_time_since(at(3600), hour), Duration::from_millis(1500));
+        assert_eq!(store.cpu_time_since(at(3601), hour), Duration::ZERO);
+        assert_eq!(store.cpu_time_since(UNIX_EPOCH, hour), Duration::from_millis(1500), "a clock that jumps");
     }
 
     #[test]
@@ -511,7 +549,7 @@ pub(super) mod tests {
         let mut store = Store::open(directory.path(), KEEP_ALL).unwrap();
         let name = store.begin("web", "usage > 80%", vec![], at(0));
         write(&store, &name, None);
-        store.end(&name, None, None, 0);
+        store.end(&name, Ending::default());
         drop(store);
         for damage in ["", "{", "{\"schema\":\"another\",\"recordings\":[]}"] {
             fs::write(directory.path().join(INDEX), damage).unwrap();
@@ -588,7 +626,7 @@ pub(super) mod tests {
         // No file can be made in a directory that has gone, not even by root.
         fs::remove_dir_all(directory.path()).unwrap();
         let name = store.begin("web", "usage > 80%", vec![], at(0));
-        let entry = store.end(&name, Some("the disk is full".into()), None, 0).unwrap();
+        let entry = store.end(&name, failure("the disk is full")).unwrap();
         assert_eq!((entry.state, entry.error.as_deref()), (State::Failed, Some("the disk is full")));
     }
 }

@@ -10,6 +10,7 @@ use super::{
     container::Identity,
     engine::{Engine, Holding, Watched},
     reading::Reading,
+    recorder::Took,
     store::Entry,
 };
 use crate::{
@@ -34,6 +35,19 @@ pub struct View {
     pub ongoing: usize,
     /// How many there may be.
     pub at_most: usize,
+    /// What they may take.
+    pub cpu_time: CpuTime,
+}
+
+/// CPU time that recordings may take, of their own and of their targets.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuTime {
+    /// Now.
+    pub left: Duration,
+    /// In an hour.
+    pub an_hour: Duration,
+    /// Whether a recording does not begin, since there is too little.
+    pub is_waited_for: bool,
 }
 
 /// A subject at one moment.
@@ -68,6 +82,8 @@ pub struct Tally {
     pub recordings: BTreeMap<(String, Outcome), u64>,
     /// Events that recordings lost.
     pub lost: u64,
+    /// CPU time of the recordings that have ended.
+    pub took: Took,
 }
 
 /// How a recording ended.
@@ -106,7 +122,14 @@ impl Tally {
     /// Nothing yet.
     #[must_use]
     pub const fn begun(started: SystemTime) -> Self {
-        Self { started, looks: 0, looking: Duration::ZERO, recordings: BTreeMap::new(), lost: 0 }
+        Self {
+            started,
+            looks: 0,
+            looking: Duration::ZERO,
+            recordings: BTreeMap::new(),
+            lost: 0,
+            took: Took { own: Duration::ZERO, probes: Duration::ZERO },
+        }
     }
 
     /// Counts a recording.

@@ -225,6 +225,20 @@ fn of_recordings(view: &View) -> Vec<Family> {
             .with(&[], view.ongoing as f64),
         Family::new("tracer_watch_recordings_limit", Gauge, "Recordings that there may be at a time.")
             .with(&[], view.at_most as f64),
+        Family::new(
+            "tracer_watch_cpu_budget_seconds",
+            Gauge,
+            "CPU time that recordings may take in an hour: their own, and that of who is recorded which their probes take.",
+        )
+        .with(&[], view.cpu_time.an_hour.as_secs_f64()),
+        Family::new("tracer_watch_cpu_budget_left_seconds", Gauge, "What is left of that now.")
+            .with(&[], view.cpu_time.left.as_secs_f64()),
+        Family::new(
+            "tracer_watch_cpu_budget_used_up",
+            Gauge,
+            "Whether somebody should be recorded, and is not, since there is no CPU time left for it.",
+        )
+        .with(&[], f64::from(u8::from(view.cpu_time.is_waited_for))),
         Family::new("tracer_watch_recordings_kept", Gauge, "Recordings in the directory of the reports.")
             .with(&[], view.recordings.len() as f64),
         Family::new("tracer_watch_reports_bytes", Gauge, "Size of the reports together.")
@@ -289,7 +303,13 @@ fn of_the_service(view: &View, cost: &Cost, answers: &Answers) -> Vec<Family> {
             Counter,
             "CPU time of the recordings that have ended.",
         )
-        .with(&[], cost.recordings_cpu_seconds),
+        .with(&[], tally.took.own.as_secs_f64()),
+        Family::new(
+            "tracer_watch_probes_cpu_seconds",
+            Counter,
+            "CPU time that the probes of these recordings took of those who were recorded.",
+        )
+        .with(&[], tally.took.probes.as_secs_f64()),
         Family::new("process_cpu_seconds", Counter, "CPU time of the service, without that of recordings.")
             .with(&[], cost.cpu_seconds),
         Family::new("process_resident_memory_bytes", Gauge, "Resident memory of the service.")

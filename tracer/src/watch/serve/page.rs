@@ -50,6 +50,14 @@ fn write_page(html: &mut String, view: &View, now: Duration) -> fmt::Result {
         counted(view.ongoing as u64, "recording"),
         view.at_most
     )?;
+    if view.cpu_time.is_waited_for {
+        writeln!(
+            html,
+            "<p class=\"alarm\">Somebody should be recorded, but recordings have used up the CPU time that they may take \
+             ({:.0} s an hour): the next one waits.</p>",
+            view.cpu_time.an_hour.as_secs_f64()
+        )?;
+    }
     write_subjects(html, view, now)?;
     write_recordings(html, view)
 }
@@ -184,6 +192,9 @@ fn write_recording(html: &mut String, entry: &Entry) -> fmt::Result {
             writeln!(html, "<p class=\"{class}\">{}</p>", Text(text))?;
         }
     }
+    if entry.cpu_seconds > 0.0 {
+        writeln!(html, "<p class=\"dim\">it took {:.1} s of CPU time</p>", entry.cpu_seconds)?;
+    }
     html.write_str("<p class=\"links\">")?;
     for file in &entry.files {
         let ending = file.strip_prefix(&entry.name).unwrap_or(file).trim_start_matches('.');
@@ -228,6 +239,8 @@ mod tests {
             "href=\"/reports/shop_web-0_node-20270115T080000Z.html\">report</a>",
             "2027-01-15 08:00:00 UTC, since usage &gt; 80% for 5m",
             "the kernel killed 1 of it",
+            "it took 4.5 s of CPU time",
+            "they may take (144 s an hour)",
             "+200.3 MiB/min: `forget`",
             "no such process",
             "2 processes",

@@ -92,7 +92,7 @@ const fn status_of(refusal: &Refusal) -> StatusCode {
     match refusal {
         Refusal::NoSuchSubject => StatusCode::NOT_FOUND,
         Refusal::AlreadyRecorded => StatusCode::CONFLICT,
-        Refusal::TooMany(_) => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::TooMany(_) | Refusal::NoCpuTime(_) => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
