@@ -6,11 +6,11 @@ use anyhow::{Result, ensure};
 
 use crate::{command, privilege, run};
 
-/// Makes so many faults of each kind. The same seed makes the same choices; when they fall is up to the machine.
+/// Makes so many faults of each kind, or of those with this in their test's name. The same seed makes the same choices; when they fall is up to the machine.
 ///
 /// # Errors
 /// When one is not survived.
-pub fn faults(workspace: &Path, count: u32, seed: u64) -> Result<()> {
+pub fn faults(workspace: &Path, count: u32, seed: u64, only: Option<&str>) -> Result<()> {
     ensure!(privilege::is_root(), "faults are made on the real kernel: run it as root");
     privilege::check_kernel()?;
     run::build(workspace)?;
@@ -18,7 +18,7 @@ pub fn faults(workspace: &Path, count: u32, seed: u64) -> Result<()> {
     // One at a time, since each leaves the machine short of something.
     tests.args(["test", "--package", "tracer-tests", "--test", "faults", "--test", "watch_faults"]);
     tests.args(["--no-fail-fast", "--"]);
-    tests.args(["--test-threads", "1", "--nocapture"]);
+    tests.args(["--test-threads", "1", "--nocapture"]).args(only);
     tests.env("TRACER_FAULTS", count.to_string()).env("TRACER_FAULTS_SEED", seed.to_string());
     command::run(&format!("making {count} faults of each kind, seed {seed}"), &mut tests)
 }

@@ -63,6 +63,9 @@ enum Xtask {
         /// Seed of the random choices.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Only the kinds whose test has this in its name, such as `service_that_is_killed`.
+        #[arg(long)]
+        only: Option<String>,
     },
     /// Check format, lints, documentation, licences and scripts.
     Lint,
@@ -108,7 +111,7 @@ impl Xtask {
             Self::Vm(options) => vm::vm(workspace, &options),
             Self::Cases { numbers } => cases::cases(workspace, &numbers),
             Self::Scenarios => scenarios::scenarios(workspace),
-            Self::Faults { count, seed } => faults::faults(workspace, count, seed),
+            Self::Faults { count, seed, only } => faults::faults(workspace, count, seed, only.as_deref()),
             Self::Lint => lint::lint(workspace),
             Self::Bench { what } => bench::bench(workspace, &what),
             Self::Dist => dist::dist(workspace).map(drop),

@@ -78,6 +78,9 @@ pub enum Bench {
         /// How long it is measured.
         #[arg(long, default_value_t = 180)]
         seconds: u64,
+        /// Watch for so many minutes instead, record and be scraped all the time, and see whether memory stays the same.
+        #[arg(long, value_name = "MINUTES")]
+        soak: Option<u32>,
     },
 }
 
@@ -145,7 +148,10 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
             let tables = unwind::measure(&Bed::make(workspace)?, *rounds, *milliseconds)?;
             write_down(&workspace.join("docs/unwinding.md"), "cost", &tables)
         }
-        Bench::Watch { seconds } => {
+        Bench::Watch { soak: Some(minutes), .. } => {
+            write_down(&workspace.join("docs/watch.md"), "soak", &watch::soak(workspace, *minutes)?)
+        }
+        Bench::Watch { seconds, soak: None } => {
             write_down(&workspace.join("docs/watch.md"), "cost", &watch::measure(workspace, *seconds)?)
         }
     }

@@ -3,6 +3,8 @@
 use std::{
     collections::VecDeque,
     fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -30,16 +32,8 @@ const TICKS: f64 = 100.0;
 /// # Errors
 /// When control groups cannot be made, or the tracer fails.
 pub fn measure(workspace: &Path, seconds: u64) -> Result<String> {
-    anyhow::ensure!(privilege::is_root(), "measuring makes control groups: run it as root");
-    run::build(workspace)?;
-    command::step(&format!("starting {} processes in {GROUPS} control groups", GROUPS * PROCESSES_OF_EACH));
-    let mut crowd = Crowd::start()?;
-    let reports = workspace.join("target/bench/watch");
-    fs::create_dir_all(&reports)?;
-    let mut watching = Command::new(run::binary(workspace));
-    watching.args(["watch", "--listen", "none", "--cgroup"]).arg(&crowd.directory).arg("--dir").arg(&reports);
-    let mut watching =
-        Watching(watching.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    let mut crowd = begin(workspace)?;
+    let mut watching = Watching::start(workspace, &crowd, &["--listen", "none"])?;
     command::step(&format!("watching for {seconds} s"));
     // The first look reads everything, and loads what it needs.
     crowd.live(Duration::from_secs(30))?;
@@ -59,6 +53,78 @@ pub fn measure(workspace: &Path, seconds: u64) -> Result<String> {
         user + kernel,
         after.resident_bytes / f64::from(1 << 20),
     ))
+}
+
+/// How many rows the table of a soak has.
+const ROWS: u32 = 10;
+
+/// Watches for so many minutes, ten times as often as by default, while one group after the other is recorded and somebody scrapes; returns
+/// a table of what it took over them.
+///
+/// # Errors
+/// As [`measure`], and when it does not answer.
+pub fn soak(workspace: &Path, minutes: u32) -> Result<String> {
+    let mut crowd = begin(workspace)?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let options = [
+        &["--listen", &address, "--interval", "1s", "--when", "rss > 64KiB", "--record", "1s"][..],
+        &["--cool-down", "10m", "--keep", "50", "--cpu-budget", "100%"],
+    ];
+    let mut watching = Watching::start(workspace, &crowd, &options.concat())?;
+    command::step(&format!("watching for {minutes} minutes"));
+    let mut text = machine()?;
+    text += "\n| minute | CPU | resident | open files | recordings | groups so far | scrapes |\n             |--:|--:|--:|--:|--:|--:|--:|\n";
+    let (began, mut before, mut scrapes) = (Instant::now(), watching.taken()?, 0);
+    let spacing = Duration::from_secs(60) * minutes / ROWS;
+    for row in 1..=ROWS {
+        let mut metrics = String::new();
+        while began.elapsed() < spacing * row {
+            crowd.live(Duration::from_secs(1))?;
+            scrape(&address, "/")?;
+            metrics = scrape(&address, "/metrics")?;
+            scrapes += 1;
+        }
+        let taken = watching.taken()?;
+        let cpu = taken.user + taken.kernel - before.user - before.kernel;
+        let number = |name: &str| number_of(&metrics, name).with_context(|| format!("there is no {name}"));
+        let line = format!(
+            "| {:.0} | {:.1} % | {:.1} MiB | {} | {} | {} | {scrapes} |\n",
+            began.elapsed().as_secs_f64() / 60.0,
+            100.0 * cpu / TICKS / spacing.as_secs_f64(),
+            taken.resident_bytes / f64::from(1 << 20),
+            number("process_open_fds ")?,
+            number("tracer_watch_recordings_total{trigger=\"rss > 64KiB\",outcome=\"done\"} ")?,
+            crowd.made,
+        );
+        print!("{line}");
+        text += &line;
+        before = taken;
+    }
+    Ok(text)
+}
+
+/// Starts what is watched.
+fn begin(workspace: &Path) -> Result<Crowd> {
+    anyhow::ensure!(privilege::is_root(), "measuring makes control groups: run it as root");
+    run::build(workspace)?;
+    command::step(&format!("starting {} processes in {GROUPS} control groups", GROUPS * PROCESSES_OF_EACH));
+    Crowd::start()
+}
+
+/// What is at a path.
+fn scrape(address: &str, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{}", answer.lines().next().unwrap_or_default());
+    Ok(answer)
+}
+
+/// The value of a series.
+fn number_of(metrics: &str, series: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
 
 /// Groups in which processes sleep.
@@ -169,6 +235,18 @@ struct Taken {
 }
 
 impl Watching {
+    fn start(workspace: &Path, crowd: &Crowd, options: &[&str]) -> Result<Self> {
+        let reports = workspace.join("target/bench/watch");
+        if reports.exists() {
+            fs::remove_dir_all(&reports)?;
+        }
+        fs::create_dir_all(&reports)?;
+        let mut watching = Command::new(run::binary(workspace));
+        watching.arg("watch").args(options).arg("--cgroup").arg(&crowd.directory).arg("--dir").arg(&reports);
+        let nothing = || Stdio::null();
+        Ok(Self(watching.stdin(nothing()).stdout(nothing()).stderr(nothing()).spawn()?))
+    }
+
     fn taken(&mut self) -> Result<Taken> {
         anyhow::ensure!(self.0.try_wait()?.is_none(), "the service has ended");
         let process = PathBuf::from(format!("/proc/{}", self.0.id()));
