@@ -356,8 +356,9 @@ impl Service {
             }
             let Some(before) = self.sight.read(now(), id) else { continue };
             if let Some(Decision::Write { why, .. }) = self.sight.engine.write(now(), id, &before) {
-                say(&format!("{name}: {why}: its reports are written now"));
-                recording.write();
+                if recording.write() {
+                    say(&format!("{name}: {why}: its reports are written now"));
+                }
             }
         }
     }

@@ -148,11 +148,13 @@ impl Recording {
         self.is_attached = true;
     }
 
-    /// Has it write its reports and go on. Before its probes are in there is nothing to write, and the signal would end it.
-    pub fn write(&self) {
+    /// Has it write its reports and go on. Before its probes are in there is nothing to write, and the signal would end it: then this is
+    /// `false`.
+    pub fn write(&self) -> bool {
         if self.is_attached {
             self.signal(Signal::USR1);
         }
+        self.is_attached
     }
 
     /// Has it end and write its reports.
