@@ -88,7 +88,7 @@ pub fn soak(workspace: &Path, minutes: u32) -> Result<String> {
         let cpu = taken.user + taken.kernel - before.user - before.kernel;
         let number = |name: &str| number_of(&metrics, name).with_context(|| format!("there is no {name}"));
         let line = format!(
-            "| {:.0} | {:.1} % | {:.1} MiB | {} | {} | {} | {scrapes} |\n",
+            "| {:.1} | {:.1} % | {:.1} MiB | {} | {} | {} | {scrapes} |\n",
             began.elapsed().as_secs_f64() / 60.0,
             100.0 * cpu / TICKS / spacing.as_secs_f64(),
             taken.resident_bytes / f64::from(1 << 20),
@@ -173,14 +173,14 @@ impl Crowd {
         let (began, mut replaced, mut renewed) = (Instant::now(), 0, 0);
         while began.elapsed() < time {
             thread::sleep(STEP);
-            let due = |rate: usize| (began.elapsed().as_secs_f64() * rate as f64) as usize;
-            // A group that goes takes its processes with it.
-            while renewed < due(1) {
+            let due = |rate: usize| (began.elapsed().as_secs_f64() * rate as f64).round() as usize;
+            // A group that goes takes its processes with it. What takes longer than it should is not made up for without end.
+            while renewed < due(1) && began.elapsed() < time {
                 self.groups.pop_front();
                 self.add()?;
                 (renewed, replaced) = (renewed + 1, replaced + PROCESSES_OF_EACH);
             }
-            while replaced < due(PROCESSES_REPLACED) {
+            while replaced < due(PROCESSES_REPLACED) && began.elapsed() < time {
                 let group = &mut self.groups[replaced % GROUPS];
                 group.remove();
                 group.add()?;
