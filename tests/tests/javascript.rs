@@ -5,8 +5,8 @@ use std::{fs, path::Path, process::Command};
 
 use tempfile::TempDir;
 use tracer_tests::{
-    Frame, Functions, Pairs, Place, Report, Running, Stack, Tracer, node_addon, nodes, programs_dir,
-    trace_with,
+    Frame, Functions, Moving, Pairs, Place, Report, Running, Stack, Tracer, node_addon, nodes, programs_dir,
+    stacks_wanted, trace_with, version,
 };
 
 /// As the program states them.
@@ -18,12 +18,12 @@ struct Recorded {
     stated: Vec<Functions>,
 }
 
-fn record(node: &Path, flags: &[&str], rounds: &str, tracer: Tracer) -> Recorded {
+fn record(node: &Path, flags: &[&str], arguments: &[&str], tracer: Tracer) -> Recorded {
     let directory = TempDir::new().expect("a temporary directory");
     let stacks = directory.path().join("stacks.json");
     let mut command = Command::new(node);
     command.args(flags).arg(programs_dir().join("node/javascript.js"));
-    command.arg(node_addon(directory.path())).arg(&stacks).arg(rounds);
+    command.arg(node_addon(directory.path())).arg(&stacks).args(arguments);
     let mut program = Running::start(command);
     let report = trace_with(&mut program, tracer);
     program.assert_unharmed();
@@ -67,41 +67,52 @@ impl Recorded {
 #[test]
 fn functions_are_those_that_v8_tells() {
     for node in nodes() {
-        let recorded = record(&node, &[], "20", Tracer::new());
+        let recorded = record(&node, &[], &["20"], Tracer::new());
         let (stated, told) = (recorded.stated.len(), recorded.told().len());
         assert!(stated > 1000 && told == stated, "{node:?}: {told} of {stated} allocations");
         let pairs = recorded.pairs();
         let (functions, lines) = pairs.shares();
-        println!("{}: {functions:.2} % of functions, {lines:.2} % of lines, {stated} stacks", node.display());
+        let version = version(&node, &["--version"]);
+        pairs.say_shares(&format!("node {version}"));
+        // V8 10 drops what it knows of code that was given up while it still runs: those inlined into it have no names.
+        let least = if version.starts_with("18.") { 96.0 } else { 99.0 };
         let wrong = pairs.wrong(5);
-        assert!(functions >= 99.0, "{node:?}: {functions} %: {wrong:#?}");
-        assert!(lines >= 97.0, "{node:?}: {lines} %: {wrong:#?}");
+        assert!(functions >= least, "{node:?}: {functions} %: {wrong:#?}");
+        assert!(lines >= least - 2.0, "{node:?}: {lines} %: {wrong:#?}");
     }
 }
 
-/// Objects move at every collection: names may be missing, but none is another function's.
+/// Objects move at every collection, and functions are made anew all the time: names may be missing, but none is another function's.
 #[test]
 fn functions_that_move_have_no_wrong_names() {
-    let recorded = record(Path::new("node"), &["--stress-compaction", "--expose-gc"], "40", Tracer::new());
-    let known: Vec<_> = recorded.stated.iter().flatten().map(|(name, file, _)| (name, file)).collect();
-    let told = recorded.told();
-    assert!(told.len() > 2000, "{} allocations", told.len());
-    let wrong = |(name, file, _): &&Place| name != "[javascript]" && !known.contains(&(name, file));
-    let is_computed = |place: &&Place| place.1.as_deref() == Some("node:internal/event_target");
-    let wrong: Vec<_> = told.iter().flatten().filter(wrong).filter(|place| !is_computed(place)).collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    let whole = recorded.pairs().right();
-    println!(
-        "{whole} of {} stacks are right, unnamed: {:?}",
-        told.len(),
-        recorded.report.events.unnamed_functions
-    );
+    /// Allocations of each round, in both threads.
+    const A_ROUND: u32 = 82;
+    let rounds = (stacks_wanted(3200) / A_ROUND).to_string();
+    let flags = ["--stress-compaction", "--expose-gc"];
+    let recorded = record(Path::new("node"), &flags, &[&rounds, "reload"], Tracer::new());
+    let (stated, told) = (recorded.stated.len(), recorded.told().len());
+    assert!(stated > 2000 && told == stated, "{told} of {stated} allocations");
+    // V8 keeps no name of methods whose names are computed.
+    let without_computed = |stacks: &[Functions]| -> Vec<Functions> {
+        let is_computed = |file: Option<&str>| file == Some("node:internal/event_target");
+        let place = |(name, file, line): &Place| match is_computed(file.as_deref()) {
+            true => ("computed".to_owned(), file.clone(), *line),
+            false => (name.clone(), file.clone(), *line),
+        };
+        stacks.iter().map(|stack| stack.iter().map(place).collect()).collect()
+    };
+    let moving = Moving::of(&without_computed(&recorded.stated), &without_computed(&recorded.told()));
+    let node = version(Path::new("node"), &["--version"]);
+    moving.say(&format!("node {node} `--stress-compaction`, functions made anew"));
+    println!("unnamed: {:?}", recorded.report.events.unnamed_functions);
+    let misnamed = &moving.misnamed;
+    assert!(misnamed.is_empty(), "{}: {:#?}", misnamed.len(), &misnamed[..misnamed.len().min(5)]);
 }
 
 #[test]
 fn frames_that_say_how_v8_works_are_shown_on_request() {
     let builtins = |tracer: Tracer| {
-        let recorded = record(Path::new("node"), &[], "1", tracer);
+        let recorded = record(Path::new("node"), &[], &["1"], tracer);
         let frames = recorded.report.stacks.iter().flat_map(|stack| &stack.frames);
         let entries = frames.filter(|frame| {
             frame.function.as_deref().is_some_and(|name| name.starts_with("Builtins_JSEntry"))

@@ -101,7 +101,10 @@ fn is_newer(output: &Path, inputs: &[PathBuf]) -> bool {
 }
 
 /// The directory of `node_api.h`: the system's, else that of the npm package `node-api-headers`.
-fn node_headers(workspace: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// When they cannot be got.
+pub fn node_headers(workspace: &Path) -> Result<PathBuf> {
     let tools = bpf_toolchain::tools_dir(workspace);
     let system = PathBuf::from("/usr/include/node");
     let package = tools.join("node_modules/node-api-headers/include");

@@ -14,9 +14,16 @@ use crate::{apt, bpf_toolchain, command, privilege::found_in_path};
 /// # Errors
 /// Without npm or the network.
 pub fn install(workspace: &Path, package: &str, file: &str) -> Result<PathBuf> {
-    let tools = bpf_toolchain::tools_dir(workspace);
+    install_into(&bpf_toolchain::tools_dir(workspace), package, file)
+}
+
+/// As [`install`], into a directory of its own.
+///
+/// # Errors
+/// See [`install`].
+pub fn install_into(directory: &Path, package: &str, file: &str) -> Result<PathBuf> {
     let name = package.split('@').next().unwrap_or(package);
-    let found = tools.join("node_modules").join(name).join(file);
+    let found = directory.join("node_modules").join(name).join(file);
     if found.is_file() {
         return Ok(found);
     }
@@ -25,7 +32,7 @@ pub fn install(workspace: &Path, package: &str, file: &str) -> Result<PathBuf> {
     }
     let mut npm = Command::new("npm");
     npm.args(["install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", package, "--prefix"])
-        .arg(&tools);
+        .arg(directory);
     command::run_quietly(&format!("fetching {package} with npm"), &mut npm)?;
     ensure!(found.is_file(), "{package} was installed, but without {file}");
     Ok(found)

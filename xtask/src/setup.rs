@@ -90,7 +90,7 @@ pub fn programs_of_tests(workspace: &Path) -> Result<()> {
         apt::install(&packages, "the tests")?;
     }
     npm::install(workspace, "speedscope@1.25.0", "dist/release/index.html")?;
-    java::install(workspace)?;
+    java::install(workspace, java::OF_TESTS)?;
     Ok(())
 }
 

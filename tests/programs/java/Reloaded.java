@@ -19,7 +19,7 @@ public final class Reloaded {
     private Reloaded() {}
 
     /** What is loaded under other names of the same length. */
-    public static final class Copy0000 implements Runnable {
+    public static final class Copy000000 implements Runnable {
         @Override public void run() {
             inner(2);
         }
@@ -50,7 +50,7 @@ public final class Reloaded {
     }
 
     private static byte[] template() throws Exception {
-        try (InputStream in = Reloaded.class.getResourceAsStream("Reloaded$Copy0000.class")) {
+        try (InputStream in = Reloaded.class.getResourceAsStream("Reloaded$Copy000000.class")) {
             ByteArrayOutputStream bytes = new ByteArrayOutputStream();
             in.transferTo(bytes);
             return bytes.toByteArray();
@@ -58,8 +58,8 @@ public final class Reloaded {
     }
 
     private static void load(byte[] template, int number) throws Exception {
-        String name = String.format("Copy%04d", number);
-        String bytes = new String(template, StandardCharsets.ISO_8859_1).replace("Copy0000", name);
+        String name = String.format("Copy%06d", number);
+        String bytes = new String(template, StandardCharsets.ISO_8859_1).replace("Copy000000", name);
         Class<?> loaded = new Loader().define("Reloaded$" + name, bytes.getBytes(StandardCharsets.ISO_8859_1));
         ((Runnable) loaded.getDeclaredConstructor().newInstance()).run();
     }
@@ -74,7 +74,8 @@ public final class Reloaded {
         int classes = Integer.parseInt(arguments[1]);
         for (int number = 2; number < classes + 2; number++) {
             load(template, number);
-            if (number % 5 == 0) System.gc();
+            // A collection takes longer the more is kept.
+            if (number % Math.max(5, classes / 4000) == 0) System.gc();
         }
         try (PrintWriter out = new PrintWriter(arguments[0])) {
             STATED.forEach(out::println);

@@ -1,6 +1,6 @@
 // Allocates native memory from JavaScript in every way that the names of functions are told of, and states its own stack each time.
 //
-//     node javascript.js ADDON FILE [ROUNDS]
+//     node javascript.js ADDON FILE [ROUNDS [reload]]
 //
 // Everything has been run before the window often enough to be compiled by each compiler of V8, so frames are interpreted ones, of
 // compiled code and of functions that were inlined. Leaves in FILE, for each allocation, `[[FUNCTION, FILE, LINE], ...]`, innermost function
@@ -14,7 +14,8 @@ const vm = require('node:vm');
 const { isMainThread, parentPort, Worker, workerData } = require('node:worker_threads');
 
 const SIZE = 16;
-const [addonPath, rounds] = isMainThread ? [process.argv[2], Number(process.argv[4] ?? 20)] : workerData;
+const given = () => [process.argv[2], Number(process.argv[4] ?? 20), process.argv[5] === 'reload'];
+const [addonPath, rounds, reloads] = isMainThread ? given() : workerData;
 const addon = require(path.resolve(addonPath));
 
 let tells = false;
@@ -126,6 +127,15 @@ const many = new Function('leak', `return function many() { ${Array.from({ lengt
   leak(); return keep(); }
 //# sourceURL=/made/up/many.js`)(leak);
 
+// A function of which there is no other, and which is dropped at once: what comes later is at its addresses.
+let made = 0;
+if (reloads) {
+  ways.reloaded = () => {
+    const name = `reloaded_${isMainThread ? 'main' : 'worker'}_${made++}`;
+    vm.runInThisContext(`(function ${name}(leak) {${'\n'.repeat(made % 5)} leak(); })`, { filename: `/made/up/${made % 7}.js` })(leak);
+  };
+}
+
 async function asynchronous() {
   leak();
   await null;
@@ -169,7 +179,7 @@ async function main() {
     });
     return;
   }
-  const worker = new Worker(__filename, { workerData: [addonPath, rounds] });
+  const worker = new Worker(__filename, { workerData: [addonPath, rounds, reloads] });
   const message = () => new Promise((resolve) => worker.once('message', resolve));
   await message();
   fs.writeSync(1, JSON.stringify({ pid: process.pid, expect: { leaks: [] } }) + '\n');

@@ -6,6 +6,7 @@ mod footprint;
 mod median;
 mod overhead;
 mod reports;
+mod runtimes;
 mod soak;
 mod stacks;
 mod tool;
@@ -22,7 +23,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Subcommand, ValueEnum as _};
 
-use crate::{command, privilege, run};
+use crate::{command, demo, privilege, run};
 
 /// What is measured.
 #[derive(Clone, Debug, Subcommand)]
@@ -49,6 +50,15 @@ pub enum Bench {
     Footprint,
     /// What it takes to draw a large recording in each format. Needs no root; writes docs/reports.md.
     Reports,
+    /// How right functions of JavaScript, Python and Java are, by version, and under load; writes docs/runtimes.md.
+    Runtimes {
+        /// How many stacks of code that moves, and is dropped, each runtime gives.
+        #[arg(long, default_value_t = 10_000)]
+        stacks: u32,
+        /// Only these languages.
+        #[arg(long, value_enum)]
+        only: Vec<runtimes::Language>,
+    },
     /// Whether the tracer's memory and CPU time stay the same however long it records.
     Soak {
         /// How long it records, in minutes.
@@ -96,11 +106,13 @@ pub struct Bed {
     unwind_tables: PathBuf,
     /// Sources of the workloads.
     sources: PathBuf,
+    /// Headers of Node.js, for addons.
+    node_headers: PathBuf,
     /// Where they are compiled to, and where sockets and reports go.
     scratch: PathBuf,
 }
 
-/// Builds, measures, prints tables and writes them into the documents.
+/// Builds, measures, prints tables and writes them into the document that they belong to.
 ///
 /// # Errors
 /// When something that is needed is not there, or a step fails.
@@ -128,6 +140,14 @@ pub fn bench(workspace: &Path, what: &Bench) -> Result<()> {
         Bench::Footprint => write_down(&overhead, "footprint", &footprint::measure(&Bed::make(workspace)?)?),
         Bench::Reports => {
             write_down(&workspace.join("docs/reports.md"), "reports", &reports::measure(workspace)?)
+        }
+        Bench::Runtimes { stacks, only } => {
+            runtimes::prepare(workspace)?;
+            let languages = if only.is_empty() { runtimes::Language::value_variants() } else { only };
+            languages.iter().try_for_each(|&language| {
+                let tables = runtimes::measure(workspace, language, *stacks)?;
+                write_down(&workspace.join("docs/runtimes.md"), language.name(), &tables)
+            })
         }
         Bench::Soak { minutes } => {
             write_down(&overhead, "soak", &soak::measure(&Bed::make(workspace)?, *minutes)?)
@@ -182,6 +202,7 @@ impl Bed {
             empty_probes: workspace.join("target/release/examples/empty_probes"),
             unwind_tables: workspace.join("target/release/examples/unwind_tables"),
             sources: workspace.join("tests/programs/bench"),
+            node_headers: demo::node_headers(workspace)?,
             scratch,
         };
         for program in ["pairs", "blocks", "soak"] {

@@ -1,7 +1,12 @@
 //! What walking stacks costs: the BPF program at the return of `malloc`, through frames that have unwind tables and through frames
-//! that have frame pointers instead, and through Python functions; and what making the tables takes.
+//! that have frame pointers instead, and through functions of JavaScript, Python and Java; and what making the tables takes.
 
-use std::{fmt::Write as _, fs, path::PathBuf, process::Command};
+use std::{
+    fmt::{self, Write as _},
+    fs,
+    path::PathBuf,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -24,10 +29,16 @@ const BY_POINTER: &str = "frames_by_pointer";
 /// The interpreter whose functions are walked, 3.11 or later: so they call each other with no native frame between.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// How many Python functions are on the stack, with some twenty native frames around them, for one of [`DEPTHS`].
+/// How many functions of a runtime are on the stack, with up to forty frames around them that are native or the runtime's own, for one of
+/// [`DEPTHS`].
 const fn functions(depth: u32) -> u32 {
-    depth * 3 / 4
+    depth * 5 / 8
 }
+
+/// The programs in turn: two whose frames are native, and those of runtimes, by what the table calls a frame of theirs.
+const NATIVE: usize = 2;
+const RUNTIMES: [&str; 4] = ["Python", "V8, interpreted", "Java, compiled", "Java, interpreted"];
+const PROGRAMS: usize = NATIVE + RUNTIMES.len();
 
 /// Files whose tables are timed: the first that is there of each line.
 const FILES: [&[&str]; 6] = [
@@ -50,23 +61,49 @@ pub fn measure(bed: &Bed, rounds: usize, milliseconds: u32) -> Result<String> {
     Ok(format!("{}\n{tables}\nMedians of {rounds} rounds. {machine}", Walks(&walks)))
 }
 
-/// Nanoseconds of one run of the program, by depth: through tables, through frame pointers, and through Python functions.
-type Measured = [Vec<f64>; 3];
+/// Nanoseconds of one run of the program at one depth, of each program.
+type Measured = [Vec<f64>; PROGRAMS];
 
-fn walks(bed: &Bed, rounds: usize, milliseconds: u32) -> Result<Vec<Measured>> {
+/// What starts each of the programs.
+fn commands(bed: &Bed) -> Result<[Command; PROGRAMS]> {
     let pointers =
         ["-fno-omit-frame-pointer", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"].as_slice();
     bed.compile_as(BY_TABLE, "pairs", &["-fomit-frame-pointer"])?;
     bed.compile_as(BY_POINTER, "pairs", pointers)?;
-    let mut programs = Vec::new();
-    let mut tracer = tracer(bed, None);
+    let [by_table, by_pointer] = [BY_TABLE, BY_POINTER].map(|name| {
+        let mut command = Command::new(bed.program(name));
+        command.arg("1");
+        command
+    });
     let mut python = Command::new(PYTHON);
     python.arg(bed.sources.join("pairs.py"));
-    let mut commands = [BY_TABLE, BY_POINTER].map(|name| Command::new(bed.program(name)));
-    for command in &mut commands {
-        command.arg("1");
-    }
-    for command in commands.iter_mut().chain([&mut python]) {
+    Ok([by_table, by_pointer, python, javascript(bed)?, java(bed, &[])?, java(bed, &["-Xint"])?])
+}
+
+/// Without compilers all its functions are interpreted.
+fn javascript(bed: &Bed) -> Result<Command> {
+    const ADDON: &str = "pairs_addon.node";
+    let headers = format!("-I{}", bed.node_headers.display());
+    bed.compile_as(ADDON, "pairs_addon", &["-shared", "-fPIC", &headers])?;
+    let mut node = Command::new("node");
+    node.arg("--jitless").arg(bed.sources.join("pairs.js")).arg(bed.program(ADDON));
+    Ok(node)
+}
+
+/// Without inlining each method has a frame of its own.
+fn java(bed: &Bed, options: &[&str]) -> Result<Command> {
+    let mut compiler = Command::new("javac");
+    compiler.args(["-nowarn", "-d"]).arg(&bed.scratch).arg(bed.sources.join("Pairs.java"));
+    command::run_quietly("compiling Pairs.java", &mut compiler)?;
+    let mut java = Command::new("java");
+    java.arg("-XX:-Inline").args(options).arg("-cp").arg(&bed.scratch).arg("Pairs");
+    Ok(java)
+}
+
+fn walks(bed: &Bed, rounds: usize, milliseconds: u32) -> Result<Vec<Measured>> {
+    let mut programs = Vec::new();
+    let mut tracer = tracer(bed, None);
+    for command in &mut commands(bed)? {
         let mut program = Dialogue::start(command)?;
         let ready = program.line_with("ready ")?;
         tracer.args(["--pid", ready.trim_start_matches("ready ")]);
@@ -80,8 +117,8 @@ fn walks(bed: &Bed, rounds: usize, milliseconds: u32) -> Result<Vec<Measured>> {
     for round in 0..=rounds {
         command::step(&format!("walking stacks: round {round} of {rounds}"));
         for (depth, measured) in DEPTHS.iter().zip(&mut measured) {
-            let asked = [*depth, *depth, functions(*depth)];
-            for ((program, measured), asked) in programs.iter_mut().zip(measured).zip(asked) {
+            for (index, (program, measured)) in programs.iter_mut().zip(measured).enumerate() {
+                let asked = if index < NATIVE { *depth } else { functions(*depth) };
                 let before = Runs::of(pid)?;
                 program.ask(&format!("{asked} {milliseconds}"))?;
                 let ns = Runs::of(pid)?.dearest_since(&before).context("no program ran")?;
@@ -157,35 +194,68 @@ impl Runs {
     }
 }
 
-/// The results as a table.
+/// The results as tables: native frames, and those of runtimes beside native ones of the same run.
 struct Walks<'a>(&'a [Measured]);
 
-impl std::fmt::Display for Walks<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let head = "| frames | by table | a frame more | by frame pointer | a frame more | Python functions | with them | a function more |";
-        writeln!(f, "{head}\n|--:|--:|--:|--:|--:|--:|--:|--:|")?;
-        let mut earlier: Option<(u32, [f64; 3])> = None;
-        for (&depth, measured) in DEPTHS.iter().zip(self.0) {
-            let ns = [0, 1, 2].map(|way: usize| median(&measured[way]).unwrap_or(f64::NAN));
-            let slope = |way: usize, frames: fn(u32) -> u32| match earlier {
-                Some((before, earlier)) => {
-                    format!("{:.1} ns", (ns[way] - earlier[way]) / f64::from(frames(depth) - frames(before)))
-                }
-                None => String::new(),
-            };
-            let native = |depth| depth;
-            write!(
-                f,
-                "| {depth} | {:.0} ns | {} | {:.0} ns | {} ",
-                ns[0],
-                slope(0, native),
-                ns[1],
-                slope(1, native)
-            )?;
-            writeln!(f, "| {} | {:.0} ns | {} |", functions(depth), ns[2], slope(2, functions))?;
-            earlier = Some((depth, ns));
+impl fmt::Display for Walks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "| frames | by table | a frame more | by frame pointer | a frame more |\n|--:|--:|--:|--:|--:|"
+        )?;
+        let native = |depth| depth;
+        for (row, depth) in DEPTHS.iter().enumerate() {
+            write!(f, "| {depth} |")?;
+            (0..NATIVE).try_for_each(|program| self.cells(f, program, row, native))?;
+            writeln!(f)?;
         }
-        Ok(())
+        writeln!(f, "\n| functions | {} | a function more |", RUNTIMES.join(" | a function more | "))?;
+        writeln!(f, "|--:|{}", "--:|--:|".repeat(RUNTIMES.len()))?;
+        for (row, &depth) in DEPTHS.iter().enumerate() {
+            write!(f, "| {} |", functions(depth))?;
+            (NATIVE..PROGRAMS).try_for_each(|program| self.cells(f, program, row, functions))?;
+            writeln!(f)?;
+        }
+        let last = DEPTHS.len() - 1;
+        let one = |program, frames| self.slope(program, 0, last, frames);
+        let by_table = one(0, native);
+        let ratios = RUNTIMES.iter().enumerate().map(|(index, name)| {
+            let ns = one(NATIVE + index, functions);
+            format!("{name} {ns:.0} ns ({:.1})", ns / by_table)
+        });
+        let ratios: Vec<_> = ratios.collect();
+        writeln!(
+            f,
+            "\nOver all depths, a function more costs, and how many native frames by table ({by_table:.1} ns) that is: {}.",
+            ratios.join(", ")
+        )
+    }
+}
+
+impl Walks<'_> {
+    fn median(&self, program: usize, row: usize) -> f64 {
+        self.0.get(row).and_then(|measured| median(&measured[program])).unwrap_or(f64::NAN)
+    }
+
+    /// What one of the frames that are more costs.
+    fn slope(&self, program: usize, from: usize, to: usize, frames: fn(u32) -> u32) -> f64 {
+        let more = frames(DEPTHS[to]) - frames(DEPTHS[from]);
+        (self.median(program, to) - self.median(program, from)) / f64::from(more)
+    }
+
+    /// Two cells: what a run took, and what each frame cost that the row before has not.
+    fn cells(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        program: usize,
+        row: usize,
+        frames: fn(u32) -> u32,
+    ) -> fmt::Result {
+        write!(f, " {:.0} ns |", self.median(program, row))?;
+        match row.checked_sub(1) {
+            Some(before) => write!(f, " {:.1} ns |", self.slope(program, before, row, frames)),
+            None => write!(f, "  |"),
+        }
     }
 }
 
@@ -214,10 +284,14 @@ mod tests {
     #[test]
     fn a_frame_more_is_what_lies_between_two_depths() {
         let measured: Vec<Measured> = [100.0, 340.0, 1300.0, 2420.0]
-            .map(|ns| [vec![ns, ns, 9999.0], vec![ns / 2.0], vec![ns * 3.0]])
+            .map(|ns| [ns, ns / 2.0, ns * 3.0, ns, ns, ns].map(|ns| vec![ns, ns, ns]))
             .into();
         let shown = Walks(&measured).to_string();
-        let row = "| 16 | 340 ns | 20.0 ns | 170 ns | 10.0 ns | 12 | 1020 ns | 80.0 ns |";
-        assert!(shown.contains(row), "{shown}");
+        assert!(shown.contains("| 16 | 340 ns | 20.0 ns | 170 ns | 10.0 ns |\n"), "{shown}");
+        assert!(shown.contains("| 10 | 1020 ns | 90.0 ns | 340 ns | 30.0 ns |"), "{shown}");
+        assert!(
+            shown.contains("native frames by table (20.0 ns) that is: Python 95 ns (4.8), V8"),
+            "{shown}"
+        );
     }
 }
