@@ -14,7 +14,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     process::{CodeList, ProcessIndex, ProcessState},
     runtime::{
-        FrameKind,
+        FrameKind, MOST_READ, Object,
         hotspot::{self, BLOB_WORDS, CodeMemory, HotSpotFrame, Place},
         python::{self, Interpreter, LoopCode, PythonFrame},
         v8::{self, V8Frame},
@@ -164,6 +164,22 @@ pub struct Walk {
     listing: PythonListing,
     /// The part of an object that was read last.
     object: [u64; OBJECT_WORDS],
+    /// What was read last of the thread's Python frames.
+    frames: FrameWindow,
+}
+
+/// A stretch of memory that has several Python frames, copied by one read.
+#[repr(C)]
+struct FrameWindow {
+    start: u64,
+    /// In bytes.
+    length: u64,
+    words: [u64; FrameWindow::WORDS],
+}
+
+impl FrameWindow {
+    /// Three or four usual frames. A power of two, see [`MAX_WORDS`].
+    const WORDS: usize = 64;
 }
 
 /// How far the walk is in the thread's Python frames.
@@ -177,10 +193,12 @@ struct PythonListing {
     is_under_way: u32,
     /// What the step to the caller of the last frame came to.
     stepped: u32,
+    /// What the walk goes on with after the run.
+    ended: u32,
 }
 
 /// How many words of an object are kept: more than are read. A power of two, see [`MAX_WORDS`].
-const OBJECT_WORDS: usize = (python::MOST_READ / 8).next_power_of_two();
+const OBJECT_WORDS: usize = (MOST_READ / 8).next_power_of_two();
 
 /// The walks that fill the captures: each has the number of its capture. Nobody else's, so they are here.
 #[map]
@@ -253,6 +271,7 @@ pub fn walk(
     walk.hotspot = process.hotspot.load() as u32;
     walk.listing.has_begun = 0;
     walk.listing.is_under_way = 0;
+    walk.frames.length = 0;
     // Only whether the native stack comes by a place is asked where there is one.
     let python = if call.sp == 0 { process.python[2].load() } else { 0 };
     walk.python[2] = python;
@@ -275,8 +294,8 @@ pub fn walk(
     Some(walk)
 }
 
-/// A frame each, and two more for each run of Python frames.
-const MAX_STEPS: u32 = 3 * MAX_FRAMES as u32;
+/// A frame each, and one more for each run of Python frames.
+const MAX_STEPS: u32 = 2 * MAX_FRAMES as u32;
 
 /// Records one frame and moves to its caller; 1 ends the walk.
 extern "C" fn walk_frame(_index: u32, capture: *mut u32) -> i64 {
@@ -292,7 +311,7 @@ extern "C" fn go_to_caller(capture: u32) -> u32 {
     let Some(walk) = WALKS.get_ptr_mut(capture) else { return Stop::NoRoom as u32 };
     // SAFETY: it points at an element that this run has claimed.
     let walk = unsafe { &mut *walk };
-    let stop = if walk.listing.is_under_way != 0 { list_python_frame(capture) } else { leave_frame(walk) };
+    let stop = if walk.listing.is_under_way != 0 { list_python_frames(capture) } else { leave_frame(walk) };
     if stop != STEPPED {
         walk.stop = stop;
     }
@@ -368,40 +387,66 @@ fn has_room(walk: &Walk) -> bool {
     walk.depth < MAX_FRAMES as u32 && walk.words < (MAX_WORDS - 1 - FrameKind::MOST_WORDS) as u32
 }
 
-/// Writes down one frame of the run that belongs to the last native one; what the step to its caller came to when the run is over.
+/// Writes down the run of Python frames that belongs to the last native one; what the step to its caller came to.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn list_python_frame(capture: u32) -> u32 {
+extern "C" fn list_python_frames(capture: u32) -> u32 {
     let Some(walk) = WALKS.get_ptr_mut(capture) else { return Stop::NoRoom as u32 };
     // SAFETY: it points at an element that this run has claimed.
     let walk = unsafe { &mut *walk };
-    let layout = python::Layout::from_words([walk.python[3], walk.python[4]]);
     if walk.listing.has_begun == 0 {
         walk.listing.has_begun = 1;
-        walk.listing.frame = first_python_frame(layout);
+        walk.listing.frame = first_python_frame(python::Layout::from_words([walk.python[3], walk.python[4]]));
     }
+    walk.listing.is_under_way = 0;
+    walk.listing.ended = Stop::TooDeep as u32;
+    let mut context = capture;
+    // SAFETY: the callback has the signature that the helper asks for, and `context` outlives the call.
+    unsafe {
+        bpf_loop(MAX_FRAMES as u32, list_python_frame as *mut c_void, (&raw mut context).cast(), 0);
+    }
+    walk.listing.ended
+}
+
+/// Writes down one frame of a run; 1 when it is the last. A loop of its own, since each call on the way to a frame costs as much as
+/// half a native frame.
+extern "C" fn list_python_frame(_index: u32, capture: *mut u32) -> i64 {
+    // SAFETY: `bpf_loop` passes the pointer it was given.
+    let capture = unsafe { *capture };
+    let Some(walk) = WALKS.get_ptr_mut(capture) else { return 1 };
+    // SAFETY: it points at an element that this run has claimed.
+    let walk = unsafe { &mut *walk };
+    let layout = python::Layout::from_words([walk.python[3], walk.python[4]]);
     let read = match walk.listing.frame {
         0 => None,
-        frame => layout.read_frame(frame, &mut WalkedObject { capture, words: &raw const walk.object }),
+        frame => {
+            let mut object = WalkedObject(&raw mut walk.object);
+            let in_a_row = layout.has_frames_in_a_row();
+            layout.read_frame(
+                frame,
+                &mut ListedFrame { window: &mut walk.frames, index: 0, in_a_row },
+                &mut object,
+            )
+        }
     };
     let unread = PythonFrame { function: Some(python::Function::default()), caller: 0, ends_run: true };
     let frame = read.unwrap_or(unread);
     if let Some(function) = frame.function {
         if !has_room(walk) {
-            return Stop::TooDeep as u32;
+            return 1;
         }
-        write_word(capture, walk.words, FrameKind::Python.word(function.code));
-        write_word(capture, walk.words + 1, function.to_word());
+        let kind = FrameKind::Python.word(function.code);
+        write_words(capture, walk.words, [kind, function.to_word()]);
         walk.words += 2;
         walk.depth += 1;
         walk.hash = walk.hash.mix(function.code).mix(function.to_word());
     }
     walk.listing.frame = frame.caller;
     if frame.ends_run || frame.caller == 0 {
-        walk.listing.is_under_way = 0;
-        return walk.listing.stepped;
+        walk.listing.ended = walk.listing.stepped;
+        return 1;
     }
-    STEPPED
+    0
 }
 
 /// The innermost Python frame of the current thread; 0 for none.
@@ -411,33 +456,66 @@ fn first_python_frame(layout: python::Layout) -> u64 {
     layout.innermost(thread, &HeapMemory).unwrap_or(0)
 }
 
-/// The object that a walk reads.
-struct WalkedObject {
-    capture: u32,
-    words: *const [u64; OBJECT_WORDS],
-}
+/// The object that a walk reads, in the walk that this run has claimed.
+struct WalkedObject(*mut [u64; OBJECT_WORDS]);
 
-impl python::Object for WalkedObject {
+impl Object for WalkedObject {
     #[inline(always)]
     fn load(&mut self, address: u64, length: u8) -> bool {
-        load_object(self.capture, address, length.into()) != 0
+        // By its bits: every verifier understands that it is within the room there is.
+        let length = u32::from(length) & (size_of::<[u64; OBJECT_WORDS]>() as u32 - 1);
+        // SAFETY: there is room for that many.
+        unsafe { arch::read_bytes(self.0.cast(), length, address) }
     }
 
     #[inline(always)]
     fn word(&self, offset: u8) -> u64 {
         // SAFETY: it points into the walk of this run, and the index is within the words.
-        unsafe { self.words.cast::<u64>().add(offset as usize / 8 % OBJECT_WORDS).read_volatile() }
+        unsafe { self.0.cast::<u64>().add(offset as usize / 8 % OBJECT_WORDS).read_volatile() }
     }
 }
 
-/// Reads part of an object; 0 when it cannot be read. A global function, so that the length stays in a register: see `deliver`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn load_object(capture: u32, address: u64, length: u32) -> u32 {
-    let Some(walk) = WALKS.get_ptr_mut(capture) else { return 0 };
-    let length = length.min(python::MOST_READ as u32);
-    // SAFETY: it points at an element that this run has claimed, which has room for that many.
-    unsafe { arch::read_bytes((&raw mut (*walk).object).cast(), length, address) }.into()
+/// A frame in the window of a walk.
+struct ListedFrame<'a> {
+    window: &'a mut FrameWindow,
+    /// Where it begins in there.
+    index: usize,
+    /// Whether its callers are below it.
+    in_a_row: bool,
+}
+
+impl Object for ListedFrame<'_> {
+    #[inline(always)]
+    fn load(&mut self, address: u64, length: u8) -> bool {
+        /// All but a word: so a length is a matter of its bits.
+        const MOST: u64 = 8 * FrameWindow::WORDS as u64 - 8;
+        const PAGE: u64 = 4096;
+        let length = u64::from(length);
+        let offset = address.wrapping_sub(self.window.start);
+        if offset < self.window.length && self.window.length - offset >= length {
+            self.index = offset as usize / 8;
+            return true;
+        }
+        // Not below its page: what is there may not be readable.
+        let room = if self.in_a_row { MOST.wrapping_sub(length) & !7 } else { 0 };
+        let below = if room < address % PAGE { room } else { address % PAGE & !7 };
+        self.index = below as usize / 8;
+        self.window.start = address.wrapping_sub(below);
+        let length = (below + length) & (8 * FrameWindow::WORDS as u64 - 1);
+        // SAFETY: there is room for that many.
+        let read = unsafe {
+            arch::read_bytes(self.window.words.as_mut_ptr().cast(), length as u32, self.window.start)
+        };
+        self.window.length = if read { length } else { 0 };
+        read
+    }
+
+    #[inline(always)]
+    fn word(&self, offset: u8) -> u64 {
+        let index = (self.index + offset as usize / 8) % FrameWindow::WORDS;
+        // SAFETY: the index is within the words.
+        unsafe { self.window.words.as_ptr().add(index).read_volatile() }
+    }
 }
 
 /// Writes a word of the frames of a capture that this run has claimed; 0 when there is none. Room for all that a walk can find there is.
@@ -448,6 +526,16 @@ fn write_word(capture: u32, index: u32, word: u64) -> u32 {
     // SAFETY: the index is within the frames of a capture that this run has claimed.
     unsafe { (&raw mut (*capture).frames).cast::<u64>().add(index).write(word) };
     1
+}
+
+/// Writes two words, as [`write_word`] does.
+#[inline(always)]
+fn write_words(capture: u32, index: u32, words: [u64; 2]) {
+    let Some(capture) = CAPTURES.get_ptr_mut(capture) else { return };
+    for (word, place) in words.into_iter().zip(index..) {
+        // SAFETY: the index is within the frames of a capture that this run has claimed.
+        unsafe { (&raw mut (*capture).frames).cast::<u64>().add(place as usize % MAX_WORDS).write(word) };
+    }
 }
 
 /// The memory of the current thread, apart from the stack.
@@ -470,7 +558,9 @@ extern "C" fn note_v8_frame(capture: u32) -> u32 {
     let layout = v8::Layout::from_bits(walk.v8);
     let is_compiled = walk.mapping.file == 0;
     let fp = walk.frame.registers.bp;
-    let Some(frame) = v8::identify(layout, fp, is_compiled, &UserMemory { capture }, &HeapMemory) else {
+    let mut object = WalkedObject(&raw mut walk.object);
+    let stack = NearbyMemory { capture };
+    let Some(frame) = v8::identify(layout, fp, is_compiled, &stack, &mut object, &HeapMemory) else {
         return 0;
     };
     let words = walk.words;
@@ -482,8 +572,7 @@ extern "C" fn note_v8_frame(capture: u32) -> u32 {
         }
         V8Frame::Function(function) => {
             let [shared, place] = function.to_words();
-            write_word(capture, words, shared);
-            write_word(capture, words + 1, place);
+            write_words(capture, words, [shared, place]);
             walk.words = words + 2;
             // Isolates number their functions alike; each has a thread of its own.
             walk.hash = walk.hash.mix(place).mix(u64::from(function.id.script) << 32 | u64::from(walk.tid));
@@ -545,13 +634,13 @@ extern "C" fn step_up_java(capture: u32) -> u32 {
     let Some(layout) = HOTSPOT_LAYOUTS.get(number.wrapping_sub(1)) else { return Stop::NoTable as u32 };
     // SAFETY: as above.
     let frame = unsafe { &mut (*walk).frame };
-    let stack = UserMemory { capture };
+    let stack = NearbyMemory { capture };
     let ip = frame.address_after();
     let stepped = if hotspot::is_interpreted(layout, frame) {
         let stepped = hotspot::step_interpreted(layout, frame, &stack, &HeapMemory);
         stepped.map(|method| (FrameKind::InterpretedJava, ip, method.to_words()))
     } else {
-        let blob = find_java_blob(number, frame.lookup_address());
+        let blob = find_java_blob(capture, number, frame.lookup_address());
         let stepped = hotspot::step_compiled(layout, blob, frame, &stack, &HotSpotMemory { walk });
         stepped.map(|Place { frame, ip: place }| {
             let words = if let HotSpotFrame::Compiled(code) = frame { code.to_words() } else { [0; 2] };
@@ -564,8 +653,7 @@ extern "C" fn step_up_java(capture: u32) -> u32 {
     match stepped {
         Ok((kind, place, [first, second])) => {
             write_word(capture, words - 1, kind.word(place));
-            write_word(capture, words, first);
-            write_word(capture, words + 1, second);
+            write_words(capture, words, [first, second]);
             walk.words = words + 2;
             walk.hash = walk.hash.mix(first ^ place).mix(second);
             STEPPED
@@ -577,10 +665,12 @@ extern "C" fn step_up_java(capture: u32) -> u32 {
 /// The blob of HotSpot's code that holds an address; 0 when none was found.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn find_java_blob(layout: u32, address: u64) -> u64 {
+extern "C" fn find_java_blob(capture: u32, layout: u32, address: u64) -> u64 {
+    let Some(walk) = WALKS.get_ptr_mut(capture) else { return 0 };
     let Some(layout) = HOTSPOT_LAYOUTS.get(layout.wrapping_sub(1)) else { return 0 };
-    let memory = HotSpotMemory { walk: core::ptr::null_mut() };
-    hotspot::find_blob(layout, address, &memory).unwrap_or(0)
+    // SAFETY: it points at an element that this run has claimed.
+    let mut object = WalkedObject(unsafe { &raw mut (*walk).object });
+    hotspot::find_blob(layout, address, &mut object, &HotSpotMemory { walk }).unwrap_or(0)
 }
 
 /// In place of the number of a [`Stop`]: the walk goes on.

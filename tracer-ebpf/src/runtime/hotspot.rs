@@ -17,6 +17,7 @@
 //! has the same layout and a name at the same address. So what identifies an interpreted method is its address and what the name of its
 //! class is: where it is, the random number that it got there, and how it ends. Compiled code has a running number.
 
+use super::{MOST_READ, Object};
 use crate::{
     atomic::Word,
     stop::Stop,
@@ -310,16 +311,48 @@ pub fn is_interpreted(layout: &SharedLayout, frame: &Frame) -> bool {
     layout.is_interpreter(frame.lookup_address())
 }
 
+/// How many bytes of a segment map are read at once: most blobs begin within so many segments, so one read says where.
+const SEGMENTS_READ: u8 = 64;
+const _: () = assert!(SEGMENTS_READ as usize <= MOST_READ);
+
+/// The byte at this place of what was loaded.
+#[inline(always)]
+fn loaded_byte(object: &impl Object, place: u8) -> u8 {
+    (object.word(place & !7) >> (8 * u32::from(place & 7))) as u8
+}
+
+/// How many segments lie between this one and that where its blob begins, if they are few; the one read says so or nothing.
+#[inline(always)]
+fn segments_back(segments: u64, segment: u64, object: &mut impl Object) -> Option<u64> {
+    // The map begins with a page, so there is as much of it.
+    let from = segment.saturating_sub(u64::from(SEGMENTS_READ) - 1);
+    if !object.load(segments.wrapping_add(from), SEGMENTS_READ) {
+        return None;
+    }
+    let place = (segment - from) as u8;
+    let back = loaded_byte(object, place);
+    if back <= place && loaded_byte(object, place - back) == 0 { Some(back.into()) } else { None }
+}
+
 /// The blob that holds an address.
 #[inline(always)]
-pub fn find_blob(layout: &SharedLayout, address: u64, memory: &impl CodeMemory) -> Option<u64> {
+pub fn find_blob(
+    layout: &SharedLayout,
+    address: u64,
+    object: &mut impl Object,
+    memory: &impl CodeMemory,
+) -> Option<u64> {
     let Blob { segment_bits, header, .. } = layout.blob();
     let [begin, segments] = layout.heap(address);
     let segment_bits = u32::from(segment_bits & 31);
     let mut segment = address.checked_sub(begin)? >> segment_bits;
+    let blob_at = |segment: u64| begin.wrapping_add(segment << segment_bits).wrapping_add(header.into());
+    if let Some(back) = segments_back(segments, segment, object) {
+        return Some(blob_at(segment.wrapping_sub(back)));
+    }
     for _ in 0..MOST_HOPS {
         match memory.byte(segments.wrapping_add(segment))? {
-            0 => return Some(begin.wrapping_add(segment << segment_bits).wrapping_add(header.into())),
+            0 => return Some(blob_at(segment)),
             0xff => return None,
             back => segment = segment.checked_sub(back.into())?,
         }
@@ -440,7 +473,7 @@ const fn half(word: u64, offset: u16) -> u32 {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use std::{cell::Cell, collections::BTreeMap};
+    use std::{cell::Cell, collections::BTreeMap, vec::Vec};
 
     use super::*;
 
@@ -468,6 +501,21 @@ mod tests {
 
         fn blob_word(&self, index: usize) -> u64 {
             self.read(self.blob.get() + 8 * index as u64).unwrap_or(0)
+        }
+    }
+
+    /// As the programs read objects: where it was loaded from.
+    struct Loaded<'a>(&'a Words, u64);
+
+    impl Object for Loaded<'_> {
+        fn load(&mut self, address: u64, length: u8) -> bool {
+            self.1 = address;
+            (0..length).all(|byte| self.0.byte(address + u64::from(byte)).is_some())
+        }
+
+        fn word(&self, offset: u8) -> u64 {
+            let byte = |byte| self.0.byte(self.1 + u64::from(offset) + byte).unwrap_or(0xee);
+            u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(byte))
         }
     }
 
@@ -540,14 +588,25 @@ mod tests {
         // Blobs at segments 0, 2, 3, 4; none in 1; then one that goes on in 5, 6, 7.
         let layout = layout(false);
         let words = memory([(SEGMENTS, 0x0302_0100_0000_ff00), (SEGMENTS + 0x1000, 0)]);
-        let at = |segment: u64| find_blob(&layout, CODE + segment * 128 + 100, &words);
+        let find = |address, words: &Words| find_blob(&layout, address, &mut Loaded(words, 0), words);
+        let at = |segment: u64| find(CODE + segment * 128 + 100, &words);
         assert_eq!([0, 1, 2].map(at), [Some(CODE + 16), None, Some(BLOB)]);
         assert_eq!(at(7), Some(CODE + 4 * 128 + 16));
-        assert_eq!(find_blob(&layout, CODE + 0x8_0010, &words), Some(CODE + 0x8_0010));
-        assert_eq!(find_blob(&layout, CODE + 0x4000, &words), None, "a map that cannot be read");
+        assert_eq!(find(CODE + 0x8_0010, &words), Some(CODE + 0x8_0010));
+        assert_eq!(find(CODE + 0x4000, &words), None, "a map that cannot be read");
         let endless = memory((0..1 << 9).map(|word| (SEGMENTS + word * 8, 0x0101_0101_0101_0101)));
-        assert_eq!(find_blob(&layout, CODE + 1000 * 128, &endless), None);
-        assert_eq!(find_blob(&layout, CODE + 128, &endless), None, "before the first");
+        assert_eq!(find(CODE + 1000 * 128, &endless), None);
+        assert_eq!(find(CODE + 128, &endless), None, "before the first");
+        // Of 300 segments, where it takes two bytes to get back, and the next one.
+        let tags = (0..300).map(|segment: u64| segment.min(254) as u8).chain([0, 1, 0xff, 0xff]);
+        let tags: Vec<_> = tags.collect();
+        let long = memory(tags.chunks(8).zip(0..).map(|(tags, word)| {
+            let tags = tags.first_chunk().expect("whole words");
+            (SEGMENTS + word * 8, u64::from_le_bytes(*tags))
+        }));
+        let at = |segment: u64| find(CODE + segment * 128 + 100, &long);
+        assert_eq!([0, 1, 62, 63, 64, 299].map(at), [Some(CODE + 16); 6]);
+        assert_eq!([300, 301, 302].map(at), [Some(CODE + 300 * 128 + 16), Some(CODE + 300 * 128 + 16), None]);
     }
 
     #[test]

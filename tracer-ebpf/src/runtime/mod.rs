@@ -77,6 +77,19 @@ impl FrameKind {
     }
 }
 
+/// Bytes of an object that are read at once, at most.
+pub const MOST_READ: usize = 96;
+
+/// Part of an object in the memory of the process, apart from the stack. One call reads all that is wanted of it: most of what a read
+/// costs is the call.
+pub trait Object {
+    /// Reads so many bytes, up to [`MOST_READ`], from an address on; whether that could be done.
+    fn load(&mut self, address: u64, length: u8) -> bool;
+
+    /// The word of what was loaded that begins at this byte, a multiple of 8; anything where there is none.
+    fn word(&self, offset: u8) -> u64;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@
 //! running number; before, the first line and the addresses of two names stand for it. User space believes an address only when it
 //! finds the same number there.
 
+use super::{MOST_READ, Object};
 use crate::unwind::Memory;
 
 /// Where things are in the objects of a version of CPython, in bytes. Made by user space.
@@ -186,12 +187,31 @@ impl Layout {
         }
     }
 
+    /// Whether what is read of a frame and of a code object is no more than can be.
+    #[must_use]
+    pub const fn is_readable(self) -> bool {
+        let (frame, code) = (self.frame_length(self.lowest()), self.code_length());
+        let (most, least) = (MOST_READ as u8, 8);
+        frame <= most && code <= most && frame >= least && code >= least
+    }
+
+    /// Where what is read of a frame begins.
+    #[inline(always)]
+    const fn lowest(self) -> u8 {
+        if self.code < self.previous { self.code } else { self.previous }
+    }
+
+    /// How many bytes of a code object are read, from the word on that has its number.
+    #[inline(always)]
+    const fn code_length(self) -> u8 {
+        if self.names[0] == 0 { 8 } else { self.names[1].wrapping_sub(self.id & !7).wrapping_add(8) }
+    }
+
     /// What tells the code object at this address apart from others that there were or will be.
     #[inline(always)]
     pub fn code_id(self, code: u64, object: &mut impl Object) -> Option<u32> {
         let first = self.id & !7;
-        let length = if self.names[0] == 0 { 8 } else { MOST_READ as u8 };
-        if !object.load(code.wrapping_add(first.into()), length) {
+        if !object.load(code.wrapping_add(first.into()), self.code_length()) {
             return None;
         }
         let word = object.word(0);
@@ -209,22 +229,33 @@ impl Layout {
     #[inline(always)]
     const fn frame_length(self, lowest: u8) -> u8 {
         let last = if self.instruction > self.end { self.instruction } else { self.end & !7 };
-        let length = last.wrapping_sub(lowest).wrapping_add(8);
-        if length as usize > MOST_READ { MOST_READ as u8 } else { length }
+        last.wrapping_sub(lowest).wrapping_add(8)
     }
 
-    /// Reads a frame: two loads.
+    /// Whether a caller's frame is mostly just below that of the function it calls, as since 3.11; else each is an object of its own.
+    #[must_use]
     #[inline(always)]
-    pub fn read_frame(self, frame: u64, object: &mut impl Object) -> Option<PythonFrame> {
-        let lowest = if self.code < self.previous { self.code } else { self.previous };
-        if !object.load(frame.wrapping_add(lowest.into()), self.frame_length(lowest)) {
+    pub const fn has_frames_in_a_row(self) -> bool {
+        !matches!(self.runs, Runs::Single)
+    }
+
+    /// Reads a frame, and what tells its code object apart.
+    #[inline(always)]
+    pub fn read_frame(
+        self,
+        frame: u64,
+        frames: &mut impl Object,
+        object: &mut impl Object,
+    ) -> Option<PythonFrame> {
+        let lowest = self.lowest();
+        if !frames.load(frame.wrapping_add(lowest.into()), self.frame_length(lowest)) {
             return None;
         }
         // The lowest bits say who counts the reference.
-        let code = object.word(self.code.wrapping_sub(lowest)) & !7;
-        let caller = object.word(self.previous.wrapping_sub(lowest));
-        let instruction = object.word(self.instruction.wrapping_sub(lowest));
-        let end = object.word((self.end & !7).wrapping_sub(lowest)) >> (8 * (self.end as u32 & 7));
+        let code = frames.word(self.code.wrapping_sub(lowest)) & !7;
+        let caller = frames.word(self.previous.wrapping_sub(lowest));
+        let instruction = frames.word(self.instruction.wrapping_sub(lowest));
+        let end = frames.word((self.end & !7).wrapping_sub(lowest)) >> (8 * (self.end as u32 & 7));
         let end = end as u8;
         if matches!(self.runs, Runs::UntilInterpreter) && end >= OWNED_BY_INTERPRETER {
             return Some(PythonFrame { function: None, caller, ends_run: true });
@@ -244,18 +275,6 @@ impl Layout {
         };
         Some(PythonFrame { function: Some(function), caller, ends_run })
     }
-}
-
-/// Bytes of an object that are read at once, at most.
-pub const MOST_READ: usize = 96;
-
-/// Part of an object in the memory of the process.
-pub trait Object {
-    /// Reads so many bytes, up to [`MOST_READ`], from an address on; whether that could be done.
-    fn load(&mut self, address: u64, length: u8) -> bool;
-
-    /// The word of what was loaded that begins at this byte, a multiple of 8; anything where there is none.
-    fn word(&self, offset: u8) -> u64;
 }
 
 /// What is in a frame.
@@ -380,7 +399,7 @@ mod tests {
     }
 
     fn read(layout: Layout, words: &[(u64, u64)]) -> Option<PythonFrame> {
-        layout.read_frame(FRAME, &mut loaded(words))
+        layout.read_frame(FRAME, &mut loaded(words), &mut loaded(words))
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //! V8 11.8 one of its own, before that the number of its script and its own number in there. User space believes an address
 //! only when it finds the same number there.
 
+use super::{MOST_READ, Object};
 use crate::unwind::Memory;
 
 /// Where things are in V8's objects, and which file its code is in. Made by user space for the version that the process runs.
@@ -33,7 +34,7 @@ pub struct Layout {
 }
 
 /// Offset of what is compiled of it in a SharedFunctionInfo. It is a small number for functions that V8 has built in.
-const FUNCTION_DATA: i64 = 8;
+const FUNCTION_DATA: u8 = 8;
 /// Offset of a script's number, a Smi, in a Script.
 const SCRIPT_ID: i64 = 64;
 /// The numbers of types of frames that there can be: V8 has some forty.
@@ -65,18 +66,35 @@ impl Layout {
         self.shared != 0 && (file == 0 || file == self.file)
     }
 
-    /// The number of the SharedFunctionInfo at this tagged address, unique in its isolate for as long as that lives.
+    /// Whether what is read of a SharedFunctionInfo is no more than can be.
+    #[must_use]
+    pub const fn is_readable(self) -> bool {
+        self.id >= FUNCTION_DATA && self.script <= self.id && self.function_length() as usize <= MOST_READ
+    }
+
+    /// How many bytes are read of a SharedFunctionInfo: from what is compiled of it to its number.
     #[inline(always)]
-    pub fn function_id(self, shared: u64, memory: &impl Memory) -> Option<Id> {
+    const fn function_length(self) -> u8 {
+        (self.id & !7).wrapping_sub(FUNCTION_DATA).wrapping_add(8)
+    }
+
+    /// The number of the SharedFunctionInfo at this tagged address, unique in its isolate for as long as that lives. Leaves the object
+    /// loaded from [`FUNCTION_DATA`] on.
+    #[inline(always)]
+    pub fn function_id(self, shared: u64, object: &mut impl Object, memory: &impl Memory) -> Option<Id> {
+        let from = shared.wrapping_add_signed(i64::from(FUNCTION_DATA) - 1);
+        if !object.load(from, self.function_length()) {
+            return None;
+        }
+        let word = object.word((self.id & !7).wrapping_sub(FUNCTION_DATA));
+        let number = if self.id & 4 == 0 { word as u32 } else { (word >> 32) as u32 };
         let script = match self.script {
             0 => 0,
             offset => {
-                let script = pointer(field(shared, offset.into(), memory)?)?;
+                let script = pointer(object.word(offset.wrapping_sub(FUNCTION_DATA)))?;
                 (field(script, SCRIPT_ID, memory)? >> 32) as u32
             }
         };
-        let word = field(shared, i64::from(self.id & !7), memory)?;
-        let number = if self.id & 4 == 0 { word as u32 } else { (word >> 32) as u32 };
         Some(Id { script, number })
     }
 }
@@ -136,6 +154,7 @@ pub fn identify(
     fp: u64,
     is_compiled: bool,
     stack: &impl Memory,
+    object: &mut impl Object,
     heap: &impl Memory,
 ) -> Option<V8Frame> {
     // The lowest first: so the words are read together.
@@ -154,13 +173,14 @@ pub fn identify(
     let Some(shared) = field(function, layout.shared.into(), heap).and_then(pointer) else {
         return Some(V8Frame::Function(Function::default()));
     };
-    let Some(id) = layout.function_id(shared, heap) else {
+    let Some(id) = layout.function_id(shared, object, heap) else {
         return Some(V8Frame::Function(Function::default()));
     };
-    let has_position = !is_compiled && position as u32 == 0 && pointer(bytecode).is_some();
     // A function that is built in has anything there.
-    let is_interpreted =
-        has_position && field(shared, FUNCTION_DATA, heap).is_some_and(|data| pointer(data).is_some());
+    let is_interpreted = !is_compiled
+        && position as u32 == 0
+        && pointer(bytecode).is_some()
+        && pointer(object.word(0)).is_some();
     let position = if is_interpreted { (position >> 32) as u32 } else { 0 };
     Some(V8Frame::Function(Function { shared, id, position }))
 }
@@ -192,6 +212,24 @@ mod tests {
         }
     }
 
+    /// As the programs read objects.
+    struct Loaded<'a> {
+        memory: &'a Words,
+        address: u64,
+    }
+
+    impl Object for Loaded<'_> {
+        fn load(&mut self, address: u64, length: u8) -> bool {
+            self.address = address;
+            // Of what lies between, anything is there.
+            [address, address + u64::from(length) - 8].iter().all(|&end| self.memory.read(end).is_some())
+        }
+
+        fn word(&self, offset: u8) -> u64 {
+            self.memory.read(self.address + u64::from(offset)).unwrap_or(0xeeee_eeee_eeee_eeee)
+        }
+    }
+
     const FP: u64 = 0x7ffe_0000_1000;
     const NEW: Layout = Layout { shared: 32, id: 64, script: 0, file: 3 };
     const OLD: Layout = Layout { shared: 24, id: 52, script: 32, file: 3 };
@@ -218,7 +256,7 @@ mod tests {
 
     fn identified(words: BTreeMap<u64, u64>, layout: Layout, is_compiled: bool) -> Option<V8Frame> {
         let memory = Words(words);
-        identify(layout, FP, is_compiled, &memory, &memory)
+        identify(layout, FP, is_compiled, &memory, &mut Loaded { memory: &memory, address: 0 }, &memory)
     }
 
     #[test]

@@ -16,7 +16,10 @@ pub mod v8;
 
 use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
-use tracer_ebpf::unwind::Memory;
+use tracer_ebpf::{
+    runtime::{MOST_READ, Object},
+    unwind::Memory,
+};
 
 /// The memory of a process.
 pub trait ProcessMemory: Memory {
@@ -47,6 +50,30 @@ struct Words<'a>(&'a dyn ProcessMemory);
 impl Memory for Words<'_> {
     fn read(&self, address: u64) -> Option<u64> {
         self.0.read(address)
+    }
+}
+
+/// Part of an object, for the rules that both sides have.
+struct Loaded<'a> {
+    memory: &'a dyn ProcessMemory,
+    bytes: [u8; MOST_READ],
+}
+
+impl<'a> Loaded<'a> {
+    fn new(memory: &'a dyn ProcessMemory) -> Self {
+        Self { memory, bytes: [0; MOST_READ] }
+    }
+}
+
+impl Object for Loaded<'_> {
+    fn load(&mut self, address: u64, length: u8) -> bool {
+        let bytes = self.bytes.get_mut(..length.into());
+        bytes.is_some_and(|bytes| self.memory.read_bytes(address, bytes))
+    }
+
+    fn word(&self, offset: u8) -> u64 {
+        let word = self.bytes.get(offset.into()..).and_then(<[u8]>::first_chunk);
+        word.map_or(0, |word| u64::from_ne_bytes(*word))
     }
 }
 

@@ -368,6 +368,9 @@ impl Described {
             names: [0, 0],
             runs: Runs::UntilInterpreter,
         };
+        if !walked.is_readable() {
+            return None;
+        }
         let [state, length, size] = self.text;
         let size = offset(size)?;
         let text = Text { length: offset(length)?, state: offset(state)?, ascii: size, other: size + 16 };
@@ -518,6 +521,7 @@ mod tests {
         assert!(is_refused(|bytes| bytes[0] = b'y'));
         assert!(is_refused(|bytes| bytes[10] = 14), "another version");
         assert!(is_refused(|bytes| bytes[249] = 7), "a frame is not that large");
+        assert!(is_refused(|bytes| bytes[248] = 200), "nor is what is read of it");
         assert!(is_refused(|bytes| bytes.truncate(300)));
     }
 
@@ -534,6 +538,7 @@ mod tests {
         let minors =
             VERSIONS.iter().map(|known| known.minor).chain(DESCRIBED.iter().map(|known| known.minor));
         assert!(minors.eq(9..=14));
+        assert!(VERSIONS.iter().all(|known| known.walked.is_readable()));
         let longest = DESCRIBED.iter().flat_map(|known| known.text).max();
         assert_eq!(longest, Some(DESCRIPTION as usize - 8));
     }

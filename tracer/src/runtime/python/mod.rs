@@ -14,7 +14,7 @@ use self::build::Text;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use self::lines::LineTable;
 pub use self::threads::thread_state;
-use super::{Function, ProcessMemory, Runtime, Unread};
+use super::{Function, Loaded, ProcessMemory, Runtime, Unread};
 
 /// A frame of a Python function, as the walk wrote it down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,30 +152,6 @@ impl Text {
                 .map(|character| char::from_u32(unit(character)).unwrap_or(char::REPLACEMENT_CHARACTER))
                 .collect(),
         )
-    }
-}
-
-/// Part of an object, for the rules that both sides have.
-struct Loaded<'a> {
-    memory: &'a dyn ProcessMemory,
-    bytes: [u8; walked::MOST_READ],
-}
-
-impl<'a> Loaded<'a> {
-    fn new(memory: &'a dyn ProcessMemory) -> Self {
-        Self { memory, bytes: [0; walked::MOST_READ] }
-    }
-}
-
-impl walked::Object for Loaded<'_> {
-    fn load(&mut self, address: u64, length: u8) -> bool {
-        let bytes = self.bytes.get_mut(..length.into());
-        bytes.is_some_and(|bytes| self.memory.read_bytes(address, bytes))
-    }
-
-    fn word(&self, offset: u8) -> u64 {
-        let word = self.bytes.get(offset.into()..).and_then(<[u8]>::first_chunk);
-        word.map_or(0, |word| u64::from_ne_bytes(*word))
     }
 }
 

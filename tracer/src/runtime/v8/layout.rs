@@ -152,6 +152,9 @@ impl Layout {
             script: small(if numbered { 0 } else { function_script }).ok_or(build("offsets"))?,
             file: 0,
         };
+        if !walked.is_readable() {
+            return Err(build("offsets"));
+        }
         Ok(Self {
             version,
             walked,

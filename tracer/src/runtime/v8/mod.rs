@@ -15,7 +15,7 @@ use self::{
     heap::{Heap, Tagged},
     positions::{line_at, line_ends},
 };
-use super::{Function, ProcessMemory, Runtime, Unread, Words};
+use super::{Function, Loaded, ProcessMemory, Runtime, Unread, Words};
 
 /// A frame of a JavaScript function, as the walk wrote it down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,8 +125,8 @@ impl V8 {
         if kind != self.layout.types.shared_function_info {
             return Err(Unread::Moved);
         }
-        let id = self.layout.walked.function_id(shared.0, &Words(memory)).map(Id::folded);
-        if id == Some(walked.id) { Ok(()) } else { Err(Unread::Moved) }
+        let id = self.layout.walked.function_id(shared.0, &mut Loaded::new(memory), &Words(memory));
+        if id.map(Id::folded) == Some(walked.id) { Ok(()) } else { Err(Unread::Moved) }
     }
 
     fn interpreted_offset(&self, shared: Tagged, position: u32, heap: &Heap<'_>) -> Option<u32> {
@@ -385,7 +385,8 @@ mod tests {
             (position, is_compiled, is_new) in (any::<u32>(), any::<bool>(), any::<bool>()),
         ) {
             let layout = Arc::new(layout(is_new, kind));
-            let id = layout.walked.function_id(shared, &Words(&memory)).map_or(0, Id::folded);
+            let id = layout.walked.function_id(shared, &mut Loaded::new(&memory), &Words(&memory));
+            let id = id.map_or(0, Id::folded);
             let walked = WalkedFunction { shared, id, position, is_compiled };
             let _ = V8::new(&layout).functions(walked, address, &memory);
             prop_assert!(memory.read.get() < MOST_READ, "{} bytes", memory.read.get());
