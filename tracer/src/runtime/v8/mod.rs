@@ -87,9 +87,9 @@ impl Runtime for V8 {
         let outer = places.len() - 1;
         let functions = places.into_iter().enumerate().map(|(index, place)| {
             let inlined = index < outer;
-            Function { inlined, ..self.function(place, &heap) }
+            Ok(Function { inlined, ..self.function(place, &heap)? })
         });
-        let functions = functions.collect();
+        let functions = functions.collect::<Result<_, Unread>>()?;
         // What was read in between is of this function if it still is the one.
         self.check(walked, &heap, memory)?;
         Ok(functions)
@@ -135,19 +135,21 @@ impl V8 {
         source_offset(bytecode, offset, heap, &self.layout)
     }
 
-    fn function(&mut self, place: Place, heap: &Heap<'_>) -> Function {
+    fn function(&mut self, place: Place, heap: &Heap<'_>) -> Result<Function, Unread> {
         let name = self.name(place.function, heap).filter(|name| !name.is_empty());
-        let script = self.script(place.function, heap);
-        Function {
+        let script = self.script(place.function, heap)?;
+        let file = match script {
+            Some(script) => heap.name(whole(heap.object(script, SCRIPT_NAME), heap)?),
+            None => None,
+        };
+        Ok(Function {
             name: name.unwrap_or_else(|| ANONYMOUS.to_owned()),
-            file: script
-                .and_then(|script| heap.name(heap.object(script, SCRIPT_NAME)?))
-                .map(|name| path(&name)),
+            file: file.map(|name| path(&name)),
             line: script.zip(place.offset).and_then(|(script, offset)| self.line(script, offset, heap)),
             inlined: false,
             language: JAVASCRIPT,
             is_internal: false,
-        }
+        })
     }
 
     fn name(&self, shared: Tagged, heap: &Heap<'_>) -> Option<String> {
@@ -160,8 +162,9 @@ impl V8 {
     }
 
     /// The script of a function; under a debugger something else points to it.
-    fn script(&self, shared: Tagged, heap: &Heap<'_>) -> Option<Tagged> {
-        heap.typed(heap.object(shared, self.layout.function_script)?, self.layout.types.script)
+    fn script(&self, shared: Tagged, heap: &Heap<'_>) -> Result<Option<Tagged>, Unread> {
+        let script = whole(heap.object(shared, self.layout.function_script), heap)?;
+        Ok(heap.typed(script, self.layout.types.script))
     }
 
     fn line(&mut self, script: Tagged, offset: u32, heap: &Heap<'_>) -> Option<u32> {
@@ -196,6 +199,12 @@ impl V8 {
             Some(line_ends(&heap.string(source, length)?))
         })
     }
+}
+
+/// An object that there must be, of whatever type. While the collector moves objects, what refers to one that was moved leads to where
+/// it was, where another address stands instead of its type.
+fn whole(object: Option<Tagged>, heap: &Heap<'_>) -> Result<Tagged, Unread> {
+    object.filter(|&object| heap.type_of(object).is_some()).ok_or(Unread::Moved)
 }
 
 /// Offsets in a SharedFunctionInfo and in a Script that are the same in all versions.
