@@ -1,5 +1,7 @@
 //! Methods: class, name, file and line, from the metaspace.
 
+use tracer_ebpf::runtime::hotspot as walked;
+
 use super::super::{ProcessMemory, Unread, Words};
 use super::{
     layout::{Layout, SourceFile},
@@ -10,6 +12,10 @@ use super::{
 const LONGEST_SYMBOL: usize = u16::MAX as usize;
 /// The largest ConstMethod that is believed. Bytecode has 64 KiB at most.
 const LARGEST_METHOD: u64 = 1 << 20;
+/// A class refers to its own name twice: itself, and by its ConstantPool. When it is unloaded, its memory and its names keep their contents
+/// until they are used again, each name at another time, and something else may still refer to one (1 of 3 references was left, by what was
+/// seen). So a class whose name has fewer is no more.
+const REFERENCES_OF_CLASS: u64 = 2;
 /// Lowest bits of an entry of a ConstantPool, that are not part of the pointer.
 const ENTRY_FLAGS: u64 = 3;
 
@@ -53,7 +59,7 @@ impl MethodReader<'_> {
         if class.is_some() && class != identity() {
             return None;
         }
-        let class = self.symbol(name_of_class)?;
+        let class = self.symbol(name_of_class, REFERENCES_OF_CLASS)?;
         let name = self.entry(constants, self.u16(const_method, of.name_index)?)?;
         let file = match of.source_file {
             SourceFile::ConstantPool(offset) => self.u16(constants, offset)?,
@@ -85,13 +91,17 @@ impl MethodReader<'_> {
             return None;
         }
         let entry = constants.wrapping_add(of.constant_pool_size + 8 * u64::from(index));
-        self.symbol(self.memory.read(entry)? & !ENTRY_FLAGS)
+        self.symbol(self.memory.read(entry)? & !ENTRY_FLAGS, 1)
     }
 
-    /// The text of a Symbol, which is UTF-8 but for characters that take two units of UTF-16.
-    fn symbol(&self, symbol: u64) -> Option<String> {
+    /// The text of a Symbol, which is UTF-8 but for characters that take two units of UTF-16; none of one with fewer references.
+    fn symbol(&self, symbol: u64, references: u64) -> Option<String> {
         let of = &self.layout.walked.method;
-        let length = usize::from(self.u16(symbol, u64::from(of.name_length_bits / 8))?);
+        let head = self.memory.read(symbol)?;
+        if head >> references_bits(of) & 0xffff < references {
+            return None;
+        }
+        let length = usize::from((head >> (of.name_length_bits & 63)) as u16);
         let mut bytes = vec![0; length];
         let is_read = length > 0 && length < LONGEST_SYMBOL;
         (is_read && self.memory.read_bytes(symbol.wrapping_add(of.name_text.into()), &mut bytes))
@@ -117,6 +127,12 @@ impl MethodReader<'_> {
     }
 }
 
+/// How many bits of a Symbol's first word are before the number of those that refer to it, 16 bits: it is beside the two that are described.
+fn references_bits(of: &walked::Method) -> u8 {
+    let others = [of.name_number_bits, of.name_length_bits];
+    [0, 16, 32].into_iter().find(|bits| !others.contains(bits)).unwrap_or(0)
+}
+
 /// `java/lang/String` as people write it. Classes that are made at run time have a number behind their name, another one in each run.
 fn class_name_of(symbol: &str) -> String {
     let name = symbol.find("+0x").or_else(|| symbol.find("/0x")).map_or(symbol, |end| &symbol[..end]);
@@ -126,6 +142,17 @@ fn class_name_of(symbol: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_refers_to_a_symbol_stands_beside_its_number_and_its_length() {
+        let of = |name_number_bits, name_length_bits| walked::Method {
+            name_number_bits,
+            name_length_bits,
+            ..walked::Method::default()
+        };
+        assert_eq!(references_bits(&of(32, 0)), 16, "Java 11");
+        assert_eq!(references_bits(&of(16, 32)), 0, "since 15");
+    }
 
     #[test]
     fn classes_are_named_as_people_write_them() {
