@@ -41,7 +41,9 @@ pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, send_signal, wait_for_exit, wait_until};
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir, rust_allocator};
 pub use report::{AllocatorMemory, Cause, Frame, Report, Stack};
-pub use runtimes::{go, java, java_of, javas, node_addon, nodes, python, pythons, stacks_wanted, version};
+pub use runtimes::{
+    go, is_thorough, java, java_of, javas, node_addon, nodes, python, pythons, stacks_wanted, version,
+};
 pub use sampler::{Listener, sampler};
 pub use stated::{Functions, Moving, Pairs, Place};
 pub use terminal::Terminal;

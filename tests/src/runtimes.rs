@@ -15,6 +15,12 @@ pub fn stacks_wanted(quick: u32) -> u32 {
     wanted.map_or(quick, |wanted| wanted.expect("TRACER_STACKS is a number"))
 }
 
+/// Whether code that comes and goes is to be looked at in every version, and in every way to make it move.
+#[must_use]
+pub fn is_thorough() -> bool {
+    std::env::var_os("TRACER_STACKS").is_some()
+}
+
 /// What a runtime says of its version when it is called with these arguments: the first line that has a digit.
 #[track_caller]
 #[must_use]

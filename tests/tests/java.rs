@@ -5,8 +5,8 @@ use std::{fs, path::Path, process::Command};
 
 use tempfile::TempDir;
 use tracer_tests::{
-    Frame, Functions, Moving, Pairs, Report, Running, Stack, Tracer, java_of, javas, stacks_wanted,
-    trace_with, version,
+    Frame, Functions, Moving, Pairs, Report, Running, Stack, Tracer, is_thorough, java_of, javas,
+    stacks_wanted, trace_with, version,
 };
 
 /// What one recording of `java/Frames.java` gave.
@@ -139,36 +139,44 @@ fn every_way_to_run_java_is_told() {
 /// Classes that are unloaded leave their memory to others, with the same layout: names may be missing, but none is another method's.
 #[test]
 fn classes_that_are_unloaded_lend_no_names() {
-    let classes = stacks_wanted(300);
     for java in javas() {
-        let recorded = record_class(&java, "Reloaded", &[], &[&classes.to_string()], Tracer::new());
-        let told = recorded.told();
-        let all = classes as usize;
-        assert_eq!((recorded.stated.len(), told.len()), (all, all), "{java:?}");
-        let copy = |stack: &Functions| {
-            let names = stack.iter().map(|(name, ..)| name.as_str()).filter(|name| name.contains("Copy"));
-            let mut classes: Vec<_> = names.filter_map(|name| name.split('.').next()).collect();
-            classes.dedup();
-            classes.join(" ")
-        };
-        let mut copies: Vec<_> = told.iter().map(copy).filter(|copy| !copy.is_empty()).collect();
-        let named = copies.len();
-        copies.sort_unstable();
-        copies.dedup();
-        println!(
-            "{}: {named} of {classes} classes are named, {:?}",
-            java.display(),
-            recorded.report.events.unnamed_functions
-        );
-        let moving = Moving::of(&recorded.stated, &told);
-        moving.say(&format!("JDK {}, classes unloaded", version(&java, &["-version"])));
-        let misnamed = &moving.misnamed;
-        assert!(misnamed.is_empty(), "{java:?}: {:#?}", &misnamed[..misnamed.len().min(5)]);
-        // Each class allocates once: one that is told twice stands for another one.
-        assert_eq!(copies.len(), named, "{java:?}");
-        assert!(copies.iter().all(|copy| copy.split(' ').count() == 1), "{java:?}: {copies:?}");
-        assert!(named > 0, "{java:?}");
+        check_unloaded(&java, &[]);
+        if is_thorough() {
+            check_unloaded(&java, &["-XX:+UnlockExperimentalVMOptions", "-XX:+UseZGC"]);
+        }
     }
+}
+
+fn check_unloaded(java: &Path, options: &[&str]) {
+    let classes = stacks_wanted(300);
+    let recorded = record_class(java, "Reloaded", options, &[&classes.to_string()], Tracer::new());
+    let told = recorded.told();
+    let all = classes as usize;
+    assert_eq!((recorded.stated.len(), told.len()), (all, all), "{java:?} {options:?}");
+    let copy = |stack: &Functions| {
+        let names = stack.iter().map(|(name, ..)| name.as_str()).filter(|name| name.contains("Copy"));
+        let mut classes: Vec<_> = names.filter_map(|name| name.split('.').next()).collect();
+        classes.dedup();
+        classes.join(" ")
+    };
+    let mut copies: Vec<_> = told.iter().map(copy).filter(|copy| !copy.is_empty()).collect();
+    let named = copies.len();
+    copies.sort_unstable();
+    copies.dedup();
+    println!(
+        "{}: {named} of {classes} classes are named, {:?}",
+        java.display(),
+        recorded.report.events.unnamed_functions
+    );
+    let moving = Moving::of(&recorded.stated, &told);
+    let collector = if options.is_empty() { "" } else { " `-XX:+UseZGC`" };
+    moving.say(&format!("JDK {}{collector}, classes unloaded", version(java, &["-version"])));
+    let misnamed = &moving.misnamed;
+    assert!(misnamed.is_empty(), "{java:?} {options:?}: {:#?}", &misnamed[..misnamed.len().min(5)]);
+    // Each class allocates once: one that is told twice stands for another one.
+    assert_eq!(copies.len(), named, "{java:?} {options:?}");
+    assert!(copies.iter().all(|copy| copy.split(' ').count() == 1), "{java:?} {options:?}: {copies:?}");
+    assert!(named > 0, "{java:?} {options:?}");
 }
 
 /// Of a virtual thread that has waited the innermost frames are on its stack: what is told are these, and that there were more.

@@ -5,8 +5,8 @@ use std::{fs, path::Path, process::Command};
 
 use tempfile::TempDir;
 use tracer_tests::{
-    Frame, Functions, Moving, Pairs, Place, Report, Running, Stack, Tracer, node_addon, nodes, programs_dir,
-    stacks_wanted, trace_with, version,
+    Frame, Functions, Moving, Pairs, Place, Report, Running, Stack, Tracer, is_thorough, node_addon, nodes,
+    programs_dir, stacks_wanted, trace_with, version,
 };
 
 /// As the program states them.
@@ -85,13 +85,22 @@ fn functions_are_those_that_v8_tells() {
 /// Objects move at every collection, and functions are made anew all the time: names may be missing, but none is another function's.
 #[test]
 fn functions_that_move_have_no_wrong_names() {
+    const STRESS: &str = "--stress-compaction";
+    if !is_thorough() {
+        return check_moving(Path::new("node"), STRESS);
+    }
+    for node in nodes() {
+        [STRESS, "--compact-on-every-full-gc"].into_iter().for_each(|flag| check_moving(&node, flag));
+    }
+}
+
+fn check_moving(node: &Path, flag: &str) {
     /// Allocations of each round, in both threads.
     const A_ROUND: u32 = 82;
     let rounds = (stacks_wanted(3200) / A_ROUND).to_string();
-    let flags = ["--stress-compaction", "--expose-gc"];
-    let recorded = record(Path::new("node"), &flags, &[&rounds, "reload"], Tracer::new());
+    let recorded = record(node, &[flag, "--expose-gc"], &[&rounds, "reload"], Tracer::new());
     let (stated, told) = (recorded.stated.len(), recorded.told().len());
-    assert!(stated > 2000 && told == stated, "{told} of {stated} allocations");
+    assert!(stated > 2000 && told == stated, "{node:?} {flag}: {told} of {stated} allocations");
     // V8 keeps no name of methods whose names are computed.
     let without_computed = |stacks: &[Functions]| -> Vec<Functions> {
         let is_computed = |file: Option<&str>| file == Some("node:internal/event_target");
@@ -102,11 +111,15 @@ fn functions_that_move_have_no_wrong_names() {
         stacks.iter().map(|stack| stack.iter().map(place).collect()).collect()
     };
     let moving = Moving::of(&without_computed(&recorded.stated), &without_computed(&recorded.told()));
-    let node = version(Path::new("node"), &["--version"]);
-    moving.say(&format!("node {node} `--stress-compaction`, functions made anew"));
+    moving.say(&format!("node {} `{flag}`, functions made anew", version(node, &["--version"])));
     println!("unnamed: {:?}", recorded.report.events.unnamed_functions);
     let misnamed = &moving.misnamed;
-    assert!(misnamed.is_empty(), "{}: {:#?}", misnamed.len(), &misnamed[..misnamed.len().min(5)]);
+    assert!(
+        misnamed.is_empty(),
+        "{node:?} {flag}: {}: {:#?}",
+        misnamed.len(),
+        &misnamed[..misnamed.len().min(5)]
+    );
 }
 
 #[test]

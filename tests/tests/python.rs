@@ -5,8 +5,8 @@ use std::{fs, path::Path, process::Command};
 
 use tempfile::TempDir;
 use tracer_tests::{
-    Frame, Functions, Moving, Pairs, Place, Report, Running, Tracer, programs_dir, python, pythons,
-    stacks_wanted, trace_with, version,
+    Frame, Functions, Moving, Pairs, Place, Report, Running, Tracer, is_thorough, programs_dir, python,
+    pythons, stacks_wanted, trace_with, version,
 };
 
 /// What one recording of `python/functions.py` gave.
@@ -77,20 +77,25 @@ fn functions_are_those_that_the_interpreter_tells() {
 /// Code is dropped at once, and other code is at its addresses: names may be missing, but none is another function's.
 #[test]
 fn code_that_is_gone_has_no_wrong_name() {
+    if is_thorough() {
+        return pythons().iter().for_each(|python| check_gone(python));
+    }
+    check_gone(Path::new(python().get_program()));
+}
+
+fn check_gone(python: &Path) {
     /// Allocations of each round, in all threads.
     const A_ROUND: u32 = 220;
-    let python = python();
-    let python = Path::new(python.get_program());
     let rounds = (stacks_wanted(4400) / A_ROUND).to_string();
     let recorded = record(python, &[&rounds, "drop"], Tracer::new());
     let told = recorded.told();
-    assert_eq!(told.len(), recorded.stated.len(), "an allocation has no stack");
+    assert_eq!(told.len(), recorded.stated.len(), "{python:?}: an allocation has no stack");
     let moving = Moving::of(&recorded.stated, &told);
     let version = version(python, &["-c", VERSION]);
     moving.say(&format!("CPython {version}, modules and `exec` drop their code"));
     println!("unnamed: {:?}", recorded.report.events.unnamed_functions);
     let misnamed = &moving.misnamed;
-    assert!(misnamed.is_empty(), "{}: {:#?}", misnamed.len(), &misnamed[..misnamed.len().min(5)]);
+    assert!(misnamed.is_empty(), "{python:?}: {}: {:#?}", misnamed.len(), &misnamed[..misnamed.len().min(5)]);
 }
 
 #[test]
