@@ -355,10 +355,10 @@ impl Service {
                 continue;
             }
             let Some(before) = self.sight.read(now(), id) else { continue };
-            if let Some(Decision::Write { why, .. }) = self.sight.engine.write(now(), id, &before) {
-                if recording.write() {
-                    say(&format!("{name}: {why}: its reports are written now"));
-                }
+            if let Some(Decision::Write { why, .. }) = self.sight.engine.write(now(), id, &before)
+                && recording.write()
+            {
+                say(&format!("{name}: {why}: its reports are written now"));
             }
         }
     }
