@@ -10,7 +10,7 @@
 mod elf;
 pub mod hotspot;
 #[cfg(test)]
-mod lying;
+mod lying_memory;
 pub mod python;
 pub mod v8;
 

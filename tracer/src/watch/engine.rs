@@ -45,7 +45,7 @@ pub enum Decision {
     },
     /// Write the reports of the recording that goes on.
     Write {
-        /// Whose.
+        /// LimitOwner.
         id: SubjectId,
         /// Why.
         why: String,
@@ -81,7 +81,7 @@ pub struct Watched {
     /// What was read before, oldest first.
     pub history: VecDeque<Sample>,
     /// Of each condition, in their order.
-    pub holding: Vec<Holding>,
+    pub holding: Vec<ConditionState>,
     /// The recording that goes on.
     pub recording: Option<Ongoing>,
     processes: Processes,
@@ -116,7 +116,7 @@ pub struct Sample {
 
 /// How far a condition is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Holding {
+pub struct ConditionState {
     /// Since when its test has held without a break.
     pub since: Option<Duration>,
     /// Whether it has held long enough.
@@ -141,7 +141,7 @@ impl Engine {
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
         for watched in self.watched.values_mut() {
-            watched.holding = vec![Holding::default(); self.rules.conditions.len()];
+            watched.holding = vec![ConditionState::default(); self.rules.conditions.len()];
         }
     }
 
@@ -172,7 +172,7 @@ impl Engine {
                 subject: subject.clone(),
                 reading: Reading::default(),
                 history: VecDeque::new(),
-                holding: vec![Holding::default(); conditions],
+                holding: vec![ConditionState::default(); conditions],
                 recording: None,
                 processes: Processes::default(),
             });
@@ -186,7 +186,7 @@ impl Engine {
         let last = watched.history.back().map(|sample| sample.at);
         // Nobody looked meanwhile, so nobody can say that it has held.
         if last.is_some_and(|last| now.saturating_sub(last) > self.rules.interval * 4) {
-            watched.holding.fill(Holding::default());
+            watched.holding.fill(ConditionState::default());
         }
         watched.reading = reading;
         if let Some(sizes) = sizes {
@@ -288,7 +288,7 @@ impl Engine {
         if watched.recording.take().is_some() {
             self.recordings -= 1;
             self.recorded.insert(watched.subject.identity.name.clone(), now);
-            watched.holding.fill(Holding::default());
+            watched.holding.fill(ConditionState::default());
         }
         self.recorded.retain(|_, &mut last| now.saturating_sub(last) < self.rules.cool_down);
     }
@@ -296,23 +296,23 @@ impl Engine {
 
 fn watched_holding(
     condition: &Condition,
-    before: Holding,
+    before: ConditionState,
     now: Duration,
     reading: &Reading,
     history: &VecDeque<Sample>,
     interval: Duration,
-) -> Holding {
+) -> ConditionState {
     if let Test::GrowthAbove(limit) = condition.test {
         let is_seen = history.front().is_some_and(|first| first.at + condition.time <= now + interval);
         let since = now.saturating_sub(condition.time);
         let holds = is_seen && grows(history, since, now, limit);
-        return Holding { since: holds.then_some(since), holds };
+        return ConditionState { since: holds.then_some(since), holds };
     }
     if !is_above(condition.test, reading) {
-        return Holding::default();
+        return ConditionState::default();
     }
     let since = before.since.unwrap_or(now);
-    Holding { since: Some(since), holds: now.saturating_sub(since) >= condition.time }
+    ConditionState { since: Some(since), holds: now.saturating_sub(since) >= condition.time }
 }
 
 fn is_above(test: Test, reading: &Reading) -> bool {
@@ -361,7 +361,7 @@ mod tests {
     use super::*;
     use crate::watch::{
         container::Identity,
-        reading::{Limit, MemoryEvents, Parts, Pressure, Whose},
+        reading::{Limit, LimitOwner, MemoryEvents, Parts, Pressure},
     };
 
     const MIB: u64 = 1 << 20;
@@ -390,7 +390,7 @@ mod tests {
         let usage = Bytes(mib * MIB);
         Reading {
             usage_bytes: usage,
-            limit: Limit { bytes: Bytes(200 * MIB), used_bytes: usage, whose: Whose::Own },
+            limit: Limit { bytes: Bytes(200 * MIB), used_bytes: usage, whose: LimitOwner::Own },
             parts: Parts { anon: usage, ..Parts::default() },
             ..Reading::default()
         }

@@ -5,11 +5,11 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::{
     container::{Identity, Runtime},
     digest::{Blamed, Digest},
-    engine::Holding,
-    reading::{Limit, MemoryEvents, Parts, Pressure, Reading, Whose},
+    engine::ConditionState,
+    reading::{Limit, LimitOwner, MemoryEvents, Parts, Pressure, Reading},
     recorder::Took,
     store::{Entry, State},
-    view::{CpuTime, Outcome, SubjectView, Tally, View},
+    view::{CpuTime, EventTotals, Outcome, SubjectView, View},
 };
 use crate::model::{Bytes, End, Mode, Verdict};
 
@@ -20,7 +20,7 @@ pub const SCRIPT: &str = "<script>alert(1)</script>";
 
 /// A container that leaks, and a service that has just been started.
 pub fn view() -> View {
-    let mut tally = Tally::begun(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    let mut tally = EventTotals::begun(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
     tally.count("usage > 80% for 5m", Outcome::Done);
     (tally.looks, tally.looking, tally.lost) = (7, Duration::from_millis(12), 3);
     tally.took = Took { own: Duration::from_millis(4250), probes: Duration::from_millis(2500) };
@@ -52,7 +52,7 @@ fn leaking() -> SubjectView {
     };
     let reading = Reading {
         usage_bytes: Bytes(180 * MIB),
-        limit: Limit { bytes: Bytes(200 * MIB), used_bytes: Bytes(180 * MIB), whose: Whose::Own },
+        limit: Limit { bytes: Bytes(200 * MIB), used_bytes: Bytes(180 * MIB), whose: LimitOwner::Own },
         working_set_bytes: Bytes(170 * MIB),
         parts: Parts { anon: Bytes(150 * MIB), file: Bytes(20 * MIB), ..Parts::default() },
         events: MemoryEvents { max: 4, oom_kill: 1, ..MemoryEvents::default() },
@@ -67,7 +67,7 @@ fn leaking() -> SubjectView {
         reading,
         growth: Some(1024.0),
         course: course.collect(),
-        holding: vec![Holding { since: Some(Duration::from_secs(60)), holds: true }],
+        holding: vec![ConditionState { since: Some(Duration::from_secs(60)), holds: true }],
         is_recorded: true,
     }
 }
@@ -80,7 +80,7 @@ fn begun() -> SubjectView {
         reading: Reading { usage_bytes: Bytes(MIB), processes: 1, ..Reading::default() },
         growth: None,
         course: vec![(Duration::ZERO, Bytes(MIB))],
-        holding: vec![Holding::default()],
+        holding: vec![ConditionState::default()],
         is_recorded: false,
     }
 }

@@ -4,7 +4,6 @@
 //! process of its own, [`store`] keeps the reports, [`serve`] says by HTTP what there is. While no condition holds there is no probe and no
 //! BPF program.
 
-mod answers;
 mod budget;
 pub mod condition;
 mod container;
@@ -15,11 +14,12 @@ mod fixtures;
 mod hook;
 mod processes;
 mod push;
-mod question;
+mod query;
+mod query_answers;
 mod reading;
 mod recorder;
+mod scanner;
 pub mod serve;
-mod sight;
 mod store;
 pub mod subject;
 mod view;
@@ -45,14 +45,14 @@ use self::{
     condition::Condition,
     engine::{Decision, Rules},
     hook::Hook,
-    push::{Pace, Parcel, Push},
-    question::Asked,
-    recorder::{News, Order, Recording, Took},
+    push::{Pace, Push, PushedProfile},
+    query::PendingProfile,
+    recorder::{Order, Recording, RecordingUpdate, Took},
+    scanner::Scanner,
     serve::{Listen, Server},
-    sight::Sight,
     store::{Ending, Entry, State, Store},
     subject::{Selection, SubjectId},
-    view::{Tally, View},
+    view::{EventTotals, View},
 };
 pub use self::{push::PushTarget, recorder::Method, store::Retention};
 use crate::{
@@ -91,7 +91,7 @@ pub struct Config {
     pub directory: PathBuf,
     /// How many of them are kept.
     pub retention: Retention,
-    /// Where it answers HTTP requests.
+    /// Where it query_answers HTTP requests.
     pub listen: Listen,
     /// The file with the token that requests must give.
     pub token_file: Option<PathBuf>,
@@ -165,7 +165,7 @@ pub async fn run(config: Config, reload: impl Fn() -> Result<Config>) -> Result<
     let mut service = Service::new(config)?;
     let mut looks = every(service.config.interval);
     let mut close_looks = every(CLOSE_LOOK);
-    say(&format!("watching {}", service.sight.of_what()));
+    say(&format!("watching {}", service.scanner.of_what()));
     if let Some(place) = server.place() {
         say(&format!("serving at {place}"));
     }
@@ -188,7 +188,7 @@ pub async fn run(config: Config, reload: impl Fn() -> Result<Config>) -> Result<
             Some((name, news)) = service.news.recv() => service.hear(&name, news),
             _ = looks.tick() => service.look(),
             _ = close_looks.tick(), if !service.ongoing.is_empty() => service.look_closely(),
-            Some(question) = server.question() => service.answer(question),
+            Some(query) = server.query() => service.answer(query),
         }
     }
     drop(server);
@@ -209,9 +209,9 @@ fn every(time: Duration) -> Interval {
 pub fn check(config: &Config) -> Result<String> {
     store::check(&config.directory)?;
     serve::check(&config.listen, config.token_file.as_deref())?;
-    let mut sight = Sight::new(config.selection.clone(), config.rules());
-    sight.look(now());
-    let mut lines = vec![sight.of_what()];
+    let mut scanner = Scanner::new(config.selection.clone(), config.rules());
+    scanner.look(now());
+    let mut lines = vec![scanner.of_what()];
     lines.extend(config.conditions.iter().map(|condition| format!("records when {condition}")));
     lines.push(format!(
         "recordings may take {} of the machine's CPU time: {:.0} s an hour",
@@ -221,7 +221,7 @@ pub fn check(config: &Config) -> Result<String> {
     lines.push(format!("reports go to {}", config.directory.display()));
     lines.extend(config.push.iter().map(|destination| format!("profiles are sent to {destination}")));
     lines.push(format!("listens at {}", config.listen));
-    let seen = sight.lines();
+    let seen = scanner.lines();
     lines.push(match seen.len() {
         0 => "nobody is there to be watched now".into(),
         number => format!("watches {number} now:"),
@@ -233,7 +233,7 @@ pub fn check(config: &Config) -> Result<String> {
 /// The service.
 struct Service {
     config: Config,
-    sight: Sight,
+    scanner: Scanner,
     store: Store,
     hook: Option<Hook>,
     push: Push,
@@ -241,9 +241,9 @@ struct Service {
     budget: Budget,
     /// Somebody should be recorded, and there is no CPU time for it.
     waits_for_budget: bool,
-    news: UnboundedReceiver<(String, News)>,
-    teller: UnboundedSender<(String, News)>,
-    tally: Tally,
+    news: UnboundedReceiver<(String, RecordingUpdate)>,
+    teller: UnboundedSender<(String, RecordingUpdate)>,
+    tally: EventTotals,
     /// Recordings on demand so far.
     demands: u64,
     /// What was shown last, until something changes.
@@ -261,7 +261,7 @@ struct Ongoing {
     promised: Duration,
     took: Took,
     /// Who waits for its profile.
-    asked: Option<Asked>,
+    asked: Option<PendingProfile>,
 }
 
 impl Service {
@@ -273,7 +273,7 @@ impl Service {
         let mut push = Push::new(store.directory().join("spool"), Pace::default());
         push.set(&config.push);
         Ok(Self {
-            sight: Sight::new(config.selection.clone(), config.rules()),
+            scanner: Scanner::new(config.selection.clone(), config.rules()),
             store,
             push,
             hook: config.command.as_deref().map(|command| Hook::new(command, hook::LIMIT)),
@@ -282,7 +282,7 @@ impl Service {
             waits_for_budget: false,
             news,
             teller,
-            tally: Tally::begun(SystemTime::now()),
+            tally: EventTotals::begun(SystemTime::now()),
             demands: 0,
             view: None,
             config,
@@ -300,7 +300,7 @@ impl Service {
         if config.listen != self.config.listen {
             log::warn!("it goes on to listen at {}: another --listen takes a new start", self.config.listen);
         }
-        self.sight.set(config.selection.clone(), config.rules());
+        self.scanner.set(config.selection.clone(), config.rules());
         self.store.set_retention(config.retention);
         self.budget.resize(config.cpu_time_an_hour());
         if self.hook.as_ref().map(Hook::command) != config.command.as_deref() {
@@ -316,12 +316,12 @@ impl Service {
 
     fn look(&mut self) {
         let began = Instant::now();
-        self.sight.look(now());
+        self.scanner.look(now());
         self.tally.looks += 1;
         self.tally.looking += began.elapsed();
         self.view = None;
         let mut waits = false;
-        for decision in self.sight.engine.decide(now()) {
+        for decision in self.scanner.engine.decide(now()) {
             let Decision::Record { id, trigger, pids } = decision else { continue };
             match self.promise() {
                 Some(promised) => self.record(&id, &trigger, &pids, promised),
@@ -354,8 +354,8 @@ impl Service {
                 }
                 continue;
             }
-            let Some(before) = self.sight.read(now(), id) else { continue };
-            if let Some(Decision::Write { why, .. }) = self.sight.engine.write(now(), id, &before)
+            let Some(before) = self.scanner.read(now(), id) else { continue };
+            if let Some(Decision::Write { why, .. }) = self.scanner.engine.write(now(), id, &before)
                 && recording.write()
             {
                 say(&format!("{name}: {why}: its reports are written now"));
@@ -364,7 +364,7 @@ impl Service {
     }
 
     fn record(&mut self, id: &SubjectId, trigger: &str, pids: &[Pid], promised: Duration) {
-        let Some(watched) = self.sight.engine.get(id) else { return };
+        let Some(watched) = self.scanner.engine.get(id) else { return };
         let subject = watched.subject.identity.name.clone();
         let (note, oom_kills) = (watched.reading.parts.not_ours(), watched.reading.events.oom_kill);
         let targets = traceable(&subject, pids);
@@ -372,7 +372,7 @@ impl Service {
             targets.iter().map(|target| format!("{} ({})", target.comm(), target.pid())).collect();
         self.view = None;
         let name = self.store.begin(&subject, trigger, processes, SystemTime::now());
-        self.sight.engine.began(id);
+        self.scanner.engine.began(id);
         let order = Order {
             name: name.clone(),
             pids: targets.iter().map(Target::pid).collect(),
@@ -401,29 +401,29 @@ impl Service {
         }
     }
 
-    fn hear(&mut self, name: &str, news: News) {
+    fn hear(&mut self, name: &str, news: RecordingUpdate) {
         self.view = None;
         match news {
-            News::Attached => {
+            RecordingUpdate::Attached => {
                 if let Some(ongoing) = self.ongoing.get_mut(name) {
                     say(&format!("{name}: its probes are in"));
                     ongoing.recording.attached();
                 }
             }
-            News::Wrote => self.store.wrote(name),
-            News::Noted(note) => {
+            RecordingUpdate::Wrote => self.store.wrote(name),
+            RecordingUpdate::Noted(note) => {
                 say(&format!("{name}: {note}"));
                 if let Some(ongoing) = self.ongoing.get_mut(name) {
                     let notes = [ongoing.note.take(), Some(note)];
                     ongoing.note = Some(notes.into_iter().flatten().collect::<Vec<_>>().join("; "));
                 }
             }
-            News::Took(took) => {
+            RecordingUpdate::Took(took) => {
                 if let Some(ongoing) = self.ongoing.get_mut(name) {
                     ongoing.took += took;
                 }
             }
-            News::Ended(error) => {
+            RecordingUpdate::Ended(error) => {
                 let Some(Ongoing { id, oom_kills, note, promised, took, asked, .. }) =
                     self.ongoing.remove(name)
                 else {
@@ -434,8 +434,8 @@ impl Service {
                 if let Some(asked) = asked {
                     return self.give(name, &id, asked, error);
                 }
-                self.sight.read(now(), &id);
-                let kills = self.sight.engine.get(&id).map_or(0, |watched| watched.reading.events.oom_kill);
+                self.scanner.read(now(), &id);
+                let kills = self.scanner.engine.get(&id).map_or(0, |watched| watched.reading.events.oom_kill);
                 let oom_kills = kills.saturating_sub(oom_kills);
                 self.ended(name, &id, Ending { error, note, oom_kills, took: took.all() });
             }
@@ -443,7 +443,7 @@ impl Service {
     }
 
     fn ended(&mut self, name: &str, id: &SubjectId, ending: Ending) {
-        self.sight.engine.ended(now(), id);
+        self.scanner.engine.ended(now(), id);
         let Some(entry) = self.store.end(name, ending).cloned() else { return };
         if let Some(hook) = &self.hook {
             hook.recorded(&entry, self.store.directory());
@@ -464,7 +464,7 @@ impl Service {
         let Some(file) = entry.files.iter().find(|file| file.ends_with(Format::Pprof.ending())) else {
             return;
         };
-        let identity = self.sight.engine.get(id).map(|watched| watched.subject.identity.clone());
+        let identity = self.scanner.engine.get(id).map(|watched| watched.subject.identity.clone());
         let identity = identity.unwrap_or_default();
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let labels = [
@@ -477,7 +477,7 @@ impl Service {
             ("container", identity.container),
         ];
         let labels = labels.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
-        let parcel = Parcel {
+        let parcel = PushedProfile {
             name: entry.name.clone(),
             service: entry.subject.clone(),
             labels,

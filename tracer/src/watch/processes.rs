@@ -12,11 +12,11 @@ const MOST: usize = 8;
 
 /// The anonymous memory of processes, over time.
 #[derive(Clone, Debug, Default)]
-pub struct Processes(BTreeMap<Pid, Course>);
+pub struct Processes(BTreeMap<Pid, MemoryCourse>);
 
 /// What one process had when it was first seen, half the memory ago, and now.
 #[derive(Clone, Debug)]
-struct Course {
+struct MemoryCourse {
     first: (Duration, Bytes),
     middle: (Duration, Bytes),
     last: Bytes,
@@ -28,7 +28,8 @@ impl Processes {
         self.0.retain(|pid, _| sizes.iter().any(|(still, _)| still == pid));
         for &(pid, bytes) in sizes {
             let start = (now, bytes);
-            let course = self.0.entry(pid).or_insert(Course { first: start, middle: start, last: bytes });
+            let course =
+                self.0.entry(pid).or_insert(MemoryCourse { first: start, middle: start, last: bytes });
             course.last = bytes;
             // What was long ago says little of what grows now.
             if now.saturating_sub(course.middle.0) > MEMORY / 2 {
@@ -41,13 +42,13 @@ impl Processes {
     /// Those that grow, most first; where none does, the largest. Who has a small part of it all is left out.
     #[must_use]
     pub fn suspects(&self) -> Vec<Pid> {
-        let grown = |course: &Course| course.last.0.saturating_sub(course.first.1.0);
+        let grown = |course: &MemoryCourse| course.last.0.saturating_sub(course.first.1.0);
         let by_growth = self.share(grown);
         if by_growth.is_empty() { self.share(|course| course.last.0) } else { by_growth }
     }
 
     /// Those with a good part of the sum.
-    fn share(&self, of: impl Fn(&Course) -> u64) -> Vec<Pid> {
+    fn share(&self, of: impl Fn(&MemoryCourse) -> u64) -> Vec<Pid> {
         let mut shares: Vec<(u64, Pid)> = self.0.iter().map(|(&pid, course)| (of(course), pid)).collect();
         let sum: u64 = shares.iter().map(|(share, _)| share).sum();
         shares.retain(|(share, _)| *share > sum / 20);

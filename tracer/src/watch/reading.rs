@@ -39,14 +39,14 @@ pub struct Limit {
     pub bytes: Bytes,
     /// What counts against it.
     pub used_bytes: Bytes,
-    /// Whose it is.
-    pub whose: Whose,
+    /// LimitOwner it is.
+    pub whose: LimitOwner,
 }
 
-/// Whose limit it is.
+/// LimitOwner limit it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Whose {
+pub enum LimitOwner {
     /// The group's own.
     Own,
     /// That of a group above it.
@@ -207,8 +207,8 @@ impl Reader {
         let mut parts = before.parts;
         let inactive_file = self.stat(group, &mut parts)?;
         let limit = match before.limit.whose {
-            Whose::Above => self.limit(group, usage),
-            Whose::Own | Whose::Machine => Limit { used_bytes: Bytes(usage), ..before.limit },
+            LimitOwner::Above => self.limit(group, usage),
+            LimitOwner::Own | LimitOwner::Machine => Limit { used_bytes: Bytes(usage), ..before.limit },
         };
         Ok(Reading {
             usage_bytes: Bytes(usage),
@@ -234,11 +234,11 @@ impl Reader {
                 let used =
                     if above == group { Ok(usage) } else { self.number(&above.join(self.usage_file())) };
                 let used_bytes = Bytes(used.unwrap_or(usage));
-                let whose = if above == group { Whose::Own } else { Whose::Above };
+                let whose = if above == group { LimitOwner::Own } else { LimitOwner::Above };
                 return Limit { bytes: Bytes(bytes), used_bytes, whose };
             }
         }
-        Limit { bytes: self.machine_bytes, used_bytes: Bytes(usage), whose: Whose::Machine }
+        Limit { bytes: self.machine_bytes, used_bytes: Bytes(usage), whose: LimitOwner::Machine }
     }
 
     /// Notes the parts of `memory.stat`, and returns what are files that were not used for long.
@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(reading.usage_bytes, Bytes(80 * MIB));
         assert_eq!(reading.working_set_bytes, Bytes(70 * MIB));
         // The slice above is what will be full first.
-        let limit = Limit { bytes: Bytes(200 * MIB), used_bytes: Bytes(100 * MIB), whose: Whose::Above };
+        let limit = Limit { bytes: Bytes(200 * MIB), used_bytes: Bytes(100 * MIB), whose: LimitOwner::Above };
         assert_eq!((reading.limit, reading.limit.share()), (limit, 0.5));
         assert_eq!(
             reading.parts.named().map(|(_, Bytes(bytes))| bytes / 1024),
@@ -401,7 +401,7 @@ mod tests {
         );
         let mut reader = Reader::new(Version::V1, root.path());
         let reading = reader.read(&group).unwrap();
-        assert!(reading.limit.whose == Whose::Machine && reading.limit.bytes == reader.machine_bytes);
+        assert!(reading.limit.whose == LimitOwner::Machine && reading.limit.bytes == reader.machine_bytes);
         assert_eq!((reading.usage_bytes, reading.parts.anon), (Bytes(80 * MIB), Bytes(50 * MIB)));
         assert_eq!((reading.events.max, reading.events.oom_kill, reading.parts.kernel), (9, 2, Bytes(4096)));
         assert_eq!(reading.pressure, None);

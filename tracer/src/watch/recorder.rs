@@ -61,7 +61,7 @@ pub enum Method {
 
 /// What became of a recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum RecordingUpdate {
     /// The probes are in.
     Attached,
     /// Reports were written, and it goes on.
@@ -112,12 +112,12 @@ const GRACE: Duration = Duration::from_secs(180);
 const NOTES: [&str; 2] = ["growth mode, since ", "ended early, since "];
 
 impl Recording {
-    /// Begins one. News of it come with its name. To be called on the thread that lives as long as this process: the kernel kills the
+    /// Begins one. RecordingUpdate of it come with its name. To be called on the thread that lives as long as this process: the kernel kills the
     /// recording when the thread that started it ends.
     ///
     /// # Errors
     /// When no process can be started.
-    pub fn begin(order: &Order, news: UnboundedSender<(String, News)>) -> Result<Self> {
+    pub fn begin(order: &Order, news: UnboundedSender<(String, RecordingUpdate)>) -> Result<Self> {
         let mut child = command(order).spawn().context("cannot start a recording")?;
         let id = child.id().context("the recording ended at once")?;
         let pid = rustix::process::Pid::from_raw(id.cast_signed()).context("it has a pid")?;
@@ -130,8 +130,8 @@ impl Recording {
             let is_over = timeout(limit, follow(&mut child, &end, &said)).await;
             // Until it is waited for the kernel knows this of one that has ended, too.
             let own = CpuTimes::of(Pid(id)).map_or(0, |times| times.own_ns);
-            said(News::Took(Took { own: Duration::from_nanos(own), ..Took::default() }));
-            said(News::Ended(match is_over {
+            said(RecordingUpdate::Took(Took { own: Duration::from_nanos(own), ..Took::default() }));
+            said(RecordingUpdate::Ended(match is_over {
                 Ok(said_last) => outcome(child.wait().await, said_last),
                 Err(_) => {
                     // It is not to be waited for: a process that cannot be killed would hold up the rest.
@@ -200,7 +200,11 @@ fn command(order: &Order) -> Command {
 }
 
 /// Reads what it says until it ends, and gives the last line that is nothing else.
-async fn follow(child: &mut Child, end: &AsyncFd<OwnedFd>, said: &impl Fn(News)) -> Option<String> {
+async fn follow(
+    child: &mut Child,
+    end: &AsyncFd<OwnedFd>,
+    said: &impl Fn(RecordingUpdate),
+) -> Option<String> {
     let stderr = child.stderr.take()?;
     let mut lines = BufReader::new(stderr).lines();
     let mut last = None;
@@ -226,17 +230,17 @@ async fn follow(child: &mut Child, end: &AsyncFd<OwnedFd>, said: &impl Fn(News))
 }
 
 /// What a line says, if it is for the service.
-fn news(line: &str) -> Option<News> {
+fn news(line: &str) -> Option<RecordingUpdate> {
     if line.starts_with("recording ") {
-        Some(News::Attached)
+        Some(RecordingUpdate::Attached)
     } else if line.starts_with("snapshot ") {
-        Some(News::Wrote)
+        Some(RecordingUpdate::Wrote)
     } else if NOTES.iter().any(|note| line.starts_with(note)) {
-        Some(News::Noted(line.to_owned()))
+        Some(RecordingUpdate::Noted(line.to_owned()))
     } else {
         let seconds = line.strip_prefix(PROBES_TOOK)?.strip_suffix(" s")?.parse().ok()?;
         let probes = Duration::try_from_secs_f64(seconds).ok()?;
-        Some(News::Took(Took { probes, ..Took::default() }))
+        Some(RecordingUpdate::Took(Took { probes, ..Took::default() }))
     }
 }
 

@@ -60,7 +60,7 @@ pub struct Subject {
 
 /// Finds subjects.
 #[derive(Debug)]
-pub struct Finder {
+pub struct SubjectFinder {
     selection: Selection,
     hierarchy: Option<Hierarchy>,
     names: Names,
@@ -68,7 +68,7 @@ pub struct Finder {
     known: BTreeMap<PathBuf, Identity>,
 }
 
-impl Finder {
+impl SubjectFinder {
     /// What finds these, in the hierarchy that counts memory.
     #[must_use]
     pub fn new(selection: Selection, hierarchy: Option<Hierarchy>) -> Self {

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     container::Identity,
-    engine::{Engine, Holding, Watched},
+    engine::{ConditionState, Engine, Watched},
     reading::Reading,
     recorder::Took,
     store::Entry,
@@ -30,7 +30,7 @@ pub struct View {
     /// Where they are.
     pub directory: PathBuf,
     /// What happened since the start.
-    pub tally: Tally,
+    pub tally: EventTotals,
     /// Recordings that go on, those that somebody waits for included.
     pub ongoing: usize,
     /// How many there may be.
@@ -64,14 +64,14 @@ pub struct SubjectView {
     /// How long ago, and how much it used, oldest first.
     pub course: Vec<(Duration, Bytes)>,
     /// How far each condition is.
-    pub holding: Vec<Holding>,
+    pub holding: Vec<ConditionState>,
     /// Whether it is being recorded.
     pub is_recorded: bool,
 }
 
 /// What happened since the start.
 #[derive(Clone, Debug)]
-pub struct Tally {
+pub struct EventTotals {
     /// When that was.
     pub started: SystemTime,
     /// Looks at everybody.
@@ -115,7 +115,7 @@ impl Outcome {
 /// What asked for a recording when nobody's memory did.
 pub const REQUEST: &str = "request";
 
-impl Tally {
+impl EventTotals {
     /// Triggers that are told apart: each is a text from the configuration, which may be read again for ever.
     const MOST_TRIGGERS: usize = 64;
 
@@ -208,11 +208,14 @@ mod tests {
 
     #[test]
     fn triggers_are_bounded() {
-        let mut tally = Tally::begun(SystemTime::UNIX_EPOCH);
+        let mut tally = EventTotals::begun(SystemTime::UNIX_EPOCH);
         for number in 0..1000 {
             tally.count(&format!("rss > {number}B"), Outcome::Done);
         }
-        assert_eq!(tally.recordings.len(), Tally::MOST_TRIGGERS + 1);
-        assert_eq!(tally.recordings[&("other".into(), Outcome::Done)], 1000 - Tally::MOST_TRIGGERS as u64);
+        assert_eq!(tally.recordings.len(), EventTotals::MOST_TRIGGERS + 1);
+        assert_eq!(
+            tally.recordings[&("other".into(), Outcome::Done)],
+            1000 - EventTotals::MOST_TRIGGERS as u64
+        );
     }
 }

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::super::{ProcessMemory, Unread};
 use super::{
+    compressed_numbers::Numbers,
     layout::{Layout, Place},
-    numbers::Numbers,
 };
 
 /// The largest blob, description of calls or of scopes that is believed.
@@ -159,19 +159,19 @@ const REST_OF_SCOPE: u64 = 16;
 
 /// The largest index of a method that the scopes have.
 fn largest_method(calls: &[(i32, i32)], scopes: &[u8], base: u8) -> u64 {
-    let chains = calls.iter().map(|&(_, scope)| Chain { scopes, base, next: scope });
+    let chains = calls.iter().map(|&(_, scope)| ScopeChain { scopes, base, next: scope });
     chains.flatten().map(|(method, _)| u64::from(method)).max().unwrap_or(0)
 }
 
 /// Scopes from the innermost on: the index of the method, and of the bytecode.
-struct Chain<'a> {
+struct ScopeChain<'a> {
     scopes: &'a [u8],
     base: u8,
     /// Where the next one is; 0 for none.
     next: i32,
 }
 
-impl Iterator for Chain<'_> {
+impl Iterator for ScopeChain<'_> {
     type Item = (u32, i64);
 
     fn next(&mut self) -> Option<(u32, i64)> {
@@ -191,7 +191,7 @@ impl CompiledMethod {
         let offset = address.wrapping_sub(self.code);
         let call = self.calls.iter().find(|(returns_to, _)| i64::from(*returns_to) as u64 == offset);
         let Some(&(_, scope)) = call else { return Vec::new() };
-        let chain = Chain { scopes: &self.scopes, base, next: scope }.take(MOST_INLINED);
+        let chain = ScopeChain { scopes: &self.scopes, base, next: scope }.take(MOST_INLINED);
         let scope = |(method, bytecode): (u32, i64)| {
             let method = *self.metadata.get((method as usize).checked_sub(1)?)?;
             Some(Scope { method, bytecode: u32::try_from(bytecode).unwrap_or(0) })

@@ -38,7 +38,7 @@ pub struct Layout {
     pub blob: Blob,
     /// Of a method.
     pub method: Method,
-    /// What bytes of compressed numbers are counted from: [`super::numbers`].
+    /// What bytes of compressed numbers are counted from: [`super::compressed_numbers`].
     pub number_base: u8,
 }
 

@@ -4,8 +4,8 @@ use tracer_ebpf::runtime::hotspot as walked;
 
 use super::super::{ProcessMemory, Unread, Words};
 use super::{
+    compressed_numbers::line_of,
     layout::{Layout, SourceFile},
-    numbers::line_of,
 };
 
 /// The longest name that is believed; the format of class files has 16 bits for it.

@@ -1,9 +1,9 @@
 //! HotSpot: the names, files and lines of Java methods in a process that was started without any flag.
 
 mod code;
+mod compressed_numbers;
 mod layout;
 mod method;
-mod numbers;
 mod vm_structs;
 
 use std::{collections::HashMap, rc::Rc, sync::Arc};
@@ -196,7 +196,7 @@ mod tests {
     use proptest::prelude::*;
     use tracer_ebpf::runtime::hotspot as walked;
 
-    use super::super::lying::{Lying, MOST_READ, any_word};
+    use super::super::lying_memory::{LyingMemory, MOST_READ, any_word};
     use super::*;
 
     #[test]
@@ -286,7 +286,7 @@ mod tests {
 
         #[test]
         fn memory_that_lies_is_read_to_an_end(
-            memory in Lying::any(),
+            memory in LyingMemory::any(),
             (object, id, address) in (any_word(), any::<u32>(), any_word()),
             relative in any::<bool>(),
         ) {

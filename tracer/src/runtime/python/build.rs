@@ -7,7 +7,7 @@
 use object::{Object as _, ObjectSymbol as _};
 use tracer_ebpf::runtime::python::{Layout, LoopCode, Runs};
 
-use super::{lines::LineTable, loop_code};
+use super::{interpreter_loop, lines::LineTable};
 use crate::runtime::ProcessMemory;
 use crate::runtime::elf::data;
 
@@ -17,7 +17,7 @@ pub struct Build {
     /// Major, minor, and patch where it is known.
     pub version: Version,
     /// Where its loop is.
-    pub loop_code: LoopCode,
+    pub interpreter_loop: LoopCode,
     /// The type of code objects.
     pub code_type: u64,
     /// What the walk needs, but for the place of the thread's state.
@@ -280,14 +280,14 @@ impl Build {
     pub fn has_tail_calls(&self) -> bool {
         /// Other loops have 30 to 80 KiB.
         const SHORT: u32 = 16 << 10;
-        self.version.minor >= 14 && self.loop_code.lengths.iter().sum::<u32>() < SHORT
+        self.version.minor >= 14 && self.interpreter_loop.lengths.iter().sum::<u32>() < SHORT
     }
 
     fn of(symbols: &Symbols, elf: &object::File<'_>, bytes: &[u8]) -> Result<Self, Unsupported> {
         let version = symbols.version(elf)?;
         let start = symbols.evaluate;
-        let cold = symbols.cold.or_else(|| loop_code::cold_part(bytes, start)).unwrap_or((0, 0));
-        let loop_code = LoopCode { start: start.0, cold: cold.0, lengths: [start.1, cold.1] };
+        let cold = symbols.cold.or_else(|| interpreter_loop::cold_part(bytes, start)).unwrap_or((0, 0));
+        let interpreter_loop = LoopCode { start: start.0, cold: cold.0, lengths: [start.1, cold.1] };
         let code_type = symbols.code_type.ok_or(Unsupported::Build(version, "no type of code"))?;
         let lines = match version.minor {
             ..=9 => LineTable::Increments,
@@ -309,7 +309,7 @@ impl Build {
                     .ok_or(Unsupported::Build(version, "its description of itself"))?
             }
         };
-        Ok(Self { version, loop_code, code_type, walked, objects, lines, threads })
+        Ok(Self { version, interpreter_loop, code_type, walked, objects, lines, threads })
     }
 }
 
@@ -456,7 +456,7 @@ mod tests {
             let (threads, walked, objects) = known.places(Self::MADE_UP_RUNTIME);
             Self {
                 version: Version { major: 3, minor, patch: None },
-                loop_code: LoopCode::default(),
+                interpreter_loop: LoopCode::default(),
                 code_type: Self::MADE_UP_TYPE,
                 walked,
                 objects,

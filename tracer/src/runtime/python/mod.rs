@@ -1,8 +1,8 @@
 //! CPython: the names, files and lines of Python functions in a process that was started without any flag.
 
 mod build;
+mod interpreter_loop;
 mod lines;
-mod loop_code;
 mod threads;
 
 use std::sync::Arc;
@@ -40,7 +40,7 @@ impl Located {
     /// What the walk must know, with the place of a thread's state if that is known.
     #[must_use]
     pub fn interpreter(&self, thread_state: Option<i16>) -> walked::Interpreter {
-        let code = self.build.loop_code;
+        let code = self.build.interpreter_loop;
         walked::Interpreter {
             code: walked::LoopCode {
                 start: code.start.wrapping_add(self.bias),
@@ -162,7 +162,7 @@ mod tests {
     use proptest::prelude::*;
     use tracer_ebpf::unwind::Memory;
 
-    use super::super::lying::{Lying, MOST_READ, any_word};
+    use super::super::lying_memory::{LyingMemory, MOST_READ, any_word};
     use super::{threads::Misfit, *};
 
     /// Words by address; the others cannot be read.
@@ -308,7 +308,7 @@ mod tests {
 
         #[test]
         fn memory_that_lies_is_read_to_an_end(
-            mut memory in Lying::any(),
+            mut memory in LyingMemory::any(),
             (code, position) in (any_word(), any::<u32>()),
             minor in 9_u8..=12,
         ) {

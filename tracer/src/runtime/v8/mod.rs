@@ -303,7 +303,7 @@ mod tests {
     use proptest::prelude::*;
     use tracer_ebpf::runtime::v8 as walked;
 
-    use super::super::lying::{Lying, MOST_READ, any_word};
+    use super::super::lying_memory::{LyingMemory, MOST_READ, any_word};
     use super::*;
     use heap::tests::MadeUp;
 
@@ -389,7 +389,7 @@ mod tests {
 
         #[test]
         fn memory_that_lies_is_read_to_an_end(
-            memory in Lying::any(),
+            memory in LyingMemory::any(),
             (kind, shared, address) in (0_u16..256, any_word(), any_word()),
             (position, is_compiled, is_new) in (any::<u32>(), any::<bool>(), any::<bool>()),
         ) {

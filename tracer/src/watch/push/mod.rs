@@ -22,8 +22,8 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use ureq::Agent;
 
-pub use self::spool::Parcel;
-use self::spool::{Spool, WaitingParcel};
+pub use self::spool::PushedProfile;
+use self::spool::{QueuedProfile, Spool};
 use crate::{https::tls, report::pprof::proto::Profile};
 
 /// Where profiles are sent: `pyroscope=URL`, `otlp=URL`.
@@ -77,10 +77,10 @@ impl PushTarget {
         format!("{}-{digits}", self.protocol.name())
     }
 
-    fn request(&self, parcel: &Parcel, pprof: &[u8]) -> io::Result<Post> {
+    fn request(&self, pushed: &PushedProfile, pprof: &[u8]) -> io::Result<Post> {
         match self.protocol {
-            Protocol::Pyroscope => Ok(pyroscope::request(&self.url, parcel, pprof)),
-            Protocol::Otlp => otlp::request(&self.url, parcel, &unpacked(pprof)?),
+            Protocol::Pyroscope => Ok(pyroscope::request(&self.url, pushed, pprof)),
+            Protocol::Otlp => otlp::request(&self.url, pushed, &unpacked(pprof)?),
         }
     }
 }
@@ -144,12 +144,12 @@ impl Default for Pace {
 pub struct Push {
     directory: PathBuf,
     pace: Pace,
-    lines: Vec<Outlet>,
+    lines: Vec<DestinationQueue>,
 }
 
 /// One destination.
 #[derive(Debug)]
-struct Outlet {
+struct DestinationQueue {
     destination: PushTarget,
     spool: Spool,
     /// Something was put there. The thread ends when this is dropped.
@@ -168,7 +168,7 @@ impl Push {
         self.lines.retain(|line| destinations.contains(&line.destination));
         for destination in destinations {
             if self.lines.iter().all(|line| line.destination != *destination) {
-                match Outlet::begin(destination, &self.directory, self.pace) {
+                match DestinationQueue::begin(destination, &self.directory, self.pace) {
                     Ok(line) => self.lines.push(line),
                     Err(error) => log::error!("--push {destination}: nothing is sent: {error}"),
                 }
@@ -183,26 +183,26 @@ impl Push {
     }
 
     /// Sends a `.pb.gz` file, soon.
-    pub fn send(&self, parcel: &Parcel, pprof: &Path) {
-        for Outlet { destination, spool, wake } in &self.lines {
-            match spool.put(parcel, pprof) {
+    pub fn send(&self, pushed: &PushedProfile, pprof: &Path) {
+        for DestinationQueue { destination, spool, wake } in &self.lines {
+            match spool.put(pushed, pprof) {
                 Ok(dropped) => {
                     for name in dropped {
                         log::error!("--push {destination}: too much waits to be sent, so {name} is not");
                     }
                     _ = wake.send(());
                 }
-                Err(error) => log::error!("--push {destination}: {} is not sent: {error}", parcel.name),
+                Err(error) => log::error!("--push {destination}: {} is not sent: {error}", pushed.name),
             }
         }
     }
 }
 
-impl Outlet {
+impl DestinationQueue {
     fn begin(destination: &PushTarget, directory: &Path, pace: Pace) -> io::Result<Self> {
         let spool = Spool::open(&directory.join(destination.directory()))?;
         let (wake, woken) = channel();
-        let sender = Courier {
+        let sender = Worker {
             destination: destination.clone(),
             spool: spool.clone(),
             pace,
@@ -229,7 +229,7 @@ fn agent(limit: Duration) -> Agent {
 
 /// Why something was not taken.
 #[derive(Debug, PartialEq, Eq)]
-enum NotTaken {
+enum SendError {
     /// It may be, later.
     Later(String),
     /// It never will.
@@ -237,14 +237,14 @@ enum NotTaken {
 }
 
 /// What a thread does.
-struct Courier {
+struct Worker {
     destination: PushTarget,
     spool: Spool,
     pace: Pace,
     agent: Agent,
 }
 
-impl Courier {
+impl Worker {
     /// Sends what waits, oldest first, until nobody puts anything there any more.
     fn run(&self, woken: &Receiver<()>) {
         let Self { destination, spool, pace, .. } = self;
@@ -256,7 +256,7 @@ impl Courier {
                 }
                 continue;
             };
-            let name = &waiting.parcel.name;
+            let name = &waiting.pushed.name;
             let removed = match self.send(&waiting) {
                 Ok(()) => {
                     if pause.take().is_some() {
@@ -265,11 +265,11 @@ impl Courier {
                     log::info!("--push {destination}: {name} was sent");
                     spool.remove(&waiting)
                 }
-                Err(NotTaken::Never(why)) => {
+                Err(SendError::Never(why)) => {
                     log::error!("--push {destination}: {name} is not sent: {why}");
                     spool.remove(&waiting)
                 }
-                Err(NotTaken::Later(why)) => {
+                Err(SendError::Later(why)) => {
                     if pause.is_none() {
                         log::error!("--push {destination}: {why}; it is tried again until {name} is taken");
                     }
@@ -291,15 +291,15 @@ impl Courier {
         }
     }
 
-    fn send(&self, waiting: &WaitingParcel) -> Result<(), NotTaken> {
-        let unreadable = |error: io::Error| NotTaken::Never(format!("it cannot be read: {error}"));
+    fn send(&self, waiting: &QueuedProfile) -> Result<(), SendError> {
+        let unreadable = |error: io::Error| SendError::Never(format!("it cannot be read: {error}"));
         let pprof = fs::read(&waiting.file).map_err(unreadable)?;
         let Post { url, headers, body } =
-            self.destination.request(&waiting.parcel, &pprof).map_err(unreadable)?;
+            self.destination.request(&waiting.pushed, &pprof).map_err(unreadable)?;
         let request = headers
             .into_iter()
             .fold(self.agent.post(url), |request, (name, value)| request.header(name, value));
-        let response = request.send(&body[..]).map_err(|error| NotTaken::Later(error.to_string()))?;
+        let response = request.send(&body[..]).map_err(|error| SendError::Later(error.to_string()))?;
         let status = response.status().as_u16();
         let is_page = response
             .headers()
@@ -311,7 +311,7 @@ impl Courier {
             .with_config()
             .limit(LONGEST_ANSWER)
             .read_to_vec()
-            .map_err(|error| NotTaken::Later(error.to_string()));
+            .map_err(|error| SendError::Later(error.to_string()));
         judge(self.destination.protocol, status, is_page, answer)
     }
 }
@@ -324,20 +324,20 @@ fn judge(
     protocol: Protocol,
     status: u16,
     is_page: bool,
-    answer: Result<Vec<u8>, NotTaken>,
-) -> Result<(), NotTaken> {
+    answer: Result<Vec<u8>, SendError>,
+) -> Result<(), SendError> {
     let said = |answer: &[u8]| {
         let text: String = String::from_utf8_lossy(answer).chars().take(200).collect();
         format!("it answers {status}: {}", crate::report::human::printable(text.trim()))
     };
     match status {
-        200..300 if is_page => Err(NotTaken::Later("it answers with a page: is the URL right?".into())),
+        200..300 if is_page => Err(SendError::Later("it answers with a page: is the URL right?".into())),
         200..300 => match protocol {
             Protocol::Pyroscope => Ok(()),
             Protocol::Otlp => otlp::judge(&answer?),
         },
-        408 | 429 | 500.. => Err(NotTaken::Later(said(&answer.unwrap_or_default()))),
-        _ => Err(NotTaken::Never(said(&answer.unwrap_or_default()))),
+        408 | 429 | 500.. => Err(SendError::Later(said(&answer.unwrap_or_default()))),
+        _ => Err(SendError::Never(said(&answer.unwrap_or_default()))),
     }
 }
 
@@ -452,14 +452,14 @@ mod tests {
         }
 
         fn send(&self, number: u64) {
-            let parcel = Parcel {
+            let pushed = PushedProfile {
                 name: format!("web-{number}"),
                 service: "web".into(),
                 from: number,
                 until: number + 120,
-                ..Parcel::default()
+                ..PushedProfile::default()
             };
-            self.push.send(&parcel, &self.report);
+            self.push.send(&pushed, &self.report);
         }
 
         /// Files that wait for a destination.
@@ -492,13 +492,13 @@ mod tests {
         destinations.iter().for_each(|destination| fixture.wait_until_nothing_waits(destination));
     }
 
-    fn parcel_of(number: u64) -> Parcel {
-        Parcel {
+    fn parcel_of(number: u64) -> PushedProfile {
+        PushedProfile {
             name: format!("web-{number}"),
             service: "web".into(),
             from: number,
             until: number + 120,
-            ..Parcel::default()
+            ..PushedProfile::default()
         }
     }
 

@@ -11,7 +11,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    NotTaken, Parcel, Post,
+    Post, PushedProfile, SendError,
     proto::{
         AnyValue, Dictionary, ExportRequest, ExportResponse, Function, KeyValue, KeyValueAndUnit, Line, Link,
         Location, Mapping, Profile, Resource, ResourceProfiles, Sample, Scope, ScopeProfiles, Stack, Value,
@@ -34,23 +34,23 @@ const KNOWN: [(&str, &str); 6] = [
 ];
 
 /// The request for one report.
-pub fn request(url: &str, parcel: &Parcel, profile: &pprof::Profile) -> io::Result<Post> {
+pub fn request(url: &str, pushed: &PushedProfile, profile: &pprof::Profile) -> io::Result<Post> {
     let url = if url.ends_with(PATH) { url.to_owned() } else { format!("{url}{PATH}") };
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
-    gzip.write_all(&export(parcel, profile).encode_to_vec())?;
+    gzip.write_all(&export(pushed, profile).encode_to_vec())?;
     let headers = [("content-type", "application/x-protobuf"), ("content-encoding", "gzip")];
     let headers = headers.map(|(name, value)| (name, value.to_owned())).to_vec();
     Ok(Post { url, headers, body: gzip.finish()? })
 }
 
 /// Whether an answer says that it was taken.
-pub fn judge(answer: &[u8]) -> Result<(), NotTaken> {
+pub fn judge(answer: &[u8]) -> Result<(), SendError> {
     let answer = ExportResponse::decode(answer)
-        .map_err(|_| NotTaken::Later("it answers with something that is no protobuf".into()))?;
+        .map_err(|_| SendError::Later("it answers with something that is no protobuf".into()))?;
     match answer.partial_success {
         Some(partial) if partial.rejected_profiles > 0 => {
             let why = crate::report::human::printable(&partial.error_message).into_owned();
-            Err(NotTaken::Never(format!(
+            Err(SendError::Never(format!(
                 "{} of its profiles were not taken: {why}",
                 partial.rejected_profiles
             )))
@@ -59,7 +59,7 @@ pub fn judge(answer: &[u8]) -> Result<(), NotTaken> {
     }
 }
 
-fn export(parcel: &Parcel, profile: &pprof::Profile) -> ExportRequest {
+fn export(pushed: &PushedProfile, profile: &pprof::Profile) -> ExportRequest {
     let mut tables = DictionaryMaker::new(profile);
     let samples: Vec<(i32, Vec<i32>)> =
         profile.sample.iter().map(|sample| (tables.stack(sample), tables.labels(&sample.label))).collect();
@@ -79,30 +79,30 @@ fn export(parcel: &Parcel, profile: &pprof::Profile) -> ExportRequest {
             period_type,
             period: profile.period,
             // The same in each try.
-            profile_id: Sha256::digest(format!("{parcel:?} {kind}"))[..16].to_vec(),
+            profile_id: Sha256::digest(format!("{pushed:?} {kind}"))[..16].to_vec(),
         }
     });
     let profiles = profiles.collect();
     let scope = Scope { name: "tracer".into(), version: env!("CARGO_PKG_VERSION").into() };
     ExportRequest {
         resource_profiles: vec![ResourceProfiles {
-            resource: Some(resource(parcel)),
+            resource: Some(resource(pushed)),
             scope_profiles: vec![ScopeProfiles { scope: Some(scope), profiles }],
         }],
         dictionary: Some(tables.dictionary),
     }
 }
 
-fn resource(parcel: &Parcel) -> Resource {
+fn resource(pushed: &PushedProfile) -> Resource {
     let text = |key: &str, value: &str| KeyValue {
         key: key.to_owned(),
         value: Some(AnyValue { value: Some(Value::Text(value.to_owned())) }),
     };
-    let labels = parcel.labels.iter().map(|(key, value)| {
+    let labels = pushed.labels.iter().map(|(key, value)| {
         let known = KNOWN.iter().find(|(label, _)| label == key).map(|(_, name)| (*name).to_owned());
         text(&known.unwrap_or_else(|| format!("tracer.{key}")), value)
     });
-    Resource { attributes: std::iter::once(text("service.name", &parcel.service)).chain(labels).collect() }
+    Resource { attributes: std::iter::once(text("service.name", &pushed.service)).chain(labels).collect() }
 }
 
 /// The dictionary, and where in it things are.
@@ -255,15 +255,15 @@ mod tests {
     use super::*;
     use crate::report::{Options, Report as _, fixtures, pprof::Pprof};
 
-    fn parcel() -> Parcel {
+    fn pushed() -> PushedProfile {
         let labels = [("namespace", "shop"), ("condition", "usage > 80%")];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        Parcel { name: "web-1".into(), service: "web".into(), labels, from: 1, until: 2 }
+        PushedProfile { name: "web-1".into(), service: "web".into(), labels, from: 1, until: 2 }
     }
 
     /// By the messages that OpenTelemetry's own crate has, not by ours.
     fn decoded(profile: &pprof::Profile) -> ExportProfilesServiceRequest {
-        let Post { url, headers, body } = request("http://collector:4318", &parcel(), profile).unwrap();
+        let Post { url, headers, body } = request("http://collector:4318", &pushed(), profile).unwrap();
         assert_eq!(url, "http://collector:4318/v1development/profiles");
         assert!(headers.contains(&("content-encoding", "gzip".into())));
         let mut bytes = Vec::new();
@@ -387,7 +387,7 @@ mod tests {
             ExportProfilesServiceResponse { partial_success: Some(partial) }.encode_to_vec()
         };
         assert_eq!((judge(b""), judge(&answer(0))), (Ok(()), Ok(())));
-        assert!(matches!(judge(&answer(2)), Err(NotTaken::Never(why)) if why.contains("too old")));
-        assert!(matches!(judge(b"<html>"), Err(NotTaken::Later(_))));
+        assert!(matches!(judge(&answer(2)), Err(SendError::Never(why)) if why.contains("too old")));
+        assert!(matches!(judge(b"<html>"), Err(SendError::Later(_))));
     }
 }

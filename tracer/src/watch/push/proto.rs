@@ -58,7 +58,7 @@ pub struct ResourceProfiles {
     pub scope_profiles: Vec<ScopeProfiles>,
 }
 
-/// Whose they are.
+/// LimitOwner they are.
 #[derive(Clone, PartialEq, Message)]
 pub struct Resource {
     #[prost(message, repeated, tag = "1")]

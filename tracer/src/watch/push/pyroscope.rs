@@ -3,21 +3,21 @@
 
 use std::collections::BTreeMap;
 
-use super::{Parcel, Post};
+use super::{Post, PushedProfile};
 
 /// How the values are shown: what was allocated adds up over time, what is held does not.
 const SAMPLE_TYPES: &str = r#"{"alloc_objects":{"units":"objects","aggregation":"sum"},"alloc_space":{"units":"bytes","aggregation":"sum"},"inuse_objects":{"units":"objects","aggregation":"average"},"inuse_space":{"units":"bytes","aggregation":"average"}}"#;
 
 /// The request for one report.
-pub fn request(url: &str, parcel: &Parcel, pprof: &[u8]) -> Post {
+pub fn request(url: &str, pushed: &PushedProfile, pprof: &[u8]) -> Post {
     let boundary = boundary(pprof);
     // Without a format in the query the form says what it is.
     let url = format!(
         "{url}{}?name={}&from={}&until={}&spyName=tracer",
         if url.ends_with("/ingest") { "" } else { "/ingest" },
-        encoded(&name(&parcel.service, &parcel.labels)),
-        parcel.from,
-        parcel.until,
+        encoded(&name(&pushed.service, &pushed.labels)),
+        pushed.from,
+        pushed.until,
     );
     let mut body = Vec::with_capacity(pprof.len() + 1024);
     let parts = [
@@ -70,10 +70,15 @@ mod tests {
     fn a_report_is_a_form_with_its_name_in_the_query() {
         let labels = [("namespace", "shop"), ("odd", "a=b,{c}\n")];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let parcel =
-            Parcel { name: "x".into(), service: "shop/web-0/größe".into(), labels, from: 10, until: 20 };
+        let pushed = PushedProfile {
+            name: "x".into(),
+            service: "shop/web-0/größe".into(),
+            labels,
+            from: 10,
+            until: 20,
+        };
         let Post { url, headers, body } =
-            request("http://p:4040/base", &parcel, b"\x1f\x8btracer-0000000000000000");
+            request("http://p:4040/base", &pushed, b"\x1f\x8btracer-0000000000000000");
         assert_eq!(
             url,
             "http://p:4040/base/ingest?name=shop%2Fweb-0%2Fgr%C3%B6%C3%9Fe%7Bnamespace%3Dshop%2Codd%3Da_b__c__%7D\
@@ -85,6 +90,6 @@ mod tests {
         assert_eq!(text.matches(boundary).count(), 3);
         assert!(text.contains("name=\"profile\"; filename=\"profile.pprof\"") && text.ends_with("--\r\n"));
         assert!(serde_json::from_str::<serde_json::Value>(SAMPLE_TYPES).is_ok());
-        assert!(request("http://p/ingest", &parcel, b"").url.starts_with("http://p/ingest?"));
+        assert!(request("http://p/ingest", &pushed, b"").url.starts_with("http://p/ingest?"));
     }
 }

@@ -17,10 +17,10 @@ const MOST_BYTES: u64 = 256 << 20;
 
 /// What a report is sent with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parcel {
+pub struct PushedProfile {
     /// The name of the recording, in the index.
     pub name: String,
-    /// Whose profile it is.
+    /// LimitOwner profile it is.
     pub service: String,
     /// What else is known of it.
     pub labels: BTreeMap<String, String>,
@@ -32,9 +32,9 @@ pub struct Parcel {
 
 /// A report that waits.
 #[derive(Debug, PartialEq, Eq)]
-pub struct WaitingParcel {
+pub struct QueuedProfile {
     /// What it is sent with.
-    pub parcel: Parcel,
+    pub pushed: PushedProfile,
     /// The `.pb.gz` file.
     pub file: PathBuf,
     /// Its size.
@@ -61,15 +61,15 @@ impl Spool {
     }
 
     /// Adds a report, and removes the oldest when there are too many; gives the names of those.
-    pub fn put(&self, parcel: &Parcel, pprof: &Path) -> io::Result<Vec<String>> {
+    pub fn put(&self, pushed: &PushedProfile, pprof: &Path) -> io::Result<Vec<String>> {
         let (json, file) =
-            (self.0.join(format!("{}.json", parcel.name)), self.0.join(format!("{}.pb.gz", parcel.name)));
+            (self.0.join(format!("{}.json", pushed.name)), self.0.join(format!("{}.pb.gz", pushed.name)));
         // It stays whatever becomes of the recording. On another file system, or one without such links, it is copied.
         if fs::hard_link(pprof, &file).is_err() {
             fs::copy(pprof, &file)?;
         }
         let mut note = tempfile::NamedTempFile::new_in(&self.0)?;
-        serde_json::to_writer(note.as_file_mut(), parcel)?;
+        serde_json::to_writer(note.as_file_mut(), pushed)?;
         note.persist(json)?;
         let mut all = self.all();
         let mut dropped = Vec::new();
@@ -79,13 +79,13 @@ impl Spool {
         {
             let oldest = all.remove(0);
             self.remove(&oldest)?;
-            dropped.push(oldest.parcel.name);
+            dropped.push(oldest.pushed.name);
         }
         Ok(dropped)
     }
 
     /// The oldest.
-    pub fn first(&self) -> Option<WaitingParcel> {
+    pub fn first(&self) -> Option<QueuedProfile> {
         self.all().into_iter().next()
     }
 
@@ -93,9 +93,9 @@ impl Spool {
     ///
     /// # Errors
     /// When it stays: it would be sent again.
-    pub fn remove(&self, waiting: &WaitingParcel) -> io::Result<()> {
+    pub fn remove(&self, waiting: &QueuedProfile) -> io::Result<()> {
         // The note first: a file alone is no report.
-        for file in [&self.0.join(format!("{}.json", waiting.parcel.name)), &waiting.file] {
+        for file in [&self.0.join(format!("{}.json", waiting.pushed.name)), &waiting.file] {
             match fs::remove_file(file) {
                 // Too much may have waited while it was being sent.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -106,8 +106,8 @@ impl Spool {
     }
 
     /// Oldest first.
-    fn all(&self) -> Vec<WaitingParcel> {
-        let mut all: Vec<WaitingParcel> = fs::read_dir(&self.0)
+    fn all(&self) -> Vec<QueuedProfile> {
+        let mut all: Vec<QueuedProfile> = fs::read_dir(&self.0)
             .into_iter()
             .flatten()
             .flatten()
@@ -116,14 +116,14 @@ impl Spool {
                 if note.extension()? != "json" {
                     return None;
                 }
-                let parcel: Parcel = serde_json::from_slice(&fs::read(&note).ok()?).ok()?;
+                let pushed: PushedProfile = serde_json::from_slice(&fs::read(&note).ok()?).ok()?;
                 let file = file_of(&note);
                 let bytes = fs::metadata(&file).ok()?.len();
                 // The name is what the file is called, so that it leads nowhere else.
-                (note.file_stem()?.to_str()? == parcel.name).then_some(WaitingParcel { parcel, file, bytes })
+                (note.file_stem()?.to_str()? == pushed.name).then_some(QueuedProfile { pushed, file, bytes })
             })
             .collect();
-        all.sort_by(|a, b| (a.parcel.from, &a.parcel.name).cmp(&(b.parcel.from, &b.parcel.name)));
+        all.sort_by(|a, b| (a.pushed.from, &a.pushed.name).cmp(&(b.pushed.from, &b.pushed.name)));
         all
     }
 }
@@ -137,8 +137,8 @@ fn file_of(note: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn parcel(number: u64) -> Parcel {
-        Parcel { name: format!("web-{number}"), from: number, ..Parcel::default() }
+    fn pushed(number: u64) -> PushedProfile {
+        PushedProfile { name: format!("web-{number}"), from: number, ..PushedProfile::default() }
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         let place = directory.path().join("spool/otlp");
         let spool = Spool::open(&place).unwrap();
         for number in [2, 1] {
-            assert_eq!(spool.put(&parcel(number), &report).unwrap(), [""; 0]);
+            assert_eq!(spool.put(&pushed(number), &report).unwrap(), [""; 0]);
         }
         fs::remove_file(report).unwrap();
         fs::write(place.join("web-3.pb.gz"), "alone").unwrap();
@@ -159,7 +159,7 @@ mod tests {
         let spool = Spool::open(&place).unwrap();
         assert_eq!(fs::read_dir(&place).unwrap().count(), 4);
         let first = spool.first().unwrap();
-        assert_eq!((&first.parcel, fs::read(&first.file).unwrap()), (&parcel(1), b"pprof".to_vec()));
+        assert_eq!((&first.pushed, fs::read(&first.file).unwrap()), (&pushed(1), b"pprof".to_vec()));
         spool.remove(&first).unwrap();
         spool.remove(&spool.first().unwrap()).unwrap();
         spool.remove(&first).unwrap();
@@ -173,13 +173,13 @@ mod tests {
         let report = directory.path().join("report.pb.gz");
         fs::write(&report, "pprof").unwrap();
         for number in 0..MOST as u64 {
-            assert_eq!(spool.put(&parcel(number), &report).unwrap(), [""; 0]);
+            assert_eq!(spool.put(&pushed(number), &report).unwrap(), [""; 0]);
         }
-        assert_eq!(spool.put(&parcel(1000), &report).unwrap(), ["web-0"]);
+        assert_eq!(spool.put(&pushed(1000), &report).unwrap(), ["web-0"]);
         let large = directory.path().join("large.pb.gz");
         fs::File::create(&large).unwrap().set_len(MOST_BYTES).unwrap();
-        assert_eq!(spool.put(&parcel(1001), &large).unwrap().len(), MOST);
-        assert_eq!(spool.first().unwrap().parcel, parcel(1001));
+        assert_eq!(spool.put(&pushed(1001), &large).unwrap().len(), MOST);
+        assert_eq!(spool.first().unwrap().pushed, pushed(1001));
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
         let spool = Spool::open(&directory.path().join("spool")).unwrap();
         let pprof = directory.path().join("a.pb.gz");
         fs::write(&pprof, "profile").unwrap();
-        spool.put(&Parcel { name: "a".into(), ..Parcel::default() }, &pprof).unwrap();
+        spool.put(&PushedProfile { name: "a".into(), ..PushedProfile::default() }, &pprof).unwrap();
         let waiting = spool.first().unwrap();
         fs::remove_file(&waiting.file).unwrap();
         fs::create_dir(&waiting.file).unwrap();

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::watch::{
     container::Runtime,
-    reading::Whose,
+    reading::LimitOwner,
     store::{Entry, State},
     view::{Outcome, REQUEST, SubjectView, View, bounded},
 };
@@ -109,9 +109,9 @@ fn info(subjects: &[SubjectView]) -> Family {
     for SubjectView { name, identity, reading, .. } in subjects {
         let known = |field: &Option<String>| bounded(field.as_deref().unwrap_or_default());
         let limit = match reading.limit.whose {
-            Whose::Own => "own",
-            Whose::Above => "above",
-            Whose::Machine => "machine",
+            LimitOwner::Own => "own",
+            LimitOwner::Above => "above",
+            LimitOwner::Machine => "machine",
         };
         let labels = [
             ("subject", name.as_str()),

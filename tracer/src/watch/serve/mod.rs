@@ -1,6 +1,6 @@
 //! What the service says by HTTP: metrics, a page, reports, profiles on demand.
 //!
-//! Everybody who asks gets what the service itself says between two looks ([`Question`]): nothing here reads a control group or a process.
+//! Everybody who asks gets what the service itself says between two looks ([`Query`]): nothing here reads a control group or a process.
 
 mod connection;
 mod exposition;
@@ -38,12 +38,12 @@ use tokio::{
 };
 
 pub use self::listen::Listen;
-use self::{exposition::Syntax, guard::Guard, listen::Listener, metrics::Answers, profiles::Shown};
-use super::{now, question::Question, view::View};
+use self::{exposition::Syntax, guard::Guard, listen::Listener, metrics::Answers, profiles::DefaultSample};
+use super::{now, query::Query, view::View};
 
 /// What listens, and stops to when dropped.
 pub struct Server {
-    questions: Receiver<Question>,
+    queries: Receiver<Query>,
     guard: Arc<Guard>,
     place: Option<String>,
     task: Option<JoinHandle<()>>,
@@ -64,12 +64,12 @@ impl Server {
     /// When others could ask without a token, the token cannot be read, or somebody else listens there.
     pub async fn start(listen: &Listen, token_file: Option<&Path>) -> Result<Self> {
         let guard = Arc::new(Guard::new(listen, token_file)?);
-        let (sender, questions) = channel(connection::MOST);
+        let (sender, queries) = channel(connection::MOST);
         let listener = Listener::bind(listen).await?;
         let place = listener.as_ref().map(Listener::place);
-        let shared = Shared { questions: sender, guard: Arc::clone(&guard), answers: Arc::default() };
+        let shared = Shared { queries: sender, guard: Arc::clone(&guard), answers: Arc::default() };
         let task = listener.map(|listener| tokio::spawn(connection::serve(listener, routes(shared))));
-        Ok(Self { questions, guard, place, task })
+        Ok(Self { queries, guard, place, task })
     }
 
     /// Where it listens.
@@ -78,9 +78,9 @@ impl Server {
         self.place.as_deref()
     }
 
-    /// The next question; none when nobody can ask.
-    pub async fn question(&mut self) -> Option<Question> {
-        self.questions.recv().await
+    /// The next query; none when nobody can ask.
+    pub async fn query(&mut self) -> Option<Query> {
+        self.queries.recv().await
     }
 
     /// Reads the token again.
@@ -103,7 +103,7 @@ pub fn check(listen: &Listen, token_file: Option<&Path>) -> Result<()> {
 /// What all requests share.
 #[derive(Clone)]
 struct Shared {
-    questions: Sender<Question>,
+    queries: Sender<Query>,
     guard: Arc<Guard>,
     answers: Arc<Mutex<Answers>>,
 }
@@ -138,7 +138,7 @@ impl Shared {
     async fn view(&self) -> Result<Arc<View>, Response> {
         let ending = || (StatusCode::SERVICE_UNAVAILABLE, "the service is about to end\n").into_response();
         let (answer, view) = oneshot::channel();
-        self.questions.send(Question::View(answer)).await.map_err(|_| ending())?;
+        self.queries.send(Query::View(answer)).await.map_err(|_| ending())?;
         view.await.map_err(|_| ending())
     }
 }
@@ -163,11 +163,11 @@ async fn report(State(shared): State<Shared>, Named(name): Named<String>) -> Res
 }
 
 async fn heap(State(shared): State<Shared>, method: Method, RawQuery(query): RawQuery) -> Response {
-    profiles::answer(&shared.questions, &method, query.as_deref(), Shown::InUse).await
+    profiles::answer(&shared.queries, &method, query.as_deref(), DefaultSample::InUse).await
 }
 
 async fn allocations(State(shared): State<Shared>, method: Method, RawQuery(query): RawQuery) -> Response {
-    profiles::answer(&shared.questions, &method, query.as_deref(), Shown::Allocated).await
+    profiles::answer(&shared.queries, &method, query.as_deref(), DefaultSample::Allocated).await
 }
 
 async fn ready(State(shared): State<Shared>) -> Response {

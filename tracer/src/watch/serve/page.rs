@@ -9,8 +9,8 @@ use crate::{
     model::Bytes,
     report::human::{Span, counted, per_minute, printable},
     watch::{
-        engine::Holding,
-        reading::Whose,
+        engine::ConditionState,
+        reading::LimitOwner,
         store::{Entry, State},
         view::{SubjectView, View},
     },
@@ -22,7 +22,7 @@ const MOST_RECORDINGS: usize = 100;
 /// How often a browser gets the page anew.
 const REFRESH: Duration = Duration::from_secs(15);
 
-/// The page. `now` is since some moment on the clock of [`Holding::since`].
+/// The page. `now` is since some moment on the clock of [`ConditionState::since`].
 pub(super) fn page(view: &View, now: Duration) -> String {
     let mut html = String::with_capacity(16 << 10);
     // Nothing can go wrong with a string.
@@ -81,9 +81,9 @@ fn write_subject(
     let SubjectView { name, reading, growth, course, holding, is_recorded, .. } = subject;
     let limit = reading.limit;
     let whose = match limit.whose {
-        Whose::Own => "",
-        Whose::Above => " (of a group above it)",
-        Whose::Machine => " (the machine's memory)",
+        LimitOwner::Own => "",
+        LimitOwner::Above => " (of a group above it)",
+        LimitOwner::Machine => " (the machine's memory)",
     };
     let growth = growth.map_or_else(|| "too little to tell".into(), per_minute);
     writeln!(
@@ -118,15 +118,17 @@ fn write_subject(
     html.write_str("</div></li>\n")
 }
 
-fn write_holding(html: &mut String, condition: &str, holding: &Holding, now: Duration) -> fmt::Result {
+fn write_holding(html: &mut String, condition: &str, holding: &ConditionState, now: Duration) -> fmt::Result {
     let condition = Text(condition);
     match holding {
-        Holding { holds: true, .. } => writeln!(html, "<p class=\"alarm\">{condition}: holds</p>"),
-        Holding { since: Some(since), .. } => {
+        ConditionState { holds: true, .. } => writeln!(html, "<p class=\"alarm\">{condition}: holds</p>"),
+        ConditionState { since: Some(since), .. } => {
             let time = Span(now.saturating_sub(*since).as_nanos() as u64);
             writeln!(html, "<p>{condition}: for {time} so far</p>")
         }
-        Holding { since: None, .. } => writeln!(html, "<p class=\"dim\">{condition}: does not hold</p>"),
+        ConditionState { since: None, .. } => {
+            writeln!(html, "<p class=\"dim\">{condition}: does not hold</p>")
+        }
     }
 }
 

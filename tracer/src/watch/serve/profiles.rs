@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     report::pprof,
-    watch::question::{Demand, Question, Refusal},
+    watch::query::{ProfileRequest, Query, Refusal},
 };
 
 /// Where nothing else is said, as everywhere with pprof.
@@ -28,7 +28,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 60);
 
 /// What is shown first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shown {
+pub(super) enum DefaultSample {
     /// What was not freed.
     InUse,
     /// What was allocated.
@@ -37,16 +37,16 @@ pub(super) enum Shown {
 
 /// Records, and answers with the profile.
 pub(super) async fn answer(
-    questions: &Sender<Question>,
+    queries: &Sender<Query>,
     method: &Method,
     query: Option<&str>,
-    shown: Shown,
+    shown: DefaultSample,
 ) -> Response {
     // `HEAD` would record, and throw the profile away.
     if method != Method::GET {
         return (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET")]).into_response();
     }
-    match profile(questions, query, shown).await {
+    match profile(queries, query, shown).await {
         Ok(profile) => {
             let headers = [
                 (CONTENT_TYPE, "application/octet-stream"),
@@ -67,20 +67,20 @@ pub(super) async fn answer(
 type Failure = (StatusCode, String);
 
 async fn profile(
-    questions: &Sender<Question>,
+    queries: &Sender<Query>,
     query: Option<&str>,
-    shown: Shown,
+    shown: DefaultSample,
 ) -> Result<Vec<u8>, Failure> {
-    let Asked { subject, time } = asked(query.unwrap_or_default())?;
+    let ProfileQuery { subject, time } = asked(query.unwrap_or_default())?;
     let ending = || (StatusCode::SERVICE_UNAVAILABLE, "the service is about to end".to_owned());
     let (answer, profile) = oneshot::channel();
-    let demand = Demand { subject, time, answer };
-    questions.send(Question::Profile(demand)).await.map_err(|_| ending())?;
+    let demand = ProfileRequest { subject, time, answer };
+    queries.send(Query::Profile(demand)).await.map_err(|_| ending())?;
     let profile = profile.await.map_err(|_| ending())?;
     let profile = profile.map_err(|refusal| (status_of(&refusal), refusal.to_string()))?;
     match shown {
-        Shown::InUse => Ok(profile),
-        Shown::Allocated => {
+        DefaultSample::InUse => Ok(profile),
+        DefaultSample::Allocated => {
             let shown = spawn_blocking(move || pprof::shows_first("alloc_space", &profile)).await;
             let wrong = |error: String| (StatusCode::INTERNAL_SERVER_ERROR, error);
             shown.map_err(|error| wrong(error.to_string()))?.map_err(|error| wrong(error.to_string()))
@@ -99,12 +99,12 @@ const fn status_of(refusal: &Refusal) -> StatusCode {
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
-struct Asked {
+struct ProfileQuery {
     subject: String,
     time: Duration,
 }
 
-fn asked(query: &str) -> Result<Asked, Failure> {
+fn asked(query: &str) -> Result<ProfileQuery, Failure> {
     let wrong = |line: &str| (StatusCode::BAD_REQUEST, line.to_owned());
     let value = |name: &str| form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name);
     let subject = value("subject").map(|(_, subject)| subject.into_owned()).unwrap_or_default();
@@ -119,7 +119,7 @@ fn asked(query: &str) -> Result<Asked, Failure> {
             Duration::from_secs(seconds.ok_or_else(|| wrong(&limits))?)
         }
     };
-    Ok(Asked { subject, time })
+    Ok(ProfileQuery { subject, time })
 }
 
 #[cfg(test)]
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn a_request_names_a_subject_and_a_time() {
         let asked_for = |subject: &str, seconds| {
-            Ok(Asked { subject: subject.into(), time: Duration::from_secs(seconds) })
+            Ok(ProfileQuery { subject: subject.into(), time: Duration::from_secs(seconds) })
         };
         assert_eq!(asked("subject=shop%2Fweb-0%2Fnode&seconds=5"), asked_for("shop/web-0/node", 5));
         assert_eq!(asked("debug=0&subject=a+b%20(2)"), asked_for("a b (2)", 30));

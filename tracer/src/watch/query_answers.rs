@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Ongoing, Service, now,
-    question::{Asked, Demand, Question, Refusal},
+    query::{PendingProfile, ProfileRequest, Query, Refusal},
     recorder::{Order, Recording, Took},
     say,
     store::{State, UNFINISHED},
@@ -25,11 +25,11 @@ use super::{
 use crate::target::Target;
 
 impl Service {
-    pub(super) fn answer(&mut self, question: Question) {
-        match question {
+    pub(super) fn answer(&mut self, query: Query) {
+        match query {
             // Who went away does not want it any more.
-            Question::View(answer) => _ = answer.send(self.view()),
-            Question::Profile(demand) => self.record_on_demand(demand),
+            Query::View(answer) => _ = answer.send(self.view()),
+            Query::Profile(demand) => self.record_on_demand(demand),
         }
     }
 
@@ -39,7 +39,7 @@ impl Service {
             return Arc::clone(view);
         }
         let view = Arc::new(View {
-            subjects: view::subjects(&self.sight.engine, now()),
+            subjects: view::subjects(&self.scanner.engine, now()),
             conditions: self.config.conditions.iter().map(ToString::to_string).collect(),
             recordings: self.store.entries().to_vec(),
             directory: self.config.directory.clone(),
@@ -56,15 +56,15 @@ impl Service {
         view
     }
 
-    fn record_on_demand(&mut self, Demand { subject, time, answer }: Demand) {
+    fn record_on_demand(&mut self, ProfileRequest { subject, time, answer }: ProfileRequest) {
         match self.begin_on_demand(&subject, time) {
             Ok(begun) => self.wait_with(begun, answer),
             Err(refusal) => _ = answer.send(Err(refusal)),
         }
     }
 
-    fn begin_on_demand(&mut self, subject: &str, time: Duration) -> Result<Begun, Refusal> {
-        let engine = &self.sight.engine;
+    fn begin_on_demand(&mut self, subject: &str, time: Duration) -> Result<ProfileRecording, Refusal> {
+        let engine = &self.scanner.engine;
         let names = view::names(engine.watched().map(|watched| watched.subject.identity.name.as_str()));
         let (_, watched) = names
             .iter()
@@ -100,13 +100,13 @@ impl Service {
             .inspect_err(|_| self.budget.settle(promised, Duration::ZERO))
             .map_err(|error| Refusal::Failed(format!("{error:#}")))?;
         say(&format!("{name}: recording {subject}, since somebody asks for a profile"));
-        Ok(Begun { name, id, recording, file, promised })
+        Ok(ProfileRecording { name, id, recording, file, promised })
     }
 
-    fn wait_with(&mut self, begun: Begun, answer: oneshot::Sender<Result<Vec<u8>, Refusal>>) {
-        let Begun { name, id, recording, file, promised } = begun;
-        self.sight.engine.began(&id);
-        let asked = Some(Asked { file, answer });
+    fn wait_with(&mut self, begun: ProfileRecording, answer: oneshot::Sender<Result<Vec<u8>, Refusal>>) {
+        let ProfileRecording { name, id, recording, file, promised } = begun;
+        self.scanner.engine.began(&id);
+        let asked = Some(PendingProfile { file, answer });
         let took = Took::default();
         let ongoing = Ongoing { id, recording, oom_kills: 0, note: None, promised, took, asked };
         self.ongoing.insert(name, ongoing);
@@ -114,8 +114,8 @@ impl Service {
     }
 
     /// A recording that somebody waits for has ended.
-    pub(super) fn give(&mut self, name: &str, id: &SubjectId, asked: Asked, error: Option<String>) {
-        self.sight.engine.let_go(id);
+    pub(super) fn give(&mut self, name: &str, id: &SubjectId, asked: PendingProfile, error: Option<String>) {
+        self.scanner.engine.let_go(id);
         let read = fs::read(&asked.file);
         remove(&asked.file);
         let (outcome, answer) = match (read, error) {
@@ -135,7 +135,7 @@ impl Service {
 }
 
 /// A recording on demand that has begun.
-struct Begun {
+struct ProfileRecording {
     name: String,
     id: SubjectId,
     recording: Recording,

@@ -6,18 +6,18 @@ use tokio::sync::oneshot;
 
 use super::view::View;
 
-/// A question, and where the answer goes.
+/// A query, and where the answer goes.
 #[derive(Debug)]
-pub enum Question {
+pub enum Query {
     /// How is it?
     View(oneshot::Sender<Arc<View>>),
     /// What does this subject allocate?
-    Profile(Demand),
+    Profile(ProfileRequest),
 }
 
 /// Somebody wants a pprof.
 #[derive(Debug)]
-pub struct Demand {
+pub struct ProfileRequest {
     /// Of whom: a name as in the view.
     pub subject: String,
     /// Recorded for how long.
@@ -48,7 +48,7 @@ pub enum Refusal {
 
 /// A recording that somebody waits for.
 #[derive(Debug)]
-pub struct Asked {
+pub struct PendingProfile {
     /// Where the profile will be.
     pub file: PathBuf,
     /// Where it goes.

@@ -9,7 +9,7 @@ use super::ProcessMemory;
 
 /// The same few words again and again, at every address that user space has.
 #[derive(Clone, Debug)]
-pub(super) struct Lying {
+pub(super) struct LyingMemory {
     words: Vec<u64>,
     /// Bytes that were asked for.
     pub(super) read: Cell<u64>,
@@ -18,7 +18,7 @@ pub(super) struct Lying {
 /// How much is read at most to name a frame: what the largest tables that are believed take, each once or twice.
 pub(super) const MOST_READ: u64 = 256 << 20;
 
-impl Lying {
+impl LyingMemory {
     /// Addresses from here on cannot be read.
     const END: u64 = 1 << 47;
 
@@ -54,14 +54,14 @@ pub(super) fn any_word() -> impl Strategy<Value = u64> {
     ]
 }
 
-impl Memory for Lying {
+impl Memory for LyingMemory {
     fn read(&self, address: u64) -> Option<u64> {
         let mut word = [0; 8];
         self.read_bytes(address, &mut word).then(|| u64::from_ne_bytes(word))
     }
 }
 
-impl ProcessMemory for Lying {
+impl ProcessMemory for LyingMemory {
     fn read_bytes(&self, address: u64, bytes: &mut [u8]) -> bool {
         self.read.set(self.read.get() + bytes.len() as u64);
         let is_there = address.checked_add(bytes.len() as u64).is_some_and(|end| end <= Self::END);

@@ -8,8 +8,8 @@ use std::{
 use super::{
     container::Identity,
     engine::{Engine, Rules, Watched},
-    reading::{Limit, Parts, Reader, Reading, Whose},
-    subject::{Finder, Selection, SubjectId, resident},
+    reading::{Limit, LimitOwner, Parts, Reader, Reading},
+    subject::{Selection, SubjectFinder, SubjectId, resident},
 };
 use crate::{
     model::{Bytes, Pid},
@@ -21,9 +21,9 @@ const LOOKS: u32 = 3;
 
 /// Looks.
 #[derive(Debug)]
-pub struct Sight {
+pub struct Scanner {
     hierarchy: Option<Hierarchy>,
-    finder: Finder,
+    finder: SubjectFinder,
     searched: Option<Instant>,
     /// Which third of the groups is read in full.
     looks: u32,
@@ -32,7 +32,7 @@ pub struct Sight {
     pub engine: Engine,
 }
 
-impl Sight {
+impl Scanner {
     /// Of these, with nothing seen yet.
     #[must_use]
     pub fn new(selection: Selection, rules: Rules) -> Self {
@@ -42,7 +42,7 @@ impl Sight {
             None => (Version::V2, PathBuf::from("/sys/fs/cgroup")),
         };
         Self {
-            finder: Finder::new(selection, hierarchy.clone()),
+            finder: SubjectFinder::new(selection, hierarchy.clone()),
             searched: None,
             looks: 0,
             reader: Reader::new(version, &root),
@@ -53,7 +53,7 @@ impl Sight {
 
     /// Looks at others from now on.
     pub fn set(&mut self, selection: Selection, rules: Rules) {
-        self.finder = Finder::new(selection, self.hierarchy.clone());
+        self.finder = SubjectFinder::new(selection, self.hierarchy.clone());
         self.searched = None;
         self.engine.set_rules(rules);
     }
@@ -125,8 +125,9 @@ impl Sight {
     fn read_processes(&mut self, first: Option<Pid>, rss: Bytes, anonymous: Bytes) -> Reading {
         let group = first.and_then(|pid| self.hierarchy.as_ref()?.of_process(pid));
         let group = group.and_then(|group| self.reader.read(&group).ok());
-        let machine = Limit { bytes: self.reader.machine_bytes, used_bytes: rss, whose: Whose::Machine };
-        let limit = group.as_ref().map(|group| group.limit).filter(|limit| limit.whose != Whose::Machine);
+        let machine = Limit { bytes: self.reader.machine_bytes, used_bytes: rss, whose: LimitOwner::Machine };
+        let limit =
+            group.as_ref().map(|group| group.limit).filter(|limit| limit.whose != LimitOwner::Machine);
         Reading {
             usage_bytes: rss,
             working_set_bytes: rss,
@@ -144,7 +145,7 @@ impl Sight {
 }
 
 fn line(Identity { name, .. }: &Identity, Reading { limit, processes, .. }: &Reading) -> String {
-    let whose = if limit.whose == Whose::Machine { ", the machine's memory" } else { "" };
+    let whose = if limit.whose == LimitOwner::Machine { ", the machine's memory" } else { "" };
     let processes = if *processes == 1 { "1 process".into() } else { format!("{processes} processes") };
     let share = limit.share() * 100.0;
     format!("{name}: {} of {}{whose} ({share:.0} %) in {processes}", limit.used_bytes, limit.bytes)
@@ -164,10 +165,10 @@ mod tests {
             cool_down: Duration::ZERO,
             interval: Duration::from_secs(10),
         };
-        let mut sight = Sight::new(selection, rules);
-        sight.look(Duration::from_secs(1));
-        let [line] = &sight.lines()[..] else { panic!("one process") };
+        let mut scanner = Scanner::new(selection, rules);
+        scanner.look(Duration::from_secs(1));
+        let [line] = &scanner.lines()[..] else { panic!("one process") };
         assert!(line.contains(&format!("-{own}: ")) && line.ends_with("in 1 process"), "{line}");
-        assert_eq!(sight.engine.decide(Duration::from_secs(1)).len(), 1);
+        assert_eq!(scanner.engine.decide(Duration::from_secs(1)).len(), 1);
     }
 }
