@@ -498,7 +498,7 @@ impl Object for ListedFrame<'_> {
         }
         // Not below its page: what is there may not be readable.
         let room = if self.in_a_row { MOST.wrapping_sub(length) & !7 } else { 0 };
-        let below = if room < address % PAGE { room } else { address % PAGE & !7 };
+        let below = if room < address % PAGE { room } else { (address % PAGE) & !7 };
         self.index = below as usize / 8;
         self.window.start = address.wrapping_sub(below);
         let length = (below + length) & (8 * FrameWindow::WORDS as u64 - 1);

@@ -79,7 +79,7 @@ impl Layout {
     }
 
     /// The number of the SharedFunctionInfo at this tagged address, unique in its isolate for as long as that lives. Leaves the object
-    /// loaded from [`FUNCTION_DATA`] on.
+    /// loaded from `FUNCTION_DATA` on.
     #[inline(always)]
     pub fn function_id(self, shared: u64, object: &mut impl Object, memory: &impl Memory) -> Option<Id> {
         let from = shared.wrapping_add_signed(i64::from(FUNCTION_DATA) - 1);

@@ -1,7 +1,7 @@
 //! Puts the BPF programs into the kernel and the probes into the target.
 //!
 //! Everything attached here hangs on a file descriptor of this process, so the kernel takes it away when the process ends,
-//! however it ends, if it does not end in the middle of it: [`unkillable`].
+//! however it ends, if it does not end in the middle of it: `unkillable`.
 
 mod gaps;
 mod grace;
