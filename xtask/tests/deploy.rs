@@ -95,8 +95,9 @@ fn the_daemon_set_mounts_each_volume_where_it_is_read() {
     let mounted = values(&yaml, "name", "mountPath: ");
     let others = ["config", "token"];
     assert_eq!(mounted, values(&yaml, "- {name", "hostPath: ").into_iter().chain(others).collect());
-    let read =
-        ["sight.rs", "container.rs", "mod.rs"].map(|file| text(&format!("tracer/src/watch/{file}"))).concat();
+    let read = ["scanner.rs", "container.rs", "mod.rs"]
+        .map(|file| text(&format!("tracer/src/watch/{file}")))
+        .concat();
     for place in values(&yaml, "{path", "hostPath: ") {
         assert!(values(&yaml, "mountPath", "- {name").contains(place), "{place} is where the machine has it");
         let place = place.trim_start_matches('/');

@@ -18,7 +18,8 @@
 //! - `mremap` is the `realloc` of this family: what the call took in belongs to a new object of its own stack, as large
 //!   as the result. Pages from before the window stay from before the window wherever they are moved, and only the
 //!   growth counts. A length of 0 maps the same shared pages a second time; with `MREMAP_DONTUNMAP` the old range stays
-//!   mapped (and empty).
+//!   mapped (and empty). One that fails leaves all as it was, but for one case
+//!   (`Remap::destination_that_held_its_source`).
 //! - `brk` maps or releases between the old and the new program break. While the old one is not known nothing is
 //!   counted; every result tells the new one.
 //!
@@ -477,6 +478,12 @@ impl MappingAccount {
             if let Some(pending) = pending {
                 space.restore(&pending, &mut self.ledger);
             }
+            if let Some(destination) = request.destination_that_held_its_source()
+                && event.result == -i64::from(libc::EFAULT)
+                && !space.extents.within(request.old()?).is_empty()
+            {
+                space.release(destination, &mut self.ledger);
+            }
             self.count_failure(event, Backing::Anonymous);
             return Some(());
         }
@@ -555,14 +562,17 @@ struct Remap {
     old_start: u64,
     old_length: u64,
     new_length: u64,
+    /// Where it is to be moved, if the caller says that.
+    new_start: Option<u64>,
     keeps_old: bool,
 }
 
 impl Remap {
     fn of(event: &MappingEvent) -> Self {
-        let [old_start, old_length, new_length, flags, ..] = event.args;
+        let [old_start, old_length, new_length, flags, new_start, _] = event.args;
         Self {
             old_start,
+            new_start: (flags & flag::MREMAP_FIXED != 0).then_some(new_start),
             // The kernel's PAGE_ALIGN wraps to 0, which asks for a second mapping of shared pages.
             old_length: page_align(old_length).unwrap_or(0),
             new_length: page_align(new_length).unwrap_or(0),
@@ -573,6 +583,13 @@ impl Remap {
     /// The range it reads: what it moves or resizes, or the page whose mapping it duplicates.
     fn old(&self) -> Option<AddressRange> {
         page_range(self.old_start, self.old_length.max(1))
+    }
+
+    /// Where the page whose mapping it duplicates lies within its destination: the kernel first releases that, and then finds nothing to
+    /// duplicate (`EFAULT`).
+    fn destination_that_held_its_source(&self) -> Option<AddressRange> {
+        let destination = page_range(self.new_start?, self.new_length)?;
+        (self.old_length == 0 && destination.intersection(self.old()?).is_some()).then_some(destination)
     }
 
     /// The range that is no longer mapped, or mapped anew as (a part of) the result. `None` when the old one stays.

@@ -16,6 +16,7 @@ const MAYMOVE: u64 = 1;
 const MREMAP_FIXED: u64 = 2;
 const DONTUNMAP: u64 = 4;
 const ENOMEM: i64 = -12;
+const EFAULT: i64 = -14;
 
 fn bytes(pages: u64) -> u64 {
     pages * PAGE_BYTES
@@ -320,6 +321,21 @@ fn a_failed_mremap_leaves_everything_as_it_was() {
     story.apply(exit(MappingCall::Mremap, args, ENOMEM, 2));
     assert_eq!(story.live(), [(10, 14, 1)]);
     assert_eq!(story.account.calls().failed_allocations, 1);
+}
+
+#[test]
+fn a_duplicate_over_what_it_duplicates_fails_when_that_is_released() {
+    let mut story = Story::begin(&[]);
+    story.mmap(1, 10, 4);
+    let args = [bytes(11), 0, bytes(2), MAYMOVE | MREMAP_FIXED, bytes(11), 0];
+    story.apply(entry(MappingCall::Mremap, args));
+    story.apply(exit(MappingCall::Mremap, args, EFAULT, 2));
+    assert_eq!(story.live(), [(10, 11, 1), (13, 14, 1)]);
+    // Where nothing is mapped the kernel says so before it releases anything.
+    let args = [bytes(11), 0, bytes(4), MAYMOVE | MREMAP_FIXED, bytes(11), 0];
+    story.apply(entry(MappingCall::Mremap, args));
+    story.apply(exit(MappingCall::Mremap, args, EFAULT, 2));
+    assert_eq!(story.live(), [(10, 11, 1), (13, 14, 1)]);
 }
 
 #[test]
