@@ -4,7 +4,12 @@
 //! (`__get_user_pages`) and tells only its log ("failed to unregister, leaking uprobe"). Then breakpoints stay in the process that
 //! was traced. A link that a process still has when it exits is taken out whole, so only the calls themselves are in danger.
 
-use std::{ffi::c_void, io, mem::MaybeUninit, ptr};
+use std::{
+    ffi::c_void,
+    io,
+    mem::{self, MaybeUninit},
+    ptr,
+};
 
 use libc::{
     __WALL, CLONE_FILES, CLONE_FS, CLONE_VFORK, CLONE_VM, EINTR, MAP_ANONYMOUS, MAP_PRIVATE, MAP_STACK,
@@ -16,18 +21,33 @@ const NAME: &std::ffi::CStr = c"probes";
 const STACK_BYTES: usize = 256 << 10;
 
 /// Does something in a process of its own, with the memory and descriptors of this one, and waits for it. Whoever kills this process
-/// does not kill that one; it then ends when the work is done. Where no process can be had, it is done here.
-pub fn unkillable<W: FnOnce() -> T, T>(work: W) -> T {
+/// does not kill that one; it then ends when the work is done. Where no process can be had, it is done here. `None` when somebody has
+/// killed that process, of all.
+pub fn unkillable<W: FnOnce() -> T, T>(work: W) -> Option<T> {
     let mut job = Job { work: Some(work), result: None };
     // A process that shares memory runs this thread's handlers of signals: none may come.
     let before = block_signals();
-    let started = Stack::map().and_then(|stack| run(&stack, &mut job));
+    let ended = Stack::map().and_then(|stack| run(&stack, &mut job));
     restore_signals(&before);
-    if let Err(error) = started {
-        log::debug!("no process for a link: {error}");
-        job.run();
+    match ended {
+        Ok(End::Done) => {}
+        Ok(End::Killed) => {
+            // It may have been about to write the result.
+            mem::forget(job);
+            return None;
+        }
+        Err(error) => {
+            log::debug!("no process for a link: {error}");
+            job.run();
+        }
     }
-    job.result.expect("the process ends when the work is done")
+    job.result
+}
+
+/// How the process ended.
+enum End {
+    Done,
+    Killed,
 }
 
 struct Job<W, T> {
@@ -44,7 +64,7 @@ impl<W: FnOnce() -> T, T> Job<W, T> {
 }
 
 /// Runs the job in the process, while this thread stands still.
-fn run<W: FnOnce() -> T, T>(stack: &Stack, job: &mut Job<W, T>) -> io::Result<()> {
+fn run<W: FnOnce() -> T, T>(stack: &Stack, job: &mut Job<W, T>) -> io::Result<End> {
     extern "C" fn main<W: FnOnce() -> T, T>(job: *mut c_void) -> c_int {
         // SAFETY: the name ends with a zero. Out of the group of processes nobody reaches it who kills them all at once.
         unsafe {
@@ -62,11 +82,12 @@ fn run<W: FnOnce() -> T, T>(stack: &Stack, job: &mut Job<W, T>) -> io::Result<()
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: no status is asked for.
-    while unsafe { libc::waitpid(pid, ptr::null_mut(), __WALL) } < 0
+    let mut status = 0;
+    // SAFETY: there is room for the status.
+    while unsafe { libc::waitpid(pid, &raw mut status, __WALL) } < 0
         && io::Error::last_os_error().raw_os_error() == Some(EINTR)
     {}
-    Ok(())
+    Ok(if libc::WIFEXITED(status) { End::Done } else { End::Killed })
 }
 
 struct Stack(*mut c_void);
@@ -116,11 +137,12 @@ mod tests {
     #[test]
     fn the_work_is_done_by_another_process_with_the_same_memory_and_descriptors() {
         let mut seen = Vec::new();
-        let file = unkillable(|| {
+        let work = || {
             // SAFETY: it has no arguments.
             seen.push(unsafe { libc::getpid() });
             fs::File::open("/proc/self/comm").expect("it can be opened")
-        });
+        };
+        let file = unkillable(work).expect("nobody kills it");
         assert_ne!(seen, [process::id().cast_signed()]);
         let link =
             fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("it is open here, too");
@@ -128,10 +150,20 @@ mod tests {
     }
 
     #[test]
+    fn whoever_kills_that_process_does_not_kill_this_one() {
+        let killed = unkillable(|| {
+            // SAFETY: it is this process.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        });
+        assert_eq!(killed, None);
+    }
+
+    #[test]
     fn many_threads_have_work_at_a_time() {
         let sums = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..32_u64).map(|n| scope.spawn(move || unkillable(|| (0..=n).sum::<u64>()))).collect();
+            let threads: Vec<_> = (0..32_u64)
+                .map(|n| scope.spawn(move || unkillable(|| (0..=n).sum::<u64>()).expect("nobody kills it")))
+                .collect();
             threads.into_iter().map(|thread| thread.join().expect("it ends")).collect::<Vec<_>>()
         });
         assert_eq!(sums, (0..32_u64).map(|n| n * (n + 1) / 2).collect::<Vec<_>>());

@@ -32,6 +32,8 @@ pub enum UprobeLinks {
     Sessions,
 }
 
+const KILLED: &str = "somebody killed the process that puts in probes";
+
 pub(super) const PROG_TYPE_KPROBE: u32 = 2;
 const TRACE_UPROBE_MULTI: u32 = 48;
 const TRACE_UPROBE_SESSION: u32 = 57;
@@ -104,7 +106,7 @@ impl UprobeLinks {
                 let event = open_perf_event(event_type, place, at, scope)?;
                 sys::link_perf_event(event.as_fd(), program, cookie).map(ProbeLink::new)
             };
-            return Ok(unkillable(|| places.map(attach).collect::<io::Result<_>>())?);
+            return Ok(unkillable(|| places.map(attach).collect::<io::Result<_>>()).context(KILLED)??);
         }
         let link = UprobeLink {
             program,
@@ -116,7 +118,7 @@ impl UprobeLinks {
             at_return: at == At::Return,
             pid: scope.map_or(0, |pid| pid.0),
         };
-        Ok(vec![ProbeLink::new(unkillable(|| link.create())?)])
+        Ok(vec![ProbeLink::new(unkillable(|| link.create()).context(KILLED)??)])
     }
 }
 
@@ -132,7 +134,7 @@ impl ProbeLink {
 
 impl Drop for ProbeLink {
     fn drop(&mut self) {
-        unkillable(|| drop(self.0.take()));
+        let _ = unkillable(|| drop(self.0.take()));
     }
 }
 

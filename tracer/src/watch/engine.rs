@@ -45,7 +45,7 @@ pub enum Decision {
     },
     /// Write the reports of the recording that goes on.
     Write {
-        /// LimitOwner.
+        /// Whose.
         id: SubjectId,
         /// Why.
         why: String,

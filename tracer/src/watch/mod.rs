@@ -477,14 +477,14 @@ impl Service {
             ("container", identity.container),
         ];
         let labels = labels.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
-        let parcel = PushedProfile {
+        let profile = PushedProfile {
             name: entry.name.clone(),
             service: entry.subject.clone(),
             labels,
             from: entry.started,
             until: entry.started + (digest.seconds.ceil() as u64).max(1),
         };
-        self.push.send(&parcel, &self.store.directory().join(file));
+        self.push.send(&profile, &self.store.directory().join(file));
     }
 
     /// Lets the recordings write what they have.

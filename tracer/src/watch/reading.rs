@@ -39,11 +39,11 @@ pub struct Limit {
     pub bytes: Bytes,
     /// What counts against it.
     pub used_bytes: Bytes,
-    /// LimitOwner it is.
+    /// Whose it is.
     pub whose: LimitOwner,
 }
 
-/// LimitOwner limit it is.
+/// Whose limit it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LimitOwner {

@@ -112,7 +112,7 @@ const GRACE: Duration = Duration::from_secs(180);
 const NOTES: [&str; 2] = ["growth mode, since ", "ended early, since "];
 
 impl Recording {
-    /// Begins one. RecordingUpdate of it come with its name. To be called on the thread that lives as long as this process: the kernel kills the
+    /// Begins one. Updates on it come with its name. To be called on the thread that lives as long as this process: the kernel kills the
     /// recording when the thread that started it ends.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ const MOST_BYTES: u64 = 256 << 20;
 pub struct PushedProfile {
     /// The name of the recording, in the index.
     pub name: String,
-    /// LimitOwner profile it is.
+    /// Whose profile it is.
     pub service: String,
     /// What else is known of it.
     pub labels: BTreeMap<String, String>,
