@@ -251,25 +251,26 @@ fn no_growth(facts: &Facts) -> (String, Option<bool>) {
 /// What is said of a cause of which it is not known whether it leaks.
 fn undecided_sentence(facts: &Facts, growth: &Growth, cause: &Cause) -> (String, Option<bool>) {
     let (name, share) = (cause.sentence(), growth.share(footprint_of(cause)));
-    let sentence = match cause.verdict {
+    let why = match cause.verdict {
         Verdict::Growing => {
             let rate = per_minute(cause.rate(facts.window.as_secs_f64()));
-            format!("growing {rate} in {name}{share}: not enough to call it a leak; record longer")
+            return (
+                format!("growing {rate} in {name}{share}: not enough to call it a leak; record longer"),
+                None,
+            );
         }
-        _ if facts.window < growth::SHORTEST => {
-            format!(
-                "{} more in {name}{share}: too short a window to tell a leak; record longer",
-                held_now(growth, cause)
-            )
-        }
-        _ => {
-            format!(
-                "{} more in {name}{share}: too few blocks to tell a leak; record longer",
-                held_now(growth, cause)
-            )
-        }
+        _ if facts.window < growth::SHORTEST => "too short a window to tell a leak",
+        _ if came_late(cause) => "all of it came at the end of this window, too late to tell a leak",
+        _ => "too few blocks to tell a leak",
     };
+    let sentence = format!("{} more in {name}{share}: {why}; record longer", held_now(growth, cause));
     (sentence, None)
+}
+
+/// Whether a cause held nothing until its history was too short to be judged.
+fn came_late(cause: &Cause) -> bool {
+    let held = cause.history_bytes.iter().skip_while(|bytes| **bytes == 0).count();
+    held < growth::FEWEST_POINTS && held < cause.history_bytes.len()
 }
 
 /// What a cause holds more than before, at most: it may have taken the place of older blocks that were freed.
@@ -1097,6 +1098,20 @@ mod tests {
         assert_eq!(of(Verdict::Unknown), ("20.0 MiB more in ".to_owned(), None));
         assert_eq!(of(Verdict::Steady), ("not a leak: ".to_owned(), Some(false)));
         assert_eq!(of(Verdict::OneOff), ("not a leak: ".to_owned(), Some(false)));
+    }
+
+    #[test]
+    fn what_came_at_the_end_is_said_to_be_late_not_to_be_little() {
+        let summary_with = |history_bytes: Vec<u64>| {
+            let mut late = made("f", Kind::Native, Verdict::Unknown, 20 * MIB, 0.0);
+            late.cause.history_bytes = history_bytes;
+            verdict(&[late], &[(Part::Native, 20)]).0
+        };
+        let held = |points: usize| [vec![0; 64 - points], vec![20 * MIB; points]].concat();
+        assert!(summary_with(held(11)).contains("came at the end of this window"));
+        for early in [held(12), held(64), vec![20 * MIB; 8], Vec::new()] {
+            assert!(summary_with(early).contains("too few blocks"));
+        }
     }
 
     #[test]
