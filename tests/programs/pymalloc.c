@@ -1,5 +1,6 @@
 // A pool in the manner of CPython's object allocator: exported functions jump through a table in memory to those that do the work. Blocks
-// of up to 512 bytes come from pools; larger ones are passed on to malloc, and count once.
+// of up to 512 bytes come from pools; larger ones are passed on to malloc, and count once. With INLINED the code of the function that the
+// table usually has is in its callers, as a compiler does that knows the program from a test run.
 #include <sys/mman.h>
 
 #include "protocol.h"
@@ -20,8 +21,7 @@ static int is_in_pool(void *block) {
 static size_t class_of(size_t size) { return size == 0 ? 1 : (size + SMALLEST - 1) / SMALLEST; }
 
 // The class is in front of each block, as in no real pool, so that a release finds it.
-CALLER static void *_PyObject_Malloc(void *context, size_t size) {
-    (void)context;
+static inline __attribute__((always_inline)) void *pool_malloc(size_t size) {
     if (size > LARGEST) return malloc(size);
     size_t class = class_of(size);
     struct free_block *block = free_blocks[class];
@@ -36,8 +36,7 @@ CALLER static void *_PyObject_Malloc(void *context, size_t size) {
     return fresh - bytes + SMALLEST;
 }
 
-CALLER static void _PyObject_Free(void *context, void *block) {
-    (void)context;
+static inline __attribute__((always_inline)) void pool_free(void *block) {
     if (!block) return;
     if (!is_in_pool(block)) return free(block);
     size_t class = *(size_t *)((unsigned char *)block - SMALLEST);
@@ -45,19 +44,42 @@ CALLER static void _PyObject_Free(void *context, void *block) {
     free_blocks[class] = block;
 }
 
-CALLER static void *_PyObject_Calloc(void *context, size_t count, size_t size) {
-    void *volatile block = _PyObject_Malloc(context, count * size);
+static inline __attribute__((always_inline)) void *pool_calloc(size_t count, size_t size) {
+    void *volatile block = pool_malloc(count * size);
     return block ? memset(block, 0, count * size) : NULL;
 }
 
-CALLER static void *_PyObject_Realloc(void *context, void *old, size_t size) {
+static inline __attribute__((always_inline)) void *pool_realloc(void *old, size_t size) {
     if (old && !is_in_pool(old)) return realloc(old, size);
-    void *volatile block = _PyObject_Malloc(context, size);
+    void *volatile block = pool_malloc(size);
     if (!old || !block) return block;
     size_t had = *(size_t *)((unsigned char *)old - SMALLEST) * SMALLEST;
     memcpy(block, old, had < size ? had : size);
-    _PyObject_Free(context, old);
+    pool_free(old);
     return block;
+}
+
+// Some bytes of filling before each, which a linker may or may not leave.
+#define POOL CALLER __attribute__((patchable_function_entry(3, 3))) static
+
+POOL void *_PyObject_Malloc(void *context, size_t size) {
+    (void)context;
+    return pool_malloc(size);
+}
+
+POOL void _PyObject_Free(void *context, void *block) {
+    (void)context;
+    pool_free(block);
+}
+
+POOL void *_PyObject_Calloc(void *context, size_t count, size_t size) {
+    (void)context;
+    return pool_calloc(count, size);
+}
+
+POOL void *_PyObject_Realloc(void *context, void *old, size_t size) {
+    (void)context;
+    return pool_realloc(old, size);
 }
 
 struct allocator {
@@ -73,12 +95,20 @@ static struct allocator objects = {NULL, _PyObject_Malloc, _PyObject_Calloc, _Py
 // Somebody may put another one there, so no compiler knows what is in it.
 CALLER void PyMem_SetAllocator(const struct allocator *other) { objects = *other; }
 
-CALLER void *PyObject_Malloc(size_t size) {
-    return size > (size_t)-1 / 2 ? NULL : objects.malloc(objects.context, size);
-}
-CALLER void *PyObject_Calloc(size_t count, size_t size) { return objects.calloc(objects.context, count, size); }
-CALLER void *PyObject_Realloc(void *old, size_t size) { return objects.realloc(objects.context, old, size); }
-CALLER void PyObject_Free(void *block) { objects.free(objects.context, block); }
+#ifdef INLINED
+#define CALL(function, code, ...) (objects.function == code##_function ? code(__VA_ARGS__) : objects.function(objects.context, __VA_ARGS__))
+#define pool_malloc_function _PyObject_Malloc
+#define pool_calloc_function _PyObject_Calloc
+#define pool_realloc_function _PyObject_Realloc
+#define pool_free_function _PyObject_Free
+#else
+#define CALL(function, code, ...) objects.function(objects.context, __VA_ARGS__)
+#endif
+
+CALLER void *PyObject_Malloc(size_t size) { return size > (size_t)-1 / 2 ? NULL : CALL(malloc, pool_malloc, size); }
+CALLER void *PyObject_Calloc(size_t count, size_t size) { return CALL(calloc, pool_calloc, count, size); }
+CALLER void *PyObject_Realloc(void *old, size_t size) { return CALL(realloc, pool_realloc, old, size); }
+CALLER void PyObject_Free(void *block) { CALL(free, pool_free, block); }
 
 CALLER static void leak_small(void) {
     for (int i = 0; i < SMALL; i++) KEEP(PyObject_Malloc(120));

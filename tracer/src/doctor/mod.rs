@@ -400,7 +400,8 @@ fn following(known: Result<()>) -> Check {
     }
 }
 
-/// Holds a command at its start, and lets it go by killing it. Only launching a command uses ptrace; attaching to a process does not.
+/// Holds a command at its start, and lets it go by killing it. Only launching a command uses ptrace, and
+/// `--objects python` where the interpreter takes a detour; attaching to a process does not.
 fn hold_a_command() -> Result<(), LaunchError> {
     let program = OsStr::new("/proc/self/exe");
     Launched::spawn(program, ["--version"], true, None, None).map(drop)

@@ -53,6 +53,7 @@ pub use declared::{Allocator, Declarations};
 pub use exits::{Exit, Exits};
 pub use family::AllocatorFamily;
 pub use placement::{Cost, Obstacle, Reason, ReturnSite, Site};
+pub use python::Detour;
 pub use table::PlanTable;
 pub use usdt::{UsdtEvent, UsdtProbe, UsdtProbes};
 
@@ -107,6 +108,8 @@ pub struct ObjectPlan {
     pub skipped: Vec<Skipped>,
     /// What the file tells of its blocks itself, where a sample is wanted.
     pub usdt: UsdtProbes,
+    /// What is to be in the tables of a process for the probes to see every call.
+    pub detours: Vec<Detour>,
 }
 
 impl ObjectPlan {
@@ -281,15 +284,16 @@ impl Planner {
     pub fn plan(&self, elf: &[u8]) -> Result<ObjectPlan, PlanError> {
         let object = ElfObject::parse(elf)?;
         let mut symbols = object.allocator_symbols(&self.catalog)?;
-        let objects = self.objects.map_or(Ok(()), |objects| objects.find(&object, &mut symbols));
+        let objects = self.objects.map_or(Ok(Vec::new()), |objects| objects.find(&object, &mut symbols));
         let skip = |name: String, why: String, omission| Skipped { name, why, omission };
         let unusable = symbols.unusable.iter();
         let mut skipped: Vec<Skipped> = unusable
             .map(|(name, why)| skip(name.clone(), (*why).to_owned(), Omission::Unsupported))
             .collect();
-        if let Err(why) = objects {
+        let detours = objects.unwrap_or_else(|why| {
             skipped.push(skip(python::OBJECTS.to_owned(), why.to_owned(), Omission::Unsupported));
-        }
+            Vec::new()
+        });
         let scope = Scope {
             object: &object,
             defines_allocator: self.defines_allocator(&symbols),
@@ -308,7 +312,7 @@ impl Planner {
             let names: Vec<_> = symbols.functions.values().flat_map(|named| self.names(named)).collect();
             let why = "it passes every call on to the allocator behind it".to_owned();
             skipped.push(skip(names.join(", "), why, Omission::SeenElsewhere));
-            return Ok(ObjectPlan { probes: Vec::new(), skipped, usdt });
+            return Ok(ObjectPlan { probes: Vec::new(), skipped, usdt, detours: Vec::new() });
         }
         let mut drafts = Vec::new();
         for (&svma, named) in &symbols.functions {
@@ -327,7 +331,7 @@ impl Planner {
                 }
             }
         }
-        Ok(ObjectPlan { probes, skipped, usdt })
+        Ok(ObjectPlan { probes, skipped, usdt, detours })
     }
 
     /// Whether the file has an allocator of its own, beside operators that call one.

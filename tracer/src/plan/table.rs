@@ -88,6 +88,13 @@ impl fmt::Display for PlanTable<'_> {
             }
         }
         self.write_told(f)?;
+        if !self.plan.detours.is_empty() {
+            let words = self.plan.detours.len();
+            writeln!(
+                f,
+                "while it is traced, {words} words of the allocator's tables lead to its functions by the nops in front of them"
+            )?;
+        }
         for skipped in &self.plan.skipped {
             writeln!(f, "not probed: {}: {}", skipped.name, skipped.why)?;
         }

@@ -10,6 +10,7 @@ mod clock;
 mod code;
 mod cost_limit;
 mod debug_files;
+mod detours;
 mod findings;
 mod found;
 mod growth;

@@ -18,6 +18,7 @@ use tracer_ebpf::{
 
 use super::{
     address_space::last_page,
+    detours::Detours,
     found::{Found, allocators_in},
 };
 use crate::{
@@ -54,6 +55,8 @@ struct ProbedFile {
     functions: usize,
     /// Whether it reports blocks.
     has_usdt: bool,
+    /// Whether each process that has mapped it is to take detours.
+    has_detours: bool,
     /// Whether functions were left out because the process reports their blocks. Another process may not.
     left_out: bool,
 }
@@ -70,6 +73,9 @@ pub struct TracedProcess {
     /// How many USDT probes it has by which it reports its blocks itself, and the files that they are in.
     usdt_probes: usize,
     usdt_files: HashSet<FileId>,
+    /// What leads to its functions by another way, and the files that those are in.
+    detours: Detours,
+    detour_files: HashSet<FileId>,
     found: Found,
 }
 
@@ -93,6 +99,8 @@ impl TracedProcess {
             mean: None,
             usdt_probes: 0,
             usdt_files: HashSet::new(),
+            detours: Detours::default(),
+            detour_files: HashSet::new(),
             found: Found::default(),
         }
     }
@@ -132,12 +140,23 @@ impl TracedProcess {
     /// # Errors
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &mut Planner) -> Result<()> {
+        self.attach_held(capture, planner)?;
+        self.take_detours(false)
+    }
+
+    /// As [`TracedProcess::attach`], of a launched command that is held and has not come to its entry point: its detours are still to
+    /// be taken.
+    ///
+    /// # Errors
+    /// As [`TracedProcess::attach`].
+    pub fn attach_held(&mut self, capture: &mut Capture, planner: &mut Planner) -> Result<()> {
         let (known, mut probes) = (Rc::clone(&self.probed), 0);
         let is_new = |id| {
             known.borrow().files.get(&id).is_none_or(|file| {
                 probes += file.functions;
                 // Where probes are everybody's, they are in it already. It is told its rate all the same.
                 file.has_usdt && !self.usdt_files.contains(&id)
+                    || file.has_detours && !self.detour_files.contains(&id)
             })
         };
         let objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
@@ -154,6 +173,15 @@ impl TracedProcess {
             self.attach_planned(object, plan, capture, planner)?;
         }
         self.attach_left_out(capture, planner)
+    }
+
+    /// From now on all calls of its functions go where the probes are. A launched command that is held stands still already.
+    ///
+    /// # Errors
+    /// When its memory cannot be changed.
+    pub fn take_detours(&mut self, is_held: bool) -> Result<()> {
+        let name = self.name();
+        self.detours.take(&self.target, is_held).context(name)
     }
 
     /// Probes what was left out for another process, which reports its blocks as this one does not.
@@ -236,13 +264,20 @@ impl TracedProcess {
         self.found.add_plan(&plan, &planner.catalog);
         self.probed.borrow_mut().allocators.extend(allocators_in(&object.name(), &plan, &planner.catalog));
         let left_out = self.usdt_probes > 0 && self.leave_out_reported(object, &mut plan, &planner.catalog);
-        let file =
-            ProbedFile { functions: plan.probes.len(), has_usdt: !complete_usdt(&plan).is_empty(), left_out };
+        let file = ProbedFile {
+            functions: plan.probes.len(),
+            has_usdt: !complete_usdt(&plan).is_empty(),
+            has_detours: !plan.detours.is_empty(),
+            left_out,
+        };
         let mut sites: Vec<Site> =
             plan.probes.iter().map(|probe| self.site(object, planner, probe)).collect();
         sites.extend(self.exits(&plan));
         for probe in complete_usdt(&plan) {
             sites.push(self.told_site(probe, capture)?);
+        }
+        if !plan.detours.is_empty() && self.detour_files.insert(object.id) {
+            self.detours.add(object, &plan);
         }
         if let Some(address) = mean_of(object, &plan.usdt) {
             self.mean = Some(address);

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod choice;
 mod cpu_clock;
 mod error;
+mod hold;
 pub mod launch;
 mod mapping;
 mod object;
@@ -31,6 +32,7 @@ use crate::model::{Address, Pid, Process};
 
 pub use cpu_clock::CpuTimes;
 pub use error::TargetError;
+pub(crate) use hold::while_held;
 pub(crate) use mapping::kibibytes;
 pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps, read_smaps};
 pub use object::{MappedObject, MappedSegment, Objects, Unopened};
@@ -255,6 +257,14 @@ impl Target {
     pub fn write_word(&self, address: Address, value: u64) -> io::Result<()> {
         let memory: File = openat(&self.proc, "mem", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?.into();
         memory.write_all_at(&value.to_ne_bytes(), address.0)
+    }
+
+    /// Opens its memory to be read and written: that of the program that it executes now, whatever comes after.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open_memory(&self) -> io::Result<File> {
+        Ok(openat(&self.proc, "mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into())
     }
 
     /// Whether the process has exited. Its descriptor ([`AsFd`]) becomes readable when it does.

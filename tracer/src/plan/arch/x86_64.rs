@@ -20,7 +20,7 @@ use tracer_ebpf::probe::{Arg, ResultPlace, Signature};
 
 use crate::plan::placement::{Cost, Obstacle};
 
-pub(in crate::plan) use table_call::TableCall;
+pub(in crate::plan) use table_call::{TableCall, does_nothing};
 
 /// The C calling convention's argument registers.
 const ARGUMENTS: [Register; Arg::COUNT as usize] =

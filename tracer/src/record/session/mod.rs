@@ -156,9 +156,12 @@ impl Session {
             Worker::start(config.native_frames).context("cannot start the thread that finds names")?;
         for process in &mut processes {
             worker.add_target(process.index, &process.target);
-            if let Some(planner) = &mut planner
-                && let Err(error) = process.attach(&mut capture, planner)
-            {
+            let attached = match &mut planner {
+                Some(planner) if config.subject.is_command() => process.attach_held(&mut capture, planner),
+                Some(planner) => process.attach(&mut capture, planner),
+                None => Ok(()),
+            };
+            if let Err(error) = attached {
                 // A child may come to its end at any time.
                 if targets.contains(&process.target.pid()) || !process.target.has_exited() {
                     return Err(error);
@@ -272,6 +275,7 @@ impl Session {
         if let Some(planner) = planner {
             process.set_mean(planner);
         }
+        process.take_detours(true)?;
         if launched.is_preloaded() && process.usdt_probes() == 0 {
             log::warn!(
                 "{} does not load the sampler (it is linked statically, setuid, or has an allocator of its own): its functions are \

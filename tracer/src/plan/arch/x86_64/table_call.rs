@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::{Function, SEARCH_BYTES};
 
@@ -84,6 +84,14 @@ impl Function<'_> {
     }
 }
 
+/// Whether the first so many bytes are instructions that do nothing, and no byte more.
+pub(in crate::plan) fn does_nothing(code: &[u8], bytes: usize) -> bool {
+    let Some(code) = code.get(..bytes) else { return false };
+    Decoder::new(64, code, DecoderOptions::NONE)
+        .iter()
+        .all(|instruction| instruction.mnemonic() == Mnemonic::Nop)
+}
+
 /// The word that an instruction reads.
 fn loaded(instruction: &Instruction, held: &HashMap<Register, RegisterValue>) -> Option<TableCall> {
     if instruction.is_ip_rel_memory_operand() {
@@ -152,5 +160,15 @@ mod tests {
         assert!(function(by_register).compares_with_callee());
         // cmp $0x200,%rdi: a size
         assert!(!function(b"\x48\x81\xff\x00\x02\x00\x00\xc3").compares_with_callee());
+    }
+
+    #[test]
+    fn filling_between_functions_does_nothing() {
+        // nopw 0x0(%rax,%rax,1); xchg %ax,%ax; nop
+        let filling = b"\x66\x0f\x1f\x84\x00\x00\x00\x00\x00\x66\x90\x90";
+        assert!([9, 11, 12].iter().all(|&bytes| does_nothing(filling, bytes)));
+        assert!(does_nothing(&filling[9..], 3) && does_nothing(&filling[11..], 1));
+        // A part of one, one with a jump behind it, and nothing.
+        assert!(!does_nothing(filling, 8) && !does_nothing(b"\x90\xeb\xfe", 3) && !does_nothing(b"", 1));
     }
 }
