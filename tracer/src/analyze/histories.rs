@@ -389,6 +389,7 @@ fn decide(story: &Story, window: f64, sample_bytes: f64, chance: &mut Chance) ->
     let freed_older_blocks = story.older_freed.len() as u64;
     let facts = Facts {
         window: Duration::from_nanos(window_ns),
+        had: Duration::from_nanos(window_ns),
         memory: Some(&memory),
         stacks: &[stack],
         causes: &causes,

@@ -20,6 +20,8 @@ use crate::plan::python;
 pub struct Facts<'a> {
     /// How long the window was.
     pub window: Duration,
+    /// How much of it the targets could use, as far as others left them a CPU.
+    pub had: Duration,
     /// Where the resident memory went, if that is known.
     pub memory: Option<&'a Memory>,
     /// Every stack.
@@ -118,7 +120,31 @@ pub fn of(facts: &Facts) -> VerdictSummary {
             }
         }
     };
+    let (summary, leaking) = unless_starved(facts.had, facts.window, (summary, leaking));
     VerdictSummary { summary, leaking, growth_bytes_per_second: growth::rate(facts.outstanding) }
+}
+
+/// What happens in moments takes seconds where a program hardly gets a CPU: what fills and empties seems to grow all the time, and what
+/// leaks to have stopped. So much that the program had is too little to tell.
+fn unless_starved(
+    had: Duration,
+    window: Duration,
+    (sentence, leaking): (String, Option<bool>),
+) -> (String, Option<bool>) {
+    const ENOUGH: Duration = Duration::from_secs(2);
+    let had_little = had < ENOUGH.min(window / 3);
+    match leaking.filter(|_| had_little) {
+        Some(_) => {
+            let waited = window.saturating_sub(had);
+            let sentence = format!(
+                "{sentence}; no verdict, since it waited for a CPU for {:.1} of {:.1} s: record longer, or when less else runs",
+                waited.as_secs_f64(),
+                window.as_secs_f64()
+            );
+            (sentence, None)
+        }
+        None => (sentence, leaking),
+    }
 }
 
 /// Whether a collector may still free what a cause left: what it allocated besides was freed, most of it. What has survived the
@@ -703,6 +729,7 @@ mod tests {
         let causes: Vec<_> = made.iter().map(|made| made.cause.clone()).collect();
         let verdict = of(&Facts {
             window: WINDOW,
+            had: WINDOW,
             memory: Some(memory),
             stacks: &stacks,
             causes: &causes,
@@ -854,6 +881,7 @@ mod tests {
             memory.parts[1].estimated = false;
             of(&Facts {
                 window: WINDOW,
+                had: WINDOW,
                 memory: Some(&memory),
                 stacks: &stacks,
                 causes: &causes,
@@ -975,6 +1003,23 @@ mod tests {
     }
 
     #[test]
+    fn who_hardly_got_a_processor_is_neither_convicted_nor_acquitted() {
+        let seconds = Duration::from_secs;
+        let of = |had, window, leaking| unless_starved(had, window, ("leaking".to_owned(), leaking));
+        for (had, window) in [(2, 10), (10, 10), (3, 600), (1, 3)] {
+            assert_eq!(of(seconds(had), seconds(window), Some(true)).1, Some(true), "{had} of {window} s");
+        }
+        let (sentence, leaking) = of(Duration::from_millis(400), seconds(10), Some(true));
+        assert_eq!(
+            sentence,
+            "leaking; no verdict, since it waited for a CPU for 9.6 of 10.0 s: record longer, or when less else runs"
+        );
+        assert_eq!(leaking, None);
+        assert_eq!(of(seconds(1), seconds(600), Some(false)).1, None);
+        assert_eq!(of(seconds(1), seconds(600), None), ("leaking".to_owned(), None));
+    }
+
+    #[test]
     fn objects_that_are_followed_are_held() {
         let mut leak = leak(30 * MIB);
         leak.stack.api = "_PyObject_Malloc".to_owned();
@@ -983,6 +1028,7 @@ mod tests {
         let of = |python_objects| {
             let verdict = of(&Facts {
                 window: WINDOW,
+                had: WINDOW,
                 memory: Some(&memory),
                 stacks: &[leak.stack.clone()],
                 causes: &[leak.cause.clone()],
@@ -1059,6 +1105,7 @@ mod tests {
             };
             let verdict = of(&Facts {
                 window: WINDOW,
+                had: WINDOW,
                 memory: Some(&memory(&[(Part::Managed, 50 * MIB as i64)])),
                 stacks: &arenas.iter().map(stack).collect::<Vec<_>>(),
                 causes: &[],

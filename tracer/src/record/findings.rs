@@ -45,6 +45,8 @@ pub struct Findings {
     pub(super) window: Window,
     pub(super) settings: Settings,
     pub(super) overhead: Option<Overhead>,
+    /// How much of the window the targets could use, as far as others left them a CPU.
+    pub(super) had_ns: u64,
     pub(super) memory: Memory,
     pub(super) runtime: Option<Runtime>,
     pub(super) allocator: Option<&'static str>,
@@ -72,6 +74,7 @@ impl Findings {
         let verdict = verdict::of_lossy(&events).unwrap_or_else(|| {
             verdict::of(&Facts {
                 window: Duration::from_nanos(window.duration_ns),
+                had: Duration::from_nanos(self.had_ns),
                 memory: Some(&memory),
                 stacks: &stacks,
                 causes: &causes,

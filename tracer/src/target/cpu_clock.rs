@@ -1,6 +1,6 @@
-//! The CPU time of another process.
+//! The CPU time of another process, and how long it waited for a CPU.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use crate::model::Pid;
 
@@ -60,9 +60,75 @@ fn cpu_ns(pid: Pid) -> Option<u64> {
     Some(u64::try_from(time.tv_sec).ok()? * 1_000_000_000 + u64::try_from(time.tv_nsec).ok()?)
 }
 
+/// What the scheduler counts of each thread of some processes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ThreadTimes(BTreeMap<u32, ThreadTime>);
+
+/// Nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct ThreadTime {
+    ran: u64,
+    /// Able to run, with every CPU taken by others.
+    waited: u64,
+}
+
+impl ThreadTimes {
+    /// Those of processes; of one that is gone, or where the kernel does not count them (`CONFIG_SCHED_INFO`), there are none.
+    #[must_use]
+    pub fn of(pids: &[Pid]) -> Self {
+        let threads = pids.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task"))).flatten();
+        Self(
+            threads
+                .filter_map(|thread| {
+                    let thread = thread.ok()?;
+                    let times = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+                    Some((thread.file_name().to_str()?.parse().ok()?, ThreadTime::parse(&times)?))
+                })
+                .collect(),
+        )
+    }
+
+    /// How long they could do in `span_ns` since then what they do: all of it less what the thread that works most waited for a
+    /// CPU, or what all threads together worked, if that is more: those of a busy process wait for each other.
+    #[must_use]
+    pub fn had_since(&self, before: &Self, span_ns: u64) -> u64 {
+        let since = self.0.iter().map(|(thread, now)| {
+            let before = before.0.get(thread).copied().unwrap_or_default();
+            (now.ran.saturating_sub(before.ran), now.waited.saturating_sub(before.waited))
+        });
+        let ran: u64 = since.clone().map(|(ran, _)| ran).sum();
+        let waited = since.max_by_key(|(ran, waited)| ran + waited).map_or(0, |(_, waited)| waited);
+        span_ns.saturating_sub(waited).max(ran)
+    }
+}
+
+impl ThreadTime {
+    /// What `/proc/PID/task/TID/schedstat` says.
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.split_ascii_whitespace().map(str::parse);
+        Some(Self { ran: fields.next()?.ok()?, waited: fields.next()?.ok()? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_the_time_in_which_it_did_not_wait_for_a_processor() {
+        let times = |threads: &[(u32, u64, u64)]| {
+            ThreadTimes(threads.iter().map(|&(id, ran, waited)| (id, ThreadTime { ran, waited })).collect())
+        };
+        let before = times(&[(1, 5, 100), (2, 0, 0)]);
+        // One that sleeps had all the time, one that waited the rest; those of a busy process waited for each other.
+        assert_eq!(times(&[(1, 6, 101), (2, 0, 0)]).had_since(&before, 100), 99);
+        assert_eq!(times(&[(1, 9, 195), (2, 0, 1)]).had_since(&before, 100), 5);
+        let workers: Vec<_> = (1..17).map(|id| (id, 12, 188)).collect();
+        assert_eq!(times(&workers).had_since(&ThreadTimes::default(), 200), 16 * 12);
+        assert_eq!(ThreadTimes::default().had_since(&before, 100), 100);
+        assert_eq!(ThreadTime::parse("17 23 4\n"), Some(ThreadTime { ran: 17, waited: 23 }));
+        assert_eq!(ThreadTime::parse(""), None);
+    }
 
     #[test]
     fn work_takes_time_and_nobody_has_none() {

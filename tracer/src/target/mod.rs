@@ -30,7 +30,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::model::{Address, Pid, Process};
 
-pub use cpu_clock::CpuTimes;
+pub use cpu_clock::{CpuTimes, ThreadTimes};
 pub use error::TargetError;
 pub(crate) use hold::while_held;
 pub(crate) use mapping::kibibytes;

@@ -45,7 +45,7 @@ use crate::{
     model::{Bytes, End, Mode, Pid, TimelinePoint},
     plan::Planner,
     symbolize::Worker,
-    target::{Target, launch::Launched},
+    target::{Target, ThreadTimes, launch::Launched},
 };
 
 /// Room for distinct stacks. 72 bytes each.
@@ -104,6 +104,9 @@ struct OpenWindow {
     closed_ns: u64,
     rss_before: Option<Bytes>,
     rss_after: Option<Bytes>,
+    /// What the threads of the targets had by then, and how much of the window they had once it is closed.
+    threads: ThreadTimes,
+    had_ns: Option<u64>,
     end: Option<End>,
 }
 
@@ -244,7 +247,10 @@ impl Session {
         }
         self.window.started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         self.window.opened_ns = now_ns();
-        self.meter.begin(self.window.opened_ns, &self.capture, &self.traced_now().0);
+        let pids = self.traced_now().0;
+        self.window.threads = ThreadTimes::of(&pids);
+        self.window.had_ns = None;
+        self.meter.begin(self.window.opened_ns, &self.capture, &pids);
         self.capture.open_windows(self.window.opened_ns);
         self.accounts.read_mappings(&self.processes, &self.capture);
         self.progress = Progress::since(self.window.opened_ns);
@@ -341,6 +347,7 @@ impl Session {
         self.window.closed_ns = now_ns();
         let (pids, calls) = self.traced_now();
         self.meter.end(&self.capture, &pids, calls);
+        self.window.had_ns = Some(self.had_so_far(&pids, self.window.closed_ns));
         self.window.end = Some(end);
         self.take_events();
         if self.accounts.touched.is_some() {
@@ -351,6 +358,12 @@ impl Session {
             self.add_to_timeline(When::Now, reading);
             self.note_sizes(When::Now);
         }
+    }
+
+    /// How long the targets could work since the window opened, as far as others left them a CPU.
+    fn had_so_far(&self, pids: &[Pid], now_ns: u64) -> u64 {
+        let span_ns = now_ns.saturating_sub(self.window.opened_ns);
+        ThreadTimes::of(pids).had_since(&self.window.threads, span_ns)
     }
 
     /// Ends the window and opens a new one, with the probes where they are: what was allocated before counts no more. In between no

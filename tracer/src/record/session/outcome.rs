@@ -61,6 +61,7 @@ impl Session {
                 mode: self.config.mode,
             },
             overhead: self.overhead(),
+            had_ns: self.window.had_ns.unwrap_or_else(|| self.had_so_far(&self.traced_now().0, ended_ns)),
             memory: self.memory(),
             runtime: resident.runtime(managed),
             allocator: resident.allocator(),
