@@ -67,6 +67,10 @@ counters! {
     /// A child or a new program of a followed process for which there was no place among the traced processes.
     ProcessNotFollowed = 13, "process_not_followed",
         lost: "more processes appeared than can be followed (4,096)";
+    /// Events that an understudy handled: the kernel had left its program out, or the program had left them to it.
+    DoneByUnderstudy = 14, "done_by_understudy";
+    /// Events that a program left to its understudy, for want of room for a mark.
+    LeftToUnderstudy = 15, "left_to_understudy";
 }
 
 /// How many counters there are; a power of two, so that indexes are masked.

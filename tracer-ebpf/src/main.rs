@@ -20,7 +20,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
-use crate::bpf::{calls, children, exec, faults, mappings, private_stack, usdt};
+use crate::bpf::{calls, children, exec, faults, mappings, private_stack, understudy, usdt};
 
 /// Entry of a function that gives a block (and may release one: `realloc`).
 #[uprobe]
@@ -87,29 +87,29 @@ pub fn usdt_free(ctx: ProbeContext) -> u32 {
 
 /// Entry of `munmap` and `mremap`: what they release is gone from here on.
 #[tracepoint]
-pub fn mapping_enter(_ctx: TracePointContext) -> u32 {
-    mappings::enter();
+pub fn mapping_enter(ctx: TracePointContext) -> u32 {
+    mappings::enter(&ctx);
     0
 }
 
 /// Exit of `mmap`, `munmap`, `mremap` and `brk`.
 #[tracepoint]
-pub fn mapping_exit(_ctx: TracePointContext) -> u32 {
-    mappings::exit();
+pub fn mapping_exit(ctx: TracePointContext) -> u32 {
+    mappings::exit(&ctx);
     0
 }
 
 /// As [`mapping_enter`], for machines where the tracepoints of single system calls are out of reach: sees every call.
 #[raw_tracepoint(tracepoint = "sys_enter")]
-pub fn any_syscall_enter(_ctx: RawTracePointContext) -> i32 {
-    mappings::enter();
+pub fn any_syscall_enter(ctx: RawTracePointContext) -> i32 {
+    mappings::enter(&ctx);
     0
 }
 
 /// As [`mapping_exit`], for every system call.
 #[raw_tracepoint(tracepoint = "sys_exit")]
-pub fn any_syscall_exit(_ctx: RawTracePointContext) -> i32 {
-    mappings::exit();
+pub fn any_syscall_exit(ctx: RawTracePointContext) -> i32 {
+    mappings::exit(&ctx);
     0
 }
 
@@ -123,22 +123,28 @@ pub fn page_fault(ctx: RawTracePointContext) -> i32 {
 /// A process replaces its program.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
-    exec::executed(&ctx);
+    if understudy::is_due(&ctx) {
+        exec::executed(&ctx);
+    }
     0
 }
 
 /// A process or thread has been made, and has not run yet.
 #[raw_tracepoint(tracepoint = "task_newtask")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
-    children::forked(&ctx);
+    if understudy::is_due(&ctx) {
+        children::forked(&ctx);
+    }
     0
 }
 
 /// A thread exits.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
-    calls::thread_exits();
-    children::exited(ctx.arg(0));
+    if understudy::is_due(&ctx) {
+        calls::thread_exits();
+        children::exited(ctx.arg(0));
+    }
     0
 }
 

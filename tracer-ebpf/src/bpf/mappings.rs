@@ -1,6 +1,9 @@
 //! The mapping family: system calls that change mappings, streamed to user space.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+};
 use tracer_ebpf::{
     counter::Counter,
     event::{EventKind, MappingCall, MappingEvent},
@@ -16,14 +19,17 @@ use super::{
     count::count,
     maps::EVENTS,
     processes::current_process,
-    threads, unwind,
+    threads, understudy, unwind,
 };
 
 /// Entry of a system call.
 #[inline(always)]
-pub fn enter() -> Option<()> {
+pub fn enter(ctx: &impl EbpfContext) -> Option<()> {
     let regs = UserRegisters::at_system_call();
     let call = arch::mapping_call(regs.system_call())?;
+    if !understudy::is_due(ctx) {
+        return None;
+    }
     let arguments = regs.system_call_arguments();
     let (released, maps_code) = (call.released(arguments), call.maps_code(arguments));
     if released[0].length | released[1].length == 0 && !maps_code {
@@ -50,9 +56,12 @@ fn forget_code(process: ProcessIndex, released: [Stretch; 2]) {
 
 /// Exit of a system call.
 #[inline(always)]
-pub fn exit() -> Option<()> {
+pub fn exit(ctx: &impl EbpfContext) -> Option<()> {
     let regs = UserRegisters::at_system_call();
     let call = arch::mapping_call(regs.system_call())?;
+    if !understudy::is_due(ctx) {
+        return None;
+    }
     let (index, process) = current_process()?;
     // User space may have looked after the entry, before the memory was gone.
     let arguments = regs.system_call_arguments();

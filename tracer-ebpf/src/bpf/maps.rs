@@ -77,6 +77,10 @@ pub static USDT_ARGUMENTS: Array<Arguments> = Array::with_max_entries(MAX_ARGUME
 #[map]
 pub static COUNTERS: Array<Stripe> = Array::with_max_entries(STRIPES, MMAPABLE);
 
+/// Threads whose event is handled, until their understudy has seen that; user space makes room where there are understudies.
+#[map]
+pub static DONE: HashMap<u64, u8> = HashMap::with_max_entries(1, 0);
+
 /// Executable mappings of the traced processes: a [`Mapping`](tracer_ebpf::unwind::Mapping) each, as words.
 #[map]
 pub static UNWIND_MAPPINGS: Array<[Word; 4]> = Array::with_max_entries(MAX_CODE_MAPPINGS, MMAPABLE);
@@ -145,6 +149,9 @@ static FOLLOWS: Global<u32> = Global::new(0);
 /// Not 0 when probes are everybody's, and the current process tells whose call it is.
 #[unsafe(no_mangle)]
 static SHARES_PROBES: Global<u32> = Global::new(0);
+/// Not 0 when programs on tracepoints have understudies.
+#[unsafe(no_mangle)]
+static HAS_UNDERSTUDIES: Global<u32> = Global::new(0);
 /// Offset of `pid` in the kernel's `struct task_struct`.
 #[unsafe(no_mangle)]
 static TASK_PID: Global<u32> = Global::new(0);
@@ -168,6 +175,12 @@ pub fn follows() -> bool {
 #[inline(always)]
 pub fn shares_probes() -> bool {
     SHARES_PROBES.load() != 0
+}
+
+/// Whether programs on tracepoints have understudies.
+#[inline(always)]
+pub fn has_understudies() -> bool {
+    HAS_UNDERSTUDIES.load() != 0
 }
 
 /// Offset of `pid` in the kernel's `struct task_struct`.

@@ -13,5 +13,6 @@ mod maps;
 pub mod private_stack;
 mod processes;
 mod threads;
+pub mod understudy;
 mod unwind;
 pub mod usdt;

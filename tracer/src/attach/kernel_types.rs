@@ -42,38 +42,92 @@ impl TaskOffsets {
     }
 }
 
-/// Offset in bytes of a member of a structure.
-fn offset_of(btf: &[u8], structure: &str, member: &str) -> Option<u32> {
-    const MAGIC: u16 = 0xeb9f;
-    let word = |at: usize| Some(u32::from_ne_bytes(*btf.get(at..)?.first_chunk()?));
-    let half = u16::from_ne_bytes(*btf.first_chunk()?);
-    let (header, types, types_length, strings) =
-        (word(4)? as usize, word(8)? as usize, word(12)? as usize, word(16)? as usize);
-    if half != MAGIC {
-        return None;
-    }
-    let name = |offset: u32| {
-        let text = btf.get(header + strings + offset as usize..)?;
-        text.split(|&byte| byte == 0).next()
-    };
-    let mut at = header + types;
-    let end = at + types_length;
-    while at < end {
-        let (name_offset, info) = (word(at)?, word(at + 4)?);
-        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-        let members = at + 12;
-        if kind == STRUCT && name(name_offset)? == structure.as_bytes() {
-            // With bit fields about, the upper eight bits are the width of one.
-            let bits = |offset: u32| if info >> 31 == 1 { offset & 0xff_ffff } else { offset };
-            let mut found = (0..count).map(|index| members + 12 * index);
-            let found = found.find(|&at| word(at).and_then(name) == Some(member.as_bytes()))?;
-            return Some(bits(word(found + 8)?) / 8);
-        }
-        at = members + trailer(kind, count)?;
-    }
-    None
+/// Whether the running kernel can preempt a thread in a program on a tracepoint, as far as it says so: it does from Linux 7.2 on.
+#[must_use]
+pub fn preempts_tracepoints() -> bool {
+    has_function("trace_call_bpf_faultable")
 }
 
+/// Whether the running kernel describes a function of this name.
+fn has_function(name: &str) -> bool {
+    let btf = std::fs::read(TYPES).unwrap_or_default();
+    Types::of(&btf).is_some_and(|mut types| types.find_named(FUNCTION, name).is_some())
+}
+
+/// Offset in bytes of a member of a structure.
+fn offset_of(btf: &[u8], structure: &str, member: &str) -> Option<u32> {
+    let mut types = Types::of(btf)?;
+    let found = types.find_named(STRUCT, structure)?;
+    // With bit fields about, the upper eight bits are the width of one.
+    let bits = |offset: u32| if found.has_bit_fields { offset & 0xff_ffff } else { offset };
+    let mut members = (0..found.count).map(|index| found.members + 12 * index);
+    let member =
+        members.find(|&at| types.word(at).and_then(|name| types.name(name)) == Some(member.as_bytes()))?;
+    Some(bits(types.word(member + 8)?) / 8)
+}
+
+/// The types that a kernel describes.
+struct Types<'a> {
+    btf: &'a [u8],
+    strings: usize,
+    /// Where the next one is.
+    at: usize,
+    end: usize,
+}
+
+/// A type, and where its members are.
+struct Type {
+    name: u32,
+    kind: u32,
+    count: usize,
+    has_bit_fields: bool,
+    members: usize,
+}
+
+impl<'a> Types<'a> {
+    fn of(btf: &'a [u8]) -> Option<Self> {
+        const MAGIC: u16 = 0xeb9f;
+        if u16::from_ne_bytes(*btf.first_chunk()?) != MAGIC {
+            return None;
+        }
+        let header = Self { btf, strings: 0, at: 0, end: 0 };
+        let field = |at: usize| Some(header.word(at)? as usize);
+        let (length, types, types_length, strings) = (field(4)?, field(8)?, field(12)?, field(16)?);
+        Some(Self {
+            strings: length + strings,
+            at: length + types,
+            end: length + types + types_length,
+            ..header
+        })
+    }
+
+    fn word(&self, at: usize) -> Option<u32> {
+        Some(u32::from_ne_bytes(*self.btf.get(at..)?.first_chunk()?))
+    }
+
+    fn name(&self, offset: u32) -> Option<&'a [u8]> {
+        self.btf.get(self.strings + offset as usize..)?.split(|&byte| byte == 0).next()
+    }
+
+    fn find_named(&mut self, kind: u32, name: &str) -> Option<Type> {
+        while self.at < self.end {
+            let found = self.next()?;
+            if found.kind == kind && self.name(found.name)? == name.as_bytes() {
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    fn next(&mut self) -> Option<Type> {
+        let (name, info) = (self.word(self.at)?, self.word(self.at + 4)?);
+        let (kind, count, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize, self.at + 12);
+        self.at = members + trailer(kind, count)?;
+        Some(Type { name, kind, count, has_bit_fields: info >> 31 == 1, members })
+    }
+}
+
+const FUNCTION: u32 = 12;
 const STRUCT: u32 = 4;
 
 /// What follows a type of this kind, in bytes.
@@ -98,6 +152,12 @@ mod tests {
         assert!(offsets.pid > 0 && offsets.signal > 0 && offsets.live > 0, "{offsets:?}");
         assert!(thread_base().is_some_and(|offset| offset > 0 && offset.is_multiple_of(8)));
         assert!(offsets.pid.is_multiple_of(4) && offsets.signal.is_multiple_of(8), "{offsets:?}");
+    }
+
+    #[test]
+    fn the_running_kernel_describes_its_functions() {
+        assert!(has_function("trace_call_bpf"));
+        assert!(!has_function("no_such_function"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::{
     collections::BTreeMap,
     ffi::CStr,
     io,
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -37,6 +37,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use tracer_ebpf::{
+    counter::Counter,
     probe::Cookie,
     process::{CodeList, ProcessIndex},
     sampling::Sampling,
@@ -51,6 +52,7 @@ use self::{
     uprobes::{At, ProbeLink, ProbeSites, UprobeLinks},
 };
 pub use self::{
+    kernel_types::preempts_tracepoints,
     sys::may_call_bpf,
     tables::{SharedTables, Sizes},
     unwind_tables::{UnwindSizes, UnwindTables},
@@ -74,6 +76,8 @@ pub struct Settings {
     pub follow: bool,
     /// How many processes will be traced from the start that can have their probes in common.
     pub alike: usize,
+    /// Whether programs on tracepoints have understudies, for what the kernel leaves them out of.
+    pub understudies: bool,
 }
 
 impl Settings {
@@ -88,6 +92,7 @@ impl Settings {
             sampling: Sampling::with_mean(0),
             follow: false,
             alike: 1,
+            understudies: kernel_types::preempts_tracepoints(),
         }
     }
 }
@@ -102,6 +107,7 @@ pub struct Capture {
     programs: Programs,
     links: UprobeLinks,
     follows: bool,
+    has_understudies: bool,
     /// Whether probes are everybody's; see [`processes`].
     shares_probes: bool,
     windows_are_open: Cell<bool>,
@@ -212,8 +218,11 @@ impl Capture {
             0
         });
         let (follows, shares) = (u32::from(settings.follow), u32::from(shares_probes));
+        let has_understudies = u32::from(settings.understudies);
+        let marks = if settings.understudies { MOST_MARKS } else { 1 };
         let mut loader = EbpfLoader::new();
         loader
+            .map_max_entries("DONE", marks)
             .map_max_entries("LIVE", sizes.live_buckets)
             .map_max_entries("SPILL", sizes.spilled_blocks)
             .map_max_entries("STACKS", sizes.stack_sets)
@@ -230,6 +239,7 @@ impl Capture {
             .override_global("PID_NAMESPACE_DEVICE", &namespace.0, true)
             .override_global("PID_NAMESPACE_INODE", &namespace.1, true)
             .override_global("FOLLOWS", &follows, true)
+            .override_global("HAS_UNDERSTUDIES", &has_understudies, true)
             .override_global("SHARES_PROBES", &shares, true)
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_SIGNAL", &task.signal, true)
@@ -254,6 +264,7 @@ impl Capture {
             programs,
             links,
             follows: settings.follow,
+            has_understudies: settings.understudies,
             shares_probes,
             windows_are_open: Cell::new(false),
             probes: Vec::new(),
@@ -429,13 +440,14 @@ impl Capture {
 
     fn attach_single_system_calls(&mut self) -> Result<()> {
         let tracefs = tracefs::Tracefs::open()?;
-        let mut tracepoints = Tracepoints::with_room_for(SYSTEM_CALLS.len() as u32);
+        let mut tracepoints = Tracepoints::with_room_for(2 * SYSTEM_CALLS.len() as u32);
         for (tracepoint, name) in SYSTEM_CALLS {
             let id = tracefs.tracepoint_id("syscalls", tracepoint)?;
-            let program = self.programs.get(name)?;
-            tracepoints
-                .attach(id, program)
-                .with_context(|| format!("cannot attach to tracepoint {tracepoint}"))?;
+            let refused = || format!("cannot attach to tracepoint {tracepoint}");
+            tracepoints.attach(id, self.programs.get(name)?, 0).with_context(refused)?;
+            if self.has_understudies {
+                tracepoints.attach(id, self.programs.understudy(name)?, UNDERSTUDY).with_context(refused)?;
+            }
         }
         self.tracepoints = tracepoints;
         Ok(())
@@ -446,14 +458,21 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_page_faults(&mut self) -> Result<()> {
-        self.attach_raw_tracepoint("page_fault", c"page_fault_user")?;
-        self.attach_raw_tracepoint("page_fault", c"page_fault_kernel")
+        for tracepoint in [c"page_fault_user", c"page_fault_kernel"] {
+            // Without an understudy: page faults are many, and each stands for others.
+            let link = open_raw_tracepoint(tracepoint, self.programs.get("page_fault")?, 0)?;
+            self.raw_tracepoints.push(link);
+        }
+        Ok(())
     }
 
     fn attach_raw_tracepoint(&mut self, program: &'static str, tracepoint: &CStr) -> Result<()> {
-        let link = sys::open_raw_tracepoint(tracepoint, self.programs.get(program)?)
-            .with_context(|| format!("cannot attach to tracepoint {}", tracepoint.to_string_lossy()))?;
+        let link = open_raw_tracepoint(tracepoint, self.programs.get(program)?, 0)?;
         self.raw_tracepoints.push(link);
+        if self.has_understudies {
+            let link = open_raw_tracepoint(tracepoint, self.programs.understudy(program)?, UNDERSTUDY)?;
+            self.raw_tracepoints.push(link);
+        }
         Ok(())
     }
 
@@ -463,7 +482,8 @@ impl Capture {
         /// Threads for it at the most: each sleeps in the kernel.
         const MOST: usize = 64;
 
-        self.raw_tracepoints.clear();
+        // As with tracepoints, an understudy goes before its program.
+        while self.raw_tracepoints.pop().is_some() {}
         let tracepoints = std::mem::take(&mut self.tracepoints);
         let links = self.probes.len();
         let probes = Mutex::new(std::mem::take(&mut self.probes));
@@ -484,12 +504,54 @@ impl Capture {
         });
     }
 
-    /// Runs that the kernel left out of each program, because it was running that one or another on that CPU.
+    /// Runs that the kernel has left out so far.
     #[must_use]
-    pub fn runs_missed_by_kernel(&self) -> BTreeMap<&'static str, u64> {
+    pub fn missed_runs(&self) -> MissedRuns {
         let missed = |program| hits::statistic(program, "recursion_misses:").unwrap_or(0);
-        self.programs.loaded().map(|(name, program)| (name, missed(program))).collect()
+        let count = |counter| self.tables.count(counter);
+        MissedRuns {
+            of_programs: self.programs.loaded().map(|(name, program)| (name, missed(program))).collect(),
+            made_up_for: count(Counter::DoneByUnderstudy).saturating_sub(count(Counter::LeftToUnderstudy)),
+        }
     }
+}
+
+/// Runs of programs that the kernel left out, because it was running that program, or another one, on that CPU.
+#[derive(Clone, Debug, Default)]
+pub struct MissedRuns {
+    /// Of each program.
+    pub of_programs: BTreeMap<&'static str, u64>,
+    /// How many of all understudies made up for.
+    made_up_for: u64,
+}
+
+impl MissedRuns {
+    /// Those that came after others.
+    #[must_use]
+    pub fn since(mut self, before: &Self) -> Self {
+        for (name, runs) in &mut self.of_programs {
+            *runs -= before.of_programs.get(name).unwrap_or(&0);
+        }
+        self.of_programs.retain(|_, runs| *runs > 0);
+        self.made_up_for = self.made_up_for.saturating_sub(before.made_up_for);
+        self
+    }
+
+    /// How many events nobody saw.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.of_programs.values().sum::<u64>().saturating_sub(self.made_up_for)
+    }
+}
+
+/// What an understudy is attached with.
+const UNDERSTUDY: u64 = 1;
+/// Threads between a program and its understudy, at the most; and those that died there.
+const MOST_MARKS: u32 = 16_384;
+
+fn open_raw_tracepoint(tracepoint: &CStr, program: BorrowedFd<'_>, cookie: u64) -> Result<OwnedFd> {
+    sys::open_raw_tracepoint(tracepoint, program, cookie)
+        .with_context(|| format!("cannot attach to tracepoint {}", tracepoint.to_string_lossy()))
 }
 
 /// Whether the tracepoints of single system calls can be attached to.
@@ -528,4 +590,62 @@ fn random_bytes<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{mem::offset_of, ptr};
+
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    use tracer_ebpf::event::{EventKind, MappingEvent};
+
+    use super::*;
+
+    const CALLS: u64 = 500;
+
+    /// Maps and unmaps memory, `CALLS` times.
+    fn map_and_unmap() {
+        for _ in 0..CALLS {
+            // SAFETY: the kernel finds a place, and nobody uses it.
+            unsafe {
+                let flags = MapFlags::PRIVATE;
+                let place = mmap_anonymous(ptr::null_mut(), 4096, ProtFlags::READ, flags).expect("it maps");
+                munmap(place, 4096).expect("it unmaps");
+            }
+        }
+    }
+
+    /// How many events of this thread there are.
+    fn events_of_this_thread(events: &mut RingBuf<MapData>) -> u64 {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
+        let mut count = 0;
+        while let Some(event) = events.next() {
+            let is_mapping = event[0] == EventKind::Mapping as u8;
+            let of = offset_of!(MappingEvent, tid);
+            count += u64::from(is_mapping && event[of..of + 4] == tid.to_ne_bytes());
+        }
+        count
+    }
+
+    /// As root.
+    #[test]
+    fn an_understudy_does_what_its_program_was_left_out_of_and_nothing_else() {
+        let settings = Settings { understudies: true, ..Settings::least() };
+        let mut capture = Capture::load(&settings).expect("it loads");
+        capture.add_process(Pid(std::process::id())).expect("there is room");
+        let mut events = capture.take_events().expect("there are events");
+        capture.open_windows(1);
+        capture.attach_raw_tracepoint("any_syscall_exit", c"sys_exit").expect("it attaches");
+        map_and_unmap();
+        assert_eq!(events_of_this_thread(&mut events), 2 * CALLS);
+        // Others may be between a program and its understudy when they are attached.
+        let made_up_for = capture.missed_runs().made_up_for;
+        assert!(made_up_for < CALLS, "{made_up_for}");
+
+        drop(capture.raw_tracepoints.remove(0));
+        map_and_unmap();
+        assert_eq!(events_of_this_thread(&mut events), 2 * CALLS);
+        assert!(capture.missed_runs().made_up_for >= made_up_for + 2 * CALLS);
+        assert_eq!(capture.tables.count(Counter::LeftToUnderstudy), 0);
+    }
 }

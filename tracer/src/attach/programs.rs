@@ -22,6 +22,7 @@ use super::{
 pub struct Programs {
     loader: Arc<Loader>,
     loaded: BTreeMap<&'static str, OwnedFd>,
+    understudies: BTreeMap<&'static str, OwnedFd>,
     /// Those that are being loaded meanwhile.
     ahead: Option<JoinHandle<Vec<Attempt>>>,
 }
@@ -36,7 +37,7 @@ impl Programs {
     /// When the object is not what it should be.
     pub fn new(object: &[u8], ebpf: &Ebpf, links: UprobeLinks) -> Result<Self> {
         let loader = Arc::new(Loader::new(object, ebpf, links)?);
-        Ok(Self { loader, loaded: BTreeMap::new(), ahead: None })
+        Ok(Self { loader, loaded: BTreeMap::new(), understudies: BTreeMap::new(), ahead: None })
     }
 
     /// Begins to load what will be needed, on a thread of its own. Without one they are loaded when they are needed.
@@ -58,6 +59,17 @@ impl Programs {
             self.loaded.insert(name, self.loader.load(name)?);
         }
         Ok(self.loaded.get(name).context("it has been loaded")?.as_fd())
+    }
+
+    /// A program once more, as a program of its own.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn understudy(&mut self, name: &'static str) -> Result<BorrowedFd<'_>> {
+        if !self.understudies.contains_key(name) {
+            self.understudies.insert(name, self.loader.load(name)?);
+        }
+        Ok(self.understudies.get(name).context("it has been loaded")?.as_fd())
     }
 
     fn take_ahead(&mut self) -> Result<()> {

@@ -153,15 +153,16 @@ pub fn link_perf_event(event: BorrowedFd<'_>, program: BorrowedFd<'_>, cookie: u
     unsafe { bpf(LINK_CREATE, &attributes) }
 }
 
-/// Runs a program at a raw tracepoint until the result is dropped.
-pub fn open_raw_tracepoint(name: &CStr, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Runs a program at a raw tracepoint until the result is dropped. Before Linux 6.10 the cookie must be 0.
+pub fn open_raw_tracepoint(name: &CStr, program: BorrowedFd<'_>, cookie: u64) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Open {
         name: u64,
         program: RawFd,
         padding: u32,
+        cookie: u64,
     }
-    let attributes = Open { name: name.as_ptr() as u64, program: program.as_raw_fd(), padding: 0 };
+    let attributes = Open { name: name.as_ptr() as u64, program: program.as_raw_fd(), padding: 0, cookie };
     // SAFETY: the attributes are those of the command, and the name outlives the call.
     unsafe { bpf(RAW_TRACEPOINT_OPEN, &attributes) }
 }

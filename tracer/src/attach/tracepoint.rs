@@ -28,20 +28,28 @@ impl Tracepoints {
         Self { links: Vec::new(), events: events.inspect_err(waits).ok() }
     }
 
-    /// Runs `program` at tracepoint number `id`, for every process and on every CPU.
+    /// Runs `program` at tracepoint number `id`, for every process and on every CPU, after those that were attached before. It can
+    /// ask for its cookie.
     ///
     /// # Errors
     /// When the kernel refuses: no permission (`CAP_PERFMON`; where `perf_event_paranoid` is 3, as on Debian, `CAP_SYS_ADMIN`), or
     /// no such tracepoint.
-    pub fn attach(&mut self, id: u64, program: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn attach(&mut self, id: u64, program: BorrowedFd<'_>, cookie: u64) -> io::Result<()> {
         let event = open(id)?;
-        let link = sys::link_perf_event(event.as_fd(), program, 0)?;
+        let link = sys::link_perf_event(event.as_fd(), program, cookie)?;
         if let (Some(events), Ok(next)) = (&self.events, u32::try_from(self.links.len())) {
             let held = sys::set_element(events.as_fd(), next, event.as_raw_fd().cast_unsigned());
             held.unwrap_or_else(|error| log::debug!("a tracepoint is let go with its link: {error}"));
         }
         self.links.push(link);
         Ok(())
+    }
+}
+
+impl Drop for Tracepoints {
+    /// The last one goes first, so that an understudy goes before its program.
+    fn drop(&mut self) {
+        while self.links.pop().is_some() {}
     }
 }
 

@@ -38,7 +38,7 @@ use super::{
     sampling::Sampler,
 };
 use crate::{
-    attach::{Capture, Settings, Sizes},
+    attach::{Capture, MissedRuns, Settings, Sizes, preempts_tracepoints},
     descriptors,
     drain::Drain,
     memory::residency,
@@ -97,7 +97,9 @@ impl Parts {
 #[derive(Default)]
 struct OpenWindow {
     /// Runs of programs that were missed, and events that could not be read, before it.
-    missed_before: BTreeMap<&'static str, u64>,
+    missed_before: MissedRuns,
+    /// The runs that were missed until it closed.
+    missed_after: Option<MissedRuns>,
     malformed_before: u64,
     started_at: String,
     opened_ns: u64,
@@ -141,6 +143,7 @@ impl Session {
             sampling: sampler.sampling(),
             follow: config.follow,
             alike: processes.len(),
+            understudies: preempts_tracepoints(),
         })?;
         parts.done("making the maps");
         if config.mode == Mode::Allocations {
@@ -238,7 +241,7 @@ impl Session {
     fn begin_window(&mut self) {
         self.find_all_trampolines();
         // What was missed before is nothing that counts.
-        self.window.missed_before = self.capture.runs_missed_by_kernel();
+        self.window.missed_before = self.capture.missed_runs();
         self.window.malformed_before = self.drain.malformed();
         let Accounts { mappings, resident, .. } = &mut self.accounts;
         self.window.rss_before = resident.rss(&self.processes, When::Now);
@@ -344,6 +347,8 @@ impl Session {
         // Read at the moment that the counts end with: a program may free what it holds a millisecond later.
         let reading = has_memory.then(|| self.accounts.resident.read(&self.processes, When::Now)).flatten();
         self.capture.close_windows();
+        // While probes are taken away, a program can be there without its understudy.
+        self.window.missed_after = Some(self.capture.missed_runs());
         self.window.closed_ns = now_ns();
         let (pids, calls) = self.traced_now();
         self.meter.end(&self.capture, &pids, calls);

@@ -136,28 +136,18 @@ impl Session {
         }
     }
 
-    /// Runs that the kernel left out in this window, of each program.
-    fn runs_missed(&self) -> BTreeMap<&'static str, u64> {
-        let mut missed = self.capture.runs_missed_by_kernel();
-        for (name, runs) in &mut missed {
-            *runs -= self.window.missed_before.get(name).unwrap_or(&0);
-        }
-        missed.retain(|_, runs| *runs > 0);
-        missed
-    }
-
     /// Events that user space counted.
     fn events(&self) -> Events {
         let Accounts { mappings, touched, .. } = &self.accounts;
         let (calls, losses) = (mappings.calls(), mappings.losses());
-        let missed = self.runs_missed();
-        if !missed.is_empty() {
+        let missed = self.window.missed_after.clone().unwrap_or_else(|| self.capture.missed_runs());
+        let missed = missed.since(&self.window.missed_before);
+        if !missed.of_programs.is_empty() {
             log::debug!("programs that the kernel left out, and how often: {missed:?}");
         }
-        let missed = missed.values().sum();
         let malformed = self.drain.malformed() - self.window.malformed_before + losses.malformed;
         let lost = [
-            (loss::MISSED_BY_KERNEL, missed),
+            (loss::MISSED_BY_KERNEL, missed.lost()),
             (loss::MALFORMED_EVENT, malformed),
             (loss::MAPPING_TABLE_FULL, losses.table_full + touched.as_ref().map_or(0, Touched::table_full)),
         ];
