@@ -8,8 +8,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use rustix::process::Signal;
 use tempfile::TempDir;
-use tracer_tests::{Finished, Program, Stack, Tracer, run_tool, text, wait_until};
+use tracer_tests::{Finished, Program, Report, Stack, Tracer, run_tool, text, wait_until};
 
 /// A program without symbols whose debug file a server has.
 struct Served {
@@ -74,12 +75,29 @@ impl Served {
         program.work();
         recording.interrupt()
     }
+
+    /// A snapshot of a recording that is to have the server's names at its end.
+    #[track_caller]
+    fn snapshot(&self) -> Report {
+        let mut program = Program::new("malloc_family.c").start_as(&self.directory.path().join("stripped"));
+        let words = ["env".to_owned(), format!("DEBUGINFOD_CACHE_PATH={}", text(&self.cache()))];
+        let tracer = Tracer::new().through(words.map(OsString::from)).options(["--debuginfod", &self.url]);
+        let mut recording = tracer.pid(program.pid()).start();
+        program.work();
+        recording.signal(Signal::USR1);
+        recording.wait_for_message("snapshot 1, ");
+        Report::parse(&recording.file("report.1.json"))
+    }
 }
 
 /// The leaf of the stack that leaks in `leak_malloc`: its function, and whether it has a line.
 #[track_caller]
 fn leaf(finished: &Finished) -> (Option<String>, bool) {
-    let report = finished.report();
+    leaf_of(&finished.report())
+}
+
+#[track_caller]
+fn leaf_of(report: &Report) -> (Option<String>, bool) {
     let leaks = |stack: &&Stack| stack.outstanding_bytes == 7 * 1001;
     let stack = report.stacks.iter().find(leaks).unwrap_or_else(|| panic!("{:#?}", report.outlines()));
     (stack.frames[0].function.clone(), stack.frames[0].line.is_some())
@@ -105,6 +123,21 @@ fn what_a_server_has_names_a_stripped_program() {
         "{asked:#?}"
     );
 
+    // A recording that was saved without is named later, in what was said of it, too.
+    let saved = served.directory.path().join("saved.json");
+    fs::write(&saved, unasked.json.as_ref().expect("it has a report")).expect("the directory is writable");
+    let variable = format!("DEBUGINFOD_CACHE_PATH={}", text(&served.cache()));
+    let again = Tracer::command(["report", text(&saved), "--debuginfod", &served.url])
+        .output("report.json")
+        .through(["env".to_owned(), variable].map(OsString::from))
+        .run();
+    let again = Report::parse(&again.file("report.json"));
+    assert_eq!(leaf_of(&again), named);
+    let places = |report: &Report| report.causes.iter().map(|cause| cause.place.clone()).collect::<Vec<_>>();
+    let (before, after) = (places(&unasked.report()), places(&again));
+    assert!(before.iter().all(|place| place.starts_with("stripped+0x")), "{before:#?}");
+    assert!(after.contains(&"stripped: leak_malloc".to_owned()), "{after:#?}");
+
     // What was fetched is found by elfutils' own client, and without the server.
     served.server.kill().expect("it runs");
     served.server.wait().expect("it ends");
@@ -116,6 +149,7 @@ fn what_a_server_has_names_a_stripped_program() {
     assert!(found.status.success(), "{found:?}");
     let by_environment = served.record(&[format!("DEBUGINFOD_URLS={}", served.url)], &[]);
     assert_eq!(leaf(&by_environment), named, "{by_environment:#?}");
+    assert_eq!(leaf_of(&served.snapshot()), named, "what goes on has the names that are here");
 
     // With an empty cache the report is as good as without a server, and says why.
     fs::remove_dir_all(served.cache()).expect("it is there");

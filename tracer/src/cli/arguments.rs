@@ -75,6 +75,10 @@ pub(super) enum Sub {
     Report {
         /// A report that was written as .json or .json.gz.
         recording: PathBuf,
+        /// Name functions without a name by debug files, from this debuginfod server, or from the servers in DEBUGINFOD_URLS or
+        /// /etc/debuginfod.
+        #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "", help_heading = heading::REPORTS)]
+        debuginfod: Option<String>,
         #[command(flatten)]
         keep: Keep,
         #[command(flatten)]
@@ -230,7 +234,7 @@ pub(super) struct RecordArguments {
 
     /// Fetch missing debug files after the recording, from this debuginfod server, or from the servers in DEBUGINFOD_URLS or
     /// /etc/debuginfod. Without this option tracer does so only if DEBUGINFOD_URLS is set (sudo removes it). Snapshots and --tui
-    /// do without; `tracer report` has the names that were saved.
+    /// have the names of files that came before.
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "", help_heading = heading::REPORTS)]
     debuginfod: Option<String>,
 

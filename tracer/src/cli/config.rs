@@ -13,12 +13,15 @@ use crate::record;
 use crate::report::destination::{Destination, OutputPlace};
 use crate::report::filter::Filter;
 use crate::report::{FlameOrder, Format, Options, WeightUnit};
+use crate::symbolize::Wish;
 use crate::watch;
 
 /// What to draw again of a saved recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportConfig {
     pub recording: PathBuf,
+    /// Whether servers are to be asked for debug files now.
+    pub debuginfod: Option<Wish>,
     /// Which of its stacks.
     pub keep: Keep,
     /// How and where to.

@@ -27,6 +27,7 @@ use self::watch::WatchArguments;
 use crate::model::Pid;
 use crate::report::Format;
 use crate::report::destination::{Destination, OutputPlace, WriteError};
+use crate::symbolize::Wish;
 
 /// What the help calls groups of options.
 mod heading {
@@ -104,8 +105,9 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
     let cli = Cli::from_arg_matches(&matches)?;
     match cli.command {
         Some(Sub::Doctor) => Ok(Action::Doctor { color: cli.color }),
-        Some(Sub::Report { recording, keep, view }) => {
-            Ok(Action::Report(ReportConfig { recording, keep, view: view.validate(cli.color)? }))
+        Some(Sub::Report { recording, debuginfod, keep, view }) => {
+            let debuginfod = debuginfod.map(Wish::Servers);
+            Ok(Action::Report(ReportConfig { recording, debuginfod, keep, view: view.validate(cli.color)? }))
         }
         Some(Sub::Diff { base, new, view }) => {
             Ok(Action::Diff(DiffConfig { base, new, view: view.validate(cli.color)? }))

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::terminal::{on_terminal, unless_nobody_reads};
 use crate::{
     cli::{DiffConfig, Exit, Keep, ReportConfig, ViewConfig},
-    model::Profile,
+    model::{Bytes, Profile},
     report::{
         Options, Report as _,
         destination::{OutputPlace, write_all},
@@ -16,6 +16,8 @@ use crate::{
         saved,
         text::Text,
     },
+    signals::Interruptible,
+    symbolize::{Debuginfod, Progress, Watcher},
 };
 
 /// `tracer report`.
@@ -29,12 +31,53 @@ pub(super) fn draw_again(config: &ReportConfig) -> Result<Exit> {
         only: only.iter().copied().collect(),
     };
     let mut profile = open(&config.recording)?;
+    if let Some(wish) = &config.debuginfod
+        && let Some(debuginfod) = Debuginfod::wanted(wish)?
+    {
+        name(&mut profile, &debuginfod);
+    }
     filter.apply(&mut profile);
     let profile = leaked(profile);
     let view = &config.view;
     let (written, errors) = write_all(&view.outputs, profile, &view_options(view));
     show(view, |options, out| Text { written: &written }.write(profile, options, out))?;
     errors.into_iter().next().map_or(Ok(Exit::Done), |error| Err(error.into()))
+}
+
+/// Names what has no name by the debug files that servers have.
+fn name(profile: &mut Profile, debuginfod: &Debuginfod) {
+    let mut waiting = Waiting { debuginfod, interruptible: Interruptible::begin() };
+    let came = debuginfod.refine_saved(profile, &mut waiting);
+    eprintln!("tracer: debug files: {} of {} were had", came.had, came.wanted);
+    if let Some(why) = came.failure {
+        log::warn!("debuginfod: {why}");
+    }
+    if came.ended_early {
+        log::warn!("debuginfod: stopped waiting for servers; files that have arrived are kept");
+    }
+}
+
+struct Waiting<'a> {
+    debuginfod: &'a Debuginfod,
+    interruptible: Interruptible,
+}
+
+impl Watcher for Waiting<'_> {
+    fn begin(&mut self, servers: &[String], files: usize) {
+        eprintln!(
+            "tracer: debug files of {files} modules are fetched from {} into {}; Ctrl-C goes on without",
+            servers.join(", "),
+            self.debuginfod.directory().display()
+        );
+    }
+
+    fn progress(&mut self, progress: Progress<'_>) {
+        log::debug!("debug file of {}: {}", progress.module, Bytes(progress.bytes));
+    }
+
+    fn is_tired(&self) -> bool {
+        self.interruptible.was_interrupted()
+    }
 }
 
 /// `tracer diff`.

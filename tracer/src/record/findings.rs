@@ -54,6 +54,8 @@ pub struct Findings {
     pub(super) python_objects: bool,
     pub(super) shared_memory: u64,
     pub(super) timeline: Vec<TimelinePoint>,
+    /// Debug files that have come from servers before, where frames are to be named by these.
+    pub(super) debug_files: Option<Arc<Debuginfod>>,
     /// Whether the tables have been read, and stacks have their frames.
     pub(super) is_read: bool,
 }
@@ -64,6 +66,9 @@ impl Findings {
     pub fn profile(mut self) -> Profile {
         let started = Instant::now();
         self.read();
+        if let Some(debug_files) = self.debug_files.take() {
+            debug_files.refine_by_cache(self.counted.stacks.values_mut().map(|stack| &mut stack.frames));
+        }
         let Self { tables, counted, mut events, processes, window, memory, .. } = self;
         // While somebody reads, the numbers of stacks stay as they are.
         drop(tables);
@@ -111,6 +116,12 @@ impl Findings {
             verdict: Some(verdict),
             causes,
         }
+    }
+
+    /// The same, with the names of debug files that have come from servers before.
+    #[must_use]
+    pub fn with_names_of(self, debug_files: Option<&Arc<Debuginfod>>) -> Self {
+        Self { debug_files: debug_files.cloned(), ..self }
     }
 
     /// Names frames by debug files that servers have, of the stacks that hold something. Takes its time.

@@ -32,6 +32,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::PathBuf,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -150,7 +151,7 @@ pub async fn record(
     keys: UnboundedReceiver<Request>,
     observer: &mut dyn Observer,
 ) -> Result<Recorded> {
-    let debuginfod = Debuginfod::wanted(&config.debuginfod)?;
+    let debuginfod = Debuginfod::wanted(&config.debuginfod)?.map(Arc::new);
     let mut interrupts = Interrupts::new()?;
     let requests = Requests::listen(keys)?;
     let mut launched = launch(config)?;
@@ -167,7 +168,13 @@ pub async fn record(
         None if config.max_cost.is_some() => {}
         None => session.check_allocators()?,
     }
-    let mut asked = PendingRequests { requests, observer: &mut *observer, snapshot: false, mark: false };
+    let mut asked = PendingRequests {
+        requests,
+        observer: &mut *observer,
+        debug_files: debuginfod.clone(),
+        snapshot: false,
+        mark: false,
+    };
     let mut watching = Watching { config, interrupts: &mut interrupts };
     let mut ended = None;
     if let Some(limit) = config.max_cost {
@@ -405,6 +412,8 @@ fn too_much(percent: f64, limit: CostLimit) -> String {
 struct PendingRequests<'a> {
     requests: Requests,
     observer: &'a mut dyn Observer,
+    /// Names what is seen before the end, as far as the cache has it.
+    debug_files: Option<Arc<Debuginfod>>,
     snapshot: bool,
     mark: bool,
 }
@@ -421,7 +430,7 @@ impl PendingRequests<'_> {
         if self.snapshot && ready {
             self.snapshot = false;
             session.snapshot(When::Now);
-            self.observer.snapshot(session.findings());
+            self.observer.snapshot(session.findings().with_names_of(self.debug_files.as_ref()));
             took("a snapshot");
         } else if self.mark && !self.snapshot {
             self.mark = false;
@@ -430,7 +439,7 @@ impl PendingRequests<'_> {
             self.observer.marked();
             self.observer.say("marked: from now on only new allocations count");
         } else if ready && self.observer.wants_findings() {
-            self.observer.look(session.findings());
+            self.observer.look(session.findings().with_names_of(self.debug_files.as_ref()));
             took("a look");
         }
         Ok(())

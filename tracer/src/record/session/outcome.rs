@@ -68,6 +68,7 @@ impl Session {
             python_objects: self.config.declarations.python_objects,
             shared_memory: resident.shared_growth(),
             timeline: self.progress.timeline.clone(),
+            debug_files: None,
             is_read: false,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! A server is asked only if somebody said so: by `--debuginfod`, or by `DEBUGINFOD_URLS`, which `sudo` leaves out of the environment.
 //! It is asked after the window has closed and the probes are out, so the target waits for nobody, and only for files whose functions
-//! are in stacks that hold something and have no debug information. A frame says all that is needed: build id and offset.
+//! are in stacks that hold something and have no debug information. A frame says all that is needed: build id and offset. So the frames of
+//! a saved recording can be named later, on another machine. While the recording goes on, what the cache has is used.
 //!
 //! What was fetched stays in the cache of elfutils' own client ([`cache`]), so each of the two finds what the other has fetched.
 
@@ -16,11 +17,12 @@ use std::{
     fs,
     net::ToSocketAddrs as _,
     path::{Path, PathBuf},
+    sync::Mutex,
     thread,
     time::Duration,
 };
 
-use self::cache::Cache;
+use self::{cache::Cache, refine::Renamed};
 pub use self::{
     fetch::{Progress, Watcher},
     refine::Outcome,
@@ -64,6 +66,8 @@ pub struct Debuginfod {
     silence: Duration,
     /// All files together may take so long.
     limit: Duration,
+    /// What frames have been renamed to by files of the cache.
+    renamed: Mutex<Renamed>,
 }
 
 impl Debuginfod {
@@ -113,6 +117,7 @@ impl Debuginfod {
             cache: Cache::new(directory),
             silence: seconds("DEBUGINFOD_TIMEOUT", 30),
             limit: seconds("DEBUGINFOD_MAXTIME", 120),
+            renamed: Mutex::default(),
         }))
     }
 

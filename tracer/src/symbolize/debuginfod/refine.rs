@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
-    sync::Arc,
+    sync::{Arc, PoisonError},
 };
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     fetch::{Failure, Fetcher, Watcher},
 };
 use crate::{
-    model::Frame,
+    model::{Frame, Profile},
     symbolize::object_file::{DebugFile, Function},
 };
 
@@ -27,7 +27,12 @@ pub struct Outcome {
     pub failure: Option<String>,
     /// Whether the time was over, or the user did without the rest.
     pub ended_early: bool,
+    /// What functions were called that had no name (`libpool.so+0x1a40`), and what they are called now: the module, and the function.
+    pub named: BTreeMap<String, (String, String)>,
 }
+
+/// What came of frames. Stacks share them: each is looked up once, and what comes of it is shared as well.
+pub(super) type Renamed = HashMap<Arc<Frame>, Vec<Arc<Frame>>>;
 
 impl Debuginfod {
     /// Names the frames of stacks anew whose modules have no debug information. The modules of most stacks come first.
@@ -55,9 +60,70 @@ impl Debuginfod {
                 }
             }
         }
-        rename(&mut stacks, &files);
+        let mut renamed = Renamed::new();
+        rename(&mut stacks, &files, &mut renamed);
+        outcome.named = renamed.iter().filter_map(|(frame, better)| new_name(frame, better)).collect();
         outcome
     }
+
+    /// The same of a recording that was saved, in what was said of it, too.
+    pub fn refine_saved(&self, profile: &mut Profile, watcher: &mut dyn Watcher) -> Outcome {
+        let outcome = self.refine(profile.stacks.iter_mut().map(|stack| &mut stack.frames), watcher);
+        for cause in &mut profile.causes {
+            put_names(&mut cause.place, &outcome.named, true);
+            let others = cause.by.iter_mut().chain(&mut cause.below).chain(&mut cause.called_from);
+            others.for_each(|text| put_names(text, &outcome.named, false));
+        }
+        if let Some(verdict) = &mut profile.verdict {
+            put_names(&mut verdict.summary, &outcome.named, true);
+        }
+        outcome
+    }
+
+    /// The same by what the cache has already, so that it takes no time: while a recording goes on, nobody is asked.
+    pub fn refine_by_cache<'a>(&self, stacks: impl Iterator<Item = &'a mut Vec<Arc<Frame>>>) {
+        let mut stacks: Vec<_> = stacks.collect();
+        let modules = modules_without_debug_information(stacks.iter().map(|frames| &***frames));
+        // A panic in the midst of it leaves names that are all good.
+        let renamed = &mut *self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = HashMap::new();
+        for (build_id, _) in modules {
+            let is_new = |frame: &Arc<Frame>| {
+                frame.build_id.as_deref() == Some(&*build_id) && !renamed.contains_key(frame)
+            };
+            // A file is opened for new frames alone: that takes a while.
+            if stacks.iter().any(|frames| frames.iter().any(is_new))
+                && let Kept::File(file) = self.cache.find(&build_id)
+            {
+                add(&mut files, build_id, &file);
+            }
+        }
+        rename(&mut stacks, &files, renamed);
+    }
+}
+
+/// Puts names in the place of what functions without one are called in a sentence: `libpool.so+0x1a40`, but not `libpool.so+0x1a400`.
+fn put_names(text: &mut String, named: &BTreeMap<String, (String, String)>, with_module: bool) {
+    for (label, (module, function)) in named {
+        let mut rest = 0;
+        while let Some(at) = text[rest..].find(label.as_str()).map(|at| at + rest) {
+            let end = at + label.len();
+            let is_whole = !text[end..].starts_with(|next: char| next.is_ascii_hexdigit())
+                && !text[..at].ends_with(|last: char| last.is_alphanumeric() || "-_./".contains(last));
+            rest = end;
+            if is_whole {
+                let name = if with_module { format!("{module}: {function}") } else { function.clone() };
+                text.replace_range(at..end, &name);
+                rest = at + name.len();
+            }
+        }
+    }
+}
+
+/// The name of a function that had none, and what it is called now.
+fn new_name(frame: &Frame, better: &[Arc<Frame>]) -> Option<(String, (String, String))> {
+    let function = better.last().filter(|_| frame.function.is_none())?.function.clone()?;
+    Some((frame.label(), (frame.module.clone()?, function)))
 }
 
 fn add(files: &mut HashMap<String, DebugFile>, build_id: String, file: &File) -> bool {
@@ -93,12 +159,12 @@ fn modules_without_debug_information<'a>(
     modules.into_iter().map(|(build_id, seen)| (build_id.to_owned(), seen.name.to_owned())).collect()
 }
 
-fn rename(stacks: &mut [&mut Vec<Arc<Frame>>], files: &HashMap<String, DebugFile>) {
-    // Stacks share their frames: each is looked up once, and what comes of it is shared as well.
-    let mut renamed: HashMap<Arc<Frame>, Vec<Arc<Frame>>> = HashMap::new();
+fn rename(stacks: &mut [&mut Vec<Arc<Frame>>], files: &HashMap<String, DebugFile>, renamed: &mut Renamed) {
     for frames in stacks {
-        let is_concerned =
-            |frame: &Arc<Frame>| frame.build_id.as_ref().is_some_and(|build_id| files.contains_key(build_id));
+        let is_concerned = |frame: &Arc<Frame>| {
+            renamed.contains_key(frame)
+                || frame.build_id.as_ref().is_some_and(|build_id| files.contains_key(build_id))
+        };
         if !frames.iter().any(is_concerned) {
             continue;
         }
@@ -106,7 +172,11 @@ fn rename(stacks: &mut [&mut Vec<Arc<Frame>>], files: &HashMap<String, DebugFile
             if let Some(known) = renamed.get(frame) {
                 return known.clone();
             }
-            let better = better(frame, files).unwrap_or_else(|| vec![Arc::clone(frame)]);
+            let kept = vec![Arc::clone(frame)];
+            if !frame.build_id.as_ref().is_some_and(|build_id| files.contains_key(build_id)) {
+                return kept;
+            }
+            let better = better(frame, files).unwrap_or(kept);
             renamed.insert(Arc::clone(frame), better.clone());
             better
         });
@@ -133,4 +203,26 @@ fn better(frame: &Arc<Frame>, files: &HashMap<String, DebugFile>) -> Option<Vec<
     };
     let better: Vec<_> = functions.into_iter().map(named).collect();
     (!better.is_empty()).then_some(better)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_take_the_place_of_whole_offsets() {
+        let named = ("libpool.so+0x1a40", "libpool.so", "pool_get");
+        let named = BTreeMap::from([(named.0.to_owned(), (named.1.to_owned(), named.2.to_owned()))]);
+        let put = |text: &str, with_module| {
+            let mut text = text.to_owned();
+            put_names(&mut text, &named, with_module);
+            text
+        };
+        assert_eq!(
+            put("leaking in `libpool.so+0x1a40` (by `libpool.so+0x1a400`), `mylibpool.so+0x1a40`", true),
+            "leaking in `libpool.so: pool_get` (by `libpool.so+0x1a400`), `mylibpool.so+0x1a40`"
+        );
+        assert_eq!(put("libpool.so+0x1a40", false), "pool_get");
+        assert_eq!(put("libpool.so+0x1a40 libpool.so+0x1a40", false), "pool_get pool_get");
+    }
 }

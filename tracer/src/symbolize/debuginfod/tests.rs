@@ -126,6 +126,7 @@ fn debuginfod(servers: &[SocketAddr], cache: &Path) -> Debuginfod {
         cache: Cache::new(cache.to_owned()),
         silence: Duration::from_secs(2),
         limit: Duration::from_secs(60),
+        renamed: Mutex::default(),
     }
 }
 
@@ -161,7 +162,9 @@ fn what_a_server_has_names_functions_and_is_kept() {
     let servers = [serve(Says::NotFound), serve(Says::File(built.debug.clone()))];
     let mut somebody = Somebody::default();
     let (outcome, names) = ask(&debuginfod(&servers, caches.path()), &built, &mut somebody);
-    assert_eq!(outcome, Outcome { wanted: 1, had: 1, failure: None, ended_early: false });
+    let label = format!("program+{:#x}", built.outer);
+    let named = [(label, ("program".to_owned(), "outer".to_owned()))].into();
+    assert_eq!(outcome, Outcome { wanted: 1, had: 1, named, ..Outcome::default() });
     assert_eq!(names, ["inner:3 inlined", "outer:4"]);
     assert_eq!((somebody.begun, somebody.bytes), (1, built.debug.len() as u64));
     let kept = caches.path().join(&built.build_id).join("debuginfo");
@@ -170,7 +173,16 @@ fn what_a_server_has_names_functions_and_is_kept() {
     // Nobody is asked again, nor is it said.
     let mut somebody = Somebody::default();
     let (outcome, again) = ask(&debuginfod(&[], caches.path()), &built, &mut somebody);
-    assert_eq!((outcome.had, again, somebody.begun), (1, names, 0));
+    assert_eq!((outcome.had, &again, somebody.begun), (1, &names, 0));
+    // While a recording goes on it is named again and again; a file is opened for what is new.
+    let by_cache = debuginfod(&[], caches.path());
+    for _ in 0..2 {
+        let mut stacks = stacks(&built);
+        by_cache.refine_by_cache(stacks.iter_mut());
+        assert_eq!(stacks[0].len(), 2);
+        assert_eq!(stacks[0][1].function.as_deref(), Some("outer"));
+        let _ = fs::remove_file(&kept);
+    }
 }
 
 #[test]
