@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tracer_ebpf::counter::Counter;
+
 use super::causes::{go_in_step, place_name};
 use super::growth::{self, Point};
 use super::managed::Runtime;
@@ -68,8 +70,14 @@ pub fn of_lossy(events: &Events) -> Option<VerdictSummary> {
     let lost: u64 = events.lost.values().sum();
     let seen = events.allocations + events.frees + events.unmatched_frees;
     let share = lost as f64 / seen.max(lost).max(1) as f64;
+    let without_room =
+        events.lost.get(Counter::LiveTableFull.name()).is_some_and(|&blocks| blocks > lost / 2);
+    let remedy = if without_room { ": no room for so many live blocks (--max-live, --sample)" } else { "" };
     (share > MOST_LOST).then(|| VerdictSummary {
-        summary: format!("no verdict: {:.0} % of the events could not be accounted for", 100.0 * share),
+        summary: format!(
+            "no verdict: {:.0} % of the events could not be accounted for{remedy}",
+            100.0 * share
+        ),
         leaking: None,
         growth_bytes_per_second: None,
     })

@@ -364,6 +364,10 @@ impl Watching<'_> {
                         asked.observer.say(&format!("ended early, since {why}"));
                         return Ok(End::Interrupted);
                     }
+                    if ends_with_its_room(config, started.elapsed()) && session.is_out_of_room() {
+                        asked.observer.say(OUT_OF_ROOM);
+                        return Ok(End::Interrupted);
+                    }
                 }
             }
             session.take_events();
@@ -380,6 +384,16 @@ impl Watching<'_> {
 
 /// How a line begins that says what CPU time of the targets the probes took: for who keeps within [`Config::max_cpu`].
 pub const PROBES_TOOK: &str = "probes took CPU time: ";
+
+const OUT_OF_ROOM: &str =
+    "ended early, since there is no room for more live blocks: --max-live N makes more, --sample takes less";
+
+/// A window that is whole tells more than a longer one of which blocks are missing. Nobody waits for the end of one that has none, who chose
+/// the room has chosen what is lost, and a mark makes room.
+fn ends_with_its_room(config: &Config, time: Duration) -> bool {
+    let awaits_mark = config.mark_after.is_some_and(|mark| time < mark);
+    config.duration.is_some() && config.max_live.is_none() && !awaits_mark
+}
 
 /// Targets may do something else than when the probes were tried, and the whole of it may be too much.
 fn costs_too_much(config: &Config, session: &Session, time: Duration) -> Option<String> {
@@ -520,5 +534,21 @@ impl Exits {
     /// more memory it has.
     async fn all_soon(&mut self) -> bool {
         timeout(Duration::from_secs(2), self.all()).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_that_somebody_waits_for_ends_with_its_room() {
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        let bounded = Config { duration: Some(minute), ..Config::default() };
+        assert!(ends_with_its_room(&bounded, second));
+        assert!(!ends_with_its_room(&Config::default(), second));
+        assert!(!ends_with_its_room(&Config { max_live: Some(1000), ..bounded.clone() }, second));
+        let marked = Config { mark_after: Some(10 * second), ..bounded };
+        assert!(!ends_with_its_room(&marked, second) && ends_with_its_room(&marked, 11 * second));
     }
 }

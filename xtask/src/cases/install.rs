@@ -89,6 +89,11 @@ impl Place {
         Command::new(self.package(package).join("bin/python"))
     }
 
+    /// Where another interpreter of the same version finds a package.
+    pub fn python_modules(&self, package: &str) -> PathBuf {
+        self.package(package).join("lib/python3.11/site-packages")
+    }
+
     /// A package of npm (`name@version`).
     pub fn node_package(&self, package: &str) -> Result<()> {
         let prefix = self.package(package);

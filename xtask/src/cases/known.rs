@@ -61,6 +61,8 @@ const CRC32: &str = "@node-rs/crc32@1.5.1";
 
 /// What redis listens to, beside others that may run.
 const REDIS_PORT: &str = "8973";
+const SUBSCRIBED_PORT: &str = "8972";
+const GUNICORN_PORT: &str = "8971";
 
 /// All of them, by number.
 pub const CASES: &[Case] = &[
@@ -86,6 +88,28 @@ pub const CASES: &[Case] = &[
         right: "leaking in `ujson`, all of it.",
         install: |place| place.python_package(UJSON),
         command: |place| Ok(with(place.python_with(UJSON), place, "02-ujson/run.py")),
+        options: &["--objects", "python"],
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["ujson"],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "02d",
+        name: "the same by the interpreter of Debian, with `--objects python`",
+        what: "as above; its compiler has put the code of the object allocator into the callers.",
+        right: "leaking in `ujson`, all of it.",
+        install: |place| {
+            place.python_package(UJSON)?;
+            debian(&[("/usr/bin/python3.11", "python3")])
+        },
+        command: |place| {
+            let mut python = with(Command::new("/usr/bin/python3.11"), place, "02-ujson/run.py");
+            python.env("PYTHONPATH", place.python_modules(UJSON));
+            Ok(python)
+        },
         options: &["--objects", "python"],
         exact: (Leaking, Leaking),
         sampled: (NotAcquitted, Leaking),
@@ -403,6 +427,100 @@ pub const CASES: &[Case] = &[
         cause: &["NpyIter_NestedIters"],
         says: &[],
         parts: &["managed"],
+        per_minute: None,
+    },
+    Case {
+        number: "38",
+        name: "gunicorn that replaces its workers",
+        what: "the leak of 14 in workers of gunicorn, each replaced after 400 requests: some seconds, and not in step.",
+        right: "leaking, one cause for all workers, as in 14; of workers that live for some seconds it may be left open.",
+        install: |_| debian(&[("gunicorn", "gunicorn"), ("curl", "curl")]),
+        command: |place| {
+            let mut gunicorn = Command::new("sh");
+            gunicorn.arg(place.source("38-gunicorn/run.sh")).arg(GUNICORN_PORT);
+            Ok(gunicorn)
+        },
+        options: &["--follow"],
+        exact: (NotAcquitted, NotAcquitted),
+        sampled: (NotAcquitted, NotAcquitted),
+        cause: &["d2i_SSL_SESSION"],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "39",
+        name: "Ruby 3.1 (bug 20150)",
+        what: "who asks for the graphemes of a string that is not UTF-8 leaves the regular expression for them behind: blocks of many sizes.",
+        right: "leaking, all of it one cause in libruby, whose functions have no names in Debian's.",
+        install: |_| debian(&[("ruby", "ruby")]),
+        command: |place| Ok(with(Command::new("ruby"), place, "39-ruby-graphemes/run.rb")),
+        options: &[],
+        exact: (Leaking, Leaking),
+        sampled: (NotAcquitted, Leaking),
+        cause: &["libruby"],
+        says: &[],
+        parts: &["native"],
+        per_minute: None,
+    },
+    Case {
+        number: "40",
+        name: "redis 7.0 with a subscriber that does not read",
+        what: "what is published waits for who subscribed and does not read, by the megabyte: the output buffers of clients.",
+        right: "leaking in what adds to a client's reply.",
+        install: |_| debian(&[("redis-server", "redis-server")]),
+        command: |place| {
+            let mut subscriber = with(Command::new(python()?), place, "40-subscriber/run.py");
+            subscriber.arg(SUBSCRIBED_PORT);
+            Ok(subscriber)
+        },
+        options: &[],
+        exact: (Leaking, Leaking),
+        sampled: (Leaking, Leaking),
+        cause: &["_addReplyProtoToList", "addReply"],
+        says: &["redis-server"],
+        parts: &["native"],
+        per_minute: None,
+    },
+    Case {
+        number: "41",
+        name: "netty 4.1, all released",
+        what: "bursts of direct buffers, every one released: the pool's chunks come and go, and some stay.",
+        right: "not a leak, or left open.",
+        install: |place| {
+            debian(&[
+                ("/usr/share/java/netty-buffer.jar", "libnetty-java"),
+                ("javac", "default-jdk-headless"),
+            ])?;
+            place.java_program("41-released/Bursts.java")
+        },
+        command: |place| {
+            let mut java = Command::new("java");
+            java.args(["-Xmx256m", "--add-opens", "java.base/java.nio=ALL-UNNAMED", "-cp"]);
+            java.arg(format!("{}:{}", netty()?, place.file("java").display())).arg("Bursts");
+            Ok(java)
+        },
+        options: &[],
+        exact: (NotConvicted, NotConvicted),
+        sampled: (NotConvicted, NotConvicted),
+        cause: &[],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "42",
+        name: "PHP 8.2, regular expressions that are made up",
+        what: "PHP keeps 4,096 compiled regular expressions. Nothing leaks.",
+        right: "not a leak, or left open.",
+        install: |_| debian(&[("php", "php-cli")]),
+        command: |place| Ok(with(Command::new("php"), place, "42-pcre/run.php")),
+        options: &[],
+        exact: (NotConvicted, NotConvicted),
+        sampled: (NotConvicted, NotConvicted),
+        cause: &[],
+        says: &[],
+        parts: &[],
         per_minute: None,
     },
 ];

@@ -6,7 +6,7 @@ use tracer_ebpf::{counter::Counter, process::ProcessIndex, stack::StackTotals};
 
 use super::{
     super::{
-        clock::now_ns,
+        clock::{nanos, now_ns},
         growth::Touched,
         resident_memory::{Readings, When},
     },
@@ -14,7 +14,10 @@ use super::{
     accounts::Accounts,
 };
 use crate::{
-    analyze::history::{History, Source},
+    analyze::{
+        growth,
+        history::{History, Source},
+    },
     model::{Bytes, Kind, Mode, Overhead, Pid, TimelinePoint},
     plan::ApiId,
     report::status::{Status, Vitals},
@@ -132,6 +135,13 @@ impl Session {
             tracing_percent: self.overhead().filter(|it| it.is_much()).map(|it| it.percent),
         };
         Status { target: &self.descriptions[&ProcessIndex::default()], vitals }
+    }
+
+    /// Whether there is no room for more live blocks, though next to nothing is lost yet, and the window is long enough to be judged.
+    pub fn is_out_of_room(&self) -> bool {
+        let lost = self.capture.tables().count(Counter::LiveTableFull);
+        let seen = self.sampler.calls_so_far(self.capture.tables());
+        lost > 0 && lost < seen / 50 && now_ns() >= self.window.opened_ns + nanos(growth::SHORTEST)
     }
 
     /// Looks at what tracing takes, and says once what takes less where that is much.
