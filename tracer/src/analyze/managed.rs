@@ -39,6 +39,14 @@ pub enum Runtime {
     Beam,
 }
 
+impl Runtime {
+    /// Whether native memory that its objects own waits for a collector of garbage.
+    #[must_use]
+    pub const fn collects_garbage(self) -> bool {
+        matches!(self, Self::V8 | Self::HotSpot | Self::Ruby | Self::Mono | Self::DotNet)
+    }
+}
+
 impl fmt::Display for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

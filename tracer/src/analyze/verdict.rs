@@ -145,7 +145,7 @@ fn unless_starved(
         Some(_) => {
             let waited = window.saturating_sub(had);
             let sentence = format!(
-                "{sentence}; no verdict, since it waited for a CPU for {:.1} of {:.1} s: record longer, or when less else runs",
+                "no verdict, since it waited for a CPU for {:.1} of {:.1} s: record longer, or when less else runs; it looked like: {sentence}",
                 waited.as_secs_f64(),
                 window.as_secs_f64()
             );
@@ -160,10 +160,7 @@ fn unless_starved(
 fn may_be_garbage(facts: &Facts, cause: &Cause) -> bool {
     /// So many were freed for each that is left.
     const FREED: u64 = 4;
-    let collects = matches!(
-        facts.runtime,
-        Some(Runtime::V8 | Runtime::HotSpot | Runtime::Ruby | Runtime::Mono | Runtime::DotNet)
-    );
+    let collects = facts.runtime.is_some_and(Runtime::collects_garbage);
     collects && cause.freed_objects / FREED >= cause.outstanding_objects.max(1)
 }
 
@@ -1020,7 +1017,8 @@ mod tests {
         let (sentence, leaking) = of(Duration::from_millis(400), seconds(10), Some(true));
         assert_eq!(
             sentence,
-            "leaking; no verdict, since it waited for a CPU for 9.6 of 10.0 s: record longer, or when less else runs"
+            "no verdict, since it waited for a CPU for 9.6 of 10.0 s: record longer, or when less else runs; it looked like: \
+             leaking"
         );
         assert_eq!(leaking, None);
         assert_eq!(of(seconds(1), seconds(600), Some(false)).1, None);

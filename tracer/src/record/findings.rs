@@ -74,6 +74,9 @@ impl Findings {
         drop(tables);
         let judged = counted.judged();
         let mut causes = causes::find(&judged, &counted.history, &processes);
+        if self.runtime.is_some_and(Runtime::collects_garbage) {
+            causes::leave_open_what_may_be_garbage(&mut causes);
+        }
         let stacks: Vec<_> = judged.into_iter().map(|judged| judged.stack).collect();
         outcome::count_incomplete(&mut events, &stacks);
         let verdict = verdict::of_lossy(&events).unwrap_or_else(|| {

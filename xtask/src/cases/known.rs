@@ -63,6 +63,7 @@ const CRC32: &str = "@node-rs/crc32@1.5.1";
 const REDIS_PORT: &str = "8973";
 const SUBSCRIBED_PORT: &str = "8972";
 const GUNICORN_PORT: &str = "8971";
+const PUMA_PORT: &str = "8970";
 
 /// All of them, by number.
 pub const CASES: &[Case] = &[
@@ -515,6 +516,25 @@ pub const CASES: &[Case] = &[
         right: "not a leak, or left open.",
         install: |_| debian(&[("php", "php-cli")]),
         command: |place| Ok(with(Command::new("php"), place, "42-pcre/run.php")),
+        options: &[],
+        exact: (NotConvicted, NotConvicted),
+        sampled: (NotConvicted, NotConvicted),
+        cause: &[],
+        says: &[],
+        parts: &[],
+        per_minute: None,
+    },
+    Case {
+        number: "44",
+        name: "Puma 5.6 with few requests",
+        what: "what a request brought is garbage, of which there is less than Ruby's collector waits for. Nothing leaks.",
+        right: "not a leak, or left open.",
+        install: |_| debian(&[("puma", "puma"), ("curl", "curl")]),
+        command: |place| {
+            let mut puma = Command::new("sh");
+            puma.arg(place.source("44-puma/run.sh")).arg(PUMA_PORT);
+            Ok(puma)
+        },
         options: &[],
         exact: (NotConvicted, NotConvicted),
         sampled: (NotConvicted, NotConvicted),

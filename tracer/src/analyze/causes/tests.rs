@@ -542,3 +542,19 @@ fn names_lose_their_parameters_and_results() {
     );
     assert_eq!(name_of("JS:*handle /srv/a.js:3"), "JS:*handle /srv/a.js:3");
 }
+
+#[test]
+fn a_little_that_a_collector_may_still_free_is_left_open() {
+    let verdict = |a_second: u64, size: u64, freed: u64| {
+        let mut program = Program::default();
+        program.add("buffer < handle < main", |_| a_second, size, freed);
+        let mut causes = program.causes();
+        assert_eq!(causes[0].verdict, Verdict::Leaking);
+        leave_open_what_may_be_garbage(&mut causes);
+        causes[0].verdict
+    };
+    assert_eq!(verdict(2, 16 << 10, 0), Verdict::Unknown, "a buffer for each of 40 requests");
+    assert_eq!(verdict(2, 16 << 20, 0), Verdict::Leaking, "more than any collector waits for");
+    assert_eq!(verdict(20, 100, 0), Verdict::Leaking, "many");
+    assert_eq!(verdict(2, 16 << 10, 10), Verdict::Leaking, "it has run, and left these");
+}
