@@ -1,9 +1,8 @@
 //! Page faults that make memory resident, in growth mode: streamed as the mapping family is, one of many when they are many.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use tracer_ebpf::{
-    counter::Counter,
-    event::{EventKind, MappingCall, MappingEvent},
+    event::{MappingCall, MappingEvent},
     stack::mapping_api,
     unwind::Frame,
 };
@@ -11,8 +10,7 @@ use tracer_ebpf::{
 use super::{
     arch::{self, UserRegisters},
     capture::{self, CaptureRequest},
-    count::count,
-    maps::EVENTS,
+    mappings,
     processes::current_process,
 };
 
@@ -32,24 +30,12 @@ pub fn fault(address: u64, error_code: u64) -> Option<()> {
     let frame = Frame::first(regs.for_walk());
     let api = mapping_api(MappingCall::PageFault);
     let stack = capture::stack(&CaptureRequest { frame, returns_to: 0, process: index, api });
-    let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
-        count(Counter::MappingEventDropped);
-        return None;
-    };
-    entry.write(MappingEvent {
-        event: EventKind::Mapping as u8,
+    mappings::submit(MappingEvent {
         call: MappingCall::PageFault as u8,
         at_exit: 1,
-        in_allocator: 0,
         process: index,
-        padding: 0,
-        tid: bpf_get_current_pid_tgid() as u32,
         stack,
-        // SAFETY: the helper only reads the clock.
-        time_ns: unsafe { bpf_ktime_get_ns() },
         args: [address, period, 0, 0, 0, 0],
-        result: 0,
-    });
-    entry.submit(0);
-    Some(())
+        ..mappings::now()
+    })
 }

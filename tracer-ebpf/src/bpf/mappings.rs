@@ -97,24 +97,45 @@ fn send(index: ProcessIndex, call: MappingCall, regs: UserRegisters, at: At) -> 
     } else {
         StackId::NONE
     };
-    let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
-        count(Counter::MappingEventDropped);
-        return None;
-    };
-    entry.write(MappingEvent {
-        event: EventKind::Mapping as u8,
+    submit(MappingEvent {
         call: call as u8,
         at_exit: at_exit.into(),
         in_allocator: returns_to.is_some().into(),
         process: index,
-        padding: 0,
-        tid: bpf_get_current_pid_tgid() as u32,
         stack,
-        // SAFETY: the helper only reads the clock.
-        time_ns: unsafe { bpf_ktime_get_ns() },
         args: regs.system_call_arguments(),
         result,
-    });
+        ..now()
+    })
+}
+
+/// An event of the current thread at this moment, of which nothing else is known.
+#[inline(always)]
+pub fn now() -> MappingEvent {
+    MappingEvent {
+        event: EventKind::Mapping as u8,
+        call: 0,
+        at_exit: 0,
+        in_allocator: 0,
+        process: ProcessIndex::default(),
+        padding: 0,
+        tid: bpf_get_current_pid_tgid() as u32,
+        stack: StackId::NONE,
+        // SAFETY: the helper only reads the clock.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        args: [0; 6],
+        result: 0,
+    }
+}
+
+/// Hands an event to user space. Counts it when there is no room.
+#[inline(always)]
+pub fn submit(event: MappingEvent) -> Option<()> {
+    let Some(mut entry) = EVENTS.reserve::<MappingEvent>(0) else {
+        count(Counter::MappingEventDropped);
+        return None;
+    };
+    entry.write(event);
     entry.submit(0);
     Some(())
 }

@@ -49,12 +49,7 @@ fn name(profile: &mut Profile, debuginfod: &Debuginfod) {
     let mut waiting = Waiting { debuginfod, interruptible: Interruptible::begin() };
     let came = debuginfod.refine_saved(profile, &mut waiting);
     eprintln!("tracer: debug files: {} of {} were had", came.had, came.wanted);
-    if let Some(why) = came.failure {
-        log::warn!("debuginfod: {why}");
-    }
-    if came.ended_early {
-        log::warn!("debuginfod: stopped waiting for servers; files that have arrived are kept");
-    }
+    came.warn();
 }
 
 struct Waiting<'a> {
@@ -64,11 +59,7 @@ struct Waiting<'a> {
 
 impl Watcher for Waiting<'_> {
     fn begin(&mut self, servers: &[String], files: usize) {
-        eprintln!(
-            "tracer: debug files of {files} modules are fetched from {} into {}; Ctrl-C goes on without",
-            servers.join(", "),
-            self.debuginfod.directory().display()
-        );
+        eprintln!("tracer: {}", self.debuginfod.announcement(servers, files));
     }
 
     fn progress(&mut self, progress: Progress<'_>) {

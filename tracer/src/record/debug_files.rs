@@ -17,12 +17,7 @@ pub fn name(findings: &mut Findings, debuginfod: &Debuginfod, observer: &mut dyn
             .observer
             .say(&format!("debug files: {} of {} that are not installed were had", came.had, came.wanted));
     }
-    if let Some(why) = came.failure {
-        log::warn!("debuginfod: {why}");
-    }
-    if came.ended_early {
-        log::warn!("debuginfod: stopped waiting for servers; files that have arrived are kept");
-    }
+    came.warn();
 }
 
 struct Waiting<'a> {
@@ -33,11 +28,7 @@ struct Waiting<'a> {
 
 impl Watcher for Waiting<'_> {
     fn begin(&mut self, servers: &[String], files: usize) {
-        self.observer.say(&format!(
-            "debug files of {files} modules are fetched from {} into {}; Ctrl-C goes on without",
-            servers.join(", "),
-            self.debuginfod.directory().display()
-        ));
+        self.observer.say(&self.debuginfod.announcement(servers, files));
     }
 
     fn progress(&mut self, progress: Progress<'_>) {

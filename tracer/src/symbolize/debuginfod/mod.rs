@@ -71,6 +71,16 @@ pub struct Debuginfod {
 }
 
 impl Debuginfod {
+    /// What is said before files are fetched.
+    #[must_use]
+    pub fn announcement(&self, servers: &[String], files: usize) -> String {
+        format!(
+            "debug files of {files} modules are fetched from {} into {}; Ctrl-C goes on without",
+            servers.join(", "),
+            self.cache.directory().display()
+        )
+    }
+
     /// The servers that somebody wants asked, if any.
     ///
     /// # Errors
@@ -134,12 +144,6 @@ impl Debuginfod {
                 log::debug!("addresses of {name}: {found:?}");
             });
         }
-    }
-
-    /// Where what is fetched is kept.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        self.cache.directory()
     }
 }
 

@@ -31,6 +31,18 @@ pub struct Outcome {
     pub named: BTreeMap<String, (String, String)>,
 }
 
+impl Outcome {
+    /// Says what went wrong.
+    pub fn warn(&self) {
+        if let Some(why) = &self.failure {
+            log::warn!("debuginfod: {why}");
+        }
+        if self.ended_early {
+            log::warn!("debuginfod: stopped waiting for servers; files that have arrived are kept");
+        }
+    }
+}
+
 /// What came of frames. Stacks share them: each is looked up once, and what comes of it is shared as well.
 pub(super) type Renamed = HashMap<Arc<Frame>, Vec<Arc<Frame>>>;
 
