@@ -140,6 +140,12 @@ impl Births {
         self.blocks.iter().map(|&blocks| u64::from(blocks)).sum()
     }
 
+    /// What is left of the first half.
+    #[must_use]
+    pub fn bytes_of_first_half(&self) -> u64 {
+        self.bytes[..Self::PARTS / 2].iter().fold(0, |sum, &bytes| sum.saturating_add(bytes))
+    }
+
     fn part_at(&self, t_ns: u64) -> usize {
         let length = u128::from(self.end_ns.saturating_sub(self.start_ns).max(1));
         let part = u128::from(t_ns.saturating_sub(self.start_ns)) * Self::PARTS as u128 / length;

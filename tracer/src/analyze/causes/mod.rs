@@ -191,11 +191,15 @@ impl Search<'_> {
         through.into_iter().take(MOST_JUDGED).find(|(_, stacks)| self.leaks(stacks))
     }
 
-    /// Of the functions through which nearly all of these stacks goes, the nearest to the allocator.
+    /// Of the functions through which nearly all of these stacks goes, the nearest to the allocator. What is young may be on its way: it
+    /// counts only where there is hardly anything else.
     fn nearest_that_explains(&self, all: &[usize], banned: &HashSet<FunctionId>) -> (FunctionId, Vec<usize>) {
-        let enough = self.weight(all) / 100 * NEARLY_ALL;
+        const HARDLY_ANYTHING: u64 = 10;
+        let is_young = self.old_weight(all) < self.weight(all) / HARDLY_ANYTHING;
+        let weight = |stacks: &[usize]| if is_young { self.weight(stacks) } else { self.old_weight(stacks) };
+        let enough = weight(all) / 100 * NEARLY_ALL;
         let through = self.through(all, banned).into_iter();
-        let explaining = through.filter(|(_, stacks)| self.weight(stacks) >= enough && self.leaks(stacks));
+        let explaining = through.filter(|(_, stacks)| weight(stacks) >= enough && self.leaks(stacks));
         let nearest = explaining.min_by(|a, b| {
             let distance = |(function, stacks): &(FunctionId, Vec<usize>)| self.distance(*function, stacks);
             distance(a).total_cmp(&distance(b)).then(a.0.cmp(&b.0))
@@ -278,6 +282,11 @@ impl Search<'_> {
 
     fn weight(&self, stacks: &[usize]) -> u64 {
         sum(stacks.iter().map(|&index| self.stacks[index].stack.weight_bytes))
+    }
+
+    /// What of it is left of the first half of the window.
+    fn old_weight(&self, stacks: &[usize]) -> u64 {
+        sum(stacks.iter().map(|&index| self.stacks[index].births.bytes_of_first_half()))
     }
 
     fn objects(&self, stacks: &[usize]) -> u64 {

@@ -558,3 +558,14 @@ fn a_little_that_a_collector_may_still_free_is_left_open() {
     assert_eq!(verdict(20, 100, 0), Verdict::Leaking, "many");
     assert_eq!(verdict(2, 16 << 10, 10), Verdict::Leaking, "it has run, and left these");
 }
+
+#[test]
+fn what_is_on_its_way_beside_a_leak_moves_the_blame_to_nobody() {
+    let mut program = Program::default();
+    program.leak("text < field < object < handle < main", 5);
+    // As much again, of the last second: buffers that are freed when others come.
+    program.add("grow < encode < object < handle < main", |second| 90 * (second / 19), 100, 2000);
+    let causes = program.causes();
+    assert_eq!((causes[0].verdict, causes[0].place.as_str()), (Verdict::Leaking, "app: text"), "{causes:#?}");
+    assert!(causes[1..].iter().all(|cause| cause.verdict != Verdict::Leaking), "{causes:#?}");
+}
