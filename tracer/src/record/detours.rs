@@ -5,7 +5,7 @@ use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    model::{Address, Pid},
+    model::Address,
     plan::{Detour, ObjectPlan},
     target::{MappedObject, Target, while_held},
 };
@@ -14,16 +14,38 @@ use crate::{
 #[derive(Default)]
 pub struct Detours {
     words: Vec<Word>,
-    /// Those that have been changed: the memory of the program that they were in, whatever the process executes later, and how many.
-    taken: Option<(Arc<Target>, File, usize)>,
+    /// How many of them have been looked at.
+    done: usize,
+    taken: Option<Taken>,
 }
 
-/// One of them: what it has, and what it is to have.
+/// Words that lead another way now.
+struct Taken {
+    target: Arc<Target>,
+    /// The memory of the program that they are in, whatever the process executes later.
+    memory: File,
+    words: Vec<Word>,
+}
+
+/// Who is to take detours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taker {
+    /// A process that runs.
+    Running,
+    /// A child of one. It has what its parent had, and may even have its memory (vfork(2)): that is the parent's to give back.
+    Child,
+    /// A launched command that stands still.
+    Held,
+}
+
+/// One of them: what it has usually, and what it is to have.
 #[derive(Clone, Copy)]
 struct Word {
     address: Address,
     usual: u64,
     detour: u64,
+    /// As it was found.
+    has: u64,
 }
 
 impl Detours {
@@ -36,60 +58,73 @@ impl Detours {
             address: Address(address(slot)),
             usual: address(function),
             detour: address(instead),
+            has: 0,
         }));
     }
 
-    /// Changes the words that have not been. A process that is held stands still already.
+    /// Changes the words that have not been.
     ///
     /// # Errors
-    /// When it is gone, cannot be held, or has something else there.
-    pub fn take(&mut self, target: &Arc<Target>, is_held: bool) -> Result<()> {
-        let done = self.taken.as_ref().map_or(0, |(.., done)| *done);
-        let new = self.words[done..].to_vec();
+    /// When the process is gone, cannot be held, or has something else there.
+    pub fn take(&mut self, target: &Arc<Target>, taker: Taker) -> Result<()> {
+        let mut new = self.words[self.done..].to_vec();
         if new.is_empty() {
             return Ok(());
         }
         let memory = target.open_memory().context("its memory cannot be written")?;
-        for word in &new {
-            let has = read_word(&memory, word.address).context("its memory cannot be read")?;
-            // A fork has its parent's, and a tracer that was killed leaves them.
-            if has != word.usual && has != word.detour {
+        for word in &mut new {
+            word.has = read_word(&memory, word.address).context("its memory cannot be read")?;
+            // A tracer that was killed leaves detours.
+            if word.has != word.usual && word.has != word.detour {
                 bail!(
                     "objects of Python cannot be followed: it has another allocator for them (PYTHONMALLOC, tracemalloc)"
                 );
             }
         }
-        // From now on some may have been.
-        self.taken = Some((Arc::clone(target), memory, self.words.len()));
-        let Some((_, memory, _)) = &self.taken else { return Ok(()) };
-        let write = || {
-            new.iter().try_for_each(|word| memory.write_all_at(&word.detour.to_ne_bytes(), word.address.0))
+        self.done = self.words.len();
+        if taker == Taker::Child {
+            new.retain(|word| word.has == word.usual);
+        }
+        let has_usual = new.iter().any(|word| word.has == word.usual);
+        // From now on some may have been changed.
+        let mut words = self.taken.take().map_or_else(Vec::new, |taken| taken.words);
+        words.extend(&new);
+        let taken = self.taken.insert(Taken { target: Arc::clone(target), memory, words });
+        let write = || write_all(&taken.memory, &new, |word| word.detour);
+        let written = match taker {
+            _ if !has_usual => Ok(()),
+            Taker::Held => write(),
+            Taker::Running | Taker::Child => while_held(target.pid(), write),
         };
-        let written = if is_held { write() } else { while_held(target.pid(), write) };
         written
             .context("objects of Python cannot be followed: the table of their allocator cannot be changed")
     }
+}
 
-    fn give_back(&mut self) -> io::Result<()> {
-        let Some((target, memory, done)) = self.taken.take() else { return Ok(()) };
-        let words = &self.words[..done];
-        let is_taken = |word: &&Word| read_word(&memory, word.address).is_ok_and(|has| has == word.detour);
+impl Taken {
+    fn give_back(&self) -> io::Result<()> {
+        let is_taken =
+            |word: &&Word| read_word(&self.memory, word.address).is_ok_and(|has| has == word.detour);
         // Of a program that is gone nothing can be read.
-        let taken: Vec<&Word> = words.iter().filter(is_taken).collect();
+        let taken: Vec<Word> = self.words.iter().filter(is_taken).copied().collect();
         if taken.is_empty() {
             return Ok(());
         }
-        while_held(target.pid(), || {
-            taken.iter().try_for_each(|word| memory.write_all_at(&word.usual.to_ne_bytes(), word.address.0))
-        })
+        while_held(self.target.pid(), || write_all(&self.memory, &taken, |word| word.usual))
     }
+}
+
+fn write_all(memory: &File, words: &[Word], value: impl Fn(&Word) -> u64) -> io::Result<()> {
+    words.iter().try_for_each(|word| memory.write_all_at(&value(word).to_ne_bytes(), word.address.0))
 }
 
 impl Drop for Detours {
     fn drop(&mut self) {
-        let pid = self.taken.as_ref().map_or(Pid(0), |(target, ..)| target.pid());
-        if let Err(error) = self.give_back() {
+        if let Some(taken) = &self.taken
+            && let Err(error) = taken.give_back()
+        {
             // They lead to the same functions.
+            let pid = taken.target.pid();
             log::info!("process {pid} keeps the detours to its object allocator, which do no harm: {error}");
         }
     }

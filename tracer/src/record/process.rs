@@ -18,7 +18,7 @@ use tracer_ebpf::{
 
 use super::{
     address_space::last_page,
-    detours::Detours,
+    detours::{Detours, Taker},
     found::{Found, allocators_in},
 };
 use crate::{
@@ -66,6 +66,7 @@ pub struct TracedProcess {
     pub index: ProcessIndex,
     /// The process itself.
     pub target: Arc<Target>,
+    is_child: bool,
     probed: Probed,
     probes: usize,
     /// Where its sampler has the word that says how many bytes are between samples.
@@ -85,15 +86,17 @@ impl TracedProcess {
     /// # Errors
     /// When it cannot be traced.
     pub fn open(pid: Pid) -> Result<Self> {
-        Ok(Self::new(ProcessIndex::default(), Target::open(pid)?, Probed::default()))
+        let target = Target::open(pid)?;
+        Ok(Self { is_child: false, ..Self::new(ProcessIndex::default(), target, Probed::default()) })
     }
 
-    /// A process with this place in the tables. The files in `probed` have their probes.
+    /// A child of another one, with this place in the tables. The files in `probed` have their probes.
     pub fn new(index: ProcessIndex, target: Target, probed: Probed) -> Self {
         let target = Arc::new(target);
         Self {
             index,
             target,
+            is_child: true,
             probed,
             probes: 0,
             mean: None,
@@ -141,7 +144,7 @@ impl TracedProcess {
     /// When the process is gone, or the kernel refuses a probe.
     pub fn attach(&mut self, capture: &mut Capture, planner: &mut Planner) -> Result<()> {
         self.attach_held(capture, planner)?;
-        self.take_detours(false)
+        self.take_detours(if self.is_child { Taker::Child } else { Taker::Running })
     }
 
     /// As [`TracedProcess::attach`], of a launched command that is held and has not come to its entry point: its detours are still to
@@ -175,13 +178,13 @@ impl TracedProcess {
         self.attach_left_out(capture, planner)
     }
 
-    /// From now on all calls of its functions go where the probes are. A launched command that is held stands still already.
+    /// From now on all calls of its functions go where the probes are.
     ///
     /// # Errors
     /// When its memory cannot be changed.
-    pub fn take_detours(&mut self, is_held: bool) -> Result<()> {
+    pub fn take_detours(&mut self, taker: Taker) -> Result<()> {
         let name = self.name();
-        self.detours.take(&self.target, is_held).context(name)
+        self.detours.take(&self.target, taker).context(name)
     }
 
     /// Probes what was left out for another process, which reports its blocks as this one does not.

@@ -30,6 +30,7 @@ use super::{
     children::Children,
     clock::now_ns,
     code::CodeFiles,
+    detours::Taker,
     growth::Touched,
     overhead::Meter,
     process::{TracedProcess, planner},
@@ -284,7 +285,7 @@ impl Session {
         if let Some(planner) = planner {
             process.set_mean(planner);
         }
-        process.take_detours(true)?;
+        process.take_detours(Taker::Held)?;
         if launched.is_preloaded() && process.usdt_probes() == 0 {
             log::warn!(
                 "{} does not load the sampler (it is linked statically, setuid, or has an allocator of its own): its functions are \
