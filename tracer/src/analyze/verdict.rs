@@ -291,6 +291,9 @@ fn undecided_sentence(facts: &Facts, growth: &Growth, cause: &Cause) -> (String,
             );
         }
         _ if facts.window < growth::SHORTEST => "too short a window to tell a leak",
+        _ if cause.objects_of_new_processes > cause.outstanding_objects / 2 => {
+            "in processes that have lived too short to tell a leak: let each live for ten seconds"
+        }
         _ if came_late(cause) => "all of it came at the end of this window, too late to tell a leak",
         _ => "too few blocks to tell a leak",
     };
@@ -1005,6 +1008,15 @@ mod tests {
         // Hardly anything was freed, so it is something else that is kept.
         freed.stack.freed_bytes = MIB;
         assert_eq!(verdict_of(&[freed], &memory, 0).1, None);
+    }
+
+    #[test]
+    fn workers_that_live_too_short_are_not_few_blocks() {
+        let mut workers = made("f", Kind::Native, Verdict::Unknown, 40 * MIB, 0.0);
+        workers.cause.objects_of_new_processes = workers.cause.outstanding_objects;
+        let (summary, leaking) = verdict(&[workers], &[(Part::Native, 40)]);
+        assert!(summary.contains("let each live for ten seconds"), "{summary}");
+        assert_eq!(leaking, None);
     }
 
     #[test]
