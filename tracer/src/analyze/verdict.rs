@@ -122,7 +122,8 @@ pub fn of(facts: &Facts) -> VerdictSummary {
                 }
                 Some(leak) => {
                     let rate = per_minute(leak.rate(facts.window.as_secs_f64()));
-                    (format!("{sentence}; besides, {rate} leak in {}", leak.sentence()), Some(true))
+                    let leak_or_grow = if leak.first_touch { "grow" } else { "leak" };
+                    (format!("{sentence}; besides, {rate} {leak_or_grow} in {}", leak.sentence()), Some(true))
                 }
                 None => beside_garbage(&growth, &garbage, (sentence, leaking)),
             }
@@ -450,7 +451,9 @@ fn leak_sentence(facts: &Facts, growth: &Growth, leak: &Cause, leaks: &Places) -
     let seconds = facts.window.as_secs_f64();
     let rate = per_minute(leak.rate(seconds));
     let share = growth.share(footprint_of(leak));
-    let mut sentence = format!("leaking {rate} in {}{}{share}", leak.sentence(), in_stacks(leak));
+    // Who touches memory first is not always who keeps it.
+    let leaking = if leak.first_touch { "growing" } else { "leaking" };
+    let mut sentence = format!("{leaking} {rate} in {}{}{share}", leak.sentence(), in_stacks(leak));
     if let [_, others @ ..] = &leaks.places[..]
         && !others.is_empty()
     {
@@ -460,6 +463,9 @@ fn leak_sentence(facts: &Facts, growth: &Growth, leak: &Cause, leaks: &Places) -
         if let Some(other) = others.iter().find(|other| go_in_step(leak, other)) {
             sentence += &format!(" (in step with it: `{}`)", other.place);
         }
+    }
+    if leak.first_touch {
+        sentence += "; who keeps it is not known";
     }
     sentence
 }
@@ -552,6 +558,13 @@ fn held_sentence(facts: &Facts, growth: &Growth) -> (String, Option<bool>) {
         (place.sentence(), growth.share(footprint_of(place)), Bytes(place.weight_bytes));
     match place.verdict {
         Verdict::Growing | Verdict::Leaking | Verdict::Unknown => undecided_sentence(facts, growth, place),
+        Verdict::Steady if place.first_touch => {
+            (format!("not a leak: {name} goes as fast as it comes, and is {size} now{share}"), Some(false))
+        }
+        Verdict::OneOff if place.first_touch => (
+            format!("not a leak: {name} came to {size}, and to no more, as a cache does that is full{share}"),
+            Some(false),
+        ),
         Verdict::Steady => (
             format!("not a leak: {name} frees as much as it allocates, and holds {size} now{share}"),
             Some(false),
@@ -683,6 +696,7 @@ mod tests {
             by: Vec::new(),
             below: None,
             called_from: None,
+            first_touch: false,
             kind,
             verdict,
             reason: String::new(),
@@ -752,6 +766,26 @@ mod tests {
             python_objects: false,
         });
         (verdict.summary, verdict.leaking)
+    }
+
+    #[test]
+    fn who_touched_memory_first_is_not_blamed_for_keeping_it() {
+        let of = |verdict_of_cause, weight: u64| {
+            let mut touched = made("Render", Kind::Native, verdict_of_cause, weight * MIB, 1.5 * MIB as f64);
+            touched.cause.first_touch = true;
+            verdict(&[touched], &[(Part::Native, 100)])
+        };
+        let who = "memory first touched by `addon.node: Render`";
+        let said = format!("growing 90.0 MiB/min in {who} (90 % of the growth); who keeps it is not known");
+        assert_eq!(of(Verdict::Leaking, 90), (said, Some(true)));
+        for (verdict, says) in [
+            (Verdict::Steady, format!("not a leak: {who} goes as fast as it comes, and is 90.0 MiB now")),
+            (Verdict::OneOff, format!("not a leak: {who} came to 90.0 MiB, and to no more")),
+            (Verdict::Growing, format!("growing 90.0 MiB/min in {who} (90 % of the growth): not enough")),
+        ] {
+            let (summary, leaking) = of(verdict, 90);
+            assert!(summary.starts_with(&says) && leaking != Some(true), "{summary}");
+        }
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct Cause {
     /// The innermost function of the program's own that called it, where it is written in a language with a runtime; of the largest stack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub called_from: Option<String>,
+    /// Whether the function is only known to have touched most of it first, or mapped it: who keeps it may be another. So it is in growth mode.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub first_touch: bool,
     /// What kind of memory most of it is.
     pub kind: Kind,
     /// What the history of all its stacks together says.
@@ -52,10 +55,11 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// `` `addon.node: Session::Open` (by `g_strdup` → `g_malloc`) ``, with the nearest named caller where the function has no name.
+    /// `` `addon.node: Session::Open` (by `g_strdup` → `g_malloc`) ``, with the nearest named caller where the function has no name;
+    /// `` memory first touched by `addon.node: Session::Open` `` where no more is known.
     #[must_use]
     pub fn sentence(&self) -> String {
-        let mut text = format!("`{}`", self.place);
+        let mut text = format!("{}`{}`", self.before_place(), self.place);
         if let (Some(below), None) = (&self.below, &self.called_from) {
             text += &format!(" below `{below}`");
         }
@@ -67,6 +71,12 @@ impl Cause {
             text += &format!(", called from `{caller}`");
         }
         text
+    }
+
+    /// What is said before the function, to say what it did.
+    #[must_use]
+    pub const fn before_place(&self) -> &'static str {
+        if self.first_touch { "memory first touched by " } else { "" }
     }
 
     /// Growth a second: that of its history, or over a window of so many seconds where its sizes waver too much to show it.

@@ -48,7 +48,7 @@ pub(crate) fn place(cause: &Cause, columns: usize) -> Vec<String> {
     if sentence.chars().count() <= columns {
         return vec![sentence];
     }
-    let place = printable(&format!("`{}`", cause.place)).into_owned();
+    let place = printable(&format!("{}`{}`", cause.before_place(), cause.place)).into_owned();
     let rest = sentence.strip_prefix(&*place).unwrap_or_default().trim_start().to_owned();
     [place, rest]
         .iter()

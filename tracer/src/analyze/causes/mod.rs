@@ -20,6 +20,8 @@ use std::{
     sync::Arc,
 };
 
+use tracer_ebpf::event::MappingCall;
+
 use self::{
     callers::{FunctionId, Way, Ways},
     roles::Role,
@@ -363,6 +365,8 @@ impl Search<'_> {
                 .filter(|frames| frames.iter().all(|frame| frame.function.as_ref() != Some(&place)))
                 .and_then(|frames| runtime_caller(frames)),
             place,
+            first_touch: heaviest
+                .is_some_and(|&index| self.stacks[index].stack.api == MappingCall::PageFault.name()),
             kind: heaviest.map_or(Kind::Native, |&index| self.stacks[index].stack.kind),
             verdict,
             reason,

@@ -61,7 +61,7 @@ if (data.causes.length) {
   for (const cause of data.causes.slice(0, 20)) {
     const figures = [bytes(cause.weight_bytes) + (cause.standard_error_bytes ? " ± " + bytes(2 * cause.standard_error_bytes) : ""), percent(cause.weight_bytes, whole), count(cause.outstanding_objects),
       count(cause.stacks) + (cause.processes > 1 ? ` of ${count(cause.processes)} processes` : ""), Math.round((cause.growth_bytes_per_second || 0) * 60) === 0 ? "" : change(Math.round(cause.growth_bytes_per_second * 60)) + "/min"];
-    const where = element("td", { className: "where" }, element("code", { textContent: cause.place }));
+    const where = element("td", { className: "where" }, cause.first_touch ? "memory first touched by " : "", element("code", { textContent: cause.place }));
     if (cause.called_from) where.append(" called from ", element("code", { textContent: cause.called_from }));
     else if (cause.below) where.append(" below ", element("code", { textContent: cause.below }));
     if (cause.by) where.append(" (by ", ...cause.by.flatMap((by, i) => [...(i ? [" → "] : []), element("code", { textContent: by })]), ")");

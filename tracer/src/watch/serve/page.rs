@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    model::Bytes,
+    model::{Bytes, Mode},
     report::human::{Span, counted, per_minute, printable},
     watch::{
         engine::ConditionState,
@@ -185,6 +185,12 @@ fn write_recording(html: &mut String, entry: &Entry) -> fmt::Result {
         let class = if digest.leaking == Some(true) { "verdict alarm" } else { "verdict" };
         let verdict = digest.verdict.as_deref().unwrap_or("no verdict");
         writeln!(html, "<p class=\"{class}\">{}</p>", Text(verdict))?;
+        if digest.mode == Mode::Growth {
+            writeln!(
+                html,
+                "<p class=\"dim\">recorded in growth mode, which knows who touched or mapped memory first, and not who keeps it</p>"
+            )?;
+        }
         for cause in digest.causes.iter().filter(|cause| cause.bytes_per_second > 0.0).take(3) {
             writeln!(html, "<p>{}: {}</p>", per_minute(cause.bytes_per_second), Text(&cause.cause))?;
         }
