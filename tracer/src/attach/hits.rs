@@ -232,6 +232,17 @@ impl AllRuns {
         }
     }
 
+    /// Runs that walked a stack, where every allocation is kept, and what the walks took of them: the rest is about what a run takes that
+    /// walks none.
+    #[must_use]
+    pub const fn walks(&self) -> Runs {
+        /// Measured: 90 to 190 ns, by whether its data are in the CPU's cache.
+        const WITHOUT_NS: u64 = 150;
+        let (returns, at_both) = (self.allocated.count + self.exited.count, self.call.count);
+        let ns = self.allocated.ns + self.exited.ns + self.call.ns;
+        Runs { count: returns + at_both / 2, ns: ns.saturating_sub((returns + at_both) * WITHOUT_NS) }
+    }
+
     /// How many calls began.
     #[must_use]
     pub const fn calls(&self) -> u64 {

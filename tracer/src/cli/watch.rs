@@ -67,12 +67,12 @@ pub(super) struct WatchArguments {
     interval: Duration,
 
     /// What recordings look at: allocations, by probes; growth, which needs none and slows nobody; or auto: allocations where probes take
-    /// less than --max-cost, else growth.
+    /// less than --max-cost, a sample of them where that does, else growth.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = ModeArgument::Auto, help_heading = heading::COUNTED)]
     mode: ModeArgument,
 
-    /// With --mode auto: the most that probes may take of the CPU time of who is recorded. They are tried for a tenth of a second, and a
-    /// recording in which they take more later on ends early.
+    /// With --mode auto: the most that probes may take of the CPU time of who is recorded. Each way is tried for a tenth of a second, and a
+    /// recording in which probes take half as much again later on ends early.
     #[arg(long, value_name = "PERCENT", default_value_t = CostLimit::default(), help_heading = heading::COUNTED)]
     max_cost: CostLimit,
 
@@ -135,7 +135,7 @@ pub(super) struct WatchArguments {
 /// What `--mode` says.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ModeArgument {
-    /// Allocations where that costs little, else growth.
+    /// Allocations where that costs little, all or a sample; else growth.
     Auto,
     /// Every allocation, and what is not freed.
     Allocations,

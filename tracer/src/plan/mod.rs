@@ -110,6 +110,8 @@ pub struct ObjectPlan {
     pub usdt: UsdtProbes,
     /// What is to be in the tables of a process for the probes to see every call.
     pub detours: Vec<Detour>,
+    /// Whether it tells of its blocks, be that wanted or not.
+    pub samples_itself: bool,
 }
 
 impl ObjectPlan {
@@ -305,6 +307,7 @@ impl Planner {
             skipped.extend(unusable);
         }
         let is_sampler = usdt.is_sampler();
+        let samples_itself = usdt.is_complete();
         if self.sample.is_none() {
             usdt = UsdtProbes::default();
         }
@@ -312,7 +315,7 @@ impl Planner {
             let names: Vec<_> = symbols.functions.values().flat_map(|named| self.names(named)).collect();
             let why = "it passes every call on to the allocator behind it".to_owned();
             skipped.push(skip(names.join(", "), why, Omission::SeenElsewhere));
-            return Ok(ObjectPlan { probes: Vec::new(), skipped, usdt, detours: Vec::new() });
+            return Ok(ObjectPlan { probes: Vec::new(), skipped, usdt, detours: Vec::new(), samples_itself });
         }
         let mut drafts = Vec::new();
         for (&svma, named) in &symbols.functions {
@@ -331,7 +334,7 @@ impl Planner {
                 }
             }
         }
-        Ok(ObjectPlan { probes, skipped, usdt, detours })
+        Ok(ObjectPlan { probes, skipped, usdt, detours, samples_itself })
     }
 
     /// Whether the file has an allocator of its own, beside operators that call one.

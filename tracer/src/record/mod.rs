@@ -25,6 +25,7 @@ mod resident_memory;
 mod retire;
 mod sampling;
 mod session;
+mod trial;
 
 use std::{
     fs::File,
@@ -47,9 +48,14 @@ use tokio::{
 };
 
 pub use self::{
-    cost_limit::CostLimit, findings::Findings, observer::Observer, process::plan_of, requests::Request,
+    cost_limit::CostLimit,
+    findings::Findings,
+    observer::Observer,
+    process::plan_of,
+    requests::Request,
+    trial::{GROWTH, SAMPLED},
 };
-use self::{cost_limit::TRIAL, oom::OomKills, requests::Requests, resident_memory::When, session::Session};
+use self::{oom::OomKills, requests::Requests, resident_memory::When, session::Session};
 use crate::{
     model::{Bytes, End, Mode, Pid, Profile},
     plan::Declarations,
@@ -178,26 +184,7 @@ pub async fn record(
     let mut watching = Watching { config, interrupts: &mut interrupts };
     let mut ended = None;
     if let Some(limit) = config.max_cost {
-        match watching.try_probes(limit, &mut session, &mut asked, &mut exits).await? {
-            Trial::Passed => {}
-            Trial::Ended(end) => ended = Some(end),
-            Trial::Failed(why) => {
-                asked.observer.say(&format!("growth mode, since {why}"));
-                let growth = Config { mode: Mode::Growth, sample: Bytes(0), ..config.clone() };
-                // Some may have ended meanwhile, which is no reason to give up the others.
-                let left: Vec<Pid> =
-                    targets.iter().copied().filter(|&pid| Target::open(pid).is_ok()).collect();
-                // What the probes saw is all that there will be of those who have ended.
-                match left[..] {
-                    [] => ended = Some(End::TargetExited),
-                    _ => match attach(&growth, &left) {
-                        Ok(attached) => (session, exits) = attached,
-                        Err(_) if exits.all_soon().await => ended = Some(End::TargetExited),
-                        Err(error) => return Err(error),
-                    },
-                }
-            }
-        }
+        ended = watching.choose(limit, &targets, &mut session, &mut asked, &mut exits).await?;
     }
     let announcement = session.announcement();
     asked.observer.begin(&announcement)?;
@@ -278,16 +265,6 @@ fn preload(config: &Config) -> Result<Option<Preload>> {
     }
 }
 
-/// What came of trying probes.
-enum Trial {
-    /// They take little.
-    Passed,
-    /// They are to be taken out again, and why.
-    Failed(String),
-    /// The recording is over already.
-    Ended(End),
-}
-
 /// Looks after a recording while its window is open.
 struct Watching<'a> {
     config: &'a Config,
@@ -295,30 +272,6 @@ struct Watching<'a> {
 }
 
 impl Watching<'_> {
-    /// Lets the probes be for a moment, and judges what they took of the targets' CPU time.
-    async fn try_probes(
-        &mut self,
-        limit: CostLimit,
-        session: &mut Session,
-        asked: &mut PendingRequests<'_>,
-        exits: &mut Exits,
-    ) -> Result<Trial> {
-        if let Err(nothing) = session.check_allocators() {
-            return Ok(Trial::Failed(format!("{nothing:#}")));
-        }
-        match self.watch(Some(TRIAL), session, asked, exits).await? {
-            End::Duration => {}
-            end => return Ok(Trial::Ended(end)),
-        }
-        Ok(match session.overhead_of_moment() {
-            Some(overhead) if limit.is_exceeded(overhead, TRIAL) => {
-                Trial::Failed(too_much(overhead.percent, limit))
-            }
-            Some(_) => Trial::Passed,
-            None => Trial::Failed("what probes take cannot be measured here".into()),
-        })
-    }
-
     /// Takes events and snapshots until something ends the window.
     async fn watch(
         &mut self,
@@ -395,11 +348,15 @@ fn ends_with_its_room(config: &Config, time: Duration) -> bool {
     config.duration.is_some() && config.max_live.is_none() && !awaits_mark
 }
 
+/// How long it takes until what probes took is what they take: at first targets make up for what they missed while the probes went in.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// Targets may do something else than when the probes were tried, and the whole of it may be too much.
 fn costs_too_much(config: &Config, session: &Session, time: Duration) -> Option<String> {
     let overhead = session.overhead();
-    if let (Some(limit), Some(overhead)) = (config.max_cost, overhead)
-        && limit.is_exceeded(overhead, time)
+    if time >= SETTLED
+        && let (Some(limit), Some(overhead)) = (config.max_cost, overhead)
+        && limit.tolerated().is_exceeded(overhead, session.cpus(), time)
     {
         return Some(too_much(overhead.percent, limit));
     }

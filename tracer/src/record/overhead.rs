@@ -4,7 +4,12 @@
 //! often the programs ran and how long, and, beforehand, what a hit costs beside its program. What a call took then, every call in
 //! the window took. What the traps take from the CPU's caches is not measured.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, thread};
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     attach::{
@@ -139,14 +144,24 @@ impl Meter {
         self.measured = Measured { runs: self.measured.runs.plus(runs), calls: self.measured.calls + calls };
     }
 
-    /// What tracing took since the window opened, be that a moment ago; none where that is not measured. Clock ticks are too few in a
-    /// moment to say what of it was in the kernel.
-    pub fn of_moment(&mut self, capture: &Capture, pids: &[Pid], calls: u64) -> Option<Overhead> {
+    /// What tracing took since the window opened, be that a moment ago, and of that the walks of stacks in nanoseconds; none where that is
+    /// not measured. Clock ticks are too few in a moment to say what of it was in the kernel.
+    pub fn of_moment(&mut self, capture: &Capture, pids: &[Pid], calls: u64) -> Option<(Overhead, u64)> {
         self.end(capture, pids, calls);
         let Costs::Known(costs) = self.costs else { return None };
         let (cpu_ns, _) = self.cpu.total(capture.follows());
-        let tracing_ns = costs.of(&self.measured.runs, capture.probed_places());
-        Some(Overhead::new(cpu_ns, tracing_ns.min(cpu_ns)))
+        let runs = &self.measured.runs;
+        let tracing_ns = costs.of(runs, capture.probed_places());
+        log::info!(
+            "in {:.1} ms of the targets' CPU time: {:.2} ms of tracing, by {} calls; {:.2} ms of it to walk {} stacks, {:.2} ms in programs besides",
+            cpu_ns / 1e6,
+            tracing_ns / 1e6,
+            runs.calls(),
+            runs.walks().ns as f64 / 1e6,
+            runs.walks().count,
+            (runs.ns() - runs.walks().ns) as f64 / 1e6,
+        );
+        Some((Overhead::new(cpu_ns, tracing_ns.min(cpu_ns)), runs.walks().ns))
     }
 
     /// What it came to so far; none when it cannot be told.
@@ -177,6 +192,27 @@ impl Costs {
             log::info!("beside its program, {costs}");
             *self = Self::Known(costs);
         }
+    }
+}
+
+/// What targets use while nothing is done to them, from a moment on.
+pub struct UsualUse {
+    began: Instant,
+    cpu: CpuAccount,
+}
+
+impl UsualUse {
+    /// From now on.
+    pub fn from_now(pids: &[Pid]) -> Self {
+        Self { began: Instant::now(), cpu: CpuAccount::since(pids) }
+    }
+
+    /// Parts of a CPU until now; none where that is too short a time to tell.
+    pub fn until_now(mut self, pids: &[Pid]) -> Option<f64> {
+        const LEAST: Duration = Duration::from_millis(50);
+        let time = self.began.elapsed();
+        self.cpu.read(pids);
+        (time >= LEAST).then(|| self.cpu.total(false).0 / time.as_nanos() as f64)
     }
 }
 

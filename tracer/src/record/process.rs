@@ -77,6 +77,8 @@ pub struct TracedProcess {
     /// What leads to its functions by another way, and the files that those are in.
     detours: Detours,
     detour_files: HashSet<FileId>,
+    /// Whether it reports its blocks, be that wanted or not.
+    samples_itself: bool,
     found: Found,
 }
 
@@ -104,6 +106,7 @@ impl TracedProcess {
             usdt_files: HashSet::new(),
             detours: Detours::default(),
             detour_files: HashSet::new(),
+            samples_itself: false,
             found: Found::default(),
         }
     }
@@ -121,6 +124,11 @@ impl TracedProcess {
     /// How many probes it has by which it reports the blocks that it samples.
     pub fn usdt_probes(&self) -> usize {
         self.usdt_probes
+    }
+
+    /// Whether it reports the blocks that it samples, to whoever wants a sample.
+    pub fn samples_itself(&self) -> bool {
+        self.samples_itself
     }
 
     /// The functions whose calls are not seen.
@@ -204,6 +212,7 @@ impl TracedProcess {
     /// From now on its blocks are those that a file reports, if it does.
     fn listen_to(&mut self, object: &MappedObject, plan: Option<&ObjectPlan>) {
         let probes = plan.map_or(0, |plan| complete_usdt(plan).len());
+        self.samples_itself |= plan.is_some_and(|plan| plan.samples_itself);
         if probes > 0 && self.usdt_files.insert(object.id) {
             self.usdt_probes += probes;
         }

@@ -136,6 +136,46 @@ impl Hierarchy {
     }
 }
 
+/// The CPUs that a process may use by the quota of its control group, or of the one above that leaves it least; none where nothing limits it.
+#[must_use]
+pub fn cpu_quota(pid: Pid) -> Option<f64> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    groups
+        .lines()
+        .filter_map(|line| {
+            let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
+            let is_unified = controllers.is_empty();
+            let counts = is_unified || controllers.split(',').any(|controller| controller == "cpu");
+            let mounts = mounts().into_iter().filter(|mount| counts && (mount.rank == UNIFIED) == is_unified);
+            let quotas =
+                mounts.filter_map(|mount| least_quota(&mount.place, &mount.directory(Path::new(group))?));
+            quotas.min_by(f64::total_cmp)
+        })
+        .min_by(f64::total_cmp)
+}
+
+/// The least quota of a group and those above it, in CPUs.
+fn least_quota(root: &Path, group: &Path) -> Option<f64> {
+    let quotas = group.ancestors().take_while(|above| above.starts_with(root)).filter_map(quota_of);
+    quotas.min_by(f64::total_cmp)
+}
+
+fn quota_of(group: &Path) -> Option<f64> {
+    let read = |file| fs::read_to_string(group.join(file));
+    // Version 2 has both in one file, and says `max` where there is none; version 1 says -1.
+    let both = read("cpu.max").or_else(|_| {
+        Ok::<_, io::Error>(format!(
+            "{} {}",
+            read("cpu.cfs_quota_us")?.trim(),
+            read("cpu.cfs_period_us")?.trim()
+        ))
+    });
+    let both = both.ok()?;
+    let mut numbers = both.split_whitespace().map(|number| number.parse::<u64>().ok());
+    let (quota, period) = (numbers.next()??, numbers.next()??);
+    (period > 0).then(|| quota as f64 / period as f64)
+}
+
 /// The processes of a control group and those below it.
 ///
 /// # Errors
@@ -208,6 +248,25 @@ nonsense";
         let v2 = Hierarchy::among(parse_mounts(MOUNTINFO), |_| true).unwrap();
         assert_eq!((v2.version, v2.root()), (Version::V2, Path::new("/sys/fs/cgroup/unified")));
         assert_eq!(Hierarchy::among(parse_mounts("nonsense"), |_| true), None);
+    }
+
+    #[test]
+    fn the_quota_that_leaves_least_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let group = root.path().join("pod/container");
+        fs::create_dir_all(&group).unwrap();
+        assert_eq!(least_quota(root.path(), &group), None);
+        fs::write(group.join("cpu.max"), "max 100000\n").unwrap();
+        assert_eq!(least_quota(root.path(), &group), None);
+        fs::write(root.path().join("pod/cpu.max"), "150000 100000\n").unwrap();
+        assert_eq!(least_quota(root.path(), &group), Some(1.5));
+        // As version 1 has it.
+        fs::remove_file(group.join("cpu.max")).unwrap();
+        fs::write(group.join("cpu.cfs_period_us"), "100000\n").unwrap();
+        fs::write(group.join("cpu.cfs_quota_us"), "-1\n").unwrap();
+        assert_eq!(least_quota(root.path(), &group), Some(1.5));
+        fs::write(group.join("cpu.cfs_quota_us"), "10000\n").unwrap();
+        assert_eq!(least_quota(root.path(), &group), Some(0.1));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     model::{Bytes, Pid},
     readable,
-    record::{CostLimit, PROBES_TOOK},
+    record::{self, CostLimit, PROBES_TOOK},
     target::CpuTimes,
 };
 
@@ -51,7 +51,7 @@ pub struct Order {
 /// How a recording finds out where memory goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// By probes where they take so little, else as [`Method::Growth`].
+    /// By probes where they take so little, on every allocation or else on a sample; else as [`Method::Growth`].
     Auto(CostLimit),
     /// By probes.
     Allocations,
@@ -109,7 +109,7 @@ pub struct Recording {
 const GRACE: Duration = Duration::from_secs(180);
 
 /// What it says in lines that begin so is for the readers of its reports.
-const NOTES: [&str; 2] = ["growth mode, since ", "ended early, since "];
+const NOTES: [&str; 3] = [record::SAMPLED, record::GROWTH, "ended early, since "];
 
 impl Recording {
     /// Begins one. Updates on it come with its name. To be called on the thread that lives as long as this process: the kernel kills the

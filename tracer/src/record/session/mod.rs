@@ -32,7 +32,7 @@ use super::{
     code::CodeFiles,
     detours::Taker,
     growth::Touched,
-    overhead::Meter,
+    overhead::{Meter, UsualUse},
     process::{TracedProcess, planner},
     resident_memory::When,
     retire::Retirement,
@@ -46,7 +46,7 @@ use crate::{
     model::{Bytes, End, Mode, Pid, TimelinePoint},
     plan::Planner,
     symbolize::Worker,
-    target::{Target, ThreadTimes, launch::Launched},
+    target::{Target, ThreadTimes, cgroup, launch::Launched},
 };
 
 /// Room for distinct stacks. 72 bytes each.
@@ -66,6 +66,10 @@ pub struct Session {
     max_live: u64,
     sampler: Sampler,
     meter: Meter,
+    /// Parts of a CPU that the targets used before they had probes, where that is known.
+    usual_use: Option<f64>,
+    /// The CPUs that each of them may use at least, up to one.
+    cpus: f64,
     told_of_cheaper_ways: bool,
     capture: Capture,
     drain: Drain,
@@ -121,6 +125,7 @@ impl Session {
         }
         descriptors::make_room_for(targets.len())?;
         let mut parts = Parts::begin();
+        let use_until_probed = UsualUse::from_now(targets);
         let mut processes: Vec<_> =
             targets.iter().map(|&pid| TracedProcess::open(pid)).collect::<Result<_>>()?;
         let sampler = Sampler::new(config.sample);
@@ -147,6 +152,7 @@ impl Session {
             understudies: preempts_tracepoints(),
         })?;
         parts.done("making the maps");
+        let usual_use = use_until_probed.until_now(targets);
         if config.mode == Mode::Allocations {
             capture.load_probes_ahead();
         }
@@ -204,6 +210,8 @@ impl Session {
             max_live,
             sampler,
             meter,
+            usual_use,
+            cpus: targets.iter().filter_map(|&pid| cgroup::cpu_quota(pid)).fold(1.0, f64::min),
             told_of_cheaper_ways: false,
             capture,
             drain,
@@ -302,6 +310,27 @@ impl Session {
     /// Fails when there is nothing to trace, or not what was declared.
     pub fn check_allocators(&self) -> Result<()> {
         allocators::check(self.config.mode, &self.config.subject, &self.processes, &self.config.declarations)
+    }
+
+    /// Mean bytes between sampled allocations; 0 when every one is kept.
+    pub fn sample(&self) -> Bytes {
+        self.config.sample
+    }
+
+    /// Parts of a CPU that the targets used before they had probes, where that is known.
+    pub fn usual_use(&self) -> Option<f64> {
+        self.usual_use
+    }
+
+    /// The CPUs that each of the targets may use at least, up to one.
+    pub fn cpus(&self) -> f64 {
+        self.cpus
+    }
+
+    /// Takes the probes out before the end: another session takes the place of this one.
+    pub fn take_probes_out(&mut self) {
+        self.capture.detach();
+        self.take_events();
     }
 
     /// The line that says that the window is open.

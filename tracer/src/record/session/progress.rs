@@ -7,7 +7,9 @@ use tracer_ebpf::{counter::Counter, process::ProcessIndex, stack::StackTotals};
 use super::{
     super::{
         clock::{nanos, now_ns},
+        cost_limit::TrialCost,
         growth::Touched,
+        process::TracedProcess,
         resident_memory::{Readings, When},
     },
     Session,
@@ -170,9 +172,18 @@ impl Session {
     }
 
     /// What tracing took of a window that opened a moment ago; none where that cannot be told.
-    pub fn overhead_of_moment(&mut self) -> Option<Overhead> {
+    pub fn cost_of_moment(&mut self) -> Option<TrialCost> {
         let (pids, calls) = self.traced_now();
-        self.meter.of_moment(&self.capture, &pids, calls)
+        let (overhead, walks_ns) = self.meter.of_moment(&self.capture, &pids, calls)?;
+        let totals = self.capture.tables().totals().iter().map(StackTotals::allocated);
+        let (allocations, bytes) = totals
+            .fold((0, 0), |(objects, bytes), stack| (objects + stack.whole_objects(), bytes + stack.bytes));
+        Some(TrialCost { overhead, walks_ns, allocations, allocated: Bytes(bytes) })
+    }
+
+    /// Whether a target reports the blocks that it samples, to whoever wants a sample.
+    pub fn samples_itself(&self) -> bool {
+        self.processes.iter().any(TracedProcess::samples_itself)
     }
 
     /// The processes that are traced, and how often their allocators were called.
