@@ -377,11 +377,11 @@ fn an_alert_fires_before_the_kernel_kills_a_service_and_its_report_names_the_lea
             assert!(verdict.contains(word), "{recording:#}");
         }
     }
-    // As long as a group has no process, nobody tells what the kernel counted in it.
-    let _service = Service::start(&group, &addon);
+    // The group has no process now, and that is still to be said of it.
     for alert in ["TracerLeakFound", "TracerOomKill"] {
         wait_until(alert, || is_firing(alert).then_some(()));
     }
+    let _service = Service::start(&group, &addon);
     let up = prometheus.ask("/api/v1/query?query=up");
     assert_eq!(up["result"][0]["value"][1], "1", "it takes all that it was given: {up}");
     assert_dashboard_shows_something(&prometheus);
@@ -409,6 +409,24 @@ fn assert_dashboard_shows_something(prometheus: &Prometheus) {
             (!answer["result"].as_array().expect("a list").is_empty()).then_some(())
         });
     }
+}
+
+#[test]
+fn a_kill_is_counted_though_the_group_is_removed_at_once() {
+    let group = MemoryGroup::with_limit(64 * MIB);
+    let watching = Watching::start(&[&group], &NEVER);
+    let kills = format!("tracer_watch_oom_kills_total{{subject=\"{}\"}}", name(&group));
+    let mut service = Leaking::start(&group, 16, 100);
+    assert_eq!(watching.metric(&kills), 0.0);
+    service.go();
+    assert_eq!(wait_for_exit(&mut service.child).signal(), Some(9), "the kernel killed it");
+    let processes = format!("tracer_watch_processes{{subject=\"{}\"}}", name(&group));
+    drop(group);
+    wait_until("the kill is counted", || (watching.metric(&kills) == 1.0).then_some(()));
+    wait_until("the subject is gone", || (!watching.text("/metrics").contains(&processes)).then_some(()));
+    assert_eq!(watching.metric(&kills), 1.0, "its count is not");
+    assert!(watching.text("/").contains("1 process of"));
+    watching.service.interrupt();
 }
 
 #[test]

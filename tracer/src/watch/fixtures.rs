@@ -30,6 +30,9 @@ pub fn view() -> View {
         recordings: vec![failed(), recorded()],
         directory: "/var/lib/tracer".into(),
         tally,
+        oom_kills: [("shop/web-0/node", 1), ("new.service", 0), ("gone", 3)]
+            .map(|(name, n)| (name.into(), n))
+            .into(),
         ongoing: 1,
         at_most: 1,
         cpu_time: CpuTime {

@@ -12,6 +12,8 @@ mod engine;
 #[cfg(test)]
 mod fixtures;
 mod hook;
+mod kernel_log;
+mod oom_kills;
 mod processes;
 mod push;
 mod query;
@@ -25,7 +27,7 @@ pub mod subject;
 mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::PathBuf,
     sync::Arc,
@@ -43,8 +45,10 @@ use tokio::{
 use self::{
     budget::Budget,
     condition::Condition,
-    engine::{Decision, Rules},
+    engine::{Decision, Rules, Watched},
     hook::Hook,
+    kernel_log::{KernelLog, Victim},
+    oom_kills::OomKills,
     push::{Pace, Push, PushedProfile},
     query::PendingProfile,
     recorder::{Order, Recording, RecordingUpdate, Took},
@@ -52,7 +56,7 @@ use self::{
     serve::{Listen, Server},
     store::{Ending, Entry, State, Store},
     subject::{Selection, SubjectId},
-    view::{EventTotals, View},
+    view::{EventTotals, View, bounded},
 };
 pub use self::{push::PushTarget, recorder::Method, store::Retention};
 use crate::{
@@ -218,6 +222,9 @@ pub fn check(config: &Config) -> Result<String> {
         config.cpu_budget,
         config.cpu_time_an_hour().as_secs_f64()
     ));
+    if let Err(error) = KernelLog::open() {
+        lines.push(format!("the kernel's log cannot be read ({error}): kills in groups that are removed at once are not counted"));
+    }
     lines.push(format!("reports go to {}", config.directory.display()));
     lines.extend(config.push.iter().map(|destination| format!("profiles are sent to {destination}")));
     lines.push(format!("listens at {}", config.listen));
@@ -238,6 +245,9 @@ struct Service {
     hook: Option<Hook>,
     push: Push,
     ongoing: BTreeMap<String, Ongoing>,
+    oom_kills: OomKills,
+    /// Where it may be read.
+    kernel_log: Option<KernelLog>,
     budget: Budget,
     /// Somebody should be recorded, and there is no CPU time for it.
     waits_for_budget: bool,
@@ -278,6 +288,10 @@ impl Service {
             push,
             hook: config.command.as_deref().map(|command| Hook::new(command, hook::LIMIT)),
             ongoing: BTreeMap::new(),
+            oom_kills: OomKills::default(),
+            kernel_log: KernelLog::open()
+                .inspect_err(|error| log::info!("the kernel's log cannot be read: {error}"))
+                .ok(),
             budget,
             waits_for_budget: false,
             news,
@@ -317,6 +331,7 @@ impl Service {
     fn look(&mut self) {
         let began = Instant::now();
         self.scanner.look(now());
+        self.count_oom_kills();
         self.tally.looks += 1;
         self.tally.looking += began.elapsed();
         self.view = None;
@@ -337,6 +352,42 @@ impl Service {
             );
         }
         self.waits_for_budget = waits;
+    }
+
+    /// Counts whom the kernel has killed since the last look, of those, too, who have no process any more or are gone.
+    fn count_oom_kills(&mut self) {
+        let Self { scanner, oom_kills, kernel_log, .. } = self;
+        let now = now();
+        for Victim { group, comm, pid } in kernel_log.iter_mut().flat_map(KernelLog::victims) {
+            if let Some((group, subject)) = scanner.whose(&group) {
+                oom_kills.logged(now, &group, &subject);
+            }
+            // Processes that are watched by themselves, besides.
+            for Watched { subject, .. } in scanner.engine.watched() {
+                let is_it = match &subject.id {
+                    SubjectId::Group(_) => false,
+                    SubjectId::Name(name) => *name == comm,
+                    SubjectId::Process(process, _) => *process == pid,
+                };
+                if is_it {
+                    oom_kills.count(now, &subject.identity.name);
+                }
+            }
+        }
+        let mut present = BTreeSet::new();
+        for Watched { subject, reading, history, .. } in scanner.engine.watched() {
+            present.insert(bounded(&subject.identity.name));
+            if let (SubjectId::Group(group), false) = (&subject.id, history.is_empty()) {
+                oom_kills.read(now, group, &subject.identity.name, reading.events.oom_kill);
+            }
+        }
+        for (group, subject) in oom_kills.left(|group| scanner.is_watched(group)) {
+            match scanner.oom_kills(&group) {
+                Some(kills) => oom_kills.read(now, &group, &subject, kills),
+                None => oom_kills.gone(&group),
+            }
+        }
+        oom_kills.forget(now, &present);
     }
 
     /// CPU time for another recording.
@@ -366,7 +417,7 @@ impl Service {
     fn record(&mut self, id: &SubjectId, trigger: &str, pids: &[Pid], promised: Duration) {
         let Some(watched) = self.scanner.engine.get(id) else { return };
         let subject = watched.subject.identity.name.clone();
-        let (note, oom_kills) = (watched.reading.parts.not_ours(), watched.reading.events.oom_kill);
+        let (note, oom_kills) = (watched.reading.parts.not_ours(), self.oom_kills.of(&subject));
         let targets = traceable(&subject, pids);
         let processes =
             targets.iter().map(|target| format!("{} ({})", target.comm(), target.pid())).collect();
@@ -435,7 +486,10 @@ impl Service {
                     return self.give(name, &id, asked, error);
                 }
                 self.scanner.read(now(), &id);
-                let kills = self.scanner.engine.get(&id).map_or(0, |watched| watched.reading.events.oom_kill);
+                self.count_oom_kills();
+                let subject =
+                    self.scanner.engine.get(&id).map(|watched| watched.subject.identity.name.as_str());
+                let kills = subject.map_or(0, |subject| self.oom_kills.of(subject));
                 let oom_kills = kills.saturating_sub(oom_kills);
                 self.ended(name, &id, Ending { error, note, oom_kills, took: took.all() });
             }
@@ -444,7 +498,11 @@ impl Service {
 
     fn ended(&mut self, name: &str, id: &SubjectId, ending: Ending) {
         self.scanner.engine.ended(now(), id);
+        let counted = ending.oom_kills;
         let Some(entry) = self.store.end(name, ending).cloned() else { return };
+        if entry.oom_kills > counted {
+            self.oom_kills.count(now(), &entry.subject);
+        }
         if let Some(hook) = &self.hook {
             hook.recorded(&entry, self.store.directory());
         }

@@ -20,7 +20,7 @@ use super::{
     store::{State, UNFINISHED},
     subject::SubjectId,
     traceable,
-    view::{self, CpuTime, Outcome, REQUEST, View},
+    view::{self, CpuTime, Outcome, REQUEST, View, bounded},
 };
 use crate::target::Target;
 
@@ -44,6 +44,13 @@ impl Service {
             recordings: self.store.entries().to_vec(),
             directory: self.config.directory.clone(),
             tally: self.tally.clone(),
+            oom_kills: self.oom_kills.all(
+                self.scanner
+                    .engine
+                    .watched()
+                    .map(|watched| bounded(&watched.subject.identity.name))
+                    .collect(),
+            ),
             ongoing: self.ongoing.len(),
             cpu_time: CpuTime {
                 left: self.budget.left(),

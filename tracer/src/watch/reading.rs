@@ -191,6 +191,16 @@ impl Reader {
         })
     }
 
+    /// How many processes of a group the kernel killed; none when it has gone.
+    pub fn oom_kills(&mut self, group: &Path) -> Option<u64> {
+        let file = match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        let text = self.text(&group.join(file)).ok()?;
+        pairs(text).find(|(name, _)| *name == "oom_kill").map(|(_, kills)| kills)
+    }
+
     const fn usage_file(&self) -> &'static str {
         match self.version {
             Version::V1 => "memory.usage_in_bytes",

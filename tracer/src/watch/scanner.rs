@@ -121,6 +121,30 @@ impl Scanner {
         Some(before)
     }
 
+    /// Whether a group is that of a subject who is there.
+    #[must_use]
+    pub fn is_watched(&self, group: &Path) -> bool {
+        self.engine.get(&SubjectId::Group(group.to_owned())).is_some()
+    }
+
+    /// How many processes of a group the kernel killed; none when it has gone.
+    pub fn oom_kills(&mut self, group: &Path) -> Option<u64> {
+        self.reader.oom_kills(group)
+    }
+
+    /// Whose a group is that the kernel names by this path, be it there or gone: the group of the subject, and what that is called.
+    pub fn whose(&mut self, group: &Path) -> Option<(PathBuf, String)> {
+        let directory = self.hierarchy.as_ref()?.root().join(group.strip_prefix("/").unwrap_or(group));
+        let is_watched = |above: &Path| self.engine.get(&SubjectId::Group(above.to_owned()));
+        match directory.ancestors().find_map(is_watched) {
+            Some(watched) => match &watched.subject.id {
+                SubjectId::Group(group) => Some((group.clone(), watched.subject.identity.name.clone())),
+                SubjectId::Name(_) | SubjectId::Process(..) => None,
+            },
+            None => self.finder.whose(&directory),
+        }
+    }
+
     /// Processes by themselves. Their limit, and what happened for want of memory, are those of the group of the first.
     fn read_processes(&mut self, first: Option<Pid>, rss: Bytes, anonymous: Bytes) -> Reading {
         let group = first.and_then(|pid| self.hierarchy.as_ref()?.of_process(pid));

@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
-use crate::report::Format;
+use crate::{model::End, report::Format};
 
 /// What is written of each recording.
 pub const FORMATS: [Format; 3] = [Format::Html, Format::JsonGz, Format::Pprof];
@@ -229,7 +229,10 @@ impl Store {
             (Some(digest), Some(_)) if digest.end.is_none() => State::Interrupted,
             _ => State::Done,
         };
-        (entry.digest, entry.error, entry.note, entry.oom_kills) = (digest, error, note, oom_kills);
+        // Who is recorded may be known to have been killed when nobody else says so.
+        let is_killed = digest.as_ref().is_some_and(|digest| digest.end == Some(End::OomKilled));
+        entry.oom_kills = oom_kills.max(is_killed.into());
+        (entry.digest, entry.error, entry.note) = (digest, error, note);
         entry.cpu_seconds = (took.as_secs_f64() * 1000.0).round() / 1000.0;
         self.prune(SystemTime::now());
         self.save();

@@ -101,6 +101,22 @@ impl SubjectFinder {
         subjects
     }
 
+    /// Whose a group is, or would be if it was there: the directory of the subject, and what that is called. None of those that are not
+    /// watched.
+    pub fn whose(&mut self, directory: &Path) -> Option<(PathBuf, String)> {
+        let hierarchy = self.hierarchy.clone()?;
+        let root = hierarchy.root();
+        let is_chosen = self.selection.all
+            || (self.selection.cgroups.iter())
+                .any(|path| directory.starts_with(named_directory(&hierarchy, path)));
+        if !is_chosen || directory == root {
+            return None;
+        }
+        let (owner, unit) = owner_of(root, directory);
+        let identity = self.identify(owner, unit.as_ref());
+        Some((owner.to_owned(), identity.name))
+    }
+
     fn identify(&mut self, directory: &Path, unit: Option<&Unit>) -> Identity {
         if let Some(known) = self.known.get(directory) {
             return known.clone();
@@ -114,6 +130,34 @@ impl SubjectFinder {
         }
         identity
     }
+}
+
+/// Where a group is that was named by its path below the root, or by its directory, be it there or not.
+fn named_directory(hierarchy: &Hierarchy, path: &Path) -> PathBuf {
+    if path.starts_with(hierarchy.root()) {
+        return path.to_owned();
+    }
+    hierarchy.root().join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Whom the processes of a group belong to, by the rules of [`walk`].
+fn owner_of<'a>(root: &Path, directory: &'a Path) -> (&'a Path, Option<Unit>) {
+    let units = directory.ancestors().take_while(|above| *above != root).filter_map(|above| {
+        let unit = recognise(above.strip_prefix(root).ok()?)?;
+        Some((above, unit))
+    });
+    let mut owner = (directory, None);
+    for (above, unit) in units {
+        let is_container = matches!(unit, Unit::Container { .. });
+        // The container that is nearest; without one, the nearest service.
+        if is_container || owner.1.is_none() {
+            owner = (above, Some(unit));
+        }
+        if is_container {
+            break;
+        }
+    }
+    owner
 }
 
 /// The directory of a group in the hierarchy of memory; it may be named by that of another controller.
@@ -236,6 +280,20 @@ mod tests {
             ("system.slice/web.service", vec![10, 11, 12]),
         ];
         assert_eq!(found, expected.map(|(path, pids)| (path.to_owned(), pids)));
+    }
+
+    #[test]
+    fn a_group_that_is_gone_belongs_to_whom_its_path_says() {
+        let root = Path::new("/sys/fs/cgroup");
+        for (path, owner) in [
+            ("system.slice/web.service/workers", "system.slice/web.service"),
+            ("docker/ID/system.slice/inner.service", "docker/ID"),
+            ("machine.slice/libpod-ID.scope/container", "machine.slice/libpod-ID.scope"),
+            ("plain/below", "plain/below"),
+        ] {
+            let [path, owner] = [path, owner].map(|path| root.join(path.replace("ID", ID)));
+            assert_eq!(owner_of(root, &path).0, owner, "{}", path.display());
+        }
     }
 
     #[test]

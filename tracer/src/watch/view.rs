@@ -31,6 +31,8 @@ pub struct View {
     pub directory: PathBuf,
     /// What happened since the start.
     pub tally: EventTotals,
+    /// Processes that the kernel killed for want of memory, by subject, of some that are gone, too.
+    pub oom_kills: BTreeMap<String, u64>,
     /// Recordings that go on, those that somebody waits for included.
     pub ongoing: usize,
     /// How many there may be.

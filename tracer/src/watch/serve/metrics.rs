@@ -27,6 +27,7 @@ pub(super) type Answers = BTreeMap<u16, u64>;
 /// All of them.
 pub(super) fn families(view: &View, cost: &Cost, answers: &Answers) -> Vec<Family> {
     let mut families = of_subjects(&view.subjects, &view.conditions);
+    families.push(of_oom_kills(&view.oom_kills));
     families.extend(of_recordings(view));
     families.extend(of_leaks(&view.recordings));
     families.extend(of_the_service(view, cost, answers));
@@ -152,6 +153,19 @@ fn events(subjects: &[SubjectView]) -> Family {
         for (event, count) in reading.events.named() {
             family.add(&[("subject", name), ("event", event)], count as f64);
         }
+    }
+    family
+}
+
+fn of_oom_kills(kills: &BTreeMap<String, u64>) -> Family {
+    let mut family = Family::new(
+        "tracer_watch_oom_kills",
+        Counter,
+        "Processes of a subject that the kernel killed for want of memory, since the service was started. Those of a subject that is gone are \
+         there for a day.",
+    );
+    for (subject, kills) in kills {
+        family.add(&[("subject", subject)], *kills as f64);
     }
     family
 }

@@ -69,7 +69,16 @@ fn write_subjects(html: &mut String, view: &View, now: Duration) -> fmt::Result 
     for subject in subjects {
         write_subject(html, subject, &view.conditions, now)?;
     }
-    html.write_str("</ul>\n")
+    html.write_str("</ul>\n")?;
+    for (subject, kills) in view.oom_kills.iter().filter(|(_, kills)| **kills > 0) {
+        let processes = if *kills == 1 { "1 process".into() } else { format!("{kills} processes") };
+        let subject = Text(subject);
+        writeln!(
+            html,
+            "<p class=\"alarm\">The kernel has killed {processes} of {subject} for want of memory.</p>"
+        )?;
+    }
+    Ok(())
 }
 
 fn write_subject(
@@ -252,6 +261,7 @@ mod tests {
             "+200.3 MiB/min: `forget`",
             "no such process",
             "2 processes",
+            "killed 3 processes of gone for",
         ] {
             assert!(html.contains(text), "{text}: {html}");
         }
