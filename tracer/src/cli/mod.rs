@@ -128,7 +128,14 @@ fn watch_action(
     matches: &ArgMatches,
     words: &[OsString],
 ) -> Result<Action, clap::Error> {
-    let wrong = |message: String| command().error(ErrorKind::ValueValidation, message);
+    let wrong = |message: String| {
+        let mut command = command();
+        command.build();
+        match command.find_subcommand_mut(watch::NAME) {
+            Some(watch) => watch.error(ErrorKind::ValueValidation, message),
+            None => command.error(ErrorKind::ValueValidation, message),
+        }
+    };
     let own = matches.subcommand_matches(watch::NAME).unwrap_or(matches);
     let arguments = match arguments.with_file(own, words).map_err(wrong)? {
         None => arguments,
