@@ -180,7 +180,9 @@ fn probes_that_would_slow_a_busy_target_make_way_for_growth_mode() {
 #[test]
 fn probes_stay_where_they_cost_little_and_go_when_that_changes() {
     let mut target = Program::new("busy.c").start();
-    let recording = recorded(&mut target, &["--record", "10m"], Running::work);
+    // On a busy machine it may get less than a twentieth of a CPU, of which the probes are most.
+    let options = ["--record", "10m", "--max-cost", "0.5%"];
+    let recording = recorded(&mut target, &options, Running::work);
     assert_eq!((&recording["state"], &recording["digest"]["mode"]), (&"done".into(), &"allocations".into()));
     assert!(note(&recording).contains("ended early, since probes took"), "{recording:#}");
     assert_text_is_pristine(target.pid());
