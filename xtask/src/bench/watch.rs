@@ -73,7 +73,7 @@ pub fn soak(workspace: &Path, minutes: u32) -> Result<String> {
     let mut watching = Watching::start(workspace, &crowd, &options.concat())?;
     command::step(&format!("watching for {minutes} minutes"));
     let mut text = machine()?;
-    text += "\n| minute | CPU | resident | open files | recordings | groups so far | scrapes |\n             |--:|--:|--:|--:|--:|--:|--:|\n";
+    text += "\n| minute | CPU | resident | open files | recordings | groups so far | scrapes |\n|--:|--:|--:|--:|--:|--:|--:|\n";
     let (began, mut before, mut scrapes) = (Instant::now(), watching.taken()?, 0);
     let spacing = Duration::from_secs(60) * minutes / ROWS;
     for row in 1..=ROWS {
