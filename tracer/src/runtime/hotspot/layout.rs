@@ -305,7 +305,7 @@ impl Fields<'_> {
         let bits = self.offset("CodeHeap", "_log2_segment_size")?;
         let Some(array) = self.static_word("CodeCache", "_heaps")? else { return Ok(None) };
         let (Some(count), Some(data)) =
-            (read_u32(self.memory, array + length), self.memory.read(array + data))
+            (read_u32(self.memory, array.wrapping_add(length)), self.memory.read(array.wrapping_add(data)))
         else {
             return Ok(None);
         };
@@ -314,9 +314,10 @@ impl Fields<'_> {
         }
         let heap = |index: u64| {
             let heap = self.memory.read(data + 8 * index)?;
-            let word = |offset| self.memory.read(heap + offset).filter(|&word| word != 0);
-            let bits = read_u32(self.memory, heap + bits).filter(|bits| (4..16).contains(bits))?;
-            Some((word(memory + low)?, word(segments + low)?, bits as u8))
+            let word = |offset| self.memory.read(heap.wrapping_add(offset)).filter(|&word| word != 0);
+            let bits =
+                read_u32(self.memory, heap.wrapping_add(bits)).filter(|bits| (4..16).contains(bits))?;
+            Some((word(memory.wrapping_add(low))?, word(segments.wrapping_add(low))?, bits as u8))
         };
         let Some(mut heaps) = (0..count.into()).map(heap).collect::<Option<Vec<_>>>() else {
             return Ok(None);
@@ -338,8 +339,8 @@ impl Fields<'_> {
         let limit = self.offset("StubQueue", "_buffer_limit")?;
         let end = self.offset("StubQueue", "_queue_end")?;
         let Some(code) = self.static_word("AbstractInterpreter", "_code")? else { return Ok(None) };
-        let number = |offset| read_u32(self.memory, code + offset).filter(|&number| number != 0);
-        let begin = self.memory.read(code + begin).filter(|&begin| begin != 0);
+        let number = |offset| read_u32(self.memory, code.wrapping_add(offset)).filter(|&number| number != 0);
+        let begin = self.memory.read(code.wrapping_add(begin)).filter(|&begin| begin != 0);
         let (Some(begin), Some(limit), Some(end)) = (begin, number(limit), number(end)) else {
             return Ok(None);
         };

@@ -85,23 +85,24 @@ impl VmStructs {
         let mut read = Self::default();
         let [table, stride, type_name, field_name, offset, address] = words(symbols.structs, word)?;
         for entry in entries(table, stride, type_name, memory) {
-            let (Some(owner), Some(name)) = (strings.at(entry + type_name), strings.at(entry + field_name))
+            let (Some(owner), Some(name)) =
+                (strings.at(entry.wrapping_add(type_name)), strings.at(entry.wrapping_add(field_name)))
             else {
                 continue;
             };
-            let at = |offset| memory.read(entry + offset);
+            let at = |offset| memory.read(entry.wrapping_add(offset));
             read.fields.insert((owner, name), (at(offset)?, at(address)?));
         }
         let [table, stride, type_name, size] = words(symbols.types, word)?;
         for entry in entries(table, stride, type_name, memory) {
-            if let Some(name) = strings.at(entry + type_name) {
-                read.sizes.insert(name, memory.read(entry + size)?);
+            if let Some(name) = strings.at(entry.wrapping_add(type_name)) {
+                read.sizes.insert(name, memory.read(entry.wrapping_add(size))?);
             }
         }
         let [table, stride, name, value] = words(symbols.constants, word)?;
         for entry in entries(table, stride, name, memory) {
-            if let Some(name) = strings.at(entry + name) {
-                read.constants.insert(name, memory.read(entry + value)? as u32 as i32);
+            if let Some(name) = strings.at(entry.wrapping_add(name)) {
+                read.constants.insert(name, memory.read(entry.wrapping_add(value))? as u32 as i32);
             }
         }
         Some(read)
@@ -147,8 +148,8 @@ fn words<const N: usize>(addresses: [u64; N], word: impl Fn(u64) -> Option<u64>)
 
 /// The entries of a table, which ends with one that has no name.
 fn entries(table: u64, stride: u64, name: u64, memory: &dyn ProcessMemory) -> impl Iterator<Item = u64> + '_ {
-    let all = (0..MOST_ENTRIES).map(move |index| table + index * stride);
-    all.take_while(move |entry| memory.read(entry + name).is_some_and(|name| name != 0))
+    let all = (0..MOST_ENTRIES).map(move |index| table.wrapping_add(stride.wrapping_mul(index)));
+    all.take_while(move |entry| memory.read(entry.wrapping_add(name)).is_some_and(|name| name != 0))
 }
 
 /// Strings of a process: many are on few pages.
