@@ -295,6 +295,11 @@ def long():
     )
 
 
+class Initialised:
+    def __init__(self):
+        leak()
+
+
 def many_variables():
     a = b = c = d = e = f = g = h = i = j = k = l = m = n = o = p = 0
     leak()
@@ -347,6 +352,7 @@ def once():
     größe()
     long()
     many_variables()
+    Initialised()
     modules()
     module_of_strings()
 

@@ -61,6 +61,10 @@ pub struct Python {
 /// The language of its functions, in reports.
 const PYTHON: &str = "python";
 
+/// Name and file of the code that checks what `__init__` returned. Since 3.12 it is the caller of each `__init__` that is called often, and
+/// the interpreter leaves it out of its own tracebacks.
+const CHECKS_INIT: &str = "__init__";
+
 impl Runtime for Python {
     type Layout = Located;
     type Walked = WalkedFunction;
@@ -99,9 +103,12 @@ impl Python {
         let line = |table: Vec<u8>| {
             build.lines.line_at(&table, first_line.cast_signed(), walked.position.cast_signed())
         };
+        let name = objects.text.read(word(objects.name)?, memory)?;
+        let file = objects.text.read(word(objects.file)?, memory);
         Some(Function {
-            name: objects.text.read(word(objects.name)?, memory)?,
-            file: objects.text.read(word(objects.file)?, memory),
+            is_internal: name == CHECKS_INIT && file.as_deref() == Some(CHECKS_INIT),
+            name,
+            file,
             line: objects.bytes(word(objects.lines)?, memory).and_then(line),
             language: PYTHON,
             ..Function::default()
@@ -239,6 +246,20 @@ mod tests {
         let function = read(&code(), 77).expect("it is there");
         assert_eq!(function.name, "関数");
         assert_eq!((function.file.as_deref(), function.line), (Some("leak.py"), Some(12)));
+    }
+
+    #[test]
+    fn what_checks_init_is_internal_and_init_is_not() {
+        let is_internal = |text: &[u8], of: &[u64]| {
+            let mut memory = code();
+            for &at in of {
+                memory.put(at + 16, &[text.len() as u64, 0, COMPACT | ASCII | 1 << 2]);
+                memory.put_bytes(at + 40, text);
+            }
+            read(&memory, 77).expect("it is there").is_internal
+        };
+        assert!(is_internal(b"__init__", &[NAME, FILE]));
+        assert!(!is_internal(b"__init__", &[NAME]), "a program's own");
     }
 
     #[test]
