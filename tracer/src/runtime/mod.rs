@@ -93,7 +93,7 @@ pub trait Runtime {
     /// Where things are in it.
     type Layout;
     /// A frame of it, as the walk wrote it down.
-    type Walked;
+    type Walked: Copy;
 
     /// Nothing is known but where things are.
     fn new(layout: &Arc<Self::Layout>) -> Self;
@@ -108,6 +108,29 @@ pub trait Runtime {
         address: u64,
         memory: &dyn ProcessMemory,
     ) -> Result<Vec<Function>, Unread>;
+
+    /// The same, read until two readings in a row agree: the runtime goes on writing meanwhile, so that one may have half of what was, and
+    /// half of what is.
+    ///
+    /// # Errors
+    /// Why they cannot be told.
+    fn settled_functions(
+        &mut self,
+        walked: Self::Walked,
+        address: u64,
+        memory: &dyn ProcessMemory,
+    ) -> Result<Vec<Function>, Unread> {
+        const MORE_READINGS: usize = 4;
+        let mut last = self.functions(walked, address, memory)?;
+        for _ in 0..MORE_READINGS {
+            let again = self.functions(walked, address, memory)?;
+            if again == last {
+                return Ok(last);
+            }
+            last = again;
+        }
+        Err(Unread::Moved)
+    }
 
     /// Its name with its version, `V8 12.4`, and the language of its functions.
     fn version(&self) -> (String, &'static str);
@@ -165,5 +188,48 @@ impl Unread {
             Self::Moved => "moved",
             Self::Unknown => "unknown_version",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What it reads is another name each time, from a list.
+    struct Changing(std::vec::IntoIter<Result<&'static str, Unread>>);
+
+    impl Runtime for Changing {
+        type Layout = ();
+        type Walked = ();
+
+        fn new(_: &Arc<()>) -> Self {
+            Self(Vec::new().into_iter())
+        }
+
+        fn functions(&mut self, (): (), _: u64, _: &dyn ProcessMemory) -> Result<Vec<Function>, Unread> {
+            let name = self.0.next().expect("it is not read more often")?.to_owned();
+            Ok(vec![Function { name, ..Function::default() }])
+        }
+
+        fn version(&self) -> (String, &'static str) {
+            (String::new(), "")
+        }
+    }
+
+    fn settled<const N: usize>(readings: [Result<&'static str, Unread>; N]) -> Result<String, Unread> {
+        let memory = lying_memory::LyingMemory::new(vec![0]);
+        let mut runtime = Changing(Vec::from(readings).into_iter());
+        let functions = runtime.settled_functions((), 0, &memory);
+        assert_eq!(runtime.0.next(), None, "all are asked for");
+        functions.map(|functions| functions[0].name.clone())
+    }
+
+    #[test]
+    fn what_was_torn_is_read_anew_until_two_readings_agree() {
+        assert_eq!(settled([Ok("a.js"), Ok("a.js")]), Ok("a.js".to_owned()));
+        assert_eq!(settled([Ok("a"), Ok("a.js"), Ok("a.js")]), Ok("a.js".to_owned()));
+        assert_eq!(settled([Ok("a"), Err(Unread::Moved)]), Err(Unread::Moved), "gone meanwhile");
+        let changing = ["a", "b", "a", "b", "a"].map(Ok);
+        assert_eq!(settled(changing), Err(Unread::Moved), "never the same");
     }
 }

@@ -179,7 +179,7 @@ impl<R: Runtime> Reader<R> {
     fn read(&mut self, walked: R::Walked, frame: WalkedFrame, pid: Pid) -> Result<Vec<Function>, Unread> {
         let open = || Target::open(pid).ok()?.open_file("mem").ok().map(MemoryFile);
         let memory = self.memory.get_or_init(open).as_ref().ok_or(Unread::Gone)?;
-        let functions = self.runtime.functions(walked, frame.address.0, memory);
+        let functions = self.runtime.settled_functions(walked, frame.address.0, memory);
         match &functions {
             Ok(_) => (self.tried, self.told) = (self.tried + 1, self.told + 1),
             Err(Unread::Moved | Unread::Unknown) => self.tried += 1,

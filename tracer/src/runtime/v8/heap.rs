@@ -98,11 +98,13 @@ impl<'a> Heap<'a> {
         self.string(string, LONGEST_NAME).map(|units| String::from_utf16_lossy(&units))
     }
 
-    /// The code units of a string, as far as this many.
+    /// The code units of a string, as far as this many. V8 may replace the parts of a string by the whole while they are read, so
+    /// whether it came out as long as it says is part of it.
     pub(super) fn string(&self, string: Tagged, most: usize) -> Option<Vec<u16>> {
+        let length = self.string_length(string)?;
         let mut units = Vec::new();
         self.append(string, 0, most, DEEPEST_STRING, &mut units)?;
-        Some(units)
+        (units.len() == length.min(most)).then_some(units)
     }
 
     /// How long a string is, if it is one.
@@ -273,7 +275,13 @@ pub(super) mod tests {
         let itself = memory.object(0x2000, CONS, &[length(4), 0x2001, 0x2001]);
         let broken = memory.object(0x3000, SLICED, &[length(4), 0x9001, 0]);
         let endless = memory.object(0x4000, ONE_BYTE, &[length(u64::from(u32::MAX))]);
+        let (begin, empty) = (memory.sequential(0x5000, "/srv/leak"), memory.sequential(0x5100, ""));
+        // The first part is from before V8 made one of them, the second from after.
+        let torn = memory.object(0x5200, CONS | ONE_BYTE, &[length(12), begin.0, empty.0]);
         let heap = Heap::new(&memory);
-        assert_eq!([other, itself, broken, endless].map(|string| heap.name(string)), [const { None }; 4]);
+        assert_eq!(
+            [other, itself, broken, endless, torn].map(|string| heap.name(string)),
+            [const { None }; 5]
+        );
     }
 }
