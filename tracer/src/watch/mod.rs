@@ -39,7 +39,7 @@ use tokio::{
     select,
     signal::unix::{SignalKind, signal},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
+    time::{Interval, interval, sleep, timeout},
 };
 
 use self::{
@@ -95,7 +95,7 @@ pub struct Config {
     pub directory: PathBuf,
     /// How many of them are kept.
     pub retention: Retention,
-    /// Where it query_answers HTTP requests.
+    /// Where it answers HTTP requests.
     pub listen: Listen,
     /// The file with the token that requests must give.
     pub token_file: Option<PathBuf>,
@@ -167,8 +167,8 @@ pub async fn run(config: Config, reload: impl Fn() -> Result<Config>) -> Result<
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut server = Server::start(&config.listen, config.token_file.as_deref()).await?;
     let mut service = Service::new(config)?;
-    let mut looks = every(service.config.interval);
-    let mut close_looks = every(CLOSE_LOOK);
+    let mut looks = Looks::every(service.config.interval);
+    let mut close_looks = Looks::every(CLOSE_LOOK);
     say(&format!("watching {}", service.scanner.of_what()));
     if let Some(place) = server.place() {
         say(&format!("serving at {place}"));
@@ -187,11 +187,11 @@ pub async fn run(config: Config, reload: impl Fn() -> Result<Config>) -> Result<
                     Ok(config) => service.reconfigure(config),
                     Err(error) => log::error!("the configuration stays as it was: {error:#}"),
                 }
-                looks = every(service.config.interval);
+                looks = Looks::every(service.config.interval);
             }
             Some((name, news)) = service.news.recv() => service.hear(&name, news),
-            _ = looks.tick() => service.look(),
-            _ = close_looks.tick(), if !service.ongoing.is_empty() => service.look_closely(),
+            () = looks.due() => looks.take(|| service.look()),
+            () = close_looks.due(), if !service.ongoing.is_empty() => close_looks.take(|| service.look_closely()),
             Some(query) = server.query() => service.answer(query),
         }
     }
@@ -200,10 +200,29 @@ pub async fn run(config: Config, reload: impl Fn() -> Result<Config>) -> Result<
     Ok(())
 }
 
-fn every(time: Duration) -> Interval {
-    let mut interval = interval(time);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    interval
+/// When to look.
+struct Looks(Interval);
+
+impl Looks {
+    fn every(time: Duration) -> Self {
+        Self(interval(time))
+    }
+
+    async fn due(&mut self) {
+        self.0.tick().await;
+    }
+
+    fn take(&mut self, look: impl FnOnce()) {
+        let began = Instant::now();
+        look();
+        self.took(began.elapsed());
+    }
+
+    /// For as long as a look took everybody else has their turn: where it takes longer than the time between two, as on a machine that hardly
+    /// gives the service a CPU, one would always be due, and nobody who asks would be heard.
+    fn took(&mut self, time: Duration) {
+        self.0.reset_after(self.0.period().saturating_sub(time).max(time));
+    }
 }
 
 /// What would be watched, as text. Nothing is changed.
@@ -583,4 +602,25 @@ fn now() -> Duration {
 fn say(line: &str) {
     use std::io::Write as _;
     _ = writeln!(std::io::stderr(), "tracer: {}", printable(line));
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn others_have_as_much_time_as_a_look_takes() {
+        let mut looks = Looks::every(Duration::from_secs(1));
+        looks.due().await;
+        for (took_ms, left_ms) in [(100, 900), (800, 800), (60_000, 60_000), (0, 1000)] {
+            let took = Duration::from_millis(took_ms);
+            advance(took).await;
+            looks.took(took);
+            let over = Instant::now();
+            looks.due().await;
+            assert_eq!(over.elapsed(), Duration::from_millis(left_ms), "after {took:?}");
+        }
+    }
 }

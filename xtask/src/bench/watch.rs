@@ -73,28 +73,32 @@ pub fn soak(workspace: &Path, minutes: u32) -> Result<String> {
     let mut watching = Watching::start(workspace, &crowd, &options.concat())?;
     command::step(&format!("watching for {minutes} minutes"));
     let mut text = machine()?;
-    text += "\n| minute | CPU | resident | open files | recordings | groups so far | scrapes |\n|--:|--:|--:|--:|--:|--:|--:|\n";
+    text += "\n| minute | CPU | resident | open files | recordings | groups so far | scrapes | slowest |\n|--:|--:|--:|--:|--:|--:|--:|--:|\n";
     let (began, mut before, mut scrapes) = (Instant::now(), watching.taken()?, 0);
     let spacing = Duration::from_secs(60) * minutes / ROWS;
     for row in 1..=ROWS {
-        let mut metrics = String::new();
+        let (mut metrics, mut slowest) = (String::new(), Duration::ZERO);
         while began.elapsed() < spacing * row {
             crowd.live(Duration::from_secs(1))?;
-            scrape(&address, "/")?;
-            metrics = scrape(&address, "/metrics")?;
+            for path in ["/", "/metrics"] {
+                let asked = Instant::now();
+                metrics = scrape(&address, path)?;
+                slowest = slowest.max(asked.elapsed());
+            }
             scrapes += 1;
         }
         let taken = watching.taken()?;
         let cpu = taken.user + taken.kernel - before.user - before.kernel;
         let number = |name: &str| number_of(&metrics, name).with_context(|| format!("there is no {name}"));
         let line = format!(
-            "| {:.1} | {:.1} % | {:.1} MiB | {} | {} | {} | {scrapes} |\n",
+            "| {:.1} | {:.1} % | {:.1} MiB | {} | {} | {} | {scrapes} | {:.1} s |\n",
             began.elapsed().as_secs_f64() / 60.0,
             100.0 * cpu / TICKS / spacing.as_secs_f64(),
             taken.resident_bytes / f64::from(1 << 20),
             number("process_open_fds ")?,
             number("tracer_watch_recordings_total{trigger=\"rss > 64KiB\",outcome=\"done\"} ")?,
             crowd.made,
+            slowest.as_secs_f64(),
         );
         print!("{line}");
         text += &line;
