@@ -211,6 +211,13 @@ impl AllRuns {
         self.with(other, Runs::plus)
     }
 
+    /// So many times as many.
+    #[must_use]
+    pub fn times(self, factor: f64) -> Self {
+        let of = |number: u64| (number as f64 * factor).round() as u64;
+        self.with(Self::default(), |runs, _| Runs { count: of(runs.count), ns: of(runs.ns) })
+    }
+
     /// The part of these runs that so many calls made, where other processes made the rest: there a program takes that long.
     #[must_use]
     pub fn of_calls(self, calls: u64, leaving_ns: u64) -> Self {

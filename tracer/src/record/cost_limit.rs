@@ -4,11 +4,12 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use crate::model::{Bytes, Overhead};
 
-/// How long probes are tried.
+/// How long probes are tried, where targets can work meanwhile.
 pub const TRIAL: Duration = Duration::from_millis(100);
 
 /// A target that waits most of the time is not slowed by a large part of the little that it does, so it counts as one that uses this part of a
-/// CPU, or of what it may use of one. Growth mode in its place would blame who touches memory first, which is not always who keeps it.
+/// CPU, or of what it may use and others leave it of one. Growth mode in its place would blame who touches memory first, which is not always
+/// who keeps it.
 const LEAST_USE: f64 = 0.5;
 
 /// A finer sample takes more memory for its blocks than it says more.
@@ -30,8 +31,8 @@ pub struct TrialCost {
 }
 
 impl TrialCost {
-    /// What it would have been where the target did no more than usual, in parts of a CPU, in the time that the trial was long. To put probes
-    /// in and out holds a target up, and what it has missed it does in the trial.
+    /// What it would have been where the target worked for no more than the usual part of this time, in which it could work. To put probes in
+    /// and out holds a target up, and what it has missed it does in the trial.
     #[must_use]
     pub fn as_usual(self, usual_use: f64, time: Duration) -> Self {
         let Overhead { cpu_ns, tracing_ns, .. } = self.overhead;
@@ -79,7 +80,8 @@ impl CostLimit {
         time * u32::from(self.per_mille) / 1000
     }
 
-    /// Whether it is less than what tracing took of the CPU time of targets that may use so many CPUs, in a time that was so long.
+    /// Whether it is less than what tracing took of the CPU time of targets that may use so many CPUs, and could work for that long. Time in
+    /// which they waited for a CPU is none in which they had nothing to do.
     #[must_use]
     pub fn is_exceeded(self, overhead: Overhead, cpus: f64, time: Duration) -> bool {
         overhead.tracing_ns as f64 > self.allowed_ns(overhead, cpus, time)
@@ -206,6 +208,10 @@ mod tests {
         assert!(!is_exceeded_of(8.0, 4.8, 2.4, "5%") && is_exceeded_of(8.0, 4.8, 2.6, "5%"));
         assert_eq!(CostLimit::default().tolerated().to_string(), "7.5%");
         assert!(is_exceeded(100.0, 0.1, "0%") && !is_exceeded(100.0, 0.0, "0%"));
+        // Who got 4 ms and waited for the rest had nothing that it could have missed more of.
+        let starved = Overhead::new(4e6, 2.4e6);
+        assert!(!CostLimit::default().is_exceeded(starved, 1.0, TRIAL), "as one that waits for work");
+        assert!(CostLimit::default().is_exceeded(starved, 1.0, Duration::from_millis(4)));
         assert!(!is_exceeded(100.0, 100.0, "100%"));
     }
 }

@@ -356,7 +356,9 @@ fn costs_too_much(config: &Config, session: &Session, time: Duration) -> Option<
     let overhead = session.overhead();
     if time >= SETTLED
         && let (Some(limit), Some(overhead)) = (config.max_cost, overhead)
-        && limit.tolerated().is_exceeded(overhead, session.cpus(), time)
+        // Threads, which may be many, are looked at only where they matter.
+        && limit.tolerated().is_exceeded(overhead, session.cpus(), Duration::ZERO)
+        && limit.tolerated().is_exceeded(overhead, session.cpus(), session.time_had())
     {
         return Some(too_much(overhead.percent, limit));
     }

@@ -17,7 +17,7 @@ use crate::{
         hits::{AllRuns, HitCosts, Runs, count_runs},
     },
     model::{Overhead, Pid},
-    target::CpuTimes,
+    target::{CpuTimes, ThreadTimes},
 };
 
 /// How long it is measured at a time, and how often.
@@ -69,6 +69,12 @@ impl Measured {
     fn usual_call() -> Self {
         let allocated = Runs { count: 1, ns: 1000 };
         Self { runs: AllRuns { allocate: allocated, allocated, ..AllRuns::default() }, calls: 1 }
+    }
+
+    /// The runs of so many calls, of which those that were measured are some. Where none of them was, each was a usual one.
+    fn of_calls(self, calls: u64) -> AllRuns {
+        let Self { runs, calls: measured } = if self.calls == 0 { Self::usual_call() } else { self };
+        runs.times(calls as f64 / measured as f64)
     }
 }
 
@@ -150,8 +156,8 @@ impl Meter {
         self.end(capture, pids, calls);
         let Costs::Known(costs) = self.costs else { return None };
         let (cpu_ns, _) = self.cpu.total(capture.follows());
-        let runs = &self.measured.runs;
-        let tracing_ns = costs.of(runs, capture.probed_places());
+        let runs = self.measured.of_calls(self.calls);
+        let tracing_ns = costs.of(&runs, capture.probed_places());
         log::info!(
             "in {:.1} ms of the targets' CPU time: {:.2} ms of tracing, by {} calls; {:.2} ms of it to walk {} stacks, {:.2} ms in programs besides",
             cpu_ns / 1e6,
@@ -171,11 +177,7 @@ impl Meter {
         if cpu_ns < LEAST_CPU_NS {
             return None;
         }
-        // Where calls were made between the spells alone, each was a usual one.
-        let Measured { runs, calls } =
-            if self.measured.calls == 0 { Measured::usual_call() } else { self.measured };
-        let call_ns = costs.of(&runs, capture.probed_places()) / calls as f64;
-        let tracing_ns = call_ns * self.calls as f64;
+        let tracing_ns = costs.of(&self.measured.of_calls(self.calls), capture.probed_places());
         // All of it is time in the kernel.
         Some(Overhead::new(cpu_ns, tracing_ns.min(in_kernel_ns)))
     }
@@ -199,20 +201,24 @@ impl Costs {
 pub struct UsualUse {
     began: Instant,
     cpu: CpuAccount,
+    threads: ThreadTimes,
 }
 
 impl UsualUse {
     /// From now on.
     pub fn from_now(pids: &[Pid]) -> Self {
-        Self { began: Instant::now(), cpu: CpuAccount::since(pids) }
+        Self { began: Instant::now(), cpu: CpuAccount::since(pids), threads: ThreadTimes::of(pids) }
     }
 
-    /// Parts of a CPU until now; none where that is too short a time to tell.
+    /// The part of the time until now, as far as others left them a CPU; none where that is too short a time to tell, or they did nothing in
+    /// it: what they may have waited for the kernel counts later.
     pub fn until_now(mut self, pids: &[Pid]) -> Option<f64> {
         const LEAST: Duration = Duration::from_millis(50);
         let time = self.began.elapsed();
         self.cpu.read(pids);
-        (time >= LEAST).then(|| self.cpu.total(false).0 / time.as_nanos() as f64)
+        let had_ns = ThreadTimes::of(pids).had_since(&self.threads, time.as_nanos() as u64);
+        let cpu_ns = self.cpu.total(false).0;
+        (time >= LEAST && cpu_ns > 0.0).then(|| cpu_ns / (had_ns as f64).max(cpu_ns))
     }
 }
 
@@ -291,6 +297,16 @@ mod tests {
 
     fn times(own_ns: u64, children_ns: u64, user: u64, system: u64) -> CpuTimes {
         CpuTimes { own_ns, children_ns, user, system }
+    }
+
+    #[test]
+    fn calls_that_nobody_measured_took_what_the_others_did() {
+        let runs = |count, ns| AllRuns { call: Runs { count, ns }, ..AllRuns::default() };
+        let measured = Measured { runs: runs(20, 3000), calls: 10 };
+        assert_eq!(measured.of_calls(10), runs(20, 3000));
+        assert_eq!(measured.of_calls(25), runs(50, 7500));
+        assert_eq!(Measured::default().of_calls(3), Measured::usual_call().runs.times(3.0));
+        assert_eq!(Measured::default().of_calls(0), AllRuns::default());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! First every allocation by probes, then a sample of them by the same probes, which spares the walks of stacks, then growth mode, which has
 //! none. A target that samples itself is recorded by its own sample from the start.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 
 use super::{
@@ -24,6 +26,17 @@ enum Trial {
     Failed { why: String, sample: Option<Bytes> },
     /// The recording is over already.
     Ended(End),
+}
+
+/// How long a way is tried at most, of targets that others leave hardly a CPU: one that got 14 thousandths of a CPU had none for two seconds.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// What targets did while probes were tried.
+enum Worked {
+    /// They could work for so long.
+    For(Duration),
+    /// The recording is over already.
+    Until(End),
 }
 
 /// Of a target that samples itself: what the sampler does where nobody says otherwise.
@@ -91,21 +104,21 @@ impl Watching<'_> {
         if let Err(nothing) = session.check_allocators() {
             return failed(format!("{nothing:#}"));
         }
-        match self.watch(Some(TRIAL), session, asked, exits).await? {
-            End::Duration => {}
-            end => return Ok(Trial::Ended(end)),
-        }
+        let had = match self.let_work(session, asked, exits).await? {
+            Worked::For(had) => had,
+            Worked::Until(end) => return Ok(Trial::Ended(end)),
+        };
         let Some(cost) = session.cost_of_moment() else {
             return failed("what probes take cannot be measured here".into());
         };
-        let cost = usual_use.map_or(cost, |usual_use| cost.as_usual(usual_use, TRIAL));
-        if !limit.is_exceeded(cost.overhead, session.cpus(), TRIAL) {
+        let cost = usual_use.map_or(cost, |usual_use| cost.as_usual(usual_use, had));
+        if !limit.is_exceeded(cost.overhead, session.cpus(), had) {
             return Ok(Trial::Passed);
         }
         let percent = cost.overhead.percent;
         match session.sample() {
             Bytes(0) => {
-                let sample = limit.sample(&cost, session.cpus(), TRIAL);
+                let sample = limit.sample(&cost, session.cpus(), had);
                 let why = too_much(percent, limit);
                 let hits = cost.percent_without_walks();
                 Ok(Trial::Failed {
@@ -118,6 +131,30 @@ impl Watching<'_> {
                 })
             }
             sample => failed(format!("a sample of one in {sample} {percent:.0} %")),
+        }
+    }
+
+    /// Waits for a moment; and on where the targets had work to do in it, and others had the CPUs. Looks each moment, since who waits for
+    /// long is counted as one that did only once the wait is over.
+    async fn let_work(
+        &mut self,
+        session: &mut Session,
+        asked: &mut PendingRequests<'_>,
+        exits: &mut Exits,
+    ) -> Result<Worked> {
+        let (began, mut had) = (Instant::now(), Duration::ZERO);
+        let (mut looked, mut before) = (began, session.threads());
+        loop {
+            match self.watch(Some(TRIAL), session, asked, exits).await? {
+                End::Duration => {}
+                end => return Ok(Worked::Until(end)),
+            }
+            let (time, now) = (looked.elapsed(), session.threads());
+            had += Duration::from_nanos(now.had_since(&before, time.as_nanos() as u64));
+            if had >= TRIAL / 2 || began.elapsed() >= LONGEST {
+                return Ok(Worked::For(had));
+            }
+            (looked, before) = (looked + time, now);
         }
     }
 }

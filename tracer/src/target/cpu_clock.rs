@@ -64,12 +64,16 @@ fn cpu_ns(pid: Pid) -> Option<u64> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ThreadTimes(BTreeMap<u32, ThreadTime>);
 
-/// Nanoseconds.
+/// In nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct ThreadTime {
     ran: u64,
-    /// Able to run, with every CPU taken by others.
+    /// Able to run, with every CPU taken by others. The kernel counts it once the wait is over.
     waited: u64,
+    /// How often it had nothing to do.
+    sleeps: u64,
+    /// Whether it runs or waits for a CPU now.
+    is_runnable: bool,
 }
 
 impl ThreadTimes {
@@ -81,8 +85,9 @@ impl ThreadTimes {
             threads
                 .filter_map(|thread| {
                     let thread = thread.ok()?;
-                    let times = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-                    Some((thread.file_name().to_str()?.parse().ok()?, ThreadTime::parse(&times)?))
+                    let read = |name| fs::read_to_string(thread.path().join(name)).ok();
+                    let time = ThreadTime::parse(&read("schedstat")?, &read("status")?)?;
+                    Some((thread.file_name().to_str()?.parse().ok()?, time))
                 })
                 .collect(),
         )
@@ -94,7 +99,13 @@ impl ThreadTimes {
     pub fn had_since(&self, before: &Self, span_ns: u64) -> u64 {
         let since = self.0.iter().map(|(thread, now)| {
             let before = before.0.get(thread).copied().unwrap_or_default();
-            (now.ran.saturating_sub(before.ran), now.waited.saturating_sub(before.waited))
+            let ran = now.ran.saturating_sub(before.ran);
+            let waited = if now.has_never_slept_since(before) {
+                span_ns.saturating_sub(ran)
+            } else {
+                now.waited.saturating_sub(before.waited)
+            };
+            (ran, waited)
         });
         let ran: u64 = since.clone().map(|(ran, _)| ran).sum();
         let waited = since.max_by_key(|(ran, waited)| ran + waited).map_or(0, |(_, waited)| waited);
@@ -103,10 +114,21 @@ impl ThreadTimes {
 }
 
 impl ThreadTime {
-    /// What `/proc/PID/task/TID/schedstat` says.
-    fn parse(text: &str) -> Option<Self> {
-        let mut fields = text.split_ascii_whitespace().map(str::parse);
-        Some(Self { ran: fields.next()?.ok()?, waited: fields.next()?.ok()? })
+    /// What `schedstat` and `status` say, both of `/proc/PID/task/TID`.
+    fn parse(schedstat: &str, status: &str) -> Option<Self> {
+        let mut fields = schedstat.split_ascii_whitespace().map(str::parse);
+        let of_status = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
+        Some(Self {
+            ran: fields.next()?.ok()?,
+            waited: fields.next()?.ok()?,
+            sleeps: of_status("voluntary_ctxt_switches:")?.parse().ok()?,
+            is_runnable: of_status("State:")?.starts_with('R'),
+        })
+    }
+
+    /// Whether it ran or waited all the time. Of one that waits still the kernel has not counted how long.
+    const fn has_never_slept_since(self, before: Self) -> bool {
+        self.is_runnable && before.is_runnable && self.sleeps == before.sleeps
     }
 }
 
@@ -117,7 +139,8 @@ mod tests {
     #[test]
     fn a_process_has_the_time_in_which_it_did_not_wait_for_a_processor() {
         let times = |threads: &[(u32, u64, u64)]| {
-            ThreadTimes(threads.iter().map(|&(id, ran, waited)| (id, ThreadTime { ran, waited })).collect())
+            let time = |&(id, ran, waited)| (id, ThreadTime { ran, waited, ..ThreadTime::default() });
+            ThreadTimes(threads.iter().map(time).collect())
         };
         let before = times(&[(1, 5, 100), (2, 0, 0)]);
         // One that sleeps had all the time, one that waited the rest; those of a busy process waited for each other.
@@ -126,8 +149,29 @@ mod tests {
         let workers: Vec<_> = (1..17).map(|id| (id, 12, 188)).collect();
         assert_eq!(times(&workers).had_since(&ThreadTimes::default(), 200), 16 * 12);
         assert_eq!(ThreadTimes::default().had_since(&before, 100), 100);
-        assert_eq!(ThreadTime::parse("17 23 4\n"), Some(ThreadTime { ran: 17, waited: 23 }));
-        assert_eq!(ThreadTime::parse(""), None);
+        let status =
+            "Name:\tR\nState:\tR (running)\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t6\n";
+        let time = ThreadTime { ran: 17, waited: 23, sleeps: 5, is_runnable: true };
+        assert_eq!(ThreadTime::parse("17 23 4\n", status), Some(time));
+        assert_eq!(ThreadTime::parse("", status), None);
+        assert!(!ThreadTimes::of(&[Pid(std::process::id())]).0.is_empty());
+    }
+
+    #[test]
+    fn who_waits_for_a_processor_has_no_time_before_the_kernel_has_counted_it() {
+        let thread = |ran, waited, sleeps, is_runnable| {
+            ThreadTimes([(1, ThreadTime { ran, waited, sleeps, is_runnable })].into())
+        };
+        let before = thread(50, 300, 7, true);
+        assert_eq!(thread(54, 300, 7, true).had_since(&before, 100), 4);
+        assert_eq!(thread(50, 300, 7, true).had_since(&before, 100), 0, "it waited all the time");
+        assert_eq!(thread(54, 330, 8, true).had_since(&before, 100), 70, "it had nothing to do once");
+        assert_eq!(thread(54, 300, 7, false).had_since(&before, 100), 100);
+        assert_eq!(
+            thread(54, 300, 7, true).had_since(&thread(50, 300, 7, false), 100),
+            100,
+            "it had just begun"
+        );
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub struct Session {
     max_live: u64,
     sampler: Sampler,
     meter: Meter,
-    /// Parts of a CPU that the targets used before they had probes, where that is known.
+    /// The part of the time that the targets worked before they had probes, as far as others left them a CPU, where that is known.
     usual_use: Option<f64>,
     /// The CPUs that each of them may use at least, up to one.
     cpus: f64,
@@ -317,7 +317,7 @@ impl Session {
         self.config.sample
     }
 
-    /// Parts of a CPU that the targets used before they had probes, where that is known.
+    /// The part of the time that the targets worked before they had probes, as far as others left them a CPU, where that is known.
     pub fn usual_use(&self) -> Option<f64> {
         self.usual_use
     }

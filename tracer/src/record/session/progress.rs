@@ -23,6 +23,7 @@ use crate::{
     model::{Bytes, Kind, Mode, Overhead, Pid, TimelinePoint},
     plan::ApiId,
     report::status::{Status, Vitals},
+    target::ThreadTimes,
 };
 
 /// Between the first sizes of every stack, of which a verdict takes a dozen: a little less than the time between looks, so that
@@ -179,6 +180,16 @@ impl Session {
         let (allocations, bytes) = totals
             .fold((0, 0), |(objects, bytes), stack| (objects + stack.whole_objects(), bytes + stack.bytes));
         Some(TrialCost { overhead, walks_ns, allocations, allocated: Bytes(bytes) })
+    }
+
+    /// What the threads of the targets have had so far.
+    pub fn threads(&self) -> ThreadTimes {
+        ThreadTimes::of(&self.traced_now().0)
+    }
+
+    /// How long the targets could work in this window, as far as others left them a CPU.
+    pub fn time_had(&self) -> Duration {
+        Duration::from_nanos(self.had_so_far(&self.traced_now().0, now_ns()))
     }
 
     /// Whether a target reports the blocks that it samples, to whoever wants a sample.
