@@ -213,6 +213,35 @@ fn a_target_that_waits_for_a_cpu_is_not_taken_for_one_that_has_nothing_to_do() {
     target.assert_unharmed();
 }
 
+/// The number before a text.
+#[track_caller]
+fn number_before(text: &str, after: &str) -> f64 {
+    let before = text.split(after).next().filter(|before| before.len() < text.len());
+    let number = before.and_then(|before| before.rsplit(' ').next()).and_then(|number| number.parse().ok());
+    number.unwrap_or_else(|| panic!("no number before {after:?}: {text}"))
+}
+
+#[test]
+fn a_sample_takes_the_place_of_walks_that_would_slow_a_target() {
+    let mut target = Program::new("deep.c").start();
+    target.work();
+    // It never waits, so that the parts of its CPU time are the same however little of a CPU it gets.
+    let options = |limit| ["--record", "1s", "--max-cost", limit];
+    let refused = recorded(&mut target, &options("0%"), |_| {});
+    assert_eq!(refused["digest"]["mode"], "growth", "{refused:#}");
+    let all = number_before(note(&refused), " % of the CPU time");
+    let without_walks = number_before(note(&refused), " % without a look at any stack");
+    assert!(all > 2.0 * without_walks, "{refused:#}");
+    // Of what probes leave, a sample takes half.
+    let less = format!("{:.1}%", 0.7 * all);
+    let recording = recorded(&mut target, &options(&less), |_| {});
+    assert_eq!((&recording["state"], &recording["digest"]["mode"]), (&"done".into(), &"allocations".into()));
+    assert!(note(&recording).starts_with("sampled, since probes took"), "{recording:#}");
+    assert!(note(&recording).contains("(--max-cost): one in "), "{recording:#}");
+    assert_text_is_pristine(target.pid());
+    target.assert_unharmed();
+}
+
 #[test]
 fn probes_stay_where_they_cost_little_and_go_when_that_changes() {
     let mut target = Program::new("busy.c").start();
