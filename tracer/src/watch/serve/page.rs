@@ -44,10 +44,10 @@ fn write_page(html: &mut String, view: &View, now: Duration) -> fmt::Result {
     )?;
     writeln!(
         html,
-        "<p>Records when <b>{}</b>; {} of {} going on.</p>\n<p class=\"links\"><a href=\"/metrics\">metrics</a> \
+        "<p>Records when <b>{}</b>; recordings going on: {} of at most {}.</p>\n<p class=\"links\"><a href=\"/metrics\">metrics</a> \
          <a href=\"/reports/index.json\">index of the reports</a></p>",
         Text(&view.conditions.join(" or ")),
-        counted(view.ongoing as u64, "recording"),
+        view.ongoing,
         view.at_most
     )?;
     if view.cpu_time.is_waited_for {
@@ -193,7 +193,7 @@ fn write_recording(html: &mut String, entry: &Entry) -> fmt::Result {
     if let Some(digest) = &entry.digest {
         let class = if digest.leaking == Some(true) { "verdict alarm" } else { "verdict" };
         let verdict = digest.verdict.as_deref().unwrap_or("no verdict");
-        writeln!(html, "<p class=\"{class}\">{}</p>", Text(verdict))?;
+        writeln!(html, "<p class=\"{class}\">{}</p>", Sentence(verdict))?;
         if digest.mode == Mode::Growth {
             writeln!(
                 html,
@@ -201,7 +201,7 @@ fn write_recording(html: &mut String, entry: &Entry) -> fmt::Result {
             )?;
         }
         for cause in digest.causes.iter().filter(|cause| cause.bytes_per_second > 0.0).take(3) {
-            writeln!(html, "<p>{}: {}</p>", per_minute(cause.bytes_per_second), Text(&cause.cause))?;
+            writeln!(html, "<p>{}: {}</p>", per_minute(cause.bytes_per_second), Sentence(&cause.cause))?;
         }
     }
     for (class, text) in [("dim", &entry.note), ("alarm", &entry.error)] {
@@ -240,6 +240,23 @@ impl fmt::Display for Text<'_> {
     }
 }
 
+/// A text in which names are between backticks: these are shown as names.
+struct Sentence<'a>(&'a str);
+
+impl fmt::Display for Sentence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<&str> = self.0.split('`').collect();
+        if parts.len().is_multiple_of(2) {
+            return Text(self.0).fmt(f);
+        }
+        for (index, part) in parts.into_iter().enumerate() {
+            let part = Text(part);
+            if index % 2 == 0 { part.fmt(f)? } else { write!(f, "<code>{part}</code>")? }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,13 +275,24 @@ mod tests {
             "the kernel killed 1 of it",
             "it took 4.5 s of CPU time",
             "they may take (144 s an hour)",
-            "+200.3 MiB/min: `forget`",
+            "+200.3 MiB/min: <code>forget</code>",
             "no such process",
             "2 processes",
             "killed 3 processes of gone for",
         ] {
             assert!(html.contains(text), "{text}: {html}");
         }
+    }
+
+    #[test]
+    fn names_in_a_sentence_are_shown_as_names() {
+        let shown = |text: &str| Sentence(text).to_string();
+        assert_eq!(
+            shown("in `a<b>`, called from `c`"),
+            "in <code>a&lt;b&gt;</code>, called from <code>c</code>"
+        );
+        assert_eq!(shown("in `a`b<`"), "in `a`b&lt;`", "nobody knows which are the name's own");
+        assert_eq!(shown("nothing leaks"), "nothing leaks");
     }
 
     #[test]
