@@ -94,6 +94,7 @@ pub(super) enum Sub {
         view: ViewArguments,
     },
     /// Watch containers, services and processes, and record when one runs out of memory.
+    #[command(after_help = super::watch::EXAMPLES, override_usage = "tracer watch [OPTIONS] <--all|--cgroup|--name|--pid>")]
     Watch(Box<WatchArguments>),
     /// Print the completions of a shell, for instance into /etc/bash_completion.d/tracer.
     Completions {

@@ -25,6 +25,16 @@ use crate::{
     },
 };
 
+/// What the help ends with.
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sudo tracer watch --check --all                      what would be watched, and whether it may be
+  sudo tracer watch --all                              every container and service
+  sudo tracer watch --name node --when 'rss > 1GiB'    all processes of a name, together
+  sudo tracer watch --config /etc/tracer/watch.toml    as the service of systemd does
+
+The page is at http://127.0.0.1:9497. SIGTERM or Ctrl-C ends it, with a report of what is being recorded.";
+
 /// What `tracer watch` is told.
 #[derive(Args, Debug)]
 #[group(skip)]
@@ -45,8 +55,8 @@ pub(super) struct WatchArguments {
     #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, help_heading = heading::TARGET)]
     pids: Vec<Pid>,
 
-    /// Record when this holds: `usage > 80% for 5m`, `usage > 2GiB`, `growth > 10MiB/min for 10m`, `pressure > 10% for 1m`; also
-    /// working_set, anon and rss. May be repeated: any of them counts.
+    /// Record when this holds: `usage > 80% for 5m` (of the limit), `usage > 2GiB`, `growth > 10MiB/min for 10m`, `pressure > 10% for
+    /// 1m`; also working_set, anon and rss. May be repeated: any of them counts.
     #[arg(long, value_name = "CONDITION", default_value = DEFAULT_CONDITION, help_heading = heading::WINDOW)]
     when: Vec<Condition>,
 
@@ -54,7 +64,7 @@ pub(super) struct WatchArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_positive_time, default_value = time(Config::default().record), help_heading = heading::WINDOW)]
     record: Duration,
 
-    /// How many recordings there may be at a time.
+    /// How many recordings may go on at a time.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), default_value_t = 1, help_heading = heading::WINDOW)]
     at_most: u32,
 
@@ -62,7 +72,7 @@ pub(super) struct WatchArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = time(Config::default().cool_down), help_heading = heading::WINDOW)]
     cool_down: Duration,
 
-    /// Time between looks.
+    /// Time between two looks at the memory of all subjects.
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = time(Config::default().interval), help_heading = heading::WINDOW)]
     interval: Duration,
 
@@ -81,11 +91,11 @@ pub(super) struct WatchArguments {
     #[arg(long, value_name = "PERCENT", default_value_t = Config::default().cpu_budget, help_heading = heading::COUNTED)]
     cpu_budget: CostLimit,
 
-    /// Track only a sample of the allocations, one every SIZE bytes.
+    /// Track only a sample of the allocations, one every SIZE bytes; 0 is all of them.
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0", help_heading = heading::COUNTED)]
     sample: Bytes,
 
-    /// Where the reports go.
+    /// Where the reports and their index go; it is made where it is missing.
     #[arg(long = "dir", value_name = "DIRECTORY", default_value_os_t = Config::default().directory, help_heading = heading::REPORTS)]
     directory: PathBuf,
 
