@@ -90,31 +90,31 @@ pub struct Moving {
     stacks: usize,
     frames: usize,
     nameless: usize,
-    /// What was told and can't be.
+    /// What was told and can't be, lines apart.
     pub misnamed: Vec<String>,
+    /// Stacks of the right functions with a line that was not stated, or without one that was.
+    pub of_other_lines: Vec<String>,
 }
 
 impl Moving {
-    /// Every stack that was told must be one that was stated, whatever its nameless frames are called, and no place may be told more often
-    /// than it was stated: it would stand for another one.
+    /// Every stack that was told must be one that was stated, whatever its nameless frames are called, and no function may be told more
+    /// often than it was stated: it would stand for another one.
     #[must_use]
     pub fn of(stated: &[Functions], told: &[Functions]) -> Self {
-        let mut by_place: HashMap<&Place, Vec<&[Place]>> = HashMap::new();
-        let mut count: HashMap<&Place, usize> = HashMap::new();
-        let distinct: HashSet<&[Place]> = stated.iter().map(Vec::as_slice).collect();
-        for &stack in &distinct {
-            let places: HashSet<&Place> = stack.iter().collect();
-            places.into_iter().for_each(|place| by_place.entry(place).or_default().push(stack));
-        }
-        stated.iter().flatten().for_each(|place| *count.entry(place).or_default() += 1);
-        let mut misnamed = Vec::new();
-        for stack in told {
-            if !distinct.contains(stack.as_slice()) && !is_one_of(stack, &by_place) {
+        let (stated_functions, told_functions) = (without_lines(stated), without_lines(told));
+        let (exact, functions) = (Known::of(stated), Known::of(&stated_functions));
+        let (mut misnamed, mut of_other_lines) = (Vec::new(), Vec::new());
+        for (stack, unlined) in told.iter().zip(&told_functions) {
+            if !functions.may_have(unlined) {
                 misnamed.push(format!("no stack was stated as {}", outline(stack)));
+            } else if !exact.may_have(stack) {
+                of_other_lines.push(outline(stack));
             }
         }
+        let mut count: HashMap<&Place, usize> = HashMap::new();
+        stated_functions.iter().flatten().for_each(|place| *count.entry(place).or_default() += 1);
         let mut often: HashMap<&Place, usize> = HashMap::new();
-        let named = told.iter().flatten().filter(|place| !is_nameless(place));
+        let named = told_functions.iter().flatten().filter(|place| !is_nameless(place));
         named.for_each(|place| *often.entry(place).or_default() += 1);
         let too_often =
             often.iter().filter(|(place, told)| count.get(*place).is_some_and(|stated| *told > stated));
@@ -124,25 +124,69 @@ impl Moving {
             frames: stated.iter().map(Vec::len).sum(),
             nameless: told.iter().flatten().filter(|place| is_nameless(place)).count(),
             misnamed,
+            of_other_lines,
         }
     }
 
     /// Says so, as a row of the table that `cargo xtask bench runtimes` makes.
     pub fn say(&self, title: &str) {
-        let Self { stacks, frames, nameless, misnamed } = self;
-        println!("misnamed | {title} | {stacks} | {frames} | {} | {nameless} |", misnamed.len());
+        let Self { stacks, frames, nameless, misnamed, of_other_lines } = self;
+        let (misnamed, of_other_lines) = (misnamed.len(), of_other_lines.len());
+        println!("misnamed | {title} | {stacks} | {frames} | {misnamed} | {of_other_lines} | {nameless} |");
+    }
+
+    /// Panics where a function has another's name, with the first of them.
+    #[track_caller]
+    pub fn assert_names(&self, title: &str) {
+        let Self { misnamed, .. } = self;
+        assert!(
+            misnamed.is_empty(),
+            "{title}: {}: {:#?}",
+            misnamed.len(),
+            &misnamed[..misnamed.len().min(5)]
+        );
+    }
+
+    /// Panics where a function has another line, with the first of them.
+    #[track_caller]
+    pub fn assert_lines(&self, title: &str) {
+        let Self { of_other_lines: lines, .. } = self;
+        assert!(lines.is_empty(), "{title}: {}: {:#?}", lines.len(), &lines[..lines.len().min(5)]);
     }
 }
 
-/// Whether a stack may be one of those that were stated, which are found by their places.
-fn is_one_of(told: &[Place], by_place: &HashMap<&Place, Vec<&[Place]>>) -> bool {
-    let mut named = told.iter().filter(|place| !is_nameless(place)).peekable();
-    if named.peek().is_none() {
-        return true;
+fn without_lines(stacks: &[Functions]) -> Vec<Functions> {
+    let unlined = |(name, file, _): &Place| (name.clone(), file.clone(), None);
+    stacks.iter().map(|stack| stack.iter().map(unlined).collect()).collect()
+}
+
+/// Stacks that were stated.
+struct Known<'a> {
+    distinct: HashSet<&'a [Place]>,
+    by_place: HashMap<&'a Place, Vec<&'a [Place]>>,
+}
+
+impl<'a> Known<'a> {
+    fn of(stated: &'a [Functions]) -> Self {
+        let distinct: HashSet<&[Place]> = stated.iter().map(Vec::as_slice).collect();
+        let mut by_place: HashMap<&Place, Vec<&[Place]>> = HashMap::new();
+        for &stack in &distinct {
+            let places: HashSet<&Place> = stack.iter().collect();
+            places.into_iter().for_each(|place| by_place.entry(place).or_default().push(stack));
+        }
+        Self { distinct, by_place }
     }
-    let stacks = named.map(|place| by_place.get(place).map_or(&[][..], Vec::as_slice));
-    let fewest = stacks.min_by_key(|stacks| stacks.len()).unwrap_or_default();
-    fewest.iter().any(|stated| may_be(told, stated))
+
+    /// Whether a stack may be one of them, which are found by their places.
+    fn may_have(&self, told: &[Place]) -> bool {
+        let mut named = told.iter().filter(|place| !is_nameless(place)).peekable();
+        if named.peek().is_none() || self.distinct.contains(told) {
+            return true;
+        }
+        let stacks = named.map(|place| self.by_place.get(place).map_or(&[][..], Vec::as_slice));
+        let fewest = stacks.min_by_key(|stacks| stacks.len()).unwrap_or_default();
+        fewest.iter().any(|stated| may_be(told, stated))
+    }
 }
 
 /// Whether the one may be the other. A frame without a name stands for one of any name, and for all that were inlined into it.
@@ -177,7 +221,7 @@ fn outline(stack: &[Place]) -> String {
         let file = file.as_deref().and_then(|file| file.rsplit('/').next()).unwrap_or("-");
         format!("{function} ({file}:{})", line.unwrap_or(0))
     };
-    stack.iter().take(4).map(place).collect::<Vec<_>>().join(" < ")
+    stack.iter().take(8).map(place).collect::<Vec<_>>().join(" < ")
 }
 
 #[cfg(test)]
@@ -199,6 +243,11 @@ mod tests {
         }
         for told in [&["a", "c", "c", "d"][..], &["a", "[java]", "y", "d"], &["b", "[java]", "x", "d"]] {
             assert_ne!(misnamed(told), 0, "{told:?}");
+        }
+        let lined = |line| vec![vec![("a".to_owned(), Some("a.js".to_owned()), line)]];
+        for (told, other_lines) in [(Some(3), 0), (Some(4), 1), (None, 1)] {
+            let moving = Moving::of(&lined(Some(3)), &lined(told));
+            assert_eq!((moving.misnamed.len(), moving.of_other_lines.len()), (0, other_lines), "{told:?}");
         }
         // One was stated with it, so of two stacks that are told with it one is another.
         let twice = [stack(&["a", "x", "d"]), stack(&["[java]", "x", "[java]"])];

@@ -171,8 +171,9 @@ fn check_unloaded(java: &Path, options: &[&str]) {
     let moving = Moving::of(&recorded.stated, &told);
     let collector = if options.is_empty() { "" } else { " `-XX:+UseZGC`" };
     moving.say(&format!("JDK {}{collector}, classes unloaded", version(java, &["-version"])));
-    let misnamed = &moving.misnamed;
-    assert!(misnamed.is_empty(), "{java:?} {options:?}: {:#?}", &misnamed[..misnamed.len().min(5)]);
+    let title = format!("{java:?} {options:?}");
+    moving.assert_names(&title);
+    moving.assert_lines(&title);
     // Each class allocates once: one that is told twice stands for another one.
     assert_eq!(copies.len(), named, "{java:?} {options:?}");
     assert!(copies.iter().all(|copy| copy.split(' ').count() == 1), "{java:?} {options:?}: {copies:?}");

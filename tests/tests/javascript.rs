@@ -113,13 +113,12 @@ fn check_moving(node: &Path, flag: &str) {
     let moving = Moving::of(&without_computed(&recorded.stated), &without_computed(&recorded.told()));
     moving.say(&format!("node {} `{flag}`, functions made anew", version(node, &["--version"])));
     println!("unnamed: {:?}", recorded.report.events.unnamed_functions);
-    let misnamed = &moving.misnamed;
-    assert!(
-        misnamed.is_empty(),
-        "{node:?} {flag}: {}: {:#?}",
-        misnamed.len(),
-        &misnamed[..misnamed.len().min(5)]
-    );
+    let title = format!("{node:?} {flag}");
+    moving.assert_names(&title);
+    // Code that was moved before it was read may have left its place to other code of the same function.
+    if !is_thorough() {
+        moving.assert_lines(&title);
+    }
 }
 
 #[test]

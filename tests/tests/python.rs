@@ -94,8 +94,8 @@ fn check_gone(python: &Path) {
     let version = version(python, &["-c", VERSION]);
     moving.say(&format!("CPython {version}, modules and `exec` drop their code"));
     println!("unnamed: {:?}", recorded.report.events.unnamed_functions);
-    let misnamed = &moving.misnamed;
-    assert!(misnamed.is_empty(), "{python:?}: {}: {:#?}", misnamed.len(), &misnamed[..misnamed.len().min(5)]);
+    moving.assert_names(&version);
+    moving.assert_lines(&version);
 }
 
 #[test]

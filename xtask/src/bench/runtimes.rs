@@ -110,7 +110,7 @@ pub fn measure(workspace: &Path, language: Language, stacks: u32) -> Result<Stri
     let mut text =
         "| runtime | stacks | frames | function and file | line |\n|---|--:|--:|--:|--:|\n".to_owned();
     rows(workspace, language, language.right(), &[], SHARES, &mut text)?;
-    text += "\n| under load | stacks | frames | another's name | no name |\n|---|--:|--:|--:|--:|\n";
+    text += "\n| under load | stacks | frames | another's name | another line | no name |\n|---|--:|--:|--:|--:|--:|\n";
     let wanted = [("TRACER_STACKS", stacks.to_string())];
     rows(workspace, language, &[language.moving()], &wanted, MISNAMED, &mut text)?;
     Ok(format!("{text}\n{}", machine()?))

@@ -5,7 +5,7 @@ mod heap;
 mod layout;
 mod positions;
 
-use std::{collections::HashMap, rc::Rc, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use tracer_ebpf::runtime::v8::Id;
 
@@ -35,7 +35,7 @@ pub struct WalkedFunction {
 pub struct V8 {
     layout: Arc<Layout>,
     /// By script: its tagged address, its number and the address of its source.
-    lines: HashMap<(u64, i32, u64), Rc<[u32]>>,
+    lines: HashMap<(u64, i32, u64), Box<[u32]>>,
     /// The Map of what compiled code stands in, once it has been seen.
     stream_map: Option<u64>,
 }
@@ -142,10 +142,14 @@ impl V8 {
             Some(script) => heap.name(whole(heap.object(script, SCRIPT_NAME), heap)?),
             None => None,
         };
+        let line = match script.zip(place.offset) {
+            Some((script, offset)) => self.line(script, offset, heap)?,
+            None => None,
+        };
         Ok(Function {
             name: name.unwrap_or_else(|| ANONYMOUS.to_owned()),
             file: file.map(|name| path(&name)),
-            line: script.zip(place.offset).and_then(|(script, offset)| self.line(script, offset, heap)),
+            line,
             inlined: false,
             language: JAVASCRIPT,
             is_internal: false,
@@ -167,23 +171,22 @@ impl V8 {
         Ok(heap.typed(script, self.layout.types.script))
     }
 
-    fn line(&mut self, script: Tagged, offset: u32, heap: &Heap<'_>) -> Option<u32> {
-        let source = heap.object(script, SCRIPT_SOURCE)?;
+    fn line(&mut self, script: Tagged, offset: u32, heap: &Heap<'_>) -> Result<Option<u32>, Unread> {
+        let source = whole(heap.object(script, SCRIPT_SOURCE), heap)?;
         let first =
             heap.smi(script, SCRIPT_FIRST_LINE).and_then(|line| u32::try_from(line).ok()).unwrap_or(0);
-        let key = (script.0, heap.smi(script, SCRIPT_ID)?, source.0);
-        let ends = match self.lines.get(&key) {
-            Some(ends) => Rc::clone(ends),
-            None => {
-                let ends: Rc<[u32]> = self.read_line_ends(script, source, heap)?.into();
-                if self.lines.len() >= KEPT_SCRIPTS {
-                    self.lines.clear();
-                }
-                self.lines.insert(key, Rc::clone(&ends));
-                ends
+        let key = (script.0, heap.smi(script, SCRIPT_ID).ok_or(Unread::Moved)?, source.0);
+        if !self.lines.contains_key(&key) {
+            // What a script without a source has there is no string.
+            let Some(ends) = self.read_line_ends(script, source, heap) else {
+                return Ok(None);
+            };
+            if self.lines.len() >= KEPT_SCRIPTS {
+                self.lines.clear();
             }
-        };
-        first.checked_add(line_at(&ends, offset))
+            self.lines.insert(key, ends.into());
+        }
+        Ok(self.lines.get(&key).and_then(|ends| first.checked_add(line_at(ends, offset))))
     }
 
     /// Where the lines of a script end. V8 knows that itself once it has formatted a stack.
