@@ -72,8 +72,9 @@ impl Runtime for V8 {
         let shared = Tagged(walked.shared);
         self.check(walked, &heap, memory)?;
         let places = if walked.is_compiled {
+            // Without it nobody knows what was inlined there.
             let code = CodeObject::at(address, &heap, &self.layout, &mut self.stream_map);
-            let places = code.and_then(|code| code.places(address, shared, &heap, &self.layout));
+            let places = code.ok_or(Unread::Moved)?.places(address, shared, &heap, &self.layout);
             places.filter(|places| places.last().is_some_and(|place| place.function == shared))
         } else {
             None
@@ -136,10 +137,10 @@ impl V8 {
     }
 
     fn function(&mut self, place: Place, heap: &Heap<'_>) -> Result<Function, Unread> {
-        let name = self.name(place.function, heap).filter(|name| !name.is_empty());
+        let name = self.name(place.function, heap)?.filter(|name| !name.is_empty());
         let script = self.script(place.function, heap)?;
         let file = match script {
-            Some(script) => heap.name(whole(heap.object(script, SCRIPT_NAME), heap)?),
+            Some(script) => text(heap.word(script, SCRIPT_NAME).ok_or(Unread::Moved)?, heap)?,
             None => None,
         };
         let line = match script.zip(place.offset) {
@@ -156,13 +157,12 @@ impl V8 {
         })
     }
 
-    fn name(&self, shared: Tagged, heap: &Heap<'_>) -> Option<String> {
-        let name = heap.object(shared, self.layout.function_name)?;
-        if let Some(name) = heap.name(name) {
-            return Some(name);
+    fn name(&self, shared: Tagged, heap: &Heap<'_>) -> Result<Option<String>, Unread> {
+        let name = heap.word(shared, self.layout.function_name).ok_or(Unread::Moved)?;
+        match Tagged::of(name).and_then(|scope| heap.typed(scope, self.layout.types.scope_info)) {
+            Some(scope) => scope_name(scope, self.layout.scope_first_variable, heap),
+            None => text(name, heap),
         }
-        let scope = heap.typed(name, self.layout.types.scope_info)?;
-        scope_name(scope, self.layout.scope_first_variable, heap)
     }
 
     /// The script of a function; under a debugger something else points to it.
@@ -208,6 +208,15 @@ impl V8 {
 /// it was, where another address stands instead of its type.
 fn whole(object: Option<Tagged>, heap: &Heap<'_>) -> Result<Tagged, Unread> {
     object.filter(|&object| heap.type_of(object).is_some()).ok_or(Unread::Moved)
+}
+
+/// The text of the string that a word leads to; none where it leads to something else or is a number.
+fn text(word: u64, heap: &Heap<'_>) -> Result<Option<String>, Unread> {
+    let Some(object) = Tagged::of(word) else { return Ok(None) };
+    match heap.string_length(whole(Some(object), heap)?) {
+        Some(_) => heap.name(object).map(Some).ok_or(Unread::Moved),
+        None => Ok(None),
+    }
 }
 
 /// Offsets in a SharedFunctionInfo and in a Script that are the same in all versions.
@@ -258,26 +267,29 @@ fn source_offset(bytecode: Tagged, offset: u64, heap: &Heap<'_>, layout: &Layout
 }
 
 /// The name in a ScopeInfo: the function's own or, if it has none, what it was inferred to be called.
-fn scope_name(scope: Tagged, first_variable: u64, heap: &Heap<'_>) -> Option<String> {
+fn scope_name(scope: Tagged, first_variable: u64, heap: &Heap<'_>) -> Result<Option<String>, Unread> {
     /// More variables than these are in a table of their own.
     const MOST_INLINE: u64 = 75;
     const HAS_SAVED_CLASS_VARIABLE: u32 = 1 << 10;
     const HAS_FUNCTION_NAME: u32 = 3 << 12;
     const HAS_INFERRED_NAME: u32 = 1 << 14;
-    let word = |index: u64| heap.word(scope, 8 + 8 * index);
+    let word = |index: u64| heap.word(scope, 8 + 8 * index).ok_or(Unread::Moved);
     let flags = word(0)?;
     // A Smi before V8 12.9.
     let flags = if flags as u32 == 0 { (flags >> 32) as u32 } else { flags as u32 };
-    let variables = u64::try_from(heap::smi(word(2)?)?).ok().filter(|&variables| variables < 1 << 24)?;
+    let variables = heap::smi(word(2)?).and_then(|variables| u64::try_from(variables).ok());
+    let variables = variables.filter(|&variables| variables < 1 << 24).ok_or(Unread::Moved)?;
     let names = if variables < MOST_INLINE { variables } else { 1 };
     let mut next = first_variable + names + variables;
     next += u64::from(flags & HAS_SAVED_CLASS_VARIABLE != 0);
-    let name_at = |index| {
-        word(index).and_then(Tagged::of).and_then(|name| heap.name(name)).filter(|name| !name.is_empty())
-    };
-    let own = (flags & HAS_FUNCTION_NAME != 0).then(|| name_at(next)).flatten();
-    next += if flags & HAS_FUNCTION_NAME != 0 { 2 } else { 0 };
-    own.or_else(|| (flags & HAS_INFERRED_NAME != 0).then(|| name_at(next))?)
+    let name_at = |index| Ok(text(word(index)?, heap)?.filter(|name| !name.is_empty()));
+    if flags & HAS_FUNCTION_NAME != 0 {
+        if let Some(own) = name_at(next)? {
+            return Ok(Some(own));
+        }
+        next += 2;
+    }
+    if flags & HAS_INFERRED_NAME != 0 { name_at(next) } else { Ok(None) }
 }
 
 /// The path of a script. Modules have URLs.
@@ -339,10 +351,16 @@ mod tests {
         many.extend([0; 80]);
         many.push(inferred);
         let many = memory.object(0x4000, 200, &many);
+        let mut moving = both;
+        moving[8] = 0x6001;
+        let moving = memory.object(0x5000, 200, &moving);
+        memory.object(0x6000, ONE_BYTE, &[smi(4)]);
         let heap = Heap::new(&memory);
-        assert_eq!(scope_name(named, 3, &heap).as_deref(), Some("own"));
-        assert_eq!(scope_name(unnamed, 3, &heap).as_deref(), Some("Module._compile"));
-        assert_eq!(scope_name(many, 5, &heap).as_deref(), Some("Module._compile"));
+        assert_eq!(scope_name(moving, 3, &heap), Err(Unread::Moved), "the name can't be read at the moment");
+        let name = |scope, first| scope_name(scope, first, &heap).expect("it is whole").expect("it has one");
+        assert_eq!(name(named, 3), "own");
+        assert_eq!(name(unnamed, 3), "Module._compile");
+        assert_eq!(name(many, 5), "Module._compile");
     }
 
     /// As of a version from 12.9 on, and of one before 11.8. Every second type is the same, so that much seems to be what it should be.
