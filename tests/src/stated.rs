@@ -101,21 +101,20 @@ impl Moving {
     /// often than it was stated: it would stand for another one.
     #[must_use]
     pub fn of(stated: &[Functions], told: &[Functions]) -> Self {
-        let (stated_functions, told_functions) = (without_lines(stated), without_lines(told));
-        let (exact, functions) = (Known::of(stated), Known::of(&stated_functions));
+        let known = Known::of(stated);
         let (mut misnamed, mut of_other_lines) = (Vec::new(), Vec::new());
-        for (stack, unlined) in told.iter().zip(&told_functions) {
-            if !functions.may_have(unlined) {
+        for stack in told {
+            if !known.may_have(stack, false) {
                 misnamed.push(format!("no stack was stated as {}", outline(stack)));
-            } else if !exact.may_have(stack) {
+            } else if !known.may_have(stack, true) {
                 of_other_lines.push(outline(stack));
             }
         }
-        let mut count: HashMap<&Place, usize> = HashMap::new();
-        stated_functions.iter().flatten().for_each(|place| *count.entry(place).or_default() += 1);
-        let mut often: HashMap<&Place, usize> = HashMap::new();
-        let named = told_functions.iter().flatten().filter(|place| !is_nameless(place));
-        named.for_each(|place| *often.entry(place).or_default() += 1);
+        let mut count: HashMap<FunctionOf, usize> = HashMap::new();
+        stated.iter().flatten().for_each(|place| *count.entry(function(place)).or_default() += 1);
+        let mut often: HashMap<FunctionOf, usize> = HashMap::new();
+        let named = told.iter().flatten().filter(|place| !is_nameless(place));
+        named.for_each(|place| *often.entry(function(place)).or_default() += 1);
         let too_often =
             often.iter().filter(|(place, told)| count.get(*place).is_some_and(|stated| *told > stated));
         misnamed.extend(too_often.map(|(place, told)| format!("{place:?} is told {told} times")));
@@ -155,47 +154,53 @@ impl Moving {
     }
 }
 
-fn without_lines(stacks: &[Functions]) -> Vec<Functions> {
-    let unlined = |(name, file, _): &Place| (name.clone(), file.clone(), None);
-    stacks.iter().map(|stack| stack.iter().map(unlined).collect()).collect()
+/// A function and its file.
+type FunctionOf<'a> = (&'a str, Option<&'a str>);
+
+fn function((name, file, _): &Place) -> FunctionOf<'_> {
+    (name, file.as_deref())
 }
 
 /// Stacks that were stated.
 struct Known<'a> {
     distinct: HashSet<&'a [Place]>,
-    by_place: HashMap<&'a Place, Vec<&'a [Place]>>,
+    by_function: HashMap<FunctionOf<'a>, Vec<&'a [Place]>>,
 }
 
 impl<'a> Known<'a> {
     fn of(stated: &'a [Functions]) -> Self {
         let distinct: HashSet<&[Place]> = stated.iter().map(Vec::as_slice).collect();
-        let mut by_place: HashMap<&Place, Vec<&[Place]>> = HashMap::new();
+        let mut by_function: HashMap<FunctionOf, Vec<&[Place]>> = HashMap::new();
         for &stack in &distinct {
-            let places: HashSet<&Place> = stack.iter().collect();
-            places.into_iter().for_each(|place| by_place.entry(place).or_default().push(stack));
+            let functions: HashSet<FunctionOf> = stack.iter().map(function).collect();
+            functions.into_iter().for_each(|function| by_function.entry(function).or_default().push(stack));
         }
-        Self { distinct, by_place }
+        Self { distinct, by_function }
     }
 
-    /// Whether a stack may be one of them, which are found by their places.
-    fn may_have(&self, told: &[Place]) -> bool {
+    /// Whether a stack may be one of them, which are found by their functions.
+    fn may_have(&self, told: &[Place], by_lines: bool) -> bool {
         let mut named = told.iter().filter(|place| !is_nameless(place)).peekable();
         if named.peek().is_none() || self.distinct.contains(told) {
             return true;
         }
-        let stacks = named.map(|place| self.by_place.get(place).map_or(&[][..], Vec::as_slice));
+        let stacks = named.map(|place| self.by_function.get(&function(place)).map_or(&[][..], Vec::as_slice));
         let fewest = stacks.min_by_key(|stacks| stacks.len()).unwrap_or_default();
-        fewest.iter().any(|stated| may_be(told, stated))
+        fewest.iter().any(|stated| may_be(told, stated, by_lines))
     }
 }
 
-/// Whether the one may be the other. A frame without a name stands for one of any name, and for all that were inlined into it.
-fn may_be(told: &[Place], stated: &[Place]) -> bool {
+/// Whether the one may be the other. A frame without a name stands for one of any name, and for all that were inlined into it; where lines do
+/// not count, one without a line stands also for those that were inlined into it.
+fn may_be(told: &[Place], stated: &[Place], by_lines: bool) -> bool {
     let Some((place, rest)) = told.split_first() else { return true };
-    if !is_nameless(place) {
-        return stated.first() == Some(place) && may_be(rest, &stated[1..]);
+    if is_nameless(place) {
+        return (1..=stated.len()).any(|skipped| may_be(rest, &stated[skipped..], by_lines));
     }
-    (1..=stated.len()).any(|skipped| may_be(rest, &stated[skipped..]))
+    let may_lack_inlined = !by_lines && place.2.is_none();
+    let is_it = |stated: &Place| function(stated) == function(place) && (!by_lines || stated.2 == place.2);
+    let most = if may_lack_inlined { stated.len() } else { stated.len().min(1) };
+    (0..most).any(|inlined| is_it(&stated[inlined]) && may_be(rest, &stated[inlined + 1..], by_lines))
 }
 
 fn is_nameless(place: &Place) -> bool {
@@ -245,6 +250,12 @@ mod tests {
             assert_ne!(misnamed(told), 0, "{told:?}");
         }
         let lined = |line| vec![vec![("a".to_owned(), Some("a.js".to_owned()), line)]];
+        let inlined = ("b".to_owned(), Some("a.js".to_owned()), Some(1));
+        let with_inlined =
+            |line| vec![vec![inlined.clone(), ("a".to_owned(), Some("a.js".to_owned()), line)]];
+        let lacks_inlined = Moving::of(&with_inlined(Some(3)), &lined(None));
+        assert_eq!((lacks_inlined.misnamed.len(), lacks_inlined.of_other_lines.len()), (0, 1));
+        assert_eq!(Moving::of(&with_inlined(Some(3)), &lined(Some(3))).misnamed.len(), 1);
         for (told, other_lines) in [(Some(3), 0), (Some(4), 1), (None, 1)] {
             let moving = Moving::of(&lined(Some(3)), &lined(told));
             assert_eq!((moving.misnamed.len(), moving.of_other_lines.len()), (0, other_lines), "{told:?}");

@@ -72,9 +72,9 @@ impl Runtime for V8 {
         let shared = Tagged(walked.shared);
         self.check(walked, &heap, memory)?;
         let places = if walked.is_compiled {
-            // Without it nobody knows what was inlined there.
+            // Without it nobody knows what was inlined there, but whose it was.
             let code = CodeObject::at(address, &heap, &self.layout, &mut self.stream_map);
-            let places = code.ok_or(Unread::Moved)?.places(address, shared, &heap, &self.layout);
+            let places = code.and_then(|code| code.places(address, shared, &heap, &self.layout));
             places.filter(|places| places.last().is_some_and(|place| place.function == shared))
         } else {
             None
