@@ -1,14 +1,11 @@
-//! What is done before and after a call that may be sampled. The machine code of `entry` calls it.
+//! What is done before and after a call that may be sampled. The machine code calls it.
 
-use core::{
-    ffi::{c_char, c_void},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
-    kernel,
+    form, kernel,
     set::{Sampled, Set},
-    settings::{self, USUAL_MEAN, VARIABLE},
+    settings::USUAL_MEAN,
     thread::{Entropy, Thread},
 };
 
@@ -51,16 +48,7 @@ struct OfThread(u64);
 
 impl Entropy for OfThread {
     fn seed(&self) -> u64 {
-        unsafe extern "C" {
-            fn getauxval(kind: u64) -> u64;
-        }
-        /// The address of 16 random bytes.
-        const RANDOM: u64 = 25;
-        // SAFETY: it only looks into the auxiliary vector.
-        let random = unsafe { getauxval(RANDOM) } as *const u64;
-        // SAFETY: the kernel puts 16 bytes there.
-        let random = if random.is_null() { 0 } else { unsafe { random.read_unaligned() } };
-        random ^ self.0
+        form::seed() ^ self.0
     }
 
     fn process(&self) -> u64 {
@@ -69,13 +57,13 @@ impl Entropy for OfThread {
 }
 
 impl Call {
-    fn thread(&mut self) -> &mut Thread {
+    pub fn thread(&mut self) -> &mut Thread {
         // SAFETY: the machine code puts the current thread's state there.
         unsafe { &mut *self.thread }
     }
 
     /// Counts what the call asks for.
-    fn count(&mut self, size: u64) {
+    pub fn count(&mut self, size: u64) {
         let entropy = OfThread(self.thread.addr() as u64);
         let mean = tracer_sampler_mean.load(Relaxed);
         self.size = size;
@@ -90,7 +78,7 @@ impl Call {
     }
 
     /// The call has ended with this block. Whether the probe is to fire.
-    fn end(&mut self, block: u64) -> u64 {
+    pub fn end(&mut self, block: u64) -> u64 {
         if block == 0 || self.weight == 0 {
             return 0;
         }
@@ -108,7 +96,7 @@ impl Call {
 ///
 /// # Safety
 /// The pointer must be what the machine code passes.
-unsafe fn of<'a>(call: *mut Call) -> &'a mut Call {
+pub unsafe fn of<'a>(call: *mut Call) -> &'a mut Call {
     // SAFETY: the caller answers for it.
     unsafe { &mut *call }
 }
@@ -119,36 +107,6 @@ pub unsafe extern "C" fn before_sized(call: *mut Call) -> u64 {
     let call = unsafe { of(call) };
     call.count(call.arguments[0]);
     0
-}
-
-/// Before `operator new(size)`. It may leave by an exception, behind which nobody could say that calls are counted again. So it is
-/// counted when it returns, and unless what it called was counted: jemalloc's calls `malloc` if it has no block at hand.
-pub unsafe extern "C" fn before_new(call: *mut Call) -> u64 {
-    // SAFETY: as the machine code has it.
-    let call = unsafe { of(call) };
-    call.budget = call.thread().budget;
-    call.old_size = call.thread().draws();
-    0
-}
-
-/// After `operator new(size)`.
-pub unsafe extern "C" fn after_new(call: *mut Call) -> u64 {
-    // SAFETY: as the machine code has it.
-    let call = unsafe { of(call) };
-    let (budget, draws) = (call.budget, call.old_size);
-    if call.result == 0 || call.thread().budget != budget || call.thread().draws() != draws {
-        return 0;
-    }
-    call.count(call.arguments[0]);
-    call.end(call.result)
-}
-
-/// Before `reallocarray(old, count, size)`: as [`before_realloc`].
-pub unsafe extern "C" fn before_reallocarray(call: *mut Call) -> u64 {
-    // SAFETY: as the machine code has it.
-    let call = unsafe { of(call) };
-    let [old, count, size] = call.arguments;
-    call.release_and_count(old, count.saturating_mul(size))
 }
 
 /// Before `valloc(size)`.
@@ -245,7 +203,7 @@ pub unsafe extern "C" fn after_realloc(call: *mut Call) -> u64 {
 
 impl Call {
     /// Takes the old block out of the set, and counts the new one. Whether the release of the old one is to be told.
-    fn release_and_count(&mut self, old: u64, size: u64) -> u64 {
+    pub fn release_and_count(&mut self, old: u64, size: u64) -> u64 {
         let removed = SAMPLED.remove(old);
         self.old_weight = 0;
         if let Some(Sampled { size, weight }) = removed {
@@ -271,41 +229,4 @@ impl Call {
 /// Before a block is released: 1 when that is to be told.
 pub unsafe extern "C" fn before_free(block: u64) -> u64 {
     SAMPLED.remove(block).is_some().into()
-}
-
-/// Reads the environment. glibc passes it to what runs at the start; musl passes nothing, but has it by then.
-pub unsafe extern "C" fn start(_count: usize, _arguments: *const c_void, passed: *const *const c_char) {
-    unsafe extern "C" {
-        static environ: *const *const c_char;
-    }
-    // SAFETY: the C library defines it.
-    let own = unsafe { environ };
-    // SAFETY: one of the two is the environment, which ends with a null pointer: musl has set its own by now.
-    let setting = unsafe { variable(if own.is_null() { passed } else { own }) };
-    if let Some(mean) = setting {
-        // A tracer that was here first has the last word.
-        let _ = tracer_sampler_mean.compare_exchange(USUAL_MEAN, mean, Relaxed, Relaxed);
-    }
-}
-
-/// What the environment says of the mean.
-unsafe fn variable(mut environment: *const *const c_char) -> Option<u64> {
-    /// Longer is no number.
-    const LONGEST: usize = 32;
-    let name = VARIABLE.as_bytes();
-    // SAFETY: the environment is an array of strings that ends with a null pointer; no string is read beyond its end.
-    unsafe {
-        while !(*environment).is_null() {
-            let text = *environment;
-            if name.iter().enumerate().all(|(at, &byte)| *text.add(at) as u8 == byte)
-                && *text.add(name.len()) == b'=' as c_char
-            {
-                let value = text.add(name.len() + 1).cast::<u8>();
-                let length = (0..LONGEST).find(|&at| *value.add(at) == 0)?;
-                return settings::parse_bytes(core::slice::from_raw_parts(value, length));
-            }
-            environment = environment.add(1);
-        }
-        None
-    }
 }

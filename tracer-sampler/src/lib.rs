@@ -13,8 +13,10 @@
 //! - [`thread`]: the budget of a thread, and what a sampled block stands for.
 //! - [`set`]: the sampled blocks that are live.
 //! - `call`: what is done before and after a call that may be sampled.
-//! - `lookup`: finds the allocator behind this library.
-//! - `entry`: the functions themselves and the probes.
+//! - `code`: the machine code that the functions consist of, and the probes.
+//! - `entry`: the functions of every form of this.
+//! - `library`: the form that is preloaded, with the functions that only it has.
+//! - `lookup`: finds the allocator behind that library.
 #![cfg_attr(not(test), no_std)]
 
 pub mod interval;
@@ -26,6 +28,15 @@ pub mod thread;
 #[cfg(feature = "library")]
 mod call;
 #[cfg(feature = "library")]
+#[macro_use]
+mod code;
+#[cfg(feature = "library")]
+#[macro_use]
+mod library;
+#[cfg(feature = "library")]
 mod entry;
 #[cfg(feature = "library")]
 mod lookup;
+
+#[cfg(feature = "library")]
+use library as form;

@@ -46,7 +46,7 @@ struct Bucket {
 /// The set.
 #[repr(C, align(64))]
 pub struct Set {
-    /// How many blocks are in it. The machine code of `entry` reads it, and the filter.
+    /// How many blocks are in it. The machine code reads it, and the filter.
     pub(crate) count: AtomicU64,
     tables: [AtomicPtr<Bucket>; TABLES],
     pub(crate) filter: [AtomicU8; 1 << FILTER_BITS],
@@ -174,7 +174,7 @@ fn bucket<'a>(table: *mut Bucket, number: usize, address: u64) -> Option<&'a Buc
     (!table.is_null()).then(|| unsafe { &*table.add((hash >> (64 - bits(number))) as usize) })
 }
 
-/// What an address is multiplied by for the filter, of which the upper 16 of 32 bits are the index. The machine code of `entry`
+/// What an address is multiplied by for the filter, of which the upper 16 of 32 bits are the index. The machine code
 /// computes the same.
 pub(crate) const FILTER_FACTOR: u32 = 0x9e37_79b1;
 

@@ -10,7 +10,7 @@ use crate::interval::{self, Random};
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Thread {
-    /// Bytes until the next sample. The machine code of `entry` subtracts from it.
+    /// Bytes until the next sample. The machine code subtracts from it.
     pub budget: u64,
     /// The mean that the budget was drawn with, in bytes. The machine code compares it.
     pub drawn_for: u64,
