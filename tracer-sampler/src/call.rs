@@ -6,7 +6,7 @@ use crate::{
     form, kernel,
     set::{Sampled, Set},
     settings::USUAL_MEAN,
-    thread::{Entropy, Thread},
+    thread::{Entropy, Thread, ThreadCell},
 };
 
 /// The sampled blocks that are live.
@@ -34,7 +34,7 @@ pub struct Call {
     /// The budget to go on with after the call; [`Thread::NESTED`] when it is as it should be.
     pub budget: u64,
     /// The thread.
-    pub thread: *mut Thread,
+    pub thread: *const ThreadCell,
     /// What was known of the block that it releases; of `operator new`, which releases none, the draws before it.
     pub old_size: u64,
     /// What it weighed; 0 when it was not sampled.
@@ -57,9 +57,9 @@ impl Entropy for OfThread {
 }
 
 impl Call {
-    pub fn thread(&mut self) -> &mut Thread {
+    pub fn thread(&self) -> &ThreadCell {
         // SAFETY: the machine code puts the current thread's state there.
-        unsafe { &mut *self.thread }
+        unsafe { &*self.thread }
     }
 
     /// Counts what the call asks for.
@@ -67,14 +67,19 @@ impl Call {
         let entropy = OfThread(self.thread.addr() as u64);
         let mean = tracer_sampler_mean.load(Relaxed);
         self.size = size;
+        self.weight = 0;
         // No allocator gives more.
-        self.weight = if size > i64::MAX as u64 { 0 } else { self.thread().count(size, mean, &entropy) };
+        if size <= i64::MAX as u64 {
+            let mut thread = self.thread().load();
+            self.weight = thread.count(size, mean, &entropy);
+            self.thread().store(thread);
+        }
     }
 
     /// As [`Call::count`]; until the call ends, nothing that it calls is counted: one allocator's `calloc` is another one's `malloc`.
     fn count_outermost(&mut self, size: u64) {
         self.count(size);
-        self.budget = core::mem::replace(&mut self.thread().budget, Thread::NESTED);
+        self.budget = self.thread().nest();
     }
 
     /// The call has ended with this block. Whether the probe is to fire.
@@ -219,10 +224,7 @@ impl Call {
 
     /// What is called from now on is counted again.
     fn go_on(&mut self) {
-        let budget = self.budget;
-        if budget != Thread::NESTED {
-            self.thread().budget = budget;
-        }
+        self.thread().go_on(self.budget);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         next_aligned_alloc, next_calloc, next_free, next_memalign, next_posix_memalign, next_pvalloc,
         next_realloc, next_valloc,
     },
-    thread::Thread,
+    thread::ThreadCell,
 };
 
 // The semaphores: whoever listens to a probe has the kernel count up the word that its note names. The base, by which readers see
@@ -44,8 +44,8 @@ _.stapsdt.base:
 );
 
 const _: () = assert!(offset_of!(Call, arguments) == 64 && size_of::<Call>() == 88);
-const _: () = assert!(offset_of!(Thread, budget) == 0);
-const _: () = assert!(offset_of!(Thread, drawn_for) == 8);
+const _: () = assert!(offset_of!(ThreadCell, budget) == 0);
+const _: () = assert!(offset_of!(ThreadCell, drawn_for) == 8);
 
 outermost! {
     calloc = "calloc", next_calloc, before_calloc, after_outermost;

@@ -15,6 +15,7 @@ use crate::{
     entry::{free, memalign, realloc},
     lookup::Objects,
     settings::{self, USUAL_MEAN, VARIABLE},
+    thread::ThreadCell,
 };
 
 // The state of a thread, of which the library has its place in every thread from the start (initial-exec): nothing is allocated for it.
@@ -30,7 +31,7 @@ tracer_sampler_thread:
     .zero {size}
     .popsection
     "#,
-    size = const size_of::<crate::thread::Thread>(),
+    size = const size_of::<ThreadCell>(),
 );
 
 /// Puts the address of the thread's state into `rax`.
@@ -210,8 +211,8 @@ operators! {
 pub unsafe extern "C" fn before_new(call: *mut Call) -> u64 {
     // SAFETY: as the machine code has it.
     let call = unsafe { call::of(call) };
-    call.budget = call.thread().budget;
-    call.old_size = call.thread().draws();
+    let thread = call.thread().load();
+    (call.budget, call.old_size) = (thread.budget, thread.draws());
     0
 }
 
@@ -219,8 +220,8 @@ pub unsafe extern "C" fn before_new(call: *mut Call) -> u64 {
 pub unsafe extern "C" fn after_new(call: *mut Call) -> u64 {
     // SAFETY: as the machine code has it.
     let call = unsafe { call::of(call) };
-    let (budget, draws) = (call.budget, call.old_size);
-    if call.result == 0 || call.thread().budget != budget || call.thread().draws() != draws {
+    let thread = call.thread().load();
+    if call.result == 0 || (thread.budget, thread.draws()) != (call.budget, call.old_size) {
         return 0;
     }
     call.count(call.arguments[0]);

@@ -1,20 +1,82 @@
 //! What a thread knows: how many bytes it may still allocate until a block is sampled.
 
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use tracer_ebpf::sampling::Sampling;
 
 use crate::interval::{self, Random};
 
 /// The state of a thread. Zeros, as a new thread has them, are a thread that samples every block, until it sees another mean.
-///
-/// A signal handler that allocates may change it at any point; whatever it makes of it is a state that goes on.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Thread {
-    /// Bytes until the next sample. The machine code subtracts from it.
+    /// Bytes until the next sample.
     pub budget: u64,
-    /// The mean that the budget was drawn with, in bytes. The machine code compares it.
+    /// The mean that the budget was drawn with, in bytes.
     pub drawn_for: u64,
     random: Random,
+}
+
+/// Where the state of a thread is kept.
+///
+/// A signal handler that allocates may change it at any point; whatever it makes of it is a state that goes on.
+#[derive(Debug)]
+#[repr(C)]
+pub struct ThreadCell {
+    /// The machine code subtracts from it.
+    pub(crate) budget: AtomicU64,
+    /// The machine code compares it.
+    pub(crate) drawn_for: AtomicU64,
+    random: AtomicU64,
+}
+
+impl ThreadCell {
+    /// A new thread.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { budget: AtomicU64::new(0), drawn_for: AtomicU64::new(0), random: AtomicU64::new(0) }
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn load(&self) -> Thread {
+        Thread {
+            budget: self.budget.load(Relaxed),
+            drawn_for: self.drawn_for.load(Relaxed),
+            random: Random::new(self.random.load(Relaxed)),
+        }
+    }
+
+    /// Replaces the state.
+    pub fn store(&self, thread: Thread) {
+        self.budget.store(thread.budget, Relaxed);
+        self.drawn_for.store(thread.drawn_for, Relaxed);
+        self.random.store(thread.random.state(), Relaxed);
+    }
+
+    /// Counts nothing from now on, until [`ThreadCell::go_on`] is called with what this returns: the budget that was there, or
+    /// [`Thread::NESTED`] if nothing was counted already. So it is who began it that ends it.
+    #[must_use]
+    pub fn nest(&self) -> u64 {
+        let budget = self.budget.load(Relaxed);
+        if Thread::is_nested(budget) {
+            return Thread::NESTED;
+        }
+        self.budget.store(Thread::NESTED, Relaxed);
+        budget
+    }
+
+    /// Counts again, with this budget.
+    pub fn go_on(&self, budget: u64) {
+        if budget != Thread::NESTED {
+            self.budget.store(budget, Relaxed);
+        }
+    }
+}
+
+impl Default for ThreadCell {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// No interval is longer: 37 times the largest mean.
@@ -35,11 +97,17 @@ impl Thread {
     /// Where it is less by so much, it is none of a call that still goes on: no call asks for that. A `siglongjmp` has left it.
     const ABANDONED: u64 = 1 << 40;
 
+    /// Whether a call goes on that was counted. More than [`Thread::NESTED`] is none: in the library, a signal handler that comes
+    /// between the machine code's subtraction and what takes it back leaves a budget below 0.
+    const fn is_nested(budget: u64) -> bool {
+        Self::NESTED - Self::ABANDONED < budget && budget <= Self::NESTED
+    }
+
     /// Counts a block of so many bytes. What it stands for, in bytes, if it is sampled; else 0. One in `mean` bytes is sampled.
     pub fn count(&mut self, size: u64, mean: u64, entropy: &impl Entropy) -> u64 {
         // Blocks of no bytes are as likely as those of one: so `Sampling` has it, and so the weights are.
         let size_counted = size.max(1);
-        if self.budget > Self::NESTED - Self::ABANDONED {
+        if Self::is_nested(self.budget) {
             self.budget = self.budget.saturating_sub(size_counted);
             return 0;
         }
@@ -180,5 +248,29 @@ mod tests {
         assert_eq!(thread.count(1 << 39, 100, &entropy), 0);
         thread.count(8, 100, &entropy);
         assert!(thread.budget < 4000);
+    }
+
+    #[test]
+    fn a_budget_below_0_does_not_blind_its_thread() {
+        let (mut thread, entropy) = (Thread::default(), Fixed(1));
+        thread.count(8, 100, &entropy);
+        thread.budget = 0_u64.wrapping_sub(1000);
+        thread.count(8, 100, &entropy);
+        assert!(thread.budget < 4000);
+    }
+
+    #[test]
+    fn who_began_to_count_nothing_ends_it() {
+        let cell = ThreadCell::new();
+        cell.store(Thread { budget: 70, ..Thread::default() });
+        let outer = cell.nest();
+        let inner = cell.nest();
+        let mut thread = cell.load();
+        assert_eq!(thread.count(1 << 20, 100, &Fixed(1)), 0, "what is nested is not counted");
+        cell.store(thread);
+        cell.go_on(inner);
+        assert_eq!(cell.nest(), Thread::NESTED);
+        cell.go_on(outer);
+        assert_eq!(cell.load().budget, 70);
     }
 }
