@@ -17,6 +17,7 @@
 //! - `entry`: the functions of every form of this.
 //! - `library`: the form that is preloaded, with the functions that only it has.
 //! - `lookup`: finds the allocator behind that library.
+//! - `gate`: the form that tracer maps into a process that runs already; with [`threads`], the states of its threads.
 #![cfg_attr(not(test), no_std)]
 
 pub mod interval;
@@ -24,19 +25,28 @@ mod kernel;
 pub mod set;
 pub mod settings;
 pub mod thread;
+pub mod threads;
 
-#[cfg(feature = "library")]
+#[cfg(all(feature = "library", feature = "gate"))]
+compile_error!("the features `library` and `gate` make two different files");
+
+#[cfg(any(feature = "library", feature = "gate"))]
 mod call;
-#[cfg(feature = "library")]
+#[cfg(any(feature = "library", feature = "gate"))]
 #[macro_use]
 mod code;
+#[cfg(feature = "gate")]
+#[macro_use]
+mod gate;
 #[cfg(feature = "library")]
 #[macro_use]
 mod library;
-#[cfg(feature = "library")]
+#[cfg(any(feature = "library", feature = "gate"))]
 mod entry;
 #[cfg(feature = "library")]
 mod lookup;
 
+#[cfg(feature = "gate")]
+use gate as form;
 #[cfg(feature = "library")]
 use library as form;
