@@ -25,7 +25,16 @@ pub fn command(workspace: &Path) -> (Command, PathBuf) {
     let target = workspace.join("target/gate");
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace);
-    command.args(["rustc", "--quiet", "--locked", "--package", "tracer-sampler", "--lib", "--crate-type", "cdylib"]);
+    command.args([
+        "rustc",
+        "--quiet",
+        "--locked",
+        "--package",
+        "tracer-sampler",
+        "--lib",
+        "--crate-type",
+        "cdylib",
+    ]);
     command.args(["--profile", "sampler", "--features", "gate", "--target-dir"]).arg(&target).arg("--");
     command.args(["-C", "strip=debuginfo", "-C", "relocation-model=pic", "-C", "link-arg=-nostdlib"]);
     command.arg("-C").arg("link-arg=-Wl,-Bsymbolic,-z,now,-z,norelro,-z,max-page-size=4096,--build-id=sha1");
@@ -34,7 +43,8 @@ pub fn command(workspace: &Path) -> (Command, PathBuf) {
     // What the calling cargo set for its own build (or clippy for its own) must not reach this one.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
-        let of_the_other = ["CARGO_CFG_", "CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_TARGET_", "CLIPPY_", "RUSTC_"];
+        let of_the_other =
+            ["CARGO_CFG_", "CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_TARGET_", "CLIPPY_", "RUSTC_"];
         if of_the_other.iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(&*name);
         }
