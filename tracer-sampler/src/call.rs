@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
-    form, kernel,
+    form,
     set::{Sampled, Set},
     settings::USUAL_MEAN,
     thread::{Entropy, Thread, ThreadCell},
@@ -52,7 +52,7 @@ impl Entropy for OfThread {
     }
 
     fn process(&self) -> u64 {
-        kernel::process_id()
+        form::process()
     }
 }
 

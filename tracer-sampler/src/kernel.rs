@@ -49,10 +49,7 @@ pub unsafe fn unmap(address: *mut u8, bytes: usize) {
 }
 
 /// The number of this process.
-#[cfg_attr(
-    not(any(feature = "library", feature = "gate")),
-    expect(dead_code, reason = "only what is loaded into a process draws by it")
-)]
+#[cfg_attr(not(feature = "library"), expect(dead_code, reason = "only the library itself draws by it"))]
 pub fn process_id() -> u64 {
     const GETPID: usize = 39;
     // SAFETY: it has no arguments and cannot fail.

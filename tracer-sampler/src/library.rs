@@ -13,6 +13,7 @@ use core::{
 use crate::{
     call::{self, Call, tracer_sampler_mean},
     entry::{free, memalign, realloc},
+    kernel,
     lookup::Objects,
     settings::{self, USUAL_MEAN, VARIABLE},
     thread::ThreadCell,
@@ -442,4 +443,9 @@ pub fn seed() -> u64 {
     let random = unsafe { getauxval(RANDOM) } as *const u64;
     // SAFETY: the kernel puts 16 bytes there.
     if random.is_null() { 0 } else { unsafe { random.read_unaligned() } }
+}
+
+/// A forked child has the generators of its parent, and must not draw the same.
+pub fn process() -> u64 {
+    kernel::process_id()
 }

@@ -43,6 +43,8 @@ pub mod report;
 
 mod record;
 
+pub mod gate;
+
 mod doctor;
 
 mod watch;

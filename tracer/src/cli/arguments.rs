@@ -34,6 +34,13 @@ Examples:
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 --fail-on reached; a launched command's own non-zero
 status is passed on (128 + the signal that killed it; 127 not found, 126 not executable).";
 
+const GATE: &str = "\
+Experimental: open a gate in a process, and close it on Ctrl-C; or close one that was left open.
+
+While a gate is open, the process samples its own allocations at nanoseconds a call, and any tool can read the sample by the USDT \
+probes otel_memory:alloc and otel_memory:free of the file memfd:tracer-gate. `tracer --gate --pid <PID>` opens one for its recording. \
+A gate changes code in the process: read docs/gate.md first.";
+
 /// Finds native memory leaks in a running, unmodified process.
 ///
 /// Tracks every allocation that the process makes while tracer is attached, and shows the stacks of those that are not
@@ -47,7 +54,7 @@ status is passed on (128 + the signal that killed it; 127 not found, 126 not exe
     subcommand_negates_reqs = true,
     override_usage = "tracer [OPTIONS] --pid <PID>\n       tracer [OPTIONS] -- <COMMAND> [ARGS]...\n       \
         tracer report <RECORDING>\n       tracer diff <BASE> <NEW>\n       tracer doctor\n       \
-        tracer plan --pid <PID>\n       tracer watch [OPTIONS] <--all|--cgroup|--name|--pid>"
+        tracer plan --pid <PID>\n       tracer gate --pid <PID>\n       tracer watch [OPTIONS] <--all|--cgroup|--name|--pid>"
 )]
 pub(super) struct Cli {
     #[command(subcommand)]
@@ -68,8 +75,24 @@ pub(super) enum Sub {
         /// The process.
         #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
         pid: Pid,
+        /// Show what --gate would do instead: the instructions that it would replace, or why it would not.
+        #[arg(long)]
+        gate: bool,
         #[command(flatten)]
         allocators: AllocatorArguments,
+    },
+    /// Experimental: open a gate in a process, and close it on Ctrl-C; or close one that was left open.
+    #[command(long_about = GATE)]
+    Gate {
+        /// The process.
+        #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
+        pid: Pid,
+        /// Close the gate that a tracer has left open which was killed.
+        #[arg(long)]
+        remove: bool,
+        /// For `tracer --gate`: until standard input ends.
+        #[arg(long, hide = true, conflicts_with = "remove")]
+        until_input_ends: bool,
     },
     /// Draw a saved recording again: other formats, fewer stacks.
     Report {
@@ -104,7 +127,7 @@ pub(super) enum Sub {
     /// Print the man page, of tracer or of one of its commands: `tracer man | man -l -`.
     Man {
         /// The command.
-        #[arg(value_parser = ["doctor", "plan", "report", "diff", "watch"])]
+        #[arg(value_parser = ["doctor", "plan", "gate", "report", "diff", "watch"])]
         command: Option<String>,
     },
 }
@@ -286,6 +309,11 @@ pub(super) struct RecordArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_sample, default_value = "0", help_heading = heading::COUNTED)]
     sample: Bytes,
 
+    /// Experimental: sample within the running process, at nanoseconds a call instead of a trap (implies --sample 512KiB). This replaces
+    /// code in the process while the recording lasts: read docs/gate.md first. `tracer plan --gate` shows what it would do.
+    #[arg(long, conflicts_with_all = ["names", "cgroups", "launch", "follow", "tui", "min_size", "max_size", "allocators", "prefixes", "objects", "dies_with"], help_heading = heading::COUNTED)]
+    gate: bool,
+
     /// The library that --sample loads into a launched command, which then samples its own allocations at nanoseconds a call
     /// [default: libtracer_sampler.so beside tracer, or in /usr/lib/tracer].
     #[arg(long, value_name = "FILE", requires = "launch", help_heading = heading::COUNTED)]
@@ -358,6 +386,9 @@ impl From<Included> for Kind {
     }
 }
 
+/// Mean bytes between the samples of a gate, unless others are wanted.
+const GATE_SAMPLE: Bytes = Bytes(512 << 10);
+
 /// As many as the live table can have room for.
 const MOST_LIVE: u64 = 500_000_000;
 
@@ -401,6 +432,12 @@ impl RecordArguments {
                 time(duration)
             )));
         }
+        if self.gate && self.pids.len() > 1 {
+            return Err(wrong("--gate is for one process: give one --pid".to_owned()));
+        }
+        if self.gate && self.mode == Mode::Growth {
+            return Err(wrong("--gate is about allocations, and --mode growth sees none".to_owned()));
+        }
         if self.sampler.is_some() && self.sample == Bytes(0) {
             return Err(wrong("--sampler is about a sample: give --sample, too".to_owned()));
         }
@@ -422,7 +459,7 @@ impl RecordArguments {
             min_age: self.min_age,
             min_size: self.min_size,
             max_size: self.max_size,
-            sample: self.sample,
+            sample: if self.gate && self.sample == Bytes(0) { GATE_SAMPLE } else { self.sample },
             sampler: self.sampler,
             max_live: self.max_live,
             interval: self.interval,
@@ -441,6 +478,7 @@ impl RecordArguments {
             top: self.top,
             drawing: self.drawing,
             dies_with: self.dies_with,
+            gate: self.gate,
             fail_on: self.fail_on,
             tui: self.tui,
             verbosity,

@@ -118,6 +118,8 @@ pub struct RecordConfig {
     pub drawing: Drawing,
     /// Whose death is that of this recording, too: the service that began it.
     pub dies_with: Option<Pid>,
+    /// Whether the target is to sample its allocations itself, by a gate.
+    pub gate: bool,
     /// Fail when at least this much is outstanding.
     pub fail_on: Option<Bytes>,
     /// Whether to show the recording as it goes on, all over the terminal.
@@ -141,6 +143,7 @@ impl Default for RecordConfig {
             top: 10,
             drawing: Drawing::default(),
             dies_with: None,
+            gate: false,
             fail_on: None,
             tui: false,
             progress: true,
@@ -209,8 +212,30 @@ pub enum Verbosity {
 pub struct PlanConfig {
     /// The process.
     pub pid: Pid,
+    /// Whether to show what a gate would do instead.
+    pub gate: bool,
     /// Allocators that only the user knows.
     pub declarations: Declarations,
     /// When to use colour.
     pub color: ColorChoice,
+}
+
+/// What to do with the gate of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateConfig {
+    /// The process.
+    pub pid: Pid,
+    /// What to do.
+    pub wish: GateWish,
+}
+
+/// What to do with a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateWish {
+    /// Keep it open until Ctrl-C.
+    UntilInterrupted,
+    /// Keep it open until standard input ends.
+    UntilInputEnds,
+    /// Close the one that was left open.
+    Remove,
 }

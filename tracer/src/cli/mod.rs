@@ -21,7 +21,8 @@ use clap_complete::Shell;
 
 use self::arguments::{Cli, Sub};
 pub use self::config::{
-    DiffConfig, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig, WatchConfig,
+    DiffConfig, GateConfig, GateWish, Keep, PlanConfig, RecordConfig, ReportConfig, Verbosity, ViewConfig,
+    WatchConfig,
 };
 use self::watch::WatchArguments;
 use crate::model::Pid;
@@ -52,6 +53,8 @@ pub enum Action {
     },
     /// `tracer plan`
     Plan(PlanConfig),
+    /// `tracer gate`
+    Gate(GateConfig),
     /// `tracer report`
     Report(ReportConfig),
     /// `tracer diff`
@@ -112,8 +115,16 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Actio
         Some(Sub::Diff { base, new, view }) => {
             Ok(Action::Diff(DiffConfig { base, new, view: view.validate(cli.color)? }))
         }
-        Some(Sub::Plan { pid, allocators }) => {
-            Ok(Action::Plan(PlanConfig { pid, declarations: allocators.into(), color: cli.color }))
+        Some(Sub::Gate { pid, remove, until_input_ends }) => {
+            let wish = match (remove, until_input_ends) {
+                (true, _) => GateWish::Remove,
+                (false, true) => GateWish::UntilInputEnds,
+                (false, false) => GateWish::UntilInterrupted,
+            };
+            Ok(Action::Gate(GateConfig { pid, wish }))
+        }
+        Some(Sub::Plan { pid, gate, allocators }) => {
+            Ok(Action::Plan(PlanConfig { pid, gate, declarations: allocators.into(), color: cli.color }))
         }
         Some(Sub::Watch(arguments)) => watch_action(*arguments, &matches, &words),
         Some(Sub::Completions { shell }) => Ok(Action::Completions(shell)),

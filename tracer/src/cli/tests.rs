@@ -93,6 +93,7 @@ fn every_option_arrives() {
         top: 3,
         drawing: Drawing { weight: WeightUnit::Objects, flame_order: FlameOrder::Icicle },
         dies_with: None,
+        gate: false,
         fail_on: Some(Bytes(1536)),
         tui: true,
         verbosity: Verbosity::Debug,
@@ -130,7 +131,12 @@ fn a_command_keeps_its_own_options() {
 #[test]
 fn other_commands_are_told_apart() {
     assert_eq!(parse("doctor").ok(), Some(Action::Doctor { color: ColorChoice::Auto }));
-    let plan = PlanConfig { pid: Pid(7), declarations: Declarations::default(), color: ColorChoice::Always };
+    let plan = PlanConfig {
+        pid: Pid(7),
+        gate: false,
+        declarations: Declarations::default(),
+        color: ColorChoice::Always,
+    };
     assert_eq!(parse("plan --pid 7 --color always").ok(), Some(Action::Plan(plan)));
 }
 

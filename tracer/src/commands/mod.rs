@@ -1,6 +1,7 @@
 //! What the command line asks for, done: one place that decides what is printed where, and the exit status.
 
 mod console;
+mod gate;
 mod logging;
 mod manual;
 mod record;
@@ -31,6 +32,7 @@ pub fn run() -> ExitCode {
         Action::Record(config) => record::record(&config),
         Action::Doctor { color } => diagnose(color),
         Action::Plan(config) => show_plan(&config),
+        Action::Gate(config) => gate::keep(config),
         Action::Report(config) => report::draw_again(&config),
         Action::Diff(config) => report::compare(&config),
         Action::Watch(config) => watch::watch(&config),
@@ -80,6 +82,10 @@ fn diagnose(color: clap::ColorChoice) -> Result<Exit> {
 
 fn show_plan(config: &PlanConfig) -> Result<Exit> {
     let target = Target::open(config.pid)?;
+    if config.gate {
+        print!("{}", crate::gate::plan_of(&target)?);
+        return Ok(Exit::Done);
+    }
     print!("{}", plan_of(&target, &config.declarations)?);
     Ok(Exit::Done)
 }

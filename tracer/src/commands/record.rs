@@ -9,6 +9,7 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::{
     console::Console,
+    gate::{KeptGate, check_left},
     logging::start_log,
     terminal::{is_colored, on_terminal, unless_nobody_reads},
 };
@@ -22,7 +23,7 @@ use crate::{
         destination::{Destination, OutputPlace, write_all},
         text::Text,
     },
-    target::launch::exit_code,
+    target::{Subject, Target as Process, launch::exit_code},
     tui::{self, Tui},
 };
 
@@ -42,7 +43,12 @@ pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
     if config.outputs.is_empty() {
         cli::check_default_directory()?;
     }
-    let mut recorded = run(config)?;
+    let gate = open_gate(config)?;
+    let recorded = run(config);
+    if let Some(Err(error)) = gate.map(KeptGate::close) {
+        _ = writeln!(io::stderr(), "tracer: {error:#}");
+    }
+    let mut recorded = recorded?;
     config.filter().apply(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
@@ -58,6 +64,22 @@ pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
         Some(status) if !status.success() => Exit::Command(exit_code(status)),
         _ => Exit::Done,
     })
+}
+
+/// Opens the gate that is asked for. Where none is, there must not be one that was left.
+fn open_gate(config: &RecordConfig) -> Result<Option<KeptGate>> {
+    let Subject::Processes(pids) = &config.recording.subject else { return Ok(None) };
+    match (config.gate, pids.as_slice()) {
+        (true, &[pid]) => {
+            // What it is refused for is said here, as ever.
+            drop(Process::open(pid)?);
+            KeptGate::open(pid).map(Some)
+        }
+        _ => {
+            pids.iter().try_for_each(|&pid| check_left(pid))?;
+            Ok(None)
+        }
+    }
 }
 
 /// From now on the kernel kills this process when its parent dies, however that comes. The kernel forgets that when a program is

@@ -37,6 +37,20 @@ pub(super) fn forwards(object: &ElfObject<'_>, symbols: &Symbols, catalog: &Cata
     last.filter(|&(_, api)| catalog.get(api).is_some_and(is_wanted)).collect()
 }
 
+/// Whether a function calls this one, directly or by the linkage table.
+pub(super) fn calls(
+    object: &ElfObject<'_>,
+    symbols: &Symbols,
+    catalog: &Catalog,
+    function: Function<'_>,
+    called: ApiId,
+) -> bool {
+    let imports = object.imports(catalog);
+    let callees =
+        function.called().into_iter().filter_map(|target| resolve(object, symbols, &imports, target));
+    callees.into_iter().any(|callee| callee.api == called)
+}
+
 /// The function at the end of the chain; none when the chain is a ring, in which nobody would be probed.
 fn last_callee(callees: &BTreeMap<u64, Callee>, svma: u64) -> Option<ApiId> {
     let mut callee = *callees.get(&svma)?;

@@ -22,6 +22,7 @@
 //! - [`family`]: which allocator a file's functions are of, and those under prefixes that nobody knows.
 //! - [`exits`]: where functions return that must not have a return probe.
 //! - `forward`: which functions only call another one that is probed.
+//! - [`gate`]: which functions a gate leads aside.
 //! - `table`: a plan as text.
 //! - [`usdt`]: probes by which a file tells itself what it allocates.
 //! - [`python`]: the object allocator of CPython.
@@ -34,6 +35,7 @@ pub mod declared;
 pub mod exits;
 pub mod family;
 mod forward;
+pub mod gate;
 mod object;
 pub mod placement;
 pub mod python;

@@ -141,6 +141,46 @@ pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {
     mappings
 }
 
+/// How the file of a gate is named, by which `tracer --gate` replaces code.
+pub const GATE_FILE: &str = "/memfd:tracer-gate";
+
+/// Shows the copy of code that a gate has put in its place as the code that it is a copy of, and leaves out where the original is parked:
+/// directly in front of the gate's file, as the gate's layout has it.
+pub(super) fn without_gate(mut mappings: Vec<Mapping>) -> Vec<Mapping> {
+    let begins = |mapping: &Mapping| mapping.is_named(GATE_FILE) && mapping.file_offset == 0;
+    while let Some(first) =
+        mappings.windows(2).position(|pair| begins(&pair[1]) && is_parked(&pair[0], &pair[1]))
+    {
+        let parked = mappings.remove(first);
+        let gate = mappings[first].inode;
+        let is_copy = |mapping: &&mut Mapping| mapping.inode == gate && mapping.is_named(GATE_FILE);
+        // Where it is not in its place it follows the rest of its file.
+        let mut end = parked.end;
+        for mapping in mappings.iter_mut().filter(is_copy) {
+            if mapping.start == end {
+                end = mapping.end;
+            } else {
+                let (range, permissions) = (mapping.range(), mapping.permissions);
+                *mapping = Mapping {
+                    start: range.start,
+                    end: range.end,
+                    permissions,
+                    rss: mapping.rss,
+                    ..parked.clone()
+                };
+            }
+        }
+    }
+    mappings
+}
+
+fn is_parked(mapping: &Mapping, gate: &Mapping) -> bool {
+    mapping.end == gate.start
+        && mapping.path().is_some()
+        && !mapping.is_named(GATE_FILE)
+        && mapping.permissions.execute
+}
+
 /// Reads the text of `/proc/PID/smaps`, as [`parse_maps`] does, line by line: a large process has a hundred thousand
 /// mappings of 25 lines each.
 ///
@@ -314,6 +354,36 @@ mod tests {
         let text = b"1000-2000 rw-p 0 0:0 0 [heap]\n1000-3000 rw-p 0 0:0 0 [heap]\n3000-4000 rw-p 0 0:0 0\n";
         let ends: Vec<_> = parse_maps(text).iter().map(|mapping| mapping.end.0).collect();
         assert_eq!(ends, [0x3000, 0x4000]);
+    }
+
+    #[test]
+    fn code_that_a_gate_has_replaced_is_shown_as_what_it_is_a_copy_of() {
+        let text = "\
+1000-4000 r-xp 00098000 fe:00 7 /usr/lib/libc.so.6
+4000-6000 r-xp 00000000 00:01 9 /memfd:tracer-gate (deleted)
+6000-9000 rw-p 00002000 00:01 9 /memfd:tracer-gate (deleted)
+9000-d000 r-xp 00005000 00:01 9 /memfd:tracer-gate (deleted)
+20000-92000 r-xp 00026000 fe:00 7 /usr/lib/libc.so.6
+92000-95000 r-xp 00006000 00:01 9 /memfd:tracer-gate (deleted)
+95000-a0000 r-xp 0009b000 fe:00 7 /usr/lib/libc.so.6
+";
+        let shown = without_gate(parse_maps(text.as_bytes()));
+        let at = |start: u64| {
+            shown.iter().find(|mapping| mapping.start.0 == start).map(|it| (it.inode, it.file_offset))
+        };
+        assert_eq!(at(0x1000), None, "the parked original");
+        assert_eq!(
+            [at(0x4000), at(0x6000), at(0x9000)],
+            [Some((9, 0)), Some((9, 0x2000)), Some((9, 0x5000))]
+        );
+        assert_eq!([at(0x92000), at(0x95000)], [Some((7, 0x98000)), Some((7, 0x9b000))]);
+        assert!(!shown.iter().any(|mapping| mapping.start.0 == 0x92000 && mapping.deleted));
+        // A gate that is closed, and one that is only put in.
+        let closed = text.replace("92000-95000 r-xp 00006000 00:01 9 /memfd:tracer-gate (deleted)\n", "");
+        assert_eq!(without_gate(parse_maps(closed.as_bytes())).len(), 5);
+        let reserved =
+            closed.replace("r-xp 00098000 fe:00 7 /usr/lib/libc.so.6\n4000", "---p 00000000 00:00 0 \n4000");
+        assert_eq!(without_gate(parse_maps(reserved.as_bytes())).len(), 6);
     }
 
     #[test]

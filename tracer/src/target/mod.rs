@@ -34,7 +34,7 @@ pub use cpu_clock::{CpuTimes, ThreadTimes};
 pub use error::TargetError;
 pub(crate) use hold::while_held;
 pub(crate) use mapping::kibibytes;
-pub use mapping::{Backing, Device, FileId, Mapping, Permissions, parse_maps, read_smaps};
+pub use mapping::{Backing, Device, FileId, GATE_FILE, Mapping, Permissions, parse_maps, read_smaps};
 pub use object::{MappedObject, MappedSegment, Objects, Unopened};
 use root::Root;
 pub use root::RootId;
@@ -198,11 +198,19 @@ impl Target {
         }
     }
 
-    /// What the process has mapped now, by ascending address.
+    /// What the process has mapped now, by ascending address. Code that a gate has replaced is shown as what it is a copy of.
     ///
     /// # Errors
     /// When the process has exited (`ESRCH`), or may not be looked into.
     pub fn mappings(&self) -> io::Result<Vec<Mapping>> {
+        Ok(mapping::without_gate(self.mappings_with_gate()?))
+    }
+
+    /// As [`Target::mappings`], as the kernel shows them.
+    ///
+    /// # Errors
+    /// As [`Target::mappings`].
+    pub fn mappings_with_gate(&self) -> io::Result<Vec<Mapping>> {
         Ok(parse_maps(&self.read("maps")?))
     }
 

@@ -7,6 +7,7 @@
 //! maps into the process, and that a forked child has not: each child that comes by dies of SIGSEGV (seen on 6.18.44, 10 of 10; of
 //! 2-byte nops none). Later kernels do the like with a 10-byte nop.
 
+pub(in crate::plan) mod gate_site;
 mod pass_on;
 mod table_call;
 
@@ -274,6 +275,15 @@ impl Function<'_> {
             }
         }
         None
+    }
+
+    /// The functions that it calls, as far as they can be told.
+    pub(in crate::plan) fn called(&self) -> Vec<Target> {
+        let calls = self.decoder(self.extent()).into_iter();
+        calls
+            .filter(|call| matches!(call.flow_control(), FlowControl::Call))
+            .filter_map(|call| target(&call))
+            .collect()
     }
 
     /// The slot that a stub of the procedure linkage table jumps through.

@@ -1,0 +1,188 @@
+//! ptrace(2), as far as leading one thread aside needs it.
+//!
+//! The kernel takes these requests only from the *thread* that seized the other one, and lets go of all that it holds when it ends.
+
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use libc::{c_int, c_uint, pid_t, user_regs_struct};
+
+/// A thread of another process, held by this one.
+#[derive(Debug)]
+pub(super) struct HeldThread {
+    id: pid_t,
+    /// Whether it stands still: then it must be let go by request, or its registers are lost.
+    stands: bool,
+    signal: c_int,
+}
+
+/// Why a thread stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Because it was asked to.
+    Interrupted,
+    /// Because its whole process is stopped by a signal.
+    WholeProcess,
+    /// It is about to take a signal.
+    Signal,
+    /// It enters a system call, or leaves it.
+    SystemCall,
+    /// It has begun a thread of this number.
+    Began(pid_t),
+    /// It has ended, with this status.
+    Ended(Option<c_int>),
+}
+
+impl HeldThread {
+    /// Takes hold of a thread, which runs on.
+    pub(super) fn seize(id: pid_t, options: c_int) -> io::Result<Self> {
+        request(libc::PTRACE_SEIZE, id, 0, options as usize)?;
+        Ok(Self::running(id))
+    }
+
+    /// A thread that another one of the process has begun while it was held: the kernel holds it, too.
+    pub(super) const fn running(id: pid_t) -> Self {
+        Self { id, stands: false, signal: 0 }
+    }
+
+    pub(super) fn interrupt(&self) -> io::Result<()> {
+        request(libc::PTRACE_INTERRUPT, self.id, 0, 0)
+    }
+
+    /// Waits until it stands still, or has ended.
+    pub(super) fn wait(&mut self, deadline: Instant) -> io::Result<Stop> {
+        loop {
+            let mut status = 0;
+            // SAFETY: the kernel writes to `status` alone.
+            let waited = unsafe { libc::waitpid(self.id, &raw mut status, libc::__WALL | libc::WNOHANG) };
+            if waited == self.id {
+                return self.stop(status);
+            }
+            let error = io::Error::last_os_error();
+            if waited < 0 && error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            thread::sleep(Duration::from_micros(20));
+        }
+    }
+
+    fn stop(&mut self, status: c_int) -> io::Result<Stop> {
+        const SYSTEM_CALL: c_int = libc::SIGTRAP | 0x80;
+        if !libc::WIFSTOPPED(status) {
+            self.stands = false;
+            return Ok(Stop::Ended(libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))));
+        }
+        self.stands = true;
+        let signal = libc::WSTOPSIG(status);
+        self.signal = 0;
+        Ok(match status >> 16 {
+            libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupted,
+            libc::PTRACE_EVENT_STOP => Stop::WholeProcess,
+            libc::PTRACE_EVENT_CLONE => {
+                let mut id = 0_u64;
+                self.request(libc::PTRACE_GETEVENTMSG, 0, &raw mut id as usize)?;
+                Stop::Began(id as pid_t)
+            }
+            _ if signal == SYSTEM_CALL => Stop::SystemCall,
+            _ => {
+                self.signal = signal;
+                Stop::Signal
+            }
+        })
+    }
+
+    /// Lets it go on, with the signal that it was about to take.
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        self.go_on(libc::PTRACE_CONT)
+    }
+
+    /// As [`HeldThread::resume`], until it enters or leaves a system call.
+    pub(super) fn resume_to_system_call(&mut self) -> io::Result<()> {
+        self.go_on(libc::PTRACE_SYSCALL)
+    }
+
+    fn go_on(&mut self, how: c_uint) -> io::Result<()> {
+        self.request(how, 0, self.signal as usize)?;
+        (self.stands, self.signal) = (false, 0);
+        Ok(())
+    }
+
+    /// Lets it go for good.
+    pub(super) fn let_go(&mut self) -> io::Result<()> {
+        self.request(libc::PTRACE_DETACH, 0, self.signal as usize)?;
+        self.stands = false;
+        Ok(())
+    }
+
+    pub(super) fn registers(&self) -> io::Result<user_regs_struct> {
+        // SAFETY: it is made of numbers alone.
+        let mut registers: user_regs_struct = unsafe { std::mem::zeroed() };
+        self.request(libc::PTRACE_GETREGS, 0, &raw mut registers as usize)?;
+        Ok(registers)
+    }
+
+    pub(super) fn set_registers(&self, registers: &user_regs_struct) -> io::Result<()> {
+        self.request(libc::PTRACE_SETREGS, 0, std::ptr::from_ref(registers) as usize)
+    }
+
+    /// The signals that it has blocked, one bit each.
+    pub(super) fn blocked_signals(&self) -> io::Result<u64> {
+        let mut blocked = 0_u64;
+        self.request(libc::PTRACE_GETSIGMASK, size_of_val(&blocked), &raw mut blocked as usize)?;
+        Ok(blocked)
+    }
+
+    /// Blocks signals, one bit each; until the thread changes that, whatever the call would do in which it was interrupted.
+    pub(super) fn set_blocked_signals(&self, blocked: u64) -> io::Result<()> {
+        self.request(libc::PTRACE_SETSIGMASK, size_of_val(&blocked), &raw const blocked as usize)
+    }
+
+    /// Where the thread keeps what the kernel has to know of its restartable sequences; none if it has none, or the kernel does not
+    /// say (before Linux 5.13).
+    pub(super) fn restartable_sequences(&self) -> Option<u64> {
+        const PTRACE_GET_RSEQ_CONFIGURATION: c_uint = 0x420f;
+        // struct ptrace_rseq_configuration: pointer, size and signature, flags and padding.
+        let mut configuration = [0_u64; 3];
+        let bytes = size_of_val(&configuration);
+        self.request(PTRACE_GET_RSEQ_CONFIGURATION, bytes, configuration.as_mut_ptr() as usize).ok()?;
+        Some(configuration[0]).filter(|&pointer| pointer != 0)
+    }
+
+    /// Whether the program has its system calls dispatched to itself (`PR_SET_SYSCALL_USER_DISPATCH`).
+    pub(super) fn dispatches_system_calls(&self) -> bool {
+        const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4211;
+        // struct ptrace_sud_config: mode, selector, offset, length.
+        let mut configuration = [0_u64; 4];
+        let bytes = size_of_val(&configuration);
+        let asked =
+            self.request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, bytes, configuration.as_mut_ptr() as usize);
+        asked.is_ok() && configuration[0] != 0
+    }
+
+    /// The request writes or reads no more of this process' memory than what it is given.
+    fn request(&self, number: c_uint, address: usize, value: usize) -> io::Result<()> {
+        request(number, self.id, address, value)
+    }
+}
+
+impl Drop for HeldThread {
+    fn drop(&mut self) {
+        // One that does not stand is let go by the end of this thread.
+        if self.stands {
+            let _ = self.request(libc::PTRACE_DETACH, 0, self.signal as usize);
+        }
+    }
+}
+
+/// One request. Those used here read or write no more of this process' memory than `address` bytes at `value`, or a structure of
+/// registers there.
+fn request(number: c_uint, id: pid_t, address: usize, value: usize) -> io::Result<()> {
+    // SAFETY: pointers are those of live local variables of the length that the request has; what else it changes is the held thread's.
+    let result = unsafe { libc::ptrace(number, id, address, value) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

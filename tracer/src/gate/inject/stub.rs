@@ -1,0 +1,367 @@
+//! The machine code that makes system calls in a process: pure, made of numbers.
+//!
+//! A thread of the target is led into it by one change of its registers. From then on the code needs nobody: it begins a thread that
+//! makes the calls and ends, restores every register, and jumps to where the thread was. Whoever dies meanwhile, the target goes on.
+//!
+//! The thread that makes the calls has a table of descriptors of its own (`clone` without `CLONE_FILES`), so what it opens is seen by
+//! nobody, takes no number from the program, and is closed when it ends, whatever the other threads open and close meanwhile. It takes
+//! no signal and uses no stack.
+
+use libc::{
+    CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VM, SIG_SETMASK, SYS_clone, SYS_exit,
+    SYS_rt_sigprocmask,
+};
+
+use crate::model::Address;
+
+/// In front of the code, so that whoever comes later sees what it is.
+pub(super) const MARK: &[u8; 16] = b"tracer gate stub";
+
+/// A system call. One that fails ends the thread: those behind it are not made.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemCall {
+    /// Its number.
+    pub number: i64,
+    /// Its arguments; those that it does not have are 0.
+    pub arguments: [Argument; 6],
+}
+
+/// An argument of a [`SystemCall`].
+#[derive(Clone, Copy, Debug)]
+pub enum Argument {
+    /// A number or an address.
+    Number(u64),
+    /// The address of these bytes, with a zero behind them.
+    Text(&'static str),
+    /// What the last `memfd_create` returned.
+    Descriptor,
+}
+
+/// The registers of a thread that are lost in a system call or used here, as they are to be afterwards.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(missing_docs, reason = "they are registers")]
+pub struct Restored {
+    /// Where the thread goes on.
+    pub instruction: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub r8: u64,
+    pub r10: u64,
+    pub r11: u64,
+    /// The signals that it had blocked, one bit each.
+    pub blocked: u64,
+}
+
+impl Restored {
+    /// What takes the longest code.
+    pub(super) const fn longest() -> Self {
+        const ALL: u64 = u64::MAX;
+        Self {
+            instruction: ALL,
+            rax: ALL,
+            rcx: ALL,
+            rdx: ALL,
+            rsi: ALL,
+            rdi: ALL,
+            r8: ALL,
+            r10: ALL,
+            r11: ALL,
+            blocked: ALL,
+        }
+    }
+}
+
+/// The code, made for one thread at one moment.
+#[derive(Debug)]
+pub struct Stub {
+    /// What to write, from the given address on.
+    pub bytes: Vec<u8>,
+    /// Where the thread is to go on.
+    pub entry: Address,
+    /// Behind the `syscall` in which the thread is for the last time: from there on only its registers are restored.
+    pub left: Address,
+}
+
+/// Makes the code for this address.
+#[must_use]
+pub fn stub(at: Address, calls: &[SystemCall], restored: &Restored) -> Stub {
+    let mut code = Code::default();
+    code.bytes.extend(MARK);
+    let entry = code.here();
+    code.set_blocked_signals(Label::AllSignals);
+    let flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    code.set(RDI, flags as u64);
+    [RSI, RDX, R10, R8].iter().for_each(|&register| code.set(register, 0));
+    code.system_call(SYS_clone);
+    // No instruction up to here and in what follows changes a flag, which is the program's.
+    code.bytes.extend(MOV_RCX_RAX);
+    code.bytes.extend(JRCXZ);
+    let to_child = code.bytes.len();
+    code.bytes.push(0);
+    code.set_blocked_signals(Label::SignalsBefore);
+    let left = code.here();
+    code.restore(restored);
+    // `jrcxz` reaches 127 bytes, which what restores the registers has not.
+    code.bytes[to_child] = (code.bytes.len() - to_child - 1) as u8;
+    code.make(calls);
+    code.define(Label::AllSignals);
+    code.bytes.extend(u64::MAX.to_le_bytes());
+    code.define(Label::SignalsBefore);
+    code.bytes.extend(restored.blocked.to_le_bytes());
+    code.link();
+    Stub { entry: Address(at.0 + entry), left: Address(at.0 + left), bytes: code.bytes }
+}
+
+/// A register, by its number in instructions.
+#[derive(Clone, Copy, Debug)]
+struct Register(u8);
+
+const RAX: Register = Register(0);
+const RCX: Register = Register(1);
+const RDX: Register = Register(2);
+const RSI: Register = Register(6);
+const RDI: Register = Register(7);
+const R8: Register = Register(8);
+const R9: Register = Register(9);
+const R10: Register = Register(10);
+const R11: Register = Register(11);
+
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+const MOV_RCX_RAX: [u8; 3] = [0x48, 0x89, 0xc1];
+const MOV_R12_RAX: [u8; 3] = [0x49, 0x89, 0xc4];
+const MOV_RDI_RAX: [u8; 3] = [0x48, 0x89, 0xc7];
+const XOR_EAX_EAX: [u8; 2] = [0x31, 0xc0];
+const NEG_RAX: [u8; 3] = [0x48, 0xf7, 0xd8];
+const UD2: [u8; 2] = [0x0f, 0x0b];
+/// With a distance of 8 bits.
+const JRCXZ: [u8; 1] = [0xe3];
+/// With a distance of 32 bits.
+const JAE: [u8; 2] = [0x0f, 0x83];
+/// `cmp rax, -4095`: errors are the numbers from there on.
+const COMPARE_WITH_ERRORS: [u8; 6] = [0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff];
+/// `jmp qword ptr [rip]`: to the address that follows.
+const JUMP_TO_WORD_BEHIND: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
+
+/// A place that is known later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Label {
+    AllSignals,
+    SignalsBefore,
+    Failed,
+    /// By its number.
+    Text(usize),
+}
+
+/// Code that does not depend on where it is.
+#[derive(Debug, Default)]
+struct Code {
+    bytes: Vec<u8>,
+    places: Vec<(Label, u64)>,
+    /// Distances of 32 bits that are to be filled in: where they are.
+    distances: Vec<(Label, u64)>,
+}
+
+impl Code {
+    fn here(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn define(&mut self, label: Label) {
+        self.places.push((label, self.here()));
+    }
+
+    fn distance(&mut self, label: Label) {
+        self.distances.push((label, self.here()));
+        self.bytes.extend([0; 4]);
+    }
+
+    fn link(&mut self) {
+        for (label, at) in &self.distances {
+            let place = self.places.iter().find(|(placed, _)| placed == label);
+            // Every label is defined above, next to where it is used.
+            let Some((_, place)) = place else { continue };
+            let distance = (place.cast_signed() - at.cast_signed() - 4) as i32;
+            self.bytes[*at as usize..][..4].copy_from_slice(&distance.to_le_bytes());
+        }
+    }
+
+    /// `mov`, which changes no flag, as briefly as it can be: what is written to the lower half clears the upper one.
+    fn set(&mut self, Register(number): Register, value: u64) {
+        let (extended, low) = (number >> 3, number & 7);
+        match u32::try_from(value) {
+            Ok(value) => {
+                if extended == 1 {
+                    self.bytes.push(0x41);
+                }
+                self.bytes.push(0xb8 | low);
+                self.bytes.extend(value.to_le_bytes());
+            }
+            Err(_) => {
+                self.bytes.extend([0x48 | extended, 0xb8 | low]);
+                self.bytes.extend(value.to_le_bytes());
+            }
+        }
+    }
+
+    /// `lea register, [rip + distance]`
+    fn set_address(&mut self, Register(number): Register, label: Label) {
+        self.bytes.extend([0x48 | (number >> 3) << 2, 0x8d, 0x05 | (number & 7) << 3]);
+        self.distance(label);
+    }
+
+    /// `mov register, r12`
+    fn set_descriptor(&mut self, Register(number): Register) {
+        self.bytes.extend([0x4c | number >> 3, 0x89, 0xe0 | number & 7]);
+    }
+
+    fn system_call(&mut self, number: i64) {
+        self.set(RAX, number.cast_unsigned());
+        self.bytes.extend(SYSCALL);
+    }
+
+    /// `rt_sigprocmask(SIG_SETMASK, set, NULL, 8)`
+    fn set_blocked_signals(&mut self, set: Label) {
+        self.set(RDI, SIG_SETMASK as u64);
+        self.set_address(RSI, set);
+        self.set(RDX, 0);
+        self.set(R10, 8);
+        self.system_call(SYS_rt_sigprocmask);
+    }
+
+    /// The thread goes on as if nothing had been.
+    fn restore(&mut self, restored: &Restored) {
+        self.set(RAX, restored.rax);
+        self.set(RCX, restored.rcx);
+        self.set(RDX, restored.rdx);
+        self.set(RSI, restored.rsi);
+        self.set(RDI, restored.rdi);
+        self.set(R8, restored.r8);
+        self.set(R10, restored.r10);
+        self.set(R11, restored.r11);
+        self.bytes.extend(JUMP_TO_WORD_BEHIND);
+        self.bytes.extend(restored.instruction.to_le_bytes());
+    }
+
+    /// What the other thread does. It ends with the error of the call that failed, or with 0.
+    fn make(&mut self, calls: &[SystemCall]) {
+        let mut texts = Vec::new();
+        for call in calls {
+            for (register, argument) in [RDI, RSI, RDX, R10, R8, R9].into_iter().zip(call.arguments) {
+                match argument {
+                    Argument::Number(value) => self.set(register, value),
+                    Argument::Descriptor => self.set_descriptor(register),
+                    Argument::Text(text) => {
+                        self.set_address(register, Label::Text(texts.len()));
+                        texts.push(text);
+                    }
+                }
+            }
+            self.system_call(call.number);
+            self.bytes.extend(COMPARE_WITH_ERRORS);
+            self.bytes.extend(JAE);
+            self.distance(Label::Failed);
+            if call.number == libc::SYS_memfd_create {
+                self.bytes.extend(MOV_R12_RAX);
+            }
+        }
+        self.bytes.extend(XOR_EAX_EAX);
+        self.define(Label::Failed);
+        self.bytes.extend(NEG_RAX);
+        self.bytes.extend(MOV_RDI_RAX);
+        self.system_call(SYS_exit);
+        self.bytes.extend(UD2);
+        for (number, text) in texts.into_iter().enumerate() {
+            self.define(Label::Text(number));
+            self.bytes.extend(text.as_bytes());
+            self.bytes.push(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+
+    use super::*;
+
+    fn made(calls: &[SystemCall]) -> Stub {
+        stub(Address(0x7f00_0000_1000), calls, &Restored::longest())
+    }
+
+    #[test]
+    fn the_thread_that_is_led_aside_keeps_its_flags_and_its_stack() {
+        let stub = made(&[]);
+        let start = (stub.entry.0 - 0x7f00_0000_1000) as usize;
+        let mut left = None;
+        for instruction in
+            Decoder::with_ip(64, &stub.bytes[start..], stub.entry.0, DecoderOptions::NONE).iter()
+        {
+            let changes_flags = instruction.rflags_modified() != 0;
+            assert!(!changes_flags || instruction.mnemonic() == Mnemonic::Syscall, "{instruction}");
+            assert!(!instruction.is_stack_instruction(), "{instruction}");
+            if instruction.mnemonic() == Mnemonic::Syscall {
+                left = Some(instruction.next_ip());
+            }
+            if instruction.is_jmp_near_indirect() {
+                break;
+            }
+            assert!(!instruction.is_invalid());
+        }
+        assert_eq!(left, Some(stub.left.0));
+    }
+
+    #[test]
+    fn arguments_are_set_as_the_call_has_them() {
+        let number = Argument::Number;
+        let call = SystemCall {
+            number: libc::SYS_mremap,
+            arguments: [
+                number(1),
+                number(1 << 40),
+                Argument::Descriptor,
+                number(4),
+                number(1 << 33),
+                number(6),
+            ],
+        };
+        let stub = made(&[call]);
+        let texts: Vec<String> = Decoder::with_ip(64, &stub.bytes[16..], stub.entry.0, DecoderOptions::NONE)
+            .iter()
+            .map(|instruction| instruction.to_string().to_lowercase())
+            .collect();
+        let expected = [
+            "mov $1,%edi",
+            "movabs $0x10000000000,%rsi",
+            "mov %r12,%rdx",
+            "mov $4,%r10d",
+            "movabs $0x200000000,%r8",
+            "mov $6,%r9d",
+            "mov $0x19,%eax",
+            "syscall",
+            "cmp $0xfffffffffffff001,%rax",
+        ];
+        assert!(texts.windows(expected.len()).any(|part| part == expected), "{texts:#?}");
+    }
+
+    #[test]
+    fn texts_and_marks_are_where_they_are_looked_for() {
+        let create = SystemCall {
+            number: libc::SYS_memfd_create,
+            arguments: [
+                Argument::Text("a name"),
+                Argument::Descriptor,
+                Argument::Number(1 << 40),
+                Argument::Number(0),
+                Argument::Number(0),
+                Argument::Number(0),
+            ],
+        };
+        let stub = made(&[create]);
+        assert!(stub.bytes.starts_with(MARK));
+        assert!(stub.bytes.windows(7).any(|bytes| bytes == b"a name\0"));
+        assert!(stub.bytes.len() < made(&[create; 8]).bytes.len());
+    }
+}

@@ -1,0 +1,411 @@
+//! The gate: samples within a process that is already running ([docs/gate.md](../../../docs/gate.md)).
+//!
+//! While a gate is open, the pages with `malloc`, `calloc`, `realloc` and `free` are replaced by a copy in which one instruction of each
+//! function is a jump to the sampler, an image that was mapped beside them. The sampler is the one that a launched command preloads, and
+//! fires the same probes, so everything behind this stage takes the process for one that reports its blocks.
+//!
+//! - [`layout`]: what is put into the process, and where.
+//! - [`image`]: the sampler in the form that needs no loader.
+//! - `room`: whether the kernel has room for it.
+//! - `inject`: has the process make the few system calls that map it; the only part that is not pure or a look into `/proc`.
+//!
+//! Replacing pages, instead of writing jumps into them, is what makes it harmless:
+//!
+//! - One `mremap` replaces them all at once, for every thread, wherever it is: only whole instructions are replaced, by whole ones.
+//! - The kernel finds the places of uprobes by the mapped file. The copy is of another file, so nobody's probe is ever written into a
+//!   jump or taken out of one, whoever was killed.
+
+pub mod image;
+pub mod inject;
+pub mod layout;
+mod room;
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            fs::FileExt as _,
+            net::{SocketAddr, UnixListener},
+        },
+    },
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use self::{
+    image::Image,
+    inject::{
+        NotMade, make_calls,
+        stub::{Argument, SystemCall},
+    },
+    layout::{Code, Layout, PAGE},
+};
+use crate::{
+    model::Address,
+    plan::gate::{GatePlan, plan_gate, uses},
+    report::human::printable,
+    target::{GATE_FILE, MappedObject, Mapping, Target},
+};
+
+/// An open gate.
+#[derive(Debug)]
+pub struct OpenGate<'a> {
+    target: &'a Target,
+    /// Nobody else opens or closes one of this process meanwhile.
+    _lock: UnixListener,
+}
+
+/// Opens a gate in a process. One that a tracer left which was killed is taken over.
+///
+/// # Errors
+/// One line that says why not. Then nothing in the process has changed, but for memory that nobody uses.
+pub fn open(target: &Target) -> Result<OpenGate<'_>> {
+    let lock = lock(target)?;
+    refuse(target)?;
+    let image = Image::embedded()?;
+    if let Some(left) = Found::look(target)?
+        && left.is_open
+    {
+        left.close(target)?;
+    }
+    let objects = target.objects_among(&target.mappings()?, |_| true).opened;
+    let (object, plan) = choose(&objects)?;
+    let (offset, length) = layout::span(&plan)?;
+    let mut pages = vec![0; usize::try_from(length)?];
+    object.file.read_exact_at(&mut pages, offset).context("the code of its allocator cannot be read")?;
+    let place = object.address_of(offset).context("the code of its allocator is not mapped")?;
+    let first = plan.functions.first().context("it has no function")?;
+    let bias =
+        place.0.wrapping_sub(offset).wrapping_add(first.file_offset).wrapping_sub(first.site.address());
+    let code = Code { plan: &plan, bias, place, pages: &pages };
+    let memory = target.open_memory().context("its memory cannot be read")?;
+    ensure!(
+        has(&memory, place, &pages)?,
+        "the code of {} is not as in its file: another tool has a probe or a breakpoint there",
+        object.name()
+    );
+    let gate = match Found::look(target)? {
+        Some(left) if left.is_of(target, &image, &code)? => left.layout,
+        _ => put_in(target, &objects, &image, &code)?,
+    };
+    room::check(target)?;
+    let park = map_again(gate.place, gate.parked, gate.length);
+    let replace = map_again(gate.copy(), gate.place, gate.length);
+    make_calls(target, &objects, &[park, replace])
+        .map_err(too_old)
+        .with_context(|| cannot("opened", target))?;
+    let is_open = Found::look(target)?.is_some_and(|found| found.is_open && found.layout == gate);
+    ensure!(is_open, "{}: its mappings are not as they should be", cannot("opened", target));
+    Ok(OpenGate { target, _lock: lock })
+}
+
+/// The one call here that a kernel may not know.
+fn too_old(error: NotMade) -> anyhow::Error {
+    match &error {
+        NotMade::Refused(refused) if refused.raw_os_error() == Some(libc::EINVAL) => {
+            anyhow!("the kernel cannot map code again in another place: that needs Linux 5.13")
+        }
+        _ => error.into(),
+    }
+}
+
+fn cannot(what: &str, target: &Target) -> String {
+    format!("the gate of {} ({}) cannot be {what}", printable(target.comm()), target.pid())
+}
+
+impl OpenGate<'_> {
+    /// Closes it: the process has the code of its files again. The sampler stays mapped, since a thread may be in it, and is used again
+    /// by the next gate.
+    ///
+    /// # Errors
+    /// When it could not be closed; then it counts bytes, and nothing else.
+    pub fn close(self) -> Result<()> {
+        match Found::look(self.target) {
+            Ok(Some(found)) if found.is_open => found.close(self.target),
+            // The process has ended, or executes another program.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Closes a gate that a tracer left which was killed. Whether there was one.
+///
+/// # Errors
+/// When another tracer has it, or it cannot be closed.
+pub fn remove(target: &Target) -> Result<bool> {
+    let _lock = lock(target)?;
+    match Found::look(target)?.filter(|found| found.is_open) {
+        Some(found) => found.close(target).map(|()| true),
+        None => {
+            inject::clear(target, &target.objects()?.opened).with_context(|| cannot("removed", target))?;
+            Ok(false)
+        }
+    }
+}
+
+/// Whether a process has a gate that is open.
+#[must_use]
+pub fn is_open(target: &Target) -> bool {
+    Found::look(target).ok().flatten().is_some_and(|found| found.is_open)
+}
+
+/// What a gate would do in a process, as text.
+///
+/// # Errors
+/// One line that says why it would not be opened.
+pub fn plan_of(target: &Target) -> Result<String> {
+    let objects = target.objects()?.opened;
+    let (object, plan) = choose(&objects)?;
+    let mut text = format!("{}\n{plan}", object.path.display());
+    if let Err(why) = refuse(target) {
+        text += &format!("\nrefused: {why:#}\n");
+    }
+    Ok(text)
+}
+
+/// The file with the allocator that the process uses.
+fn choose(objects: &[MappedObject]) -> Result<(&MappedObject, GatePlan)> {
+    let (mut libc, mut others, mut refused) = (None, Vec::new(), None);
+    for object in objects {
+        let name = object.name();
+        // The loader has a `malloc` for itself (glibc before 2.34); a gate's sampler has one, too.
+        let is_loader = name.starts_with("ld-") && !name.starts_with("ld-musl");
+        if is_loader || object.path.as_os_str().as_encoded_bytes().starts_with(GATE_FILE.as_bytes()) {
+            continue;
+        }
+        let bytes = object.bytes().with_context(|| format!("{name} cannot be read"))?;
+        match plan_gate(&bytes) {
+            Ok(None) => {}
+            Ok(Some(plan)) if ["libc.", "libc-", "ld-musl"].iter().any(|libc| name.starts_with(libc)) => {
+                libc = Some((object, plan));
+            }
+            Ok(Some(plan)) => others.push((object, plan)),
+            Err(why) => refused = Some(anyhow!("{name}: {why}")),
+        }
+    }
+    if let Some(why) = refused {
+        return Err(why);
+    }
+    ensure!(others.len() < 2, "it has several allocators, and nobody can say which of them it uses");
+    let chosen = others.pop().or(libc);
+    let (object, plan) = chosen.context("it has no malloc, calloc, realloc and free in one file")?;
+    let is_part_of_cxx = |name: &str| ["libstdc++", "libc++"].iter().any(|library| name.starts_with(library));
+    for caller in objects.iter().filter(|caller| caller.id != object.id && !is_part_of_cxx(&caller.name())) {
+        if let Some(function) = uses(&caller.bytes().unwrap_or_default(), &plan.excluded) {
+            bail!("{} uses {function} of {}, which a gate cannot be in", caller.name(), object.name());
+        }
+    }
+    Ok((object, plan))
+}
+
+/// What can be known beforehand.
+fn refuse(target: &Target) -> Result<()> {
+    ensure!(cfg!(target_arch = "x86_64"), "a gate needs x86_64");
+    let status = target.read("status").context("its status cannot be read")?;
+    let status = String::from_utf8_lossy(&status);
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    if let Some(tracer) = field("TracerPid:").filter(|&tracer| tracer != "0") {
+        bail!("process {tracer} traces it (gdb, strace): only one can at a time");
+    }
+    ensure!(
+        field("Seccomp:") != Some("1"),
+        "its system calls are restricted to read and write (seccomp's strict mode)"
+    );
+    match field("State:").and_then(|state| state.chars().next()) {
+        Some('T' | 't') => bail!("it is stopped: continue it with `kill -CONT {}`", target.pid()),
+        Some('Z' | 'X') => bail!("it has ended"),
+        _ => Ok(()),
+    }
+}
+
+/// Who has this socket opens and closes the gate of the process. The kernel frees the name when its owner dies.
+fn lock(target: &Target) -> Result<UnixListener> {
+    let name = format!("tracer-gate-{}-{}", target.pid(), target.start_time());
+    match UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?) {
+        Ok(lock) => Ok(lock),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            bail!("another tracer has a gate in {} ({})", printable(target.comm()), target.pid())
+        }
+        Err(error) => Err(error).context("the gate cannot be locked"),
+    }
+}
+
+fn has(memory: &File, at: Address, bytes: &[u8]) -> Result<bool> {
+    let mut there = vec![0; bytes.len()];
+    memory.read_exact_at(&mut there, at.0).context("its memory cannot be read")?;
+    Ok(there == bytes)
+}
+
+const fn number(value: u64) -> Argument {
+    Argument::Number(value)
+}
+
+/// Maps what is at one address at another one, too, in place of what is there. What was read of the file stays readable at both: the
+/// pages move, and those at the old address come from the file again (`MREMAP_DONTUNMAP`, Linux 5.13 for files).
+fn map_again(from: Address, to: Address, length: u64) -> SystemCall {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    SystemCall {
+        number: libc::SYS_mremap,
+        arguments: [
+            number(from.0),
+            number(length),
+            number(length),
+            number(flags as u64),
+            number(to.0),
+            number(0),
+        ],
+    }
+}
+
+/// Maps the gate's file, and fills it.
+fn put_in(target: &Target, objects: &[MappedObject], image: &Image<'_>, code: &Code<'_>) -> Result<Layout> {
+    /// The program maps memory meanwhile, and may take the range that was free.
+    const TRIES: usize = 5;
+    let mut tries = 1..=TRIES;
+    let layout = loop {
+        let layout = layout::place(image, code, &target.mappings_with_gate()?)?;
+        match make_calls(target, objects, &calls(&layout, image)) {
+            Ok(()) => break layout,
+            Err(NotMade::Refused(error))
+                if error.raw_os_error() == Some(libc::EEXIST) && tries.next().is_some() => {}
+            Err(error) => return Err(error).with_context(|| cannot("put in", target)),
+        }
+    };
+    let content = layout::content(image, code, &layout, seed()?)?;
+    let mapping = target.mappings_with_gate()?.into_iter().find(|mapping| mapping.start == layout.image);
+    let mapping =
+        mapping.filter(|mapping| mapping.is_named(GATE_FILE)).context("the gate's memory is not there")?;
+    let link = format!("/proc/{}/map_files/{:x}-{:x}", target.pid(), mapping.start.0, mapping.end.0);
+    let file = fs::OpenOptions::new().read(true).write(true).open(link);
+    let mut file = file
+        .context("the gate's memory cannot be written (it needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE)")?;
+    file.write_all(&content).context("the gate's memory cannot be written")?;
+    Ok(layout)
+}
+
+fn seed() -> Result<u64> {
+    let mut seed = [0; 8];
+    rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
+fn calls(layout: &Layout, image: &Image<'_>) -> Vec<SystemCall> {
+    let region = layout.region();
+    let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    let mmap = |at: u64, bytes: u64, protection: i32, flags: i32, file| SystemCall {
+        number: libc::SYS_mmap,
+        arguments: [
+            number(at),
+            number(bytes),
+            number(protection as u64),
+            number(flags as u64),
+            file,
+            number(0),
+        ],
+    };
+    let name = SystemCall {
+        number: libc::SYS_memfd_create,
+        arguments: [
+            Argument::Text(GATE_FILE.strip_prefix("/memfd:").unwrap_or(GATE_FILE)),
+            number(libc::MFD_CLOEXEC.into()),
+            number(0),
+            number(0),
+            number(0),
+            number(0),
+        ],
+    };
+    let code = libc::PROT_READ | libc::PROT_EXEC;
+    let fixed = libc::MAP_PRIVATE | libc::MAP_FIXED;
+    let mut calls = vec![
+        mmap(region.start.0, region.bytes(), libc::PROT_NONE, reserve, number(u64::MAX)),
+        name,
+        mmap(layout.image.0, layout.file_bytes, code, fixed, Argument::Descriptor),
+    ];
+    calls.extend(image.writable().iter().map(|range| SystemCall {
+        number: libc::SYS_mprotect,
+        arguments: [
+            number(layout.image.0 + range.start),
+            number(range.end - range.start),
+            number((libc::PROT_READ | libc::PROT_WRITE) as u64),
+            number(0),
+            number(0),
+            number(0),
+        ],
+    }));
+    calls
+}
+
+/// A gate that is in a process.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    layout: Layout,
+    is_open: bool,
+}
+
+impl Found {
+    fn look(target: &Target) -> Result<Option<Self>> {
+        let mappings = target.mappings_with_gate()?;
+        let parts: Vec<&Mapping> = mappings.iter().filter(|mapping| mapping.is_named(GATE_FILE)).collect();
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let memory = target.open_memory().context("its memory cannot be read")?;
+        // The last one that was put in.
+        for first in parts.iter().rev().filter(|mapping| mapping.file_offset == 0) {
+            let of_file = || parts.iter().filter(|part| part.inode == first.inode);
+            let mut end = first.start;
+            for part in of_file().filter(|part| part.start >= first.start) {
+                if part.start == end {
+                    end = part.end;
+                }
+            }
+            let mut header = vec![0; PAGE as usize];
+            let at = Address(first.start.0 + Layout::header_offset(end.0 - first.start.0));
+            if memory.read_exact_at(&mut header, at.0).is_err() {
+                continue;
+            }
+            if let Some(layout) = Layout::parse(&header).filter(|layout| layout.image == first.start) {
+                let is_open = of_file().any(|part| part.start == layout.place);
+                return Ok(Some(Self { layout, is_open }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn close(&self, target: &Target) -> Result<()> {
+        room::check(target).with_context(|| cannot("closed", target))?;
+        let objects = target.objects()?.opened;
+        let Layout { parked, place, length, .. } = self.layout;
+        make_calls(target, &objects, &[map_again(parked, place, length)])
+            .with_context(|| cannot("closed", target))?;
+        ensure!(
+            !Self::look(target)?.is_some_and(|found| found.is_open),
+            "{}: its mappings are not as they should be",
+            cannot("closed", target)
+        );
+        Ok(())
+    }
+
+    /// Whether it is what this tracer would put in for this code.
+    fn is_of(&self, target: &Target, image: &Image<'_>, code: &Code<'_>) -> Result<bool> {
+        let layout = self.layout;
+        if layout.place != code.place || layout.length != code.pages.len() as u64 {
+            return Ok(false);
+        }
+        let Ok(content) = layout::content(image, code, &layout, 0) else { return Ok(false) };
+        let memory = target.open_memory().context("its memory cannot be read")?;
+        let mut start = 0;
+        // What the program writes is between what it executes.
+        let end = std::iter::once(layout.file_bytes..layout.file_bytes);
+        for range in image.writable().iter().cloned().chain(end) {
+            let constant = &content[start as usize..range.start as usize];
+            if !has(&memory, Address(layout.image.0 + start), constant)? {
+                return Ok(false);
+            }
+            start = range.end;
+        }
+        Ok(true)
+    }
+}

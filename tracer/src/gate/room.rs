@@ -1,0 +1,98 @@
+//! Whether the kernel has room for what a gate asks of it. `mremap` unmaps what it replaces *before* it maps what comes there: if it had
+//! to stop between the two, the process would go on without its allocator. It stops there for lack of room alone, and only of these kinds.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    model::Bytes,
+    target::{
+        Target,
+        cgroup::{Hierarchy, Version},
+    },
+};
+
+/// What must be free. A call takes some hundred bytes of the kernel's own memory, and no addresses more than it had.
+const ENOUGH: u64 = 4 << 20;
+
+/// Refuses a process that has hardly any room left.
+pub(super) fn check(target: &Target) -> Result<()> {
+    let limits = target.read("limits").context("its limits cannot be read")?;
+    let status = target.read("status").context("its status cannot be read")?;
+    let (limits, status) = (String::from_utf8_lossy(&limits), String::from_utf8_lossy(&status));
+    if let Some(limit) = address_space(&limits) {
+        let used = kibibytes(&status, "VmSize:").context("its size cannot be read")?;
+        ensure!(
+            used.saturating_add(ENOUGH) <= limit,
+            "it has {} of the {} of addresses that it may have (RLIMIT_AS): too many for a gate",
+            Bytes(used),
+            Bytes(limit)
+        );
+    }
+    let Some(hierarchy) = Hierarchy::of_memory() else { return Ok(()) };
+    let Some(group) = hierarchy.of_process(target.pid()) else { return Ok(()) };
+    for above in group.ancestors().take_while(|above| above.starts_with(hierarchy.root())) {
+        let Some((used, limit)) = memory(above, hierarchy.version) else { continue };
+        ensure!(
+            used.saturating_add(ENOUGH) <= limit,
+            "its control group uses {} of {}, which is too near to its limit for a gate",
+            Bytes(used),
+            Bytes(limit)
+        );
+    }
+    Ok(())
+}
+
+/// `Max address space         unlimited            unlimited            bytes`: the soft one counts.
+fn address_space(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+fn kibibytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What a group uses, without files that can be dropped, and what it may use.
+fn memory(group: &Path, version: Version) -> Option<(u64, u64)> {
+    let (usage, limit, file) = match version {
+        Version::V1 => ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_"),
+        Version::V2 => ("memory.current", "memory.max", ""),
+    };
+    let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
+    let (usage, limit) = (number(usage)?, number(limit)?);
+    let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let part = |name: String| {
+        let value = |line: &str| line.strip_prefix(&name)?.trim().parse::<u64>().ok();
+        stat.lines().find_map(value).unwrap_or(0)
+    };
+    let files = part(format!("{file}inactive_file ")) + part(format!("{file}active_file "));
+    Some((usage.saturating_sub(files), limit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_and_sizes_are_read() {
+        let limits = "Limit      Soft Limit  Hard Limit  Units\nMax address space         104857600            unlimited            bytes\n";
+        assert_eq!(address_space(limits), Some(104_857_600));
+        assert_eq!(address_space(&limits.replace("104857600", "unlimited")), None);
+        assert_eq!(kibibytes("VmPeak:\t 9 kB\nVmSize:\t  24 kB\n", "VmSize:"), Some(24 << 10));
+    }
+
+    #[test]
+    fn files_that_can_be_dropped_do_not_count() {
+        let group = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(group.path().join(name), text).unwrap();
+        write("memory.current", "1000\n");
+        write("memory.stat", "anon 300\ninactive_file 400\nactive_file 200\n");
+        write("memory.max", "max\n");
+        assert_eq!(memory(group.path(), Version::V2), None);
+        write("memory.max", "2000\n");
+        assert_eq!(memory(group.path(), Version::V2), Some((400, 2000)));
+    }
+}
