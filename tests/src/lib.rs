@@ -49,6 +49,7 @@ pub use stated::{Functions, Moving, Pairs, Place};
 pub use terminal::Terminal;
 pub use tool::{run_tool, text};
 pub use tracer::{Finished, Recording, Tracer, tracer_binary};
+pub use turn::Turn;
 
 /// Records `program` while it does its work, and ends the recording as a user does, with Ctrl-C.
 #[track_caller]

@@ -43,6 +43,7 @@ pub struct Tracer {
     target_pid: Option<u32>,
     shares_target: bool,
     alone: bool,
+    has_turn: bool,
     output: Option<PathBuf>,
     directory: TempDir,
 }
@@ -66,6 +67,7 @@ impl Tracer {
             target_pid: None,
             shares_target: false,
             alone: false,
+            has_turn: false,
             output: Some(directory.path().join("report.json")),
             directory,
         }
@@ -142,6 +144,13 @@ impl Tracer {
         self
     }
 
+    /// Says that the test has this turn, in which it does with several tracers what it likes.
+    #[must_use]
+    pub fn in_turn(mut self, _turn: &Turn) -> Self {
+        self.has_turn = true;
+        self
+    }
+
     /// Starts it, and waits until the window is open.
     #[track_caller]
     pub fn start(self) -> Recording {
@@ -171,7 +180,8 @@ impl Tracer {
             words.extend(["-o".into(), file.into()]);
         }
         words.extend(self.target.iter().cloned());
-        let turn = Turn::take(self.alone || self.options.iter().any(|option| option == "--follow"));
+        let is_alone = self.alone || self.options.iter().any(|option| option == "--follow");
+        let turn = (!self.has_turn).then(|| Turn::take(is_alone));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(self.directory.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -190,7 +200,7 @@ pub struct Recording {
     stderr: Option<Lines>,
     holdings: Option<Holdings>,
     tracer: Tracer,
-    _turn: Turn,
+    _turn: Option<Turn>,
 }
 
 impl Recording {
@@ -228,6 +238,19 @@ impl Recording {
         let stderr = self.stderr.as_mut().expect("it is read until the end");
         let found = stderr.find(|line| line.split_once(text).map(|(_, rest)| rest.to_owned()));
         found.unwrap_or_else(|why| panic!("the tracer says {text:?}: {why}"))
+    }
+
+    /// Waits for a line on standard output that contains `text`.
+    #[track_caller]
+    pub fn wait_for_output(&mut self, text: &str) {
+        let stdout = self.stdout.as_mut().expect("it is read until the end");
+        let found = stdout.find(|line| line.contains(text).then_some(()));
+        if let Err(why) = found {
+            // It has ended, or hangs and is to be killed: what it said is here in a moment.
+            self.child.kill().expect("it is our child");
+            let said = self.stderr.take().map(Lines::until_end).unwrap_or_default();
+            panic!("the tracer prints {text:?}: {why}; it said: {said:#?}");
+        }
     }
 
     /// A file that it has written into its working directory by now.

@@ -9,12 +9,19 @@ use crate::program::build_dir;
 /// One that follows children, or traces many processes, has its probes in everybody who maps the same files, the targets of other tests included: these would
 /// be slow, and their code not what it should be. So it records alone.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub struct Turn {
     /// Unlocked when it is closed.
     _locked: File,
 }
 
 impl Turn {
+    /// Waits until nobody else records. Recordings that are begun with [`Tracer::in_turn`](crate::Tracer::in_turn) do not wait for this.
+    #[track_caller]
+    #[must_use]
+    pub fn alone() -> Self {
+        Self::take(true)
+    }
+
     /// Waits until nobody else records, or nobody who must be alone.
     #[track_caller]
     pub(crate) fn take(alone: bool) -> Self {

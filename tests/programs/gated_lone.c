@@ -1,0 +1,266 @@
+// Processes with few threads, or with odd ones.
+//
+//     gated_lone pause       one thread, which waits for signals
+//     gated_lone busy        one thread, which calculates, and calls neither the allocator nor the kernel
+//     gated_lone allocates   one thread, which allocates, and seldom calls the kernel
+//     gated_lone dead        the first thread has ended, another one allocates
+//     gated_lone crowd       a hundred threads that sleep, and one that allocates
+//     gated_lone jumps       one thread, which a signal each half millisecond leads away from where it is, by siglongjmp
+//     gated_lone sequences   four threads in restartable sequences, which count
+//
+// SIGUSR1 is answered by "alive", if all is right; SIGTERM ends it.
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#ifdef __GLIBC__
+#include <sys/rseq.h>
+#endif
+
+#include "protocol.h"
+
+static volatile sig_atomic_t asked, ended;
+
+static void fail(const char *why) { say(why); _exit(99); }
+
+static void on_signal(int number) {
+    if (number == SIGTERM) ended = 1;
+    else asked++;
+}
+
+// Random blocks, which are checked.
+static void allocate(unsigned turns) {
+    enum { HELD = 16 };
+    static __thread uint64_t state = 88172645463325252ULL;
+    unsigned char *held[HELD] = {0};
+    size_t sizes[HELD] = {0};
+    for (unsigned i = 0; i < turns; i++) {
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        unsigned at = state >> 32 & (HELD - 1);
+        for (size_t j = 0; j < sizes[at]; j++) if (held[at][j] != at) fail("corrupt");
+        if (state & 1 << 20) {
+            held[at] = realloc(held[at], sizes[at] = 1 + state % 1000);
+        } else {
+            free(held[at]);
+            held[at] = state & 1 << 21 ? malloc(sizes[at] = 1 + state % 1000) : calloc(1, sizes[at] = 1 + state % 1000);
+        }
+        if (!held[at]) fail("no memory");
+        memset(held[at], (int)at, sizes[at]);
+    }
+    for (unsigned at = 0; at < HELD; at++) {
+        for (size_t j = 0; j < sizes[at]; j++) if (held[at][j] != at) fail("corrupt");
+        free(held[at]);
+    }
+}
+
+// What else there is to do, for who has nothing to wait for.
+static void answer(void) {
+    static sig_atomic_t answered;
+    if (ended) {
+        allocate(1000);
+        _exit(0);
+    }
+    if (asked != answered) {
+        answered = asked;
+        allocate(1000);
+        say("alive");
+    }
+}
+
+static void wait_for_signals(void) {
+    sigset_t both, before;
+    sigemptyset(&both);
+    sigaddset(&both, SIGUSR1);
+    sigaddset(&both, SIGTERM);
+    sigprocmask(SIG_BLOCK, &both, &before);
+    for (;;) {
+        sigsuspend(&before);
+        answer();
+    }
+}
+
+static void be_busy(void) {
+    double sum = 0;
+    uint64_t state = 1, count = 0;
+    // The vector registers are the program's, too.
+    for (;;) {
+        double again = 0;
+        uint64_t second = 1;
+        for (int i = 0; i < 100000; i++) state = state * 6364136223846793005u + 1, sum += (double)(state >> 40);
+        state = 1;
+        for (int i = 0; i < 100000; i++) second = second * 6364136223846793005u + 1, again += (double)(second >> 40);
+        if (sum != again) fail("wrong");
+        sum = 0;
+        count++;
+        answer();
+    }
+}
+
+static void allocate_for_ever(void) {
+    for (;;) {
+        allocate(1000);
+        answer();
+    }
+}
+
+static void *other_thread(void *argument) {
+    (void)argument;
+    allocate_for_ever();
+    return NULL;
+}
+
+static void *sleeping_thread(void *argument) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    for (;;) pause();
+    return argument;
+}
+
+static void begin(void *(*what)(void *), size_t argument) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 256 << 10);
+    if (pthread_create(&thread, &attributes, what, (void *)argument)) fail("no thread");
+}
+
+// ---- jumps
+
+static sigjmp_buf back;
+static volatile sig_atomic_t may_jump, jumps;
+
+static void jump(int number) {
+    (void)number;
+    jumps++;
+    // Out of the allocator it would be the program's own mistake.
+    if (may_jump) siglongjmp(back, 1);
+}
+
+static void jump_for_ever(void) {
+    struct sigaction action = {.sa_handler = jump};
+    struct itimerval timer = {{0, 500}, {0, 500}};
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &timer, NULL);
+    volatile unsigned round = 0;
+    for (;;) {
+        may_jump = 0;
+        allocate(20);
+        answer();
+        volatile uint64_t sum = 0;
+        if (sigsetjmp(back, 1) == 0) {
+            may_jump = 1;
+            // In calls that wait, in others, and in none.
+            if (round++ % 3 == 0) usleep(2000);
+            else if (round % 3 == 1) for (int i = 0; i < 300; i++) syscall(SYS_getppid);
+            else for (unsigned i = 0; i < 300000; i++) sum += i;
+        }
+        may_jump = 0;
+    }
+}
+
+// ---- restartable sequences
+
+#ifdef __GLIBC__
+enum { CPUS = 4096, COUNTERS = 4 };
+static long counts[CPUS * 8], done_in[COUNTERS];
+static pthread_barrier_t stop;
+
+// Adds one to the counter of the CPU, slowly: for a while what is read is not yet written. Whether that was not interrupted.
+static int count_once(struct rseq *area) {
+    uint32_t cpu = *(volatile uint32_t *)&area->cpu_id_start;
+    long *counter = &counts[cpu * 8];
+    __asm__ volatile goto(
+        ".pushsection __rseq_cs, \"aw\"\n"
+        ".balign 32\n"
+        "3: .long 0, 0\n"
+        ".quad 1f, 2f - 1f, 4f\n"
+        ".popsection\n"
+        "leaq 3b(%%rip), %%rax\n"
+        "movq %%rax, 8(%[area])\n"
+        "1: cmpl %[cpu], 4(%[area])\n"
+        "jne 4f\n"
+        "movq (%[counter]), %%rcx\n"
+        "movl $20000, %%eax\n"
+        "5: decl %%eax\n"
+        "jnz 5b\n"
+        "incq %%rcx\n"
+        "movq %%rcx, (%[counter])\n"
+        "2:\n"
+        ".pushsection __rseq_failure, \"ax\"\n"
+        ".byte 0x0f, 0xb9, 0x3d\n"
+        ".long 0x53053053\n"
+        "4: jmp %l[aborted]\n"
+        ".popsection\n"
+        :
+        : [area] "r"(area), [cpu] "r"(cpu), [counter] "r"(counter)
+        : "rax", "rcx", "memory", "cc"
+        : aborted);
+    return 1;
+aborted:
+    return 0;
+}
+
+static void count_for_ever(size_t number) {
+    struct rseq *area = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+    while (!ended) {
+        done_in[number] += count_once(area);
+        if (number == 0 && asked) asked = 0, say("alive");
+    }
+    pthread_barrier_wait(&stop);
+}
+
+static void *counting_thread(void *number) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    count_for_ever((size_t)number);
+    return NULL;
+}
+
+static void be_in_sequences(void) {
+    if (__rseq_size == 0) fail("no rseq");
+    pthread_barrier_init(&stop, NULL, COUNTERS);
+    for (size_t i = 1; i < COUNTERS; i++) begin(counting_thread, i);
+    count_for_ever(0);
+    long counted = 0, done = 0;
+    for (int i = 0; i < CPUS; i++) counted += counts[i * 8];
+    for (int i = 0; i < COUNTERS; i++) done += done_in[i];
+    char text[64];
+    snprintf(text, sizeof text, "%ld of %ld", counted, done);
+    say(counted == done && done > 0 ? "all counted" : text);
+    _exit(counted == done ? 0 : 99);
+}
+#else
+static void be_in_sequences(void) { fail("no rseq"); }
+#endif
+
+int main(int arguments, char **argument) {
+    const char *mode = arguments > 1 ? argument[1] : "pause";
+    expect_unknown_frees();
+    ready();
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    // Nobody is to jump out of the handler before it has said what came.
+    sigfillset(&action.sa_mask);
+    sigaction(SIGUSR1, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    say("done");
+#define IS(name) !strcmp(mode, name)
+    if (IS("pause")) wait_for_signals();
+    if (IS("busy")) be_busy();
+    if (IS("allocates")) allocate_for_ever();
+    if (IS("jumps")) jump_for_ever();
+    if (IS("sequences")) be_in_sequences();
+    if (IS("dead")) {
+        begin(other_thread, 0);
+        pthread_exit(NULL);
+    }
+    if (IS("crowd")) {
+        for (size_t i = 0; i < 100; i++) begin(sleeping_thread, i);
+        allocate_for_ever();
+    }
+    return 2;
+}
