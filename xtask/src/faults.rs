@@ -16,9 +16,21 @@ pub fn faults(workspace: &Path, count: u32, seed: u64, only: Option<&str>) -> Re
     run::build(workspace)?;
     let mut tests = run::cargo(workspace);
     // One at a time, since each leaves the machine short of something.
-    tests.args(["test", "--package", "tracer-tests", "--test", "faults", "--test", "watch_faults"]);
+    tests.args([
+        "test",
+        "--package",
+        "tracer-tests",
+        "--test",
+        "faults",
+        "--test",
+        "watch_faults",
+        "--test",
+        "gate",
+    ]);
     tests.args(["--no-fail-fast", "--"]);
     tests.args(["--test-threads", "1", "--nocapture"]).args(only);
+    // So often a gate opens and closes where a test's is one of many.
+    tests.env("TRACER_GATE_ROUNDS", count.saturating_mul(10).to_string());
     tests.env("TRACER_FAULTS", count.to_string()).env("TRACER_FAULTS_SEED", seed.to_string());
     command::run(&format!("making {count} faults of each kind, seed {seed}"), &mut tests)
 }

@@ -84,8 +84,15 @@ fn cases(kind: Kind) -> Vec<Case> {
     let is_pairs = matches!(kind, Kind::Pairs | Kind::Pairs8);
     let depths: &[Option<u32>] = if is_pairs { &[Some(4), Some(16), Some(64)] } else { &[None] };
     let plain = |tool| Case { tool, depth: None };
-    let before =
-        [Tool::Untraced, Tool::SamplerIdle, Tool::Sampler, Tool::EmptyPlanned, Tool::EmptyEntries].map(plain);
+    let before = [
+        Tool::Untraced,
+        Tool::SamplerIdle,
+        Tool::Sampler,
+        Tool::Gate,
+        Tool::EmptyPlanned,
+        Tool::EmptyEntries,
+    ]
+    .map(plain);
     let exact = depths.iter().map(|&depth| Case { tool: Tool::Tracer, depth });
     // Of a sample hardly any stacks are walked, however deep.
     let others = [Tool::Sampled, Tool::Growth, Tool::Bpftrace, Tool::Heaptrack].map(plain);

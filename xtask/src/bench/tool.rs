@@ -22,6 +22,8 @@ pub enum Tool {
     SamplerIdle,
     /// The tracer, listening to the library, which samples one per 512 KiB.
     Sampler,
+    /// The tracer, with a gate: one per 512 KiB.
+    Gate,
     /// Empty probes where the tracer puts its own.
     EmptyPlanned,
     /// Empty probes at the entries of the same functions.
@@ -44,6 +46,7 @@ impl fmt::Display for Tool {
             Self::Untraced => "untraced",
             Self::SamplerIdle => "sampler loaded, nobody listens",
             Self::Sampler => "tracer, sampled within at 512 KiB",
+            Self::Gate => "tracer, by a gate at 512 KiB",
             Self::EmptyPlanned => "empty probes, tracer's sites",
             Self::EmptyEntries => "empty probes, function entries",
             Self::Tracer => "tracer, exact",
@@ -98,10 +101,11 @@ impl Tool {
                 probes.args([&pid, sites]).stdin(Stdio::piped()).stdout(Stdio::piped());
                 Attached::start(&mut probes, "ready", Ending::EndOfInput)
             }
-            Self::Tracer | Self::Sampled | Self::Sampler | Self::Growth => {
+            Self::Tracer | Self::Sampled | Self::Sampler | Self::Gate | Self::Growth => {
                 let mut tracer = tracer(bed, Some(&pid));
                 match self {
                     Self::Sampled | Self::Sampler => _ = tracer.args(["--sample", "512KiB"]),
+                    Self::Gate => _ = tracer.arg("--gate"),
                     Self::Growth => _ = tracer.args(["--mode", "growth"]),
                     _ => {}
                 }
