@@ -23,6 +23,10 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
         update()?;
     }
     let mut apt = apt_get("install")?;
+    if !can_install(packages) {
+        // What is there may be of the release's backports, and what is missing must be of the same version.
+        apt.args(backports()?);
+    }
     apt.args(packages);
     command::run_quietly(&format!("installing {} for {why}", packages.join(", ")), &mut apt)
         .context("a package cannot be installed: is the network reachable, and is this Debian 12 or later?")
@@ -41,6 +45,31 @@ pub fn can_install(packages: &[&str]) -> bool {
 pub fn update() -> Result<()> {
     command::run_quietly("updating the lists of packages", &mut apt_get("update")?)
         .context("the lists of packages cannot be updated: is the network reachable?")
+}
+
+/// The options by which apt takes packages of the release's backports, whose lists are kept apart from the system's.
+fn backports() -> Result<Vec<String>> {
+    let mirror = mirror()?;
+    let release = fs::read_to_string("/etc/os-release").context("this is no Debian")?;
+    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let suite = format!("{}-backports", codename.context("the release has no name")?);
+    let directory = std::env::temp_dir().join("tracer-xtask-backports");
+    fs::create_dir_all(directory.join("lists/partial"))?;
+    let list = directory.join("sources.list");
+    let own = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
+    fs::write(&list, format!("{own}\ndeb {mirror} {suite} main\n"))
+        .with_context(|| format!("cannot write {}", list.display()))?;
+    let options = vec![
+        format!("--option=Dir::Etc::SourceList={}", list.display()),
+        format!("--option=Dir::State::Lists={}", directory.join("lists").display()),
+        format!("--target-release={suite}"),
+    ];
+    let mut update = apt_get("update")?;
+    // Who fetches them has no rights elsewhere.
+    update.args(&options[..2]).arg("--option=APT::Sandbox::User=root");
+    command::run_quietly("updating the lists of backported packages", &mut update)
+        .context("the lists of backported packages cannot be updated")?;
+    Ok(options)
 }
 
 /// Unpacks packages, and those they depend on whose names contain `part`, into a directory, installing nothing.
