@@ -193,7 +193,8 @@ fn choose(objects: &[MappedObject]) -> Result<(&MappedObject, GatePlan)> {
     let (object, plan) = chosen.context("it has no malloc, calloc, realloc and free in one file")?;
     let is_part_of_cxx = |name: &str| ["libstdc++", "libc++"].iter().any(|library| name.starts_with(library));
     for caller in objects.iter().filter(|caller| caller.id != object.id && !is_part_of_cxx(&caller.name())) {
-        if let Some(function) = uses(&caller.bytes().unwrap_or_default(), &plan.excluded) {
+        let bytes = caller.bytes().with_context(|| format!("{} cannot be read", caller.name()))?;
+        if let Some(function) = uses(&bytes, &plan.excluded) {
             bail!("{} uses {function} of {}, which a gate cannot be in", caller.name(), object.name());
         }
     }
