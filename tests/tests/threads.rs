@@ -1,6 +1,6 @@
 //! Many threads at once, and threads that come and go.
 
-use tracer_tests::{Program, compile, trace};
+use tracer_tests::{Program, Tracer, compile, trace};
 
 #[test]
 fn blocks_freed_by_other_threads() {
@@ -12,6 +12,18 @@ fn blocks_freed_by_other_threads() {
 fn threads_that_start_and_end_in_the_window() {
     let mut program = Program::new("short_threads.c").start();
     trace(&mut program).check(&program.expect);
+}
+
+#[test]
+fn windows_end_between_a_release_and_the_allocation_that_waits_for_it() {
+    let mut program = Program::new("one_block.c").flag("-fno-builtin").start();
+    program.work();
+    for _ in 0..10 {
+        let report = Tracer::new().options(["-d", "20ms"]).pid(program.pid()).run().report();
+        report.assert_exact();
+        assert!(report.events.allocations > 0, "{:?}", report.events);
+    }
+    program.assert_unharmed();
 }
 
 #[test]

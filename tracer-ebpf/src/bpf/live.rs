@@ -10,6 +10,7 @@ use tracer_ebpf::{
 use super::{
     count::{count, count_many},
     maps::{LIVE, SPILL, TOTALS, live_buckets, sampling},
+    processes::open_process,
 };
 
 /// Takes a block out of the table. Of several threads that take the same one, one gets it.
@@ -68,9 +69,12 @@ pub fn insert(key: BlockKey, block: Block) -> bool {
 #[inline(never)]
 extern "C" fn put(key: u64, size: u64, born_ns: u64, stack: u32, objects: u64) -> u32 {
     let Some(key) = BlockKey::from_bits(key) else { return 0 };
-    // An allocator gives no address twice: the release of a block that is still there was not seen.
+    // An allocator gives no address twice: the release of a block that is still there was not seen. A call that began before its window
+    // closed counts to its end, but a release that began since then does not: it is made up for here.
     if let Some(old) = take(key) {
-        count(Counter::MissedFree);
+        if open_process(key.process()).is_some() {
+            count(Counter::MissedFree);
+        }
         freed(&old);
     }
     let Some(bucket) = LIVE.get(key.bucket(live_buckets())) else { return 0 };
