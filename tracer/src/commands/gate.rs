@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::fd::AsFd as _,
     process::{Child, ChildStdin, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -33,8 +34,8 @@ pub(super) fn keep(config: GateConfig) -> Result<Exit> {
     let name = || format!("{} ({})", printable(target.comm()), target.pid());
     if config.wish == GateWish::Remove {
         match gate::remove(&target)? {
-            true => println!("closed the gate of {}", name()),
-            false => println!("{} has no open gate", name()),
+            Some(held) => println!("closed the gate of {}; {}", name(), stood_still(held)),
+            None => println!("{} has no open gate", name()),
         }
         return Ok(Exit::Done);
     }
@@ -51,7 +52,7 @@ pub(super) fn keep(config: GateConfig) -> Result<Exit> {
         _ = writeln!(io::stdout(), "{OPEN}");
         wait_for_input(&target);
     } else {
-        println!("the gate of {} is open; Ctrl-C closes it", name());
+        println!("the gate of {} is open; Ctrl-C closes it; {}", name(), stood_still(open.held));
         let (mut interrupted, mut terminated, mut hung_up) = signals;
         runtime.block_on(async {
             let process = target.as_fd().try_clone_to_owned()?;
@@ -65,8 +66,18 @@ pub(super) fn keep(config: GateConfig) -> Result<Exit> {
             io::Result::Ok(())
         })?;
     }
-    open.close()?;
+    let closed = open.close()?;
+    if config.wish == GateWish::UntilInterrupted
+        && let Some(held) = closed
+    {
+        println!("closed the gate of {}; {}", name(), stood_still(held));
+    }
     Ok(Exit::Done)
+}
+
+/// What opening or closing took of the process.
+fn stood_still(held: Duration) -> String {
+    format!("one of its threads stood still for {:.2} ms", held.as_secs_f64() * 1000.0)
 }
 
 /// Until nobody writes to standard input any more, or the process has ended.
@@ -117,7 +128,12 @@ impl KeptGate {
             return Ok(Self { pid, keeper, input });
         }
         drop(input);
-        Err(failure(&mut keeper))
+        let error = failure(&mut keeper);
+        if keeper.wait().is_ok_and(|status| status.code().is_none()) {
+            // Somebody has killed it on its way.
+            remove(pid)?;
+        }
+        Err(error)
     }
 
     /// Has it closed.
@@ -131,12 +147,16 @@ impl KeptGate {
             return Ok(());
         }
         // Somebody may have killed it.
-        if let Ok(target) = Target::open(self.pid)
-            && gate::is_open(&target)
-        {
-            gate::remove(&target)?;
-        }
-        Ok(())
+        remove(self.pid)
+    }
+}
+
+/// Closes what a keeper has left that was killed.
+fn remove(pid: Pid) -> Result<()> {
+    match Target::open(pid) {
+        Ok(target) => gate::remove(&target).map(drop),
+        // It has ended.
+        Err(_) => Ok(()),
     }
 }
 

@@ -30,6 +30,7 @@ use std::{
             net::{SocketAddr, UnixListener},
         },
     },
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -53,6 +54,8 @@ use crate::{
 #[derive(Debug)]
 pub struct OpenGate<'a> {
     target: &'a Target,
+    /// The longest time that a thread of the process was held to open it.
+    pub held: Duration,
     /// Nobody else opens or closes one of this process meanwhile.
     _lock: UnixListener,
 }
@@ -64,13 +67,15 @@ pub struct OpenGate<'a> {
 pub fn open(target: &Target) -> Result<OpenGate<'_>> {
     let lock = lock(target)?;
     refuse(target)?;
+    // First of all: the code that another one has left may be about to open or close a gate.
+    let objects = target.objects_among(&target.mappings()?, |_| true).opened;
+    inject::clear(target, &objects).with_context(|| cannot("opened", target))?;
     let image = Image::embedded()?;
     if let Some(left) = Found::look(target)?
         && left.is_open
     {
         left.close(target)?;
     }
-    let objects = target.objects_among(&target.mappings()?, |_| true).opened;
     let (object, plan) = choose(&objects)?;
     let (offset, length) = layout::span(&plan)?;
     let mut pages = vec![0; usize::try_from(length)?];
@@ -86,19 +91,19 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
         "the code of {} is not as in its file: another tool has a probe or a breakpoint there",
         object.name()
     );
-    let gate = match Found::look(target)? {
-        Some(left) if left.is_of(target, &image, &code)? => left.layout,
+    let (gate, put_in) = match Found::look(target)? {
+        Some(left) if left.is_of(target, &image, &code)? => (left.layout, Duration::ZERO),
         _ => put_in(target, &objects, &image, &code)?,
     };
     room::check(target)?;
     let park = map_again(gate.place, gate.parked, gate.length);
     let replace = map_again(gate.copy(), gate.place, gate.length);
-    make_calls(target, &objects, &[park, replace])
+    let replaced = make_calls(target, &objects, &[park, replace])
         .map_err(too_old)
         .with_context(|| cannot("opened", target))?;
     let is_open = Found::look(target)?.is_some_and(|found| found.is_open && found.layout == gate);
     ensure!(is_open, "{}: its mappings are not as they should be", cannot("opened", target));
-    Ok(OpenGate { target, _lock: lock })
+    Ok(OpenGate { target, held: put_in.max(replaced), _lock: lock })
 }
 
 /// The one call here that a kernel may not know.
@@ -117,32 +122,29 @@ fn cannot(what: &str, target: &Target) -> String {
 
 impl OpenGate<'_> {
     /// Closes it: the process has the code of its files again. The sampler stays mapped, since a thread may be in it, and is used again
-    /// by the next gate.
+    /// by the next gate. How long a thread was held for that; none when there is none to close: the process has ended, or executes
+    /// another program.
     ///
     /// # Errors
     /// When it could not be closed; then it counts bytes, and nothing else.
-    pub fn close(self) -> Result<()> {
+    pub fn close(self) -> Result<Option<Duration>> {
         match Found::look(self.target) {
-            Ok(Some(found)) if found.is_open => found.close(self.target),
-            // The process has ended, or executes another program.
-            _ => Ok(()),
+            Ok(Some(found)) if found.is_open => found.close(self.target).map(Some),
+            _ => Ok(None),
         }
     }
 }
 
-/// Closes a gate that a tracer left which was killed. Whether there was one.
+/// Closes a gate that a tracer left which was killed, and takes away its code. How long a thread was held for that; none when there was no gate.
 ///
 /// # Errors
 /// When another tracer has it, or it cannot be closed.
-pub fn remove(target: &Target) -> Result<bool> {
+pub fn remove(target: &Target) -> Result<Option<Duration>> {
     let _lock = lock(target)?;
-    match Found::look(target)?.filter(|found| found.is_open) {
-        Some(found) => found.close(target).map(|()| true),
-        None => {
-            inject::clear(target, &target.objects()?.opened).with_context(|| cannot("removed", target))?;
-            Ok(false)
-        }
-    }
+    // First, since it may be about to open one.
+    inject::clear(target, &target.objects()?.opened).with_context(|| cannot("removed", target))?;
+    let left = Found::look(target)?.filter(|found| found.is_open);
+    left.map(|found| found.close(target)).transpose()
 }
 
 /// Whether a process has a gate that is open.
@@ -261,14 +263,19 @@ fn map_again(from: Address, to: Address, length: u64) -> SystemCall {
 }
 
 /// Maps the gate's file, and fills it.
-fn put_in(target: &Target, objects: &[MappedObject], image: &Image<'_>, code: &Code<'_>) -> Result<Layout> {
+fn put_in(
+    target: &Target,
+    objects: &[MappedObject],
+    image: &Image<'_>,
+    code: &Code<'_>,
+) -> Result<(Layout, Duration)> {
     /// The program maps memory meanwhile, and may take the range that was free.
     const TRIES: usize = 5;
     let mut tries = 1..=TRIES;
-    let layout = loop {
+    let (layout, held) = loop {
         let layout = layout::place(image, code, &target.mappings_with_gate()?)?;
         match make_calls(target, objects, &calls(&layout, image)) {
-            Ok(()) => break layout,
+            Ok(held) => break (layout, held),
             Err(NotMade::Refused(error))
                 if error.raw_os_error() == Some(libc::EEXIST) && tries.next().is_some() => {}
             Err(error) => return Err(error).with_context(|| cannot("put in", target)),
@@ -283,7 +290,7 @@ fn put_in(target: &Target, objects: &[MappedObject], image: &Image<'_>, code: &C
     let mut file = file
         .context("the gate's memory cannot be written (it needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE)")?;
     file.write_all(&content).context("the gate's memory cannot be written")?;
-    Ok(layout)
+    Ok((layout, held))
 }
 
 fn seed() -> Result<u64> {
@@ -375,18 +382,18 @@ impl Found {
         Ok(None)
     }
 
-    fn close(&self, target: &Target) -> Result<()> {
+    fn close(&self, target: &Target) -> Result<Duration> {
         room::check(target).with_context(|| cannot("closed", target))?;
         let objects = target.objects()?.opened;
         let Layout { parked, place, length, .. } = self.layout;
-        make_calls(target, &objects, &[map_again(parked, place, length)])
+        let held = make_calls(target, &objects, &[map_again(parked, place, length)])
             .with_context(|| cannot("closed", target))?;
         ensure!(
             !Self::look(target)?.is_some_and(|found| found.is_open),
             "{}: its mappings are not as they should be",
             cannot("closed", target)
         );
-        Ok(())
+        Ok(held)
     }
 
     /// Whether it is what this tracer would put in for this code.

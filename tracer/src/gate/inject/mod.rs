@@ -93,16 +93,20 @@ fn io_error(what: &'static str) -> impl Fn(io::Error) -> NotMade {
     }
 }
 
-/// Makes a process do these calls, all or the first ones up to one that fails.
+/// Makes a process do these calls, all or the first ones up to one that fails. How long the thread was held that was led aside.
 ///
 /// # Errors
 /// Each says whether something was done: [`NotMade::Refused`] and [`NotMade::Late`] may follow some of the calls, all others none.
-pub fn make_calls(target: &Target, objects: &[MappedObject], calls: &[SystemCall]) -> Result<(), NotMade> {
+pub fn make_calls(
+    target: &Target,
+    objects: &[MappedObject],
+    calls: &[SystemCall],
+) -> Result<Duration, NotMade> {
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
     let longest = stub(Address(1 << 46), calls, &Restored::longest());
     let bytes = longest.bytes.len();
-    clear(target, objects)?;
-    let cave = cave::all(objects, &memory).into_iter().max_by_key(|cave| cave.bytes);
+    let cave =
+        cave::all(objects, &memory).into_iter().filter(|cave| !cave.is_used).max_by_key(|cave| cave.bytes);
     let cave = cave.filter(|cave| cave.bytes >= bytes as u64).ok_or(NotMade::NoRoom { bytes })?;
     let deadline = Instant::now() + PATIENCE;
     let mut why = "it has no thread that runs or sleeps";
@@ -110,19 +114,22 @@ pub fn make_calls(target: &Target, objects: &[MappedObject], calls: &[SystemCall
         // As many as can be tried soon.
         for thread in threads(target)?.into_iter().take(16) {
             // The kernel lets go of all that a thread holds when that ends: one that does not stand still yet, too.
-            let attempt = || -> Result<Option<&'static str>, NotMade> {
+            let attempt = || -> Result<Result<Duration, &'static str>, NotMade> {
+                let since = Instant::now();
                 match hold(target, thread, &memory)? {
-                    Hold::NotNow(reason) => Ok(Some(reason)),
+                    Hold::NotNow(reason) => Ok(Err(reason)),
                     Hold::Held(held) => {
-                        Injection { target, thread, held, memory: &memory, cave, child: None }.run(calls)?;
-                        Ok(None)
+                        let child = None;
+                        Injection { target, thread, since, held, memory: &memory, cave, child }
+                            .run(calls)
+                            .map(Ok)
                     }
                 }
             };
             let attempted = thread::scope(|scope| scope.spawn(attempt).join());
-            match attempted.unwrap_or(Ok(Some("the thread that holds it panicked")))? {
-                None => return Ok(()),
-                Some(reason) => why = reason,
+            match attempted.unwrap_or(Ok(Err("the thread that holds it panicked")))? {
+                Ok(held) => return Ok(held),
+                Err(reason) => why = reason,
             }
         }
         if Instant::now() > deadline {
@@ -132,7 +139,8 @@ pub fn make_calls(target: &Target, objects: &[MappedObject], calls: &[SystemCall
     }
 }
 
-/// Takes away the code that a tracer has left which was killed.
+/// Takes away the code that a tracer has left which was killed, when it has made its calls. Whoever calls [`make_calls`] does this before
+/// he looks at what is mapped.
 ///
 /// # Errors
 /// When a thread may still be in it.
@@ -322,6 +330,8 @@ fn is_in_restartable_sequence(held: &HeldThread, memory: &fs::File, instruction:
 struct Injection<'a> {
     target: &'a Target,
     thread: pid_t,
+    /// When it was asked to stand still.
+    since: Instant,
     held: HeldThread,
     memory: &'a fs::File,
     cave: Cave,
@@ -330,7 +340,7 @@ struct Injection<'a> {
 }
 
 impl Injection<'_> {
-    fn run(mut self, calls: &[SystemCall]) -> Result<(), NotMade> {
+    fn run(mut self, calls: &[SystemCall]) -> Result<Duration, NotMade> {
         let stopped = self.held.registers().map_err(io_error("registers cannot be read"))?;
         let going_on = restart::going_on(&stopped);
         let restored = self.restored(&going_on)?;
@@ -348,13 +358,14 @@ impl Injection<'_> {
         // From here on the thread comes back by itself, whatever becomes of this one.
         let deadline = Instant::now() + TO_RETURN;
         self.bring_back(&stub, &stopped, deadline)?;
+        let held = self.since.elapsed();
         let result = self.wait_for_child(deadline);
         if !matches!(result, Err(NotMade::Late)) {
             self.memory
                 .write_all_at(&vec![0; stub.bytes.len()], self.cave.start.0)
                 .map_err(io_error("its code cannot be written"))?;
         }
-        result
+        result.map(|()| held)
     }
 
     fn restored(&self, registers: &user_regs_struct) -> Result<Restored, NotMade> {
