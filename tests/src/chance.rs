@@ -45,6 +45,12 @@ pub fn faults(few: u64) -> u64 {
     from_environment("TRACER_FAULTS").unwrap_or(few)
 }
 
+/// How often a gate opens and closes: so often as `TRACER_GATE_ROUNDS` says, else a few times.
+#[must_use]
+pub fn gate_rounds(few: u64) -> u64 {
+    from_environment("TRACER_GATE_ROUNDS").unwrap_or(few)
+}
+
 fn from_environment(name: &str) -> Option<u64> {
     let text = env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number: {text:?}")))

@@ -26,6 +26,7 @@ mod program;
 mod report;
 mod runtimes;
 mod sampler;
+mod server;
 mod stated;
 mod terminal;
 mod tool;
@@ -34,7 +35,7 @@ mod turn;
 
 pub use browser::Browser;
 pub use cgroup::MemoryGroup;
-pub use chance::{Chance, faults};
+pub use chance::{Chance, faults, gate_rounds};
 pub use leaking::Leaking;
 pub use leftovers::{assert_text_is_pristine, modified_text};
 pub use lines::Lines;
@@ -45,6 +46,7 @@ pub use runtimes::{
     go, is_thorough, java, java_of, javas, node_addon, nodes, python, pythons, stacks_wanted, version,
 };
 pub use sampler::{Listener, sampler};
+pub use server::Server;
 pub use stated::{Functions, Moving, Pairs, Place};
 pub use terminal::Terminal;
 pub use tool::{run_tool, text};

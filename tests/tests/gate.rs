@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    fs,
     path::Path,
     process::Command,
     sync::mpsc,
@@ -16,16 +16,11 @@ use std::{
 use rustix::process::Signal;
 use tracer_tests::{
     Chance, Finished, Leak, Program, Recording, Report, Running, Stack, Tracer, Turn, compile, faults,
-    is_running, modified_text, process_state, read_memory, send_signal, wait_until,
+    gate_rounds, is_running, modified_text, process_state, read_memory, send_signal, wait_until,
 };
 
 const GATE: &str = "/memfd:tracer-gate";
 const LIBC: &str = "/libc.so.6";
-
-fn rounds(few: u64) -> u64 {
-    let wanted = env::var("TRACER_GATE_ROUNDS").ok();
-    wanted.map_or(few, |text| text.parse().expect("TRACER_GATE_ROUNDS is a number"))
-}
 
 // ---- gates
 
@@ -223,7 +218,7 @@ fn assert_sampled_within(finished: &Finished) {
 #[test]
 fn what_eight_threads_allocate_is_estimated_and_their_leak_is_found() {
     const MEAN: u64 = 20 << 10;
-    let pairs = (rounds(60) * 5000).clamp(300_000, 12_000_000);
+    let pairs = (gate_rounds(60) * 5000).clamp(300_000, 12_000_000);
     let mut program = Program::new("gated_pairs.c").argument(pairs.to_string()).start();
     let pid = program.pid();
     let recording = by_gate(pid).options(["--sample", "20KiB", "--top", "100"]).start();
@@ -313,14 +308,14 @@ fn open_and_close_often(program: &mut Running, times: u64) {
 #[test]
 fn gates_open_and_close_beneath_threads_signals_and_births() {
     let mut program = threads(&["signals", "births"]);
-    open_and_close_often(&mut program, rounds(60));
+    open_and_close_often(&mut program, gate_rounds(60));
     program.assert_unharmed();
 }
 
 #[test]
 fn gates_open_and_close_beneath_forks_and_spawns() {
     let mut program = threads(&["begets"]);
-    open_and_close_often(&mut program, rounds(60) / 3 + 1);
+    open_and_close_often(&mut program, gate_rounds(60) / 3 + 1);
     program.assert_unharmed();
 }
 
@@ -403,7 +398,7 @@ fn a_call_that_waits_does_not_see_a_gate() {
 fn threads_that_wait_in_calls_of_all_kinds_are_not_interrupted() {
     let mut program = Program::new("gated_calls.c").argument("all").start();
     program.work();
-    for _ in 0..rounds(60).div_ceil(6) {
+    for _ in 0..gate_rounds(60).div_ceil(6) {
         open_and_close(program.pid());
     }
     program.go();
@@ -415,7 +410,7 @@ fn threads_that_wait_in_calls_of_all_kinds_are_not_interrupted() {
 fn calls_with_a_limit_of_time_keep_it() {
     let mut program = Program::new("gated_calls.c").argument("timed").start();
     program.work();
-    for _ in 0..rounds(60).div_ceil(3) {
+    for _ in 0..gate_rounds(60).div_ceil(3) {
         open_and_close(program.pid());
     }
     send_signal(program.pid(), Signal::USR1);
@@ -427,7 +422,7 @@ fn calls_with_a_limit_of_time_keep_it() {
 fn signals_interrupt_calls_as_ever() {
     let mut program = Program::new("gated_calls.c").argument("signals").start();
     program.work();
-    for _ in 0..rounds(60).div_ceil(3) {
+    for _ in 0..gate_rounds(60).div_ceil(3) {
         open_and_close(program.pid());
     }
     send_signal(program.pid(), Signal::USR1);
@@ -441,7 +436,7 @@ fn signals_interrupt_calls_as_ever() {
 fn check_lone(mode: &str) {
     let mut program = lone(mode);
     let pid = program.pid();
-    let mut took: Vec<_> = (0..rounds(60).div_ceil(10))
+    let mut took: Vec<_> = (0..gate_rounds(60).div_ceil(10))
         .map(|_| {
             let took = open_and_close(pid);
             assert_lone_alive(&mut program);
@@ -501,7 +496,7 @@ fn a_thread_whose_signals_lead_it_away() {
 #[test]
 fn restartable_sequences_are_begun_anew() {
     let mut program = lone("sequences");
-    for _ in 0..rounds(60).div_ceil(4) {
+    for _ in 0..gate_rounds(60).div_ceil(4) {
         open_and_close(program.pid());
     }
     send_signal(program.pid(), Signal::TERM);
@@ -707,10 +702,19 @@ fn a_gate_that_was_left_is_harmless_and_is_closed_or_taken_over() {
     program.assert_unharmed();
 }
 
-/// Closes what was left. The kernel may not have taken everything from who was killed; and a keeper that was just being started is not
-/// known here, and may have the gate for a moment.
+/// Whether a tracer of this process runs, or is just being started.
+fn has_tracer(pid: u32) -> bool {
+    let words = format!("--pid\0{pid}\0");
+    let processes = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let mut lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    lines.any(|line| String::from_utf8_lossy(&line).ends_with(&words))
+}
+
+/// Closes what was left by tracers that were killed, of which a keeper that was just being started may do its work and end.
 #[track_caller]
 fn remove_of_killed(pid: u32) {
+    wait_until("no tracer is left", || (!has_tracer(pid)).then_some(()));
+    // The kernel may not have taken everything from them yet.
     wait_until("nobody has the gate", || {
         let removed = gate(pid).options(["--remove"]).beside_another().run();
         let is_had = removed.stderr.iter().any(|line| line.contains("another tracer has a gate"));

@@ -2,17 +2,15 @@
 
 use std::{
     fs,
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    path::Path,
+    process::{Command, Stdio},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tracer_tests::{
-    Report, Running, Stack, Tracer, is_running, node_addon, programs_dir, trace, wait_for_exit, wait_until,
+    Report, Running, Server, Stack, Tracer, is_running, node_addon, programs_dir, trace, wait_for_exit,
+    wait_until,
 };
 
 #[test]
@@ -52,60 +50,26 @@ fn node_leaking_in_an_addon() {
     program.assert_unharmed();
 }
 
-/// A server that is ended when dropped.
-struct Server(Child);
-
-impl Server {
-    /// Starts it and waits until its socket takes connections.
-    #[track_caller]
-    fn start(mut command: Command, socket: &Path) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let server =
-            Self(command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}")));
-        wait_until("the server takes connections", || UnixStream::connect(socket).ok());
-        server
-    }
-
-    /// Records it while `load` runs, which must succeed; it must still run after.
-    #[track_caller]
-    fn trace_under(&self, mut load: Command) -> Report {
-        let recording = Tracer::new().pid(self.0.id()).start();
-        let status = load.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        assert!(status.as_ref().is_ok_and(|status| status.success()), "{load:?}: {status:?}");
-        let report = recording.interrupt().report();
-        assert!(is_running(self.0.id()), "the server goes on");
-        report
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // When it is asked to, it ends its workers, too. It may have ended already; there is nobody to tell about it.
-        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while self.0.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Records a server while `load` runs, which must succeed; it must still run after.
+#[track_caller]
+fn trace_under(server: &Server, mut load: Command) -> Report {
+    let recording = Tracer::new().pid(server.pid()).start();
+    let status = load.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.as_ref().is_ok_and(|status| status.success()), "{load:?}: {status:?}");
+    let report = recording.interrupt().report();
+    assert!(is_running(server.pid()), "the server goes on");
+    report
 }
 
 #[test]
 fn redis_under_load() {
     let directory = TempDir::new().expect("a temporary directory");
-    let socket = directory.path().join("redis.socket");
-    let mut command = Command::new("redis-server");
-    command
-        .args(["--port", "0", "--save", "", "--dir"])
-        .arg(directory.path())
-        .arg("--unixsocket")
-        .arg(&socket);
-    let server = Server::start(command, &socket);
+    let server = Server::redis(directory.path());
 
     let mut load = Command::new("redis-benchmark");
-    load.args(["-q", "-t", "set,get,lpush", "-n", "5000", "-r", "2000", "-d", "200", "-s"]).arg(&socket);
-    let report = server.trace_under(load);
+    load.args(["-q", "-t", "set,get,lpush", "-n", "5000", "-r", "2000", "-d", "200", "-s"])
+        .arg(server.socket());
+    let report = trace_under(&server, load);
     report.assert_exact();
     assert!(report.events.allocations > 5000, "{:?}", report.events);
     // The lists and keys that the benchmark made are still there.
@@ -113,28 +77,18 @@ fn redis_under_load() {
 
     let mut ping = Command::new("redis-cli");
     let mut ping =
-        ping.arg("-s").arg(&socket).arg("ping").stdout(Stdio::null()).spawn().expect("it can be run");
+        ping.arg("-s").arg(server.socket()).arg("ping").stdout(Stdio::null()).spawn().expect("it can be run");
     assert!(wait_for_exit(&mut ping).success(), "it still answers");
 }
 
 #[test]
 fn nginx_under_load() {
     let directory = TempDir::new().expect("a temporary directory");
-    let socket = directory.path().join("nginx.socket");
-    let configuration = format!(
-        "daemon off; master_process off; pid nginx.pid; error_log stderr; events {{}} http {{ access_log off; \
-         client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; \
-         scgi_temp_path scgi; server {{ listen unix:{}; location / {{ return 200 ok; }} }} }}",
-        socket.display()
-    );
-    fs::write(directory.path().join("nginx.conf"), configuration).expect("there is room");
-    let mut command = Command::new("nginx");
-    command.arg("-p").arg(directory.path()).args(["-e", "stderr", "-c", "nginx.conf"]);
-    let server = Server::start(command, &socket);
+    let server = Server::nginx(directory.path(), "master_process off");
 
     let mut load = Command::new("curl");
-    load.args(["--silent", "--fail", "--unix-socket"]).arg(&socket).arg("http://localhost/[1-500]");
-    let report = server.trace_under(load);
+    load.args(["--silent", "--fail", "--unix-socket"]).arg(server.socket()).arg("http://localhost/[1-500]");
+    let report = trace_under(&server, load);
     report.assert_exact();
     // A pool a request: all of them given back, but for what the connection keeps.
     assert!(report.events.allocations >= 500, "{:?}", report.events);
@@ -145,21 +99,6 @@ fn nginx_under_load() {
 
 fn following() -> Tracer {
     Tracer::new().options(["--follow"])
-}
-
-/// The master of an nginx with two workers, and where it listens.
-fn prefork_nginx(directory: &TempDir) -> (Server, PathBuf) {
-    let socket = directory.path().join("nginx.socket");
-    let configuration = format!(
-        "user root; daemon off; worker_processes 2; pid nginx.pid; error_log stderr; events {{}} http {{ access_log off; \
-         client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; \
-         scgi_temp_path scgi; server {{ listen unix:{}; location / {{ return 200 ok; }} }} }}",
-        socket.display()
-    );
-    fs::write(directory.path().join("nginx.conf"), configuration).expect("there is room");
-    let mut command = Command::new("nginx");
-    command.arg("-p").arg(directory.path()).args(["-e", "stderr", "-c", "nginx.conf"]);
-    (Server::start(command, &socket), socket)
 }
 
 fn children(pid: u32) -> Vec<u32> {
@@ -178,16 +117,16 @@ fn request(socket: &Path) {
 #[test]
 fn nginx_with_workers_from_before_and_after() {
     let directory = TempDir::new().expect("a temporary directory");
-    let (server, socket) = prefork_nginx(&directory);
-    let master = server.0.id();
+    let server = Server::nginx(directory.path(), "worker_processes 2");
+    let (master, socket) = (server.pid(), server.socket());
     let old = wait_until("it has its workers", || Some(children(master)).filter(|all| all.len() == 2));
     let recording = following().pid(master).start();
-    request(&socket);
+    request(socket);
     // New workers take the place of the old ones.
     tracer_tests::send_signal(master, Signal::HUP);
     let is_new = |all: &Vec<u32>| all.len() == 2 && !all.iter().any(|pid| old.contains(pid));
     let new = wait_until("it has new workers", || Some(children(master)).filter(is_new));
-    request(&socket);
+    request(socket);
     let report = recording.interrupt().report();
     report.assert_exact();
     assert!(is_running(master) && new.iter().all(|&pid| is_running(pid)), "the server goes on");

@@ -26,6 +26,8 @@ pub fn faults(workspace: &Path, count: u32, seed: u64, only: Option<&str>) -> Re
         "watch_faults",
         "--test",
         "gate",
+        "--test",
+        "gated_software",
     ]);
     tests.args(["--no-fail-fast", "--"]);
     tests.args(["--test-threads", "1", "--nocapture"]).args(only);
