@@ -34,7 +34,7 @@ mod tracer;
 mod turn;
 
 pub use browser::Browser;
-pub use cgroup::MemoryGroup;
+pub use cgroup::{Freezer, MemoryGroup};
 pub use chance::{Chance, faults, gate_rounds};
 pub use leaking::Leaking;
 pub use leftovers::{assert_text_is_pristine, modified_text};

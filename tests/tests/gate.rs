@@ -15,8 +15,8 @@ use std::{
 
 use rustix::process::Signal;
 use tracer_tests::{
-    Chance, Finished, Leak, Program, Recording, Report, Running, Stack, Tracer, Turn, compile, faults,
-    gate_rounds, is_running, modified_text, process_state, read_memory, send_signal, wait_until,
+    Chance, Finished, Freezer, Leak, Program, Recording, Report, Running, Stack, Tracer, Turn, compile,
+    faults, gate_rounds, is_running, modified_text, process_state, read_memory, send_signal, wait_until,
 };
 
 const GATE: &str = "/memfd:tracer-gate";
@@ -218,7 +218,7 @@ fn assert_sampled_within(finished: &Finished) {
 #[test]
 fn what_eight_threads_allocate_is_estimated_and_their_leak_is_found() {
     const MEAN: u64 = 20 << 10;
-    let pairs = (gate_rounds(60) * 5000).clamp(300_000, 12_000_000);
+    let pairs = (gate_rounds(20) * 5000).clamp(300_000, 12_000_000);
     let mut program = Program::new("gated_pairs.c").argument(pairs.to_string()).start();
     let pid = program.pid();
     let recording = by_gate(pid).options(["--sample", "20KiB", "--top", "100"]).start();
@@ -308,14 +308,14 @@ fn open_and_close_often(program: &mut Running, times: u64) {
 #[test]
 fn gates_open_and_close_beneath_threads_signals_and_births() {
     let mut program = threads(&["signals", "births"]);
-    open_and_close_often(&mut program, gate_rounds(60));
+    open_and_close_often(&mut program, gate_rounds(20));
     program.assert_unharmed();
 }
 
 #[test]
 fn gates_open_and_close_beneath_forks_and_spawns() {
     let mut program = threads(&["begets"]);
-    open_and_close_often(&mut program, gate_rounds(60) / 3 + 1);
+    open_and_close_often(&mut program, gate_rounds(20) / 3 + 1);
     program.assert_unharmed();
 }
 
@@ -398,7 +398,7 @@ fn a_call_that_waits_does_not_see_a_gate() {
 fn threads_that_wait_in_calls_of_all_kinds_are_not_interrupted() {
     let mut program = Program::new("gated_calls.c").argument("all").start();
     program.work();
-    for _ in 0..gate_rounds(60).div_ceil(6) {
+    for _ in 0..gate_rounds(20).div_ceil(6) {
         open_and_close(program.pid());
     }
     program.go();
@@ -410,7 +410,7 @@ fn threads_that_wait_in_calls_of_all_kinds_are_not_interrupted() {
 fn calls_with_a_limit_of_time_keep_it() {
     let mut program = Program::new("gated_calls.c").argument("timed").start();
     program.work();
-    for _ in 0..gate_rounds(60).div_ceil(3) {
+    for _ in 0..gate_rounds(20).div_ceil(3) {
         open_and_close(program.pid());
     }
     send_signal(program.pid(), Signal::USR1);
@@ -422,7 +422,7 @@ fn calls_with_a_limit_of_time_keep_it() {
 fn signals_interrupt_calls_as_ever() {
     let mut program = Program::new("gated_calls.c").argument("signals").start();
     program.work();
-    for _ in 0..gate_rounds(60).div_ceil(3) {
+    for _ in 0..gate_rounds(20).div_ceil(3) {
         open_and_close(program.pid());
     }
     send_signal(program.pid(), Signal::USR1);
@@ -436,7 +436,7 @@ fn signals_interrupt_calls_as_ever() {
 fn check_lone(mode: &str) {
     let mut program = lone(mode);
     let pid = program.pid();
-    let mut took: Vec<_> = (0..gate_rounds(60).div_ceil(10))
+    let mut took: Vec<_> = (0..gate_rounds(20).div_ceil(10))
         .map(|_| {
             let took = open_and_close(pid);
             assert_lone_alive(&mut program);
@@ -496,7 +496,7 @@ fn a_thread_whose_signals_lead_it_away() {
 #[test]
 fn restartable_sequences_are_begun_anew() {
     let mut program = lone("sequences");
-    for _ in 0..gate_rounds(60).div_ceil(4) {
+    for _ in 0..gate_rounds(20).div_ceil(4) {
         open_and_close(program.pid());
     }
     send_signal(program.pid(), Signal::TERM);
@@ -759,7 +759,7 @@ fn whoever_is_killed_at_any_moment_the_process_goes_on() {
     let mut chance = Chance::seeded();
     let mut program = threads(&["signals", "births"]);
     let pid = program.pid();
-    for fault in 1..=faults(30) {
+    for fault in 1..=faults(15) {
         let recording = by_gate(pid).options(["-d", "5s"]).spawn();
         let moment = chance.moment(Duration::from_millis(400));
         sleep(moment);
@@ -860,6 +860,31 @@ fn a_process_of_which_another_thread_is_traced_is_refused_or_led_aside_by_anothe
     assert_closed(pid);
     assert_alive(&mut program);
     program.assert_unharmed();
+}
+
+#[test]
+fn a_process_that_is_frozen_is_refused() {
+    for freezer in Freezer::of_each_kind() {
+        let mut program = threads(&[]);
+        let pid = program.pid();
+        freezer.take_in(pid);
+        freezer.freeze();
+        assert_refused(gate(pid), &["frozen"]);
+        let gate = {
+            freezer.thaw();
+            assert_alive(&mut program);
+            open(pid)
+        };
+        // One that is frozen while the gate is open cannot close it then, but afterwards.
+        freezer.freeze();
+        gate.interrupt().assert_failed(1, &["frozen"]);
+        freezer.thaw();
+        assert_alive(&mut program);
+        assert!(remove(pid).starts_with("closed"));
+        assert_closed(pid);
+        assert_alive(&mut program);
+        program.assert_unharmed();
+    }
 }
 
 #[test]

@@ -136,6 +136,27 @@ impl Hierarchy {
     }
 }
 
+/// Whether the control group of a process is frozen, of either version, as far as it is in sight.
+#[must_use]
+pub fn is_frozen(pid: Pid) -> bool {
+    let Ok(groups) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+    let mounts = mounts();
+    let is_frozen = |line: &str| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, group) = rest.split_once(':')?;
+        let says = |directory: PathBuf| match controllers {
+            "" => fs::read_to_string(directory.join("cgroup.events"))
+                .is_ok_and(|text| text.contains("frozen 1")),
+            _ => {
+                fs::read_to_string(directory.join("freezer.state")).is_ok_and(|text| text.trim() != "THAWED")
+            }
+        };
+        let is_it = controllers.split(',').any(|controller| ["", "freezer"].contains(&controller));
+        is_it.then(|| mounts.iter().filter_map(|mount| mount.directory(Path::new(group))).any(says))
+    };
+    groups.lines().filter_map(is_frozen).any(|is_frozen| is_frozen)
+}
+
 /// The CPUs that a process may use by the quota of its control group, or of the one above that leaves it least; none where nothing limits it.
 #[must_use]
 pub fn cpu_quota(pid: Pid) -> Option<f64> {

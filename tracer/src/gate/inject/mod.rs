@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     model::Address,
-    target::{MappedObject, Target},
+    target::{MappedObject, Target, cgroup},
 };
 
 /// So long is tried to find a thread that can be led aside.
@@ -46,6 +46,9 @@ pub enum NotMade {
     /// It is stopped by a signal.
     #[error("it is stopped (SIGSTOP): a thread of it has to run, continue it with `kill -CONT`")]
     Stopped,
+    /// Its control group is frozen.
+    #[error("its control group is frozen: a thread of it has to run, thaw it")]
+    Frozen,
     /// Another one traces it.
     #[error("another program traces it (gdb, strace): only one can at a time")]
     Traced,
@@ -111,6 +114,10 @@ pub fn make_calls(
     let deadline = Instant::now() + PATIENCE;
     let mut why = "it has no thread that runs or sleeps";
     loop {
+        // In a group of the second version a thread could be led aside, but would not come back.
+        if cgroup::is_frozen(target.pid()) {
+            return Err(NotMade::Frozen);
+        }
         // As many as can be tried soon.
         for thread in threads(target)?.into_iter().take(16) {
             // The kernel lets go of all that a thread holds when that ends: one that does not stand still yet, too.
