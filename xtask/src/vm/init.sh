@@ -4,10 +4,11 @@ export PATH=/usr/bin:/bin:/usr/sbin:/sbin HOME=/root CI=true TERM=dumb
 mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t devtmpfs none /dev
-mkdir -p /dev/pts /dev/shm
+mkdir -p /dev/pts /dev/shm /tmp
 mount -t devpts none /dev/pts
 mount -t tmpfs none /dev/shm
-mount -t tmpfs none /tmp
+# Not a file system of its own: the workspace may be there.
+chmod 1777 /tmp
 mount -t securityfs none /sys/kernel/security
 mount -t cgroup2 none /sys/fs/cgroup
 ip link set lo up
