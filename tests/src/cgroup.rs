@@ -73,7 +73,10 @@ impl Freezer {
         ];
         let is_there = |(mount, _): &(&str, _)| Path::new(mount).join("cgroup.procs").exists();
         let groups = mounts.into_iter().filter(is_there);
-        groups.map(|(mount, state)| Self { group: make(Path::new(mount)), state }).collect()
+        let freezers: Vec<_> =
+            groups.map(|(mount, state)| Self { group: make(Path::new(mount)), state }).collect();
+        assert!(!freezers.is_empty(), "control groups are mounted");
+        freezers
     }
 
     /// Takes a process in.

@@ -318,6 +318,13 @@ impl Running {
         self.wait_until_done();
     }
 
+    /// Whether everything in it goes on, and gets the right results: it says so when it is asked.
+    #[track_caller]
+    pub fn assert_alive(&mut self) {
+        self.go();
+        self.wait_for_line("alive");
+    }
+
     /// Lets it end, and returns how it did.
     #[track_caller]
     pub fn finish(&mut self) -> ExitStatus {

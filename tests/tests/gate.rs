@@ -1,7 +1,7 @@
 //! The gate: code of a running process is replaced, so that it samples its allocations itself. What is looked at is whether the process
 //! is harmed, whatever it does and whoever is killed meanwhile, and whether what is said of it is right.
 //!
-//! `TRACER_GATE_ROUNDS` says how often gates open and close (10,000 take half an hour), `TRACER_FAULTS` how many tracers are killed.
+//! `TRACER_GATE_ROUNDS` says how often gates open and close (10,000 take an hour or two), `TRACER_FAULTS` how many tracers are killed.
 
 use std::{
     collections::BTreeMap,
@@ -165,13 +165,6 @@ fn threads(words: &[&str]) -> Running {
     running
 }
 
-/// Each thread goes on, and gets the right results.
-#[track_caller]
-fn assert_alive(program: &mut Running) {
-    program.go();
-    program.wait_for_line("alive");
-}
-
 fn lone(mode: &str) -> Running {
     let mut program = Program::new("gated_lone.c").argument(mode).start();
     program.work();
@@ -259,7 +252,7 @@ fn a_gate_that_opens_under_load_accounts_for_all_it_saw() {
     for _ in 0..3 {
         let recording = by_gate(pid).options(["--sample", "4KiB", "--top", "100"]).start();
         assert_open(pid);
-        assert_alive(&mut program);
+        program.assert_alive();
         let finished = recording.interrupt();
         assert_closed(pid);
         assert_sampled_within(&finished);
@@ -271,10 +264,10 @@ fn a_gate_that_opens_under_load_accounts_for_all_it_saw() {
             "{:#?}",
             report.outlines()
         );
-        assert_alive(&mut program);
+        program.assert_alive();
     }
     let recording = by_gate(pid).options(["--sample", "4KiB", "--top", "100"]).start();
-    assert_alive(&mut program);
+    program.assert_alive();
     program.say("quiet");
     program.wait_for_line("quiet");
     let report = recording.interrupt().report();
@@ -295,7 +288,7 @@ fn open_and_close_often(program: &mut Running, times: u64) {
     let mut took = Vec::new();
     for _ in 0..times {
         took.push(open_and_close(pid));
-        assert_alive(program);
+        program.assert_alive();
     }
     took.sort();
     println!(
@@ -398,7 +391,7 @@ fn a_call_that_waits_does_not_see_a_gate() {
 fn threads_that_wait_in_calls_of_all_kinds_are_not_interrupted() {
     let mut program = Program::new("gated_calls.c").argument("all").start();
     program.work();
-    for _ in 0..gate_rounds(20).div_ceil(6) {
+    for _ in 0..gate_rounds(20).div_ceil(3) {
         open_and_close(program.pid());
     }
     program.go();
@@ -436,7 +429,7 @@ fn signals_interrupt_calls_as_ever() {
 fn check_lone(mode: &str) {
     let mut program = lone(mode);
     let pid = program.pid();
-    let mut took: Vec<_> = (0..gate_rounds(20).div_ceil(10))
+    let mut took: Vec<_> = (0..gate_rounds(20).div_ceil(4))
         .map(|_| {
             let took = open_and_close(pid);
             assert_lone_alive(&mut program);
@@ -536,7 +529,7 @@ fn a_child_takes_the_open_gate_along_and_it_stays_harmless() {
     ask(&mut program);
     program.say("leave");
     program.wait_for_line("child left");
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -577,13 +570,13 @@ fn a_program_that_is_executed_has_no_gate() {
     assert_eq!(report.window.end.as_deref(), Some("target_exec"));
     assert!(!is_running(keeper), "the keeper ends");
     assert_closed(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
 
     let gate = open(pid);
     program.say("exec");
     program.work();
     close(gate, pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     open_and_close(pid);
     program.assert_unharmed();
 }
@@ -629,7 +622,7 @@ fn the_keeper_closes_the_gate_of_a_tracer_that_was_killed() {
     let pid = program.pid();
     let recording = by_gate(pid).start();
     let keeper = keeper_of(recording.pid()).expect("it has a keeper");
-    assert_alive(&mut program);
+    program.assert_alive();
     let began = Instant::now();
     recording.signal(Signal::KILL);
     wait_until_closed(pid);
@@ -638,7 +631,7 @@ fn the_keeper_closes_the_gate_of_a_tracer_that_was_killed() {
     wait_until("the keeper ends", || (!is_running(keeper)).then_some(()));
     recording.kill();
     assert_closed(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     assert_eq!(remove(pid), format!("gated ({pid}) has no open gate").replace("gated", &comm(pid)));
     program.assert_unharmed();
 }
@@ -653,12 +646,12 @@ fn a_tracer_whose_keeper_was_killed_closes_the_gate_itself() {
     let pid = program.pid();
     let recording = by_gate(pid).options(["--sample", "4KiB"]).start();
     send_signal(keeper_of(recording.pid()).expect("it has a keeper"), Signal::KILL);
-    assert_alive(&mut program);
+    program.assert_alive();
     let report = recording.interrupt().report();
     report.assert_nothing_lost_but(&[]);
     assert!(sum(&report, "calculate", |stack| stack.allocated_objects) > 0, "{:#?}", report.outlines());
     assert_closed(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -679,14 +672,14 @@ fn a_gate_that_was_left_is_harmless_and_is_closed_or_taken_over() {
     let mut program = threads(&["signals", "births"]);
     let pid = program.pid();
     leave_open(&program);
-    assert_alive(&mut program);
+    program.assert_alive();
     for options in [&["-d", "100ms"][..], &["-d", "100ms", "--sample", "64KiB"]] {
         assert_refused(Tracer::new().options(options).pid(pid), &["tracer gate --remove", &pid.to_string()]);
     }
     let removed = remove(pid);
     assert!(removed.starts_with("closed the gate of ") && removed.contains(&format!("({pid})")), "{removed}");
     assert_closed(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     Tracer::new().options(["-d", "100ms"]).pid(pid).run().report().assert_nothing_lost_but(&[]);
 
     leave_open(&program);
@@ -694,11 +687,11 @@ fn a_gate_that_was_left_is_harmless_and_is_closed_or_taken_over() {
     assert_sampled_within(&finished);
     finished.report().assert_nothing_lost_but(&[]);
     assert_closed(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
 
     leave_open(&program);
     open_and_close(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -750,7 +743,7 @@ fn what_a_killed_tracer_has_begun_is_waited_for() {
         assert!(!has_stub(pid), "its code is taken away");
     }
     assert!(caught > 0, "it was never killed in the middle");
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -781,13 +774,13 @@ fn whoever_is_killed_at_any_moment_the_process_goes_on() {
         }
         drop(recording);
         remove_of_killed(pid);
-        assert_alive(&mut program);
+        program.assert_alive();
     }
     open_and_close(pid);
     let finished = by_gate(pid).options(["-d", "200ms", "--sample", "64KiB"]).run();
     assert_sampled_within(&finished);
     finished.report().assert_nothing_lost_but(&[]);
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -835,7 +828,7 @@ fn a_process_that_is_traced_is_refused() {
     assert_refused(by_gate(pid).options(["-d", "100ms"]), &["traces it"]);
     drop(traced);
     assert_closed(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     open_and_close(pid);
     program.assert_unharmed();
 }
@@ -858,7 +851,7 @@ fn a_process_of_which_another_thread_is_traced_is_refused_or_led_aside_by_anothe
     assert!(!is_open(pid, LIBC));
     drop(traced);
     assert_closed(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -872,17 +865,17 @@ fn a_process_that_is_frozen_is_refused() {
         assert_refused(gate(pid), &["frozen"]);
         let gate = {
             freezer.thaw();
-            assert_alive(&mut program);
+            program.assert_alive();
             open(pid)
         };
         // One that is frozen while the gate is open cannot close it then, but afterwards.
         freezer.freeze();
         gate.interrupt().assert_failed(1, &["frozen"]);
         freezer.thaw();
-        assert_alive(&mut program);
+        program.assert_alive();
         assert!(remove(pid).starts_with("closed"));
         assert_closed(pid);
-        assert_alive(&mut program);
+        program.assert_alive();
         program.assert_unharmed();
     }
 }
@@ -896,7 +889,7 @@ fn a_process_that_is_stopped_is_refused() {
     assert_refused(gate(pid), &["stopped", "kill -CONT"]);
     assert_eq!(process_state(pid), Some('T'), "it stays so");
     send_signal(pid, Signal::CONT);
-    assert_alive(&mut program);
+    program.assert_alive();
     open_and_close(pid);
     // One that is stopped while the gate is open cannot close it then, but afterwards.
     let gate = open(pid);
@@ -905,13 +898,13 @@ fn a_process_that_is_stopped_is_refused() {
     let finished = gate.interrupt();
     println!("a stopped process: {:?}", finished.stderr);
     send_signal(pid, Signal::CONT);
-    assert_alive(&mut program);
+    program.assert_alive();
     if !finished.status.success() {
         finished.assert_failed(1, &["stopped"]);
         assert!(remove(pid).starts_with("closed"));
     }
     assert_closed(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -922,11 +915,11 @@ fn code_with_probes_in_it_is_refused() {
     let recording = Tracer::new().pid(pid).start();
     assert_refused(gate(pid).beside_another(), &["libc", "probe"]);
     assert_refused(by_gate(pid).options(["-d", "100ms"]).beside_another(), &["libc", "probe"]);
-    assert_alive(&mut program);
+    program.assert_alive();
     recording.interrupt().report().assert_nothing_lost_but(&[]);
     assert_closed(pid);
     open_and_close(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -939,7 +932,7 @@ fn there_is_one_gate_at_a_time() {
     assert_refused(by_gate(pid).options(["-d", "100ms"]).beside_another(), &["another tracer has a gate"]);
     assert_refused(gate(pid).options(["--remove"]).beside_another(), &["another tracer has a gate"]);
     assert_open(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     first.interrupt().report().assert_nothing_lost_but(&[]);
     assert_closed(pid);
     program.assert_unharmed();
@@ -995,7 +988,7 @@ fn wrong_usage() {
         assert!(finished.stderr.iter().any(|line| !line.is_empty()), "{words:?} says why: {finished:#?}");
     }
     assert_closed(program.pid());
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -1020,11 +1013,11 @@ fn check_filtered(mode: &str) {
     let pid = program.pid();
     for _ in 0..5 {
         open_and_close(pid);
-        assert_alive(&mut program);
+        program.assert_alive();
     }
     let recording = by_gate(pid).options(["--sample", "1KiB"]).start();
     assert_open(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     let finished = recording.interrupt();
     assert_sampled_within(&finished);
     let report = finished.report();
@@ -1034,7 +1027,7 @@ fn check_filtered(mode: &str) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let is_filtered = status.contains("Seccomp:\t2\n");
     assert_eq!(is_filtered, mode != "mdwe", "the filter is there as ever: {status}");
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -1064,8 +1057,8 @@ fn probes_for_everybody_come_and_go_while_a_gate_is_open_and_the_other_way_round
     let everywhere =
         || Tracer::new().options(["--follow"]).pid(other_pid).in_turn(&turn).beside_another().start();
     let mut check = |program: &mut Running| {
-        assert_alive(program);
-        assert_alive(&mut other);
+        program.assert_alive();
+        other.assert_alive();
     };
     // They come and go while it is open.
     let opened_gate = opened(gate(), pid);
@@ -1114,9 +1107,9 @@ fn a_tracer_with_probes_of_its_own_on_a_gated_process_does_no_harm() {
         finished.assert_failed(1, &["gate"]);
     }
     assert_open(pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     close(gate, pid);
-    assert_alive(&mut program);
+    program.assert_alive();
     program.assert_unharmed();
 }
 
@@ -1135,7 +1128,7 @@ fn check_allocator(program: &mut Running, library: &str, is_gated: Option<bool>)
         if is_open(pid, library) {
             gate.wait_for_output("is open");
             assert!(*was_gated.get_or_insert(true), "{library}, {turn}");
-            assert_alive(program);
+            program.assert_alive();
             let finished = gate.interrupt();
             assert!(finished.status.success() && finished.stderr.is_empty(), "{finished:#?}");
         } else {
@@ -1147,11 +1140,11 @@ fn check_allocator(program: &mut Running, library: &str, is_gated: Option<bool>)
         assert!(!is_open(pid, library));
         assert_text_is_as_in_files(pid);
         assert_free(pid);
-        assert_alive(program);
+        program.assert_alive();
     }
     if was_gated == Some(true) {
         let recording = by_gate(pid).options(["--sample", "4KiB", "--top", "100"]).start();
-        assert_alive(program);
+        program.assert_alive();
         program.say("quiet");
         program.wait_for_line("quiet");
         let finished = recording.interrupt();

@@ -16,13 +16,7 @@ use tracer_tests::{
     programs_dir, pythons, version,
 };
 
-/// Who is asked whether all is well, which may be another one than the process with the gates.
-fn assert_alive(asked: &mut Running) {
-    asked.go();
-    asked.wait_for_line("alive");
-}
-
-/// Opens and closes gates in a process at work, of which a program tells the pid, and whether all results are right.
+/// Opens and closes gates in a process at work. Who is asked tells its pid, and whether all results are right: itself, or its client.
 #[track_caller]
 fn open_and_close_often(name: &str, mut asked: Running) {
     let mut chance = Chance::seeded();
@@ -33,14 +27,14 @@ fn open_and_close_often(name: &str, mut asked: Running) {
         sleep(chance.moment(Duration::from_millis(50)));
         let finished = gate.interrupt();
         assert!(finished.status.success() && finished.stderr.is_empty(), "{name}: {finished:#?}");
-        assert_alive(&mut asked);
+        asked.assert_alive();
     }
     // Results are checked while it is recorded, too.
     let finished = Tracer::new().options(["--gate", "-d", "1s", "--sample", "16KiB"]).pid(pid).run();
     let report = finished.report();
     report.assert_nothing_lost_but(&[]);
     assert!(report.totals.allocated_objects > 0, "{name}: {:?}", report.totals);
-    assert_alive(&mut asked);
+    asked.assert_alive();
     assert_text_is_pristine(pid);
     asked.assert_unharmed();
 }

@@ -71,11 +71,8 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
     let objects = target.objects_among(&target.mappings()?, |_| true).opened;
     inject::clear(target, &objects).with_context(|| cannot("opened", target))?;
     let image = Image::embedded()?;
-    if let Some(left) = Found::look(target)?
-        && left.is_open
-    {
-        left.close(target)?;
-    }
+    let left = Found::look(target)?.filter(|left| left.is_open);
+    let closed = left.map_or(Ok(Duration::ZERO), |left| left.close(target))?;
     let (object, plan) = choose(&objects)?;
     let (offset, length) = layout::span(&plan)?;
     let mut pages = vec![0; usize::try_from(length)?];
@@ -103,7 +100,7 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
         .with_context(|| cannot("opened", target))?;
     let is_open = Found::look(target)?.is_some_and(|found| found.is_open && found.layout == gate);
     ensure!(is_open, "{}: its mappings are not as they should be", cannot("opened", target));
-    Ok(OpenGate { target, held: put_in.max(replaced), _lock: lock })
+    Ok(OpenGate { target, held: closed.max(put_in).max(replaced), _lock: lock })
 }
 
 /// The one call here that a kernel may not know.
