@@ -126,7 +126,10 @@ impl OpenGate<'_> {
     /// When it could not be closed; then it counts bytes, and nothing else.
     pub fn close(self) -> Result<Option<Duration>> {
         match Found::look(self.target) {
-            Ok(Some(found)) if found.is_open => found.close(self.target).map(Some),
+            Ok(Some(found)) if found.is_open => found.close(self.target).map(Some).map_err(|why| {
+                let pid = self.target.pid();
+                anyhow!("{why:#}; it counts bytes, and nothing else, until `tracer gate --remove --pid {pid}` closes it")
+            }),
             _ => Ok(None),
         }
     }
