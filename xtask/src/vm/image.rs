@@ -14,7 +14,7 @@ use super::machines::{MACHINES, Machine, PROFILE};
 use crate::{command, run};
 
 /// Programs of this machine that the tests run, besides busybox.
-const PROGRAMS: [&str; 6] = ["sh", "setpriv", "unshare", "chroot", "prlimit", "apparmor_parser"];
+const PROGRAMS: [&str; 7] = ["sh", "setpriv", "unshare", "chroot", "prlimit", "apparmor_parser", "nm"];
 
 /// Packs the image, and returns where it is.
 ///

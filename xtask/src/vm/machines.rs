@@ -89,6 +89,34 @@ const MORE: &[(&str, &[&str])] = &[
     ("output", &["doctor", "given_duration", "interrupt_ends"]),
 ];
 
+/// Gates: what is mapped in place of what, threads that are led aside, processes that are born, tracers that are killed.
+const GATE: &[(&str, &[&str])] = &[(
+    "gate",
+    &[
+        "what_eight_threads",
+        "a_gate_that_opens_under_load",
+        "gates_open_and_close",
+        "a_gate_is_used_again",
+        "a_call_that_waits",
+        "threads_that_wait_in_calls",
+        "signals_interrupt_calls",
+        "a_single_thread",
+        "restartable",
+        "a_child",
+        "a_program_that_is_executed",
+        "the_keeper",
+        "whose_keeper",
+        "was_left",
+        "a_killed_tracer",
+        "killed_at_any_moment",
+        "is_traced",
+        "is_stopped",
+        "probes_for_everybody",
+        "a_filter_that_kills",
+        "memory_that_may_not",
+    ],
+)];
+
 /// A recording, a followed family, growth.
 const FEW: &[(&str, &[&str])] = &[
     ("malloc_family", &["every_function", "outermost"]),
@@ -198,6 +226,9 @@ pub const MACHINES: &[Machine] = &[
     },
     Machine { cpu: FIVE_LEVELS, ..with("6.1, 5-level paging", LINUX_6_1, "", "") },
     with("6.12, 4-level paging", LINUX_6_12, "", ""),
+    Machine { tests: GATE, ..with("6.1, gates", LINUX_6_1, "", "") },
+    Machine { tests: GATE, ..with("6.12, gates", LINUX_6_12, "", "") },
+    Machine { tests: GATE, ..with("newest, gates", NEWEST, "", "") },
     with("6.12, nokaslr", LINUX_6_12, "nokaslr", ""),
     with("6.12, mitigations=off", LINUX_6_12, "mitigations=off", ""),
     Machine { processors: "1", tests: ONE_PROCESSOR, ..with("6.12, one processor", LINUX_6_12, "", "") },
