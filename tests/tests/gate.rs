@@ -286,9 +286,12 @@ fn a_gate_that_opens_under_load_accounts_for_all_it_saw() {
 fn open_and_close_often(program: &mut Running, times: u64) {
     let pid = program.pid();
     let mut took = Vec::new();
-    for _ in 0..times {
+    for time in 1..=times {
         took.push(open_and_close(pid));
         program.assert_alive();
+        if time % 500 == 0 {
+            println!("{time} of {times} gates");
+        }
     }
     took.sort();
     println!(
@@ -870,7 +873,7 @@ fn a_process_that_is_frozen_is_refused() {
         };
         // One that is frozen while the gate is open cannot close it then, but afterwards.
         freezer.freeze();
-        gate.interrupt().assert_failed(1, &["frozen"]);
+        gate.interrupt().assert_failed(1, &["frozen", "gate --remove"]);
         freezer.thaw();
         program.assert_alive();
         assert!(remove(pid).starts_with("closed"));
@@ -900,7 +903,7 @@ fn a_process_that_is_stopped_is_refused() {
     send_signal(pid, Signal::CONT);
     program.assert_alive();
     if !finished.status.success() {
-        finished.assert_failed(1, &["stopped"]);
+        finished.assert_failed(1, &["stopped", "gate --remove"]);
         assert!(remove(pid).starts_with("closed"));
     }
     assert_closed(pid);
@@ -1093,6 +1096,159 @@ fn probes_for_everybody_come_and_go_while_a_gate_is_open_and_the_other_way_round
     check(&mut program);
     program.assert_unharmed();
     other.assert_unharmed();
+}
+
+/// The places of the C library at which an open gate has changed its code.
+#[track_caller]
+fn gated_places(pid: u32) -> Vec<u64> {
+    let mappings = mappings(pid);
+    let library = mappings.iter().find(|(_, _, offset, file)| *offset == 0 && file.ends_with(LIBC));
+    let (base, _, _, file) = library.expect("it has a C library");
+    let on_disk = fs::read(file).expect("it can be read");
+    let gated = mappings.iter().filter(|mapping| mapping.3.starts_with(GATE));
+    let mut places = Vec::new();
+    for (start, end, ..) in gated {
+        // The functions that the gate adds are elsewhere.
+        let in_file = start.checked_sub(*base).and_then(|offset| on_disk.get(offset as usize..));
+        let Some(on_disk) = in_file else { continue };
+        let now = read_memory(pid, *start, (end - start) as usize).expect("it is mapped");
+        let differing = now.iter().zip(on_disk).enumerate().filter(|(_, (now, on_disk))| now != on_disk);
+        places.extend(differing.map(|(at, _)| start + at as u64));
+    }
+    // A jump is five bytes, of which some may be as they were.
+    places.dedup_by(|next, place| *next - *place < 5);
+    assert!(places.len() >= 4, "{places:x?} of {mappings:#x?}");
+    places
+}
+
+/// A tool that others use on a process that has a gate.
+struct Tool {
+    command: Command,
+    /// Whether it is at work, by what it has written.
+    is_there: Box<dyn Fn(&str) -> bool>,
+}
+
+impl Tool {
+    /// Starts it, and waits until it is there.
+    #[track_caller]
+    fn start(&mut self) -> Killed {
+        let written = tempfile::NamedTempFile::new().expect("a temporary file");
+        let output = || written.reopen().expect("it is there");
+        let child = self.command.stdout(output()).stderr(output()).stdin(std::process::Stdio::null());
+        let mut child = Killed(child.spawn().expect("the tests' tools are installed"));
+        wait_until("the tool is there", || {
+            let said = fs::read_to_string(written.path()).unwrap_or_default();
+            assert!(child.0.try_wait().expect("it is our child").is_none(), "{:?}: {said}", self.command);
+            (self.is_there)(&said).then_some(())
+        });
+        child
+    }
+}
+
+/// Has a tool end as a user does, or waits for it where it ends by itself.
+#[track_caller]
+fn end(mut tool: Killed) {
+    let _ = tool.0.try_wait().expect("it is our child").is_some() || {
+        send_signal(tool.0.id(), Signal::INT);
+        true
+    };
+    wait_until("the tool ends", || tool.0.try_wait().expect("it is our child"));
+}
+
+fn is_traced(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    !status.contains("TracerPid:\t0\n")
+}
+
+/// Breakpoints at the functions and on the very places, of which each thread hits some.
+fn gdb(pid: u32, places: &[u64]) -> Tool {
+    let mut command = Command::new("gdb");
+    command.args(["-nx", "-batch", "-p", &pid.to_string()]);
+    let places = places.iter().map(|place| format!("*{place:#x}"));
+    let places = ["malloc", "free"].map(str::to_owned).into_iter().chain(places);
+    for (number, place) in (1..).zip(places) {
+        for words in [format!("break {place}"), format!("ignore {number} 300")] {
+            command.args(["-ex", &words]);
+        }
+    }
+    command.args(["-ex", "continue", "-ex", "bt", "-ex", "detach"]);
+    Tool { command, is_there: Box::new(move |_| is_traced(pid)) }
+}
+
+fn strace(pid: u32) -> Tool {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o", "/dev/null", "-p", &pid.to_string()]);
+    Tool { command, is_there: Box::new(move |said| said.contains("attached") && is_traced(pid)) }
+}
+
+fn perf(pid: u32) -> Tool {
+    let mut command = Command::new("perf");
+    let options = ["record", "-e", "cpu-clock", "-g", "-v", "-o", "/dev/null", "-p"];
+    command.args(options).arg(pid.to_string());
+    Tool { command, is_there: Box::new(|said| said.contains("mmap size")) }
+}
+
+/// Probes at the functions' entries and returns.
+fn bpftrace(pid: u32) -> Tool {
+    let mut command = Command::new("bpftrace");
+    let script = "uprobe:LIB:malloc,uprobe:LIB:free,uretprobe:LIB:malloc,uretprobe:LIB:free { @ = count(); }
+        interval:ms:100 { printf(\"ready\\n\"); }";
+    let library = mappings(pid).into_iter().find(|(.., file)| file.ends_with(LIBC)).expect("it has one").3;
+    command.args(["-p", &pid.to_string(), "-e", &script.replace("LIB", &library)]);
+    Tool { command, is_there: Box::new(|said| said.contains("ready")) }
+}
+
+#[test]
+fn debuggers_and_profilers_come_and_go_while_a_gate_is_open_and_the_other_way_round() {
+    let mut program = threads(&["births"]);
+    let pid = program.pid();
+    let opened_gate = open(pid);
+    let places = gated_places(pid);
+    close(opened_gate, pid);
+    let mut tools = [gdb(pid, &places), strace(pid), perf(pid), bpftrace(pid)];
+    for tool in &mut tools {
+        // It comes and goes while the gate is open.
+        let opened_gate = opened(gate(pid).beside_another(), pid);
+        let at_work = tool.start();
+        end(at_work);
+        program.assert_alive();
+        assert_open(pid);
+        close(opened_gate, pid);
+        program.assert_alive();
+
+        // It is there when the gate is to be closed: that can be, or is to be done later.
+        let opened_gate = opened(gate(pid).beside_another(), pid);
+        let at_work = tool.start();
+        let closed = opened_gate.interrupt();
+        end(at_work);
+        program.assert_alive();
+        if !closed.status.success() {
+            closed.assert_failed(1, &["traces it", "gate --remove"]);
+            assert_open(pid);
+            assert!(remove(pid).starts_with("closed"));
+        }
+        assert_closed(pid);
+        program.assert_alive();
+
+        // It is there when a gate is to be opened, and goes when it is open, or is refused.
+        let at_work = tool.start();
+        let mut gate = gate(pid).beside_another().spawn();
+        wait_until("open or refused", || (is_open(pid, LIBC) || !is_running(gate.pid())).then_some(()));
+        if is_open(pid, LIBC) {
+            gate.wait_for_output("is open");
+            end(at_work);
+            program.assert_alive();
+            close(gate, pid);
+        } else {
+            let refused = gate.wait();
+            end(at_work);
+            refused.assert_failed(1, &[]);
+            println!("{:?}: {:?}", tool.command.get_program(), refused.stderr);
+        }
+        assert_closed(pid);
+        program.assert_alive();
+    }
+    program.assert_unharmed();
 }
 
 #[test]

@@ -55,7 +55,9 @@ fn node(work: &str) -> Running {
     let mut command = Command::new("node");
     // What new objects go to is committed, and not all of it touched; little of it here. What the collector's helper threads free stays
     // mapped, and `heapTotal` leaves it out (up to 14 MiB here); no helpers here.
-    command.args(["--max-semi-space-size=1", "--single-threaded-gc"]).arg(programs_dir().join("node/scenario.js"));
+    command
+        .args(["--max-semi-space-size=1", "--single-threaded-gc"])
+        .arg(programs_dir().join("node/scenario.js"));
     Running::start({
         command.args([work, "-", "250"]);
         command

@@ -47,6 +47,9 @@ const PROGRAMS_OF_TESTS: &[(&str, &str)] = &[
     // sys/sdt.h
     ("dtrace", "systemtap-sdt-dev"),
     ("bpftrace", "bpftrace"),
+    ("gdb", "gdb"),
+    ("strace", "strace"),
+    ("perf", "linux-perf"),
     ("debuginfod", "debuginfod"),
     ("debuginfod-find", "debuginfod"),
     ("postgres", "postgresql"),
