@@ -51,8 +51,8 @@ impl From<ProcessIndex> for usize {
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct ProcessState {
-    /// A [`Gate`].
-    pub gate: Word,
+    /// A [`ProcessWindow`].
+    pub window: Word,
     /// The address of the kernel's return trampoline in this process, which user space finds among its mappings (`[uprobes]`) once
     /// the kernel has made it; 0 until then.
     pub trampoline: Word,
@@ -177,17 +177,17 @@ impl CodeList {
     }
 }
 
-/// Whether a process' events are accounted.
+/// Whether a process' events are accounted: its window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum Gate {
-    /// Its window has not opened, or is over.
+pub enum ProcessWindow {
+    /// It has not opened, or is over.
     Closed = 0,
-    /// Its window is open.
+    /// It is open.
     Open = 1,
-    /// It replaced its program: what its probes see now is another program.
+    /// Over, since the process replaced its program: what its probes see now is another program.
     Exec = 2,
-    /// It has exited. Only told where children are followed.
+    /// Over, since the process has exited. Only told where children are followed.
     Exited = 3,
 }
 

@@ -12,7 +12,7 @@ use aya_log_ebpf::debug;
 use tracer_ebpf::{
     counter::Counter,
     event::{EventKind, ProcessChange, ProcessEvent},
-    process::{CodeList, Comm, Gate, MAX_PROCESSES, Origin, ProcessIndex, ProcessState},
+    process::{CodeList, Comm, MAX_PROCESSES, Origin, ProcessIndex, ProcessState, ProcessWindow},
 };
 
 use super::{
@@ -59,7 +59,7 @@ pub fn executed(ctx: &RawTracePointContext) -> Option<()> {
     let began = begin(Origin { index, executed: true }, process, tgid);
     // A child that worked in its parent's memory leaves it as it is.
     if process.tgid.load() == u64::from(tgid) {
-        process.gate.store(Gate::Exec as u64);
+        process.window.store(ProcessWindow::Exec as u64);
     }
     tell(ProcessChange::Executed, began?, index)
 }
@@ -82,7 +82,7 @@ pub fn exited(task: u64) -> Option<()> {
     if process.tgid.load() != u64::from(tgid) {
         return None;
     }
-    process.gate.store(Gate::Exited as u64);
+    process.window.store(ProcessWindow::Exited as u64);
     tell(ProcessChange::Exited, index, index)
 }
 
@@ -115,7 +115,7 @@ fn begin(from: Origin, origin: &ProcessState, tgid: u32) -> Option<ProcessIndex>
     process.code.store(if from.executed { CodeList::default().to_bits() } else { origin.code.load() });
     // Without an entry nothing comes from it, so user space must not take it for one that is traced.
     enter(tgid, index)?;
-    process.gate.store(origin.gate.load());
+    process.window.store(origin.window.load());
     process.tgid.store(tgid.into());
     Some(index)
 }

@@ -1,7 +1,7 @@
 //! A traced process that replaces its program: its window is over before the new program's first instruction.
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::RawTracePointContext};
-use tracer_ebpf::{event::EventKind, process::Gate, stack::StackHeader};
+use tracer_ebpf::{event::EventKind, process::ProcessWindow, stack::StackHeader};
 
 use super::{
     children,
@@ -9,7 +9,7 @@ use super::{
     processes::current_index,
 };
 
-/// A process has executed a program. User space sees the gate at its next look, and at once by the ring buffer.
+/// A process has executed a program. User space sees that at its next look, and at once by the ring buffer.
 #[inline(always)]
 pub fn executed(ctx: &RawTracePointContext) -> Option<()> {
     if follows() {
@@ -18,14 +18,14 @@ pub fn executed(ctx: &RawTracePointContext) -> Option<()> {
     // The window may be closed for a mark: it must not open again.
     let index = current_index()?;
     let process = PROCESSES.get(index.into())?;
-    process.gate.store(Gate::Exec as u64);
+    process.window.store(ProcessWindow::Exec as u64);
     let event = StackHeader {
         event: EventKind::Exec as u8,
         process: index,
         tid: bpf_get_current_pid_tgid() as u32,
         ..StackHeader::default()
     };
-    // Without room in the ring buffer the gate tells, a moment later.
+    // Without room in the ring buffer the window tells, a moment later.
     let _ = EVENTS.output::<StackHeader>(event, 0);
     Some(())
 }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::bpf_pidns_info,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_ns_current_pid_tgid},
 };
-use tracer_ebpf::process::{Gate, ProcessIndex, ProcessState};
+use tracer_ebpf::process::{ProcessIndex, ProcessState, ProcessWindow};
 
 use super::maps::{PROCESS_INDEX, PROCESSES, pid_namespace};
 
@@ -42,5 +42,5 @@ pub fn current_tgid() -> Option<u32> {
 #[inline(always)]
 pub fn open_process(index: ProcessIndex) -> Option<&'static ProcessState> {
     let process = PROCESSES.get(index.into())?;
-    (process.gate.load() == Gate::Open as u64).then_some(process)
+    (process.window.load() == ProcessWindow::Open as u64).then_some(process)
 }

@@ -7,7 +7,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::HashMap;
-use tracer_ebpf::process::{Gate, MAX_PROCESSES, Origin, ProcessIndex, ProcessState};
+use tracer_ebpf::process::{MAX_PROCESSES, Origin, ProcessIndex, ProcessState, ProcessWindow};
 
 use super::{Capture, Settings, kernel_types::TaskOffsets, uprobes::UprobeLinks};
 use crate::model::{Address, Pid};
@@ -120,15 +120,15 @@ impl Capture {
     #[must_use]
     pub fn is_over(&self, index: ProcessIndex) -> bool {
         self.state(index).is_some_and(|state| {
-            let gate = state.gate.load();
-            gate == Gate::Exec as u64 || gate == Gate::Exited as u64
+            let window = state.window.load();
+            window == ProcessWindow::Exec as u64 || window == ProcessWindow::Exited as u64
         })
     }
 
     /// A process has exited before that could be told.
     pub fn has_exited(&self, index: ProcessIndex) {
         if let Some(state) = self.state(index).filter(|_| self.follows) {
-            state.gate.store(Gate::Exited as u64);
+            state.window.store(ProcessWindow::Exited as u64);
         }
     }
 
@@ -141,7 +141,7 @@ impl Capture {
             let states = self.processes();
             for state in states {
                 state.opened_ns.store(now_ns);
-                state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
+                state.window.compare_exchange(ProcessWindow::Closed as u64, ProcessWindow::Open as u64);
             }
             opened = states.len();
         }
@@ -150,7 +150,7 @@ impl Capture {
     /// Opens the window of a process that was forked while the others were being opened.
     pub fn open_late_window(&self, index: ProcessIndex) {
         if let Some(state) = self.state(index).filter(|_| self.windows_are_open.get()) {
-            state.gate.compare_exchange(Gate::Closed as u64, Gate::Open as u64);
+            state.window.compare_exchange(ProcessWindow::Closed as u64, ProcessWindow::Open as u64);
         }
     }
 
@@ -172,7 +172,7 @@ impl Capture {
     pub fn close_windows(&self) {
         self.windows_are_open.set(false);
         for state in self.tables.processes() {
-            state.gate.compare_exchange(Gate::Open as u64, Gate::Closed as u64);
+            state.window.compare_exchange(ProcessWindow::Open as u64, ProcessWindow::Closed as u64);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Result;
 use tracer_ebpf::{
     event::ProcessChange,
-    process::{Gate, Origin, ProcessIndex, ProcessState},
+    process::{Origin, ProcessIndex, ProcessState, ProcessWindow},
 };
 
 use super::{
@@ -213,7 +213,8 @@ impl ProcessRegistry<'_> {
     /// A process has gone.
     fn remove(&mut self, index: ProcessIndex) {
         self.processes.retain(|process| process.index != index);
-        let exited = self.capture.processes()[usize::from(index)].gate.load() == Gate::Exited as u64;
+        let exited =
+            self.capture.processes()[usize::from(index)].window.load() == ProcessWindow::Exited as u64;
         let end = if exited { ProcessEnd::Exited } else { ProcessEnd::Exec };
         if let Some(description) = self.descriptions.get_mut(&index) {
             description.end = Some(end);
