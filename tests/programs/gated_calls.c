@@ -34,7 +34,7 @@
 static const char *const kinds[] = {
     "epoll_wait", "epoll_pwait", "poll", "ppoll", "select", "pselect", "nanosleep", "clock_nanosleep", "futex", "futex_timed",
     "read", "accept", "semop", "semtimedop", "sigtimedwait", "recv_timed", "sigsuspend", "wait4", "waitid", "msgrcv", "io_getevents",
-    "pause", "recv", "write",
+    "pause", "recv", "write", "read_timed", "recvmsg_timed",
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
@@ -110,6 +110,8 @@ static long wait_in(const char *kind, const sigset_t *mask) {
     struct sembuf operation = {0, -1, 0};
     static _Thread_local char buffer[64];
     struct pollfd polled = {empty[0], POLLIN, 0};
+    struct iovec piece = {buffer, 1};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
     struct { const sigset_t *mask; size_t size; } with_size = {mask, 8};
     fd_set set;
     FD_ZERO(&set);
@@ -136,6 +138,8 @@ static long wait_in(const char *kind, const sigset_t *mask) {
     if (IS("semtimedop")) return call(SYS_semtimedop, semaphores, (long)&operation, 1, (long)&hour, 0, 0);
     if (IS("sigtimedwait")) return call(SYS_rt_sigtimedwait, (long)&waited_for, (long)&information, (long)&hour, 8, 0, 0);
     if (IS("recv_timed")) return call(SYS_recvfrom, timed[0], (long)buffer, 1, 0, 0, 0);
+    if (IS("read_timed")) return call(SYS_read, timed[0], (long)buffer, 1, 0, 0, 0);
+    if (IS("recvmsg_timed")) return call(SYS_recvmsg, timed[0], (long)&message, 0, 0, 0, 0);
     if (IS("recv")) return call(SYS_recvfrom, connected[0], (long)buffer, 1, 0, 0, 0);
     if (IS("sigsuspend")) return call(SYS_rt_sigsuspend, (long)mask, 8, 0, 0, 0, 0);
     if (IS("wait4")) return call(SYS_wait4, child, 0, 0, 0, 0, 0);

@@ -60,6 +60,28 @@ impl Layout {
         Address(self.image.0 + self.copy_offset)
     }
 
+    /// The pages that are replaced.
+    #[must_use]
+    pub const fn place_range(&self) -> AddressRange {
+        self.range_at(self.place)
+    }
+
+    /// The original pages, parked.
+    #[must_use]
+    pub const fn parked_range(&self) -> AddressRange {
+        self.range_at(self.parked)
+    }
+
+    /// The copy, when it is not in its place.
+    #[must_use]
+    pub const fn copy_range(&self) -> AddressRange {
+        self.range_at(self.copy())
+    }
+
+    const fn range_at(&self, start: Address) -> AddressRange {
+        AddressRange { start, end: Address(start.0 + self.length) }
+    }
+
     /// The offset of the header in the file.
     #[must_use]
     pub const fn header_offset(file_bytes: u64) -> u64 {
@@ -102,6 +124,14 @@ pub struct Code<'a> {
     pub place: Address,
     /// What they have in the file.
     pub pages: &'a [u8],
+}
+
+impl Code<'_> {
+    /// The pages that are to be replaced.
+    #[must_use]
+    pub const fn place_range(&self) -> AddressRange {
+        AddressRange { start: self.place, end: Address(self.place.0 + self.pages.len() as u64) }
+    }
 }
 
 /// The pages of a file that a plan touches: offset in the file, and how many bytes.

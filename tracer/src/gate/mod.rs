@@ -39,12 +39,12 @@ use self::{
     image::Image,
     inject::{
         NotMade, make_calls,
-        stub::{Argument, SystemCall},
+        stub::{Argument, SystemCall, own_descriptors},
     },
     layout::{Code, Layout, PAGE},
 };
 use crate::{
-    model::Address,
+    model::{Address, AddressRange},
     plan::gate::{GatePlan, plan_gate, uses},
     report::human::printable,
     target::{GATE_FILE, MappedObject, Mapping, Target},
@@ -95,8 +95,14 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
     room::check(target)?;
     let park = map_again(gate.place, gate.parked, gate.length);
     let replace = map_again(gate.copy(), gate.place, gate.length);
-    let replaced = make_calls(target, &objects, &[park, replace])
-        .map_err(too_old)
+    check_whole(target, &[gate.place_range(), gate.parked_range(), gate.copy_range()])
+        .with_context(|| cannot("opened", target))?;
+    let replaced = make_calls(target, &objects, &[park, replace], gate.place_range())
+        .map_err(|why| match why {
+            // It may be open in a moment, and nobody would close it.
+            NotMade::Late if remove_locked(target).is_err() => to_be_removed(target, &why.into()),
+            why => too_old(why),
+        })
         .with_context(|| cannot("opened", target))?;
     let is_open = Found::look(target)?.is_some_and(|found| found.is_open && found.layout == gate);
     ensure!(is_open, "{}: its mappings are not as they should be", cannot("opened", target));
@@ -117,6 +123,12 @@ fn cannot(what: &str, target: &Target) -> String {
     format!("the gate of {} ({}) cannot be {what}", printable(target.comm()), target.pid())
 }
 
+/// What to do about a gate that stays open.
+fn to_be_removed(target: &Target, why: &anyhow::Error) -> anyhow::Error {
+    let pid = target.pid();
+    anyhow!("{why:#}; it counts bytes, and nothing else, until `tracer gate --remove --pid {pid}` closes it")
+}
+
 impl OpenGate<'_> {
     /// Closes it: the process has the code of its files again. The sampler stays mapped, since a thread may be in it, and is used again
     /// by the next gate. How long a thread was held for that; none when there is none to close: the process has ended, or executes
@@ -126,10 +138,9 @@ impl OpenGate<'_> {
     /// When it could not be closed; then it counts bytes, and nothing else.
     pub fn close(self) -> Result<Option<Duration>> {
         match Found::look(self.target) {
-            Ok(Some(found)) if found.is_open => found.close(self.target).map(Some).map_err(|why| {
-                let pid = self.target.pid();
-                anyhow!("{why:#}; it counts bytes, and nothing else, until `tracer gate --remove --pid {pid}` closes it")
-            }),
+            Ok(Some(found)) if found.is_open => {
+                found.close(self.target).map(Some).map_err(|why| to_be_removed(self.target, &why))
+            }
             _ => Ok(None),
         }
     }
@@ -141,6 +152,10 @@ impl OpenGate<'_> {
 /// When another tracer has it, or it cannot be closed.
 pub fn remove(target: &Target) -> Result<Option<Duration>> {
     let _lock = lock(target)?;
+    remove_locked(target)
+}
+
+fn remove_locked(target: &Target) -> Result<Option<Duration>> {
     // First, since it may be about to open one.
     inject::clear(target, &target.objects()?.opened).with_context(|| cannot("removed", target))?;
     let left = Found::look(target)?.filter(|found| found.is_open);
@@ -174,7 +189,7 @@ fn choose(objects: &[MappedObject]) -> Result<(&MappedObject, GatePlan)> {
         let name = object.name();
         // The loader has a `malloc` for itself (glibc before 2.34); a gate's sampler has one, too.
         let is_loader = name.starts_with("ld-") && !name.starts_with("ld-musl");
-        if is_loader || object.path.as_os_str().as_encoded_bytes().starts_with(GATE_FILE.as_bytes()) {
+        if is_loader || object.is_gate() {
             continue;
         }
         let bytes = object.bytes().with_context(|| format!("{name} cannot be read"))?;
@@ -262,6 +277,21 @@ fn map_again(from: Address, to: Address, length: u64) -> SystemCall {
     }
 }
 
+/// What is replaced, and what replaces it, must each be one mapping: of several the kernel maps none again, and may unmap what it was to
+/// replace before it sees that (`mremap`, before Linux 6.17).
+fn check_whole(target: &Target, ranges: &[AddressRange]) -> Result<()> {
+    let mappings = target.mappings_with_gate()?;
+    let is_whole = |range: &AddressRange| {
+        mappings.iter().any(|mapping| mapping.start <= range.start && range.end <= mapping.end)
+    };
+    let is_so = ranges.iter().all(is_whole);
+    ensure!(
+        is_so,
+        "the pages of its allocator are several mappings (by mlock, madvise or mprotect on a part of them)"
+    );
+    Ok(())
+}
+
 /// Maps the gate's file, and fills it.
 fn put_in(
     target: &Target,
@@ -271,10 +301,19 @@ fn put_in(
 ) -> Result<(Layout, Duration)> {
     /// The program maps memory meanwhile, and may take the range that was free.
     const TRIES: usize = 5;
+    let mappings = target.mappings_with_gate()?;
+    let allocator =
+        mappings.iter().find(|mapping| mapping.range().intersection(code.place_range()).is_some());
+    // Before anything is mapped.
+    open_mapped(
+        target,
+        allocator.context("its allocator is not mapped")?,
+        fs::OpenOptions::new().read(true),
+    )?;
     let mut tries = 1..=TRIES;
     let (layout, held) = loop {
         let layout = layout::place(image, code, &target.mappings_with_gate()?)?;
-        match make_calls(target, objects, &calls(&layout, image)) {
+        match make_calls(target, objects, &calls(&layout, image), layout.place_range()) {
             Ok(held) => break (layout, held),
             Err(NotMade::Refused(error))
                 if error.raw_os_error() == Some(libc::EEXIST) && tries.next().is_some() => {}
@@ -285,12 +324,16 @@ fn put_in(
     let mapping = target.mappings_with_gate()?.into_iter().find(|mapping| mapping.start == layout.image);
     let mapping =
         mapping.filter(|mapping| mapping.is_named(GATE_FILE)).context("the gate's memory is not there")?;
-    let link = format!("/proc/{}/map_files/{:x}-{:x}", target.pid(), mapping.start.0, mapping.end.0);
-    let file = fs::OpenOptions::new().read(true).write(true).open(link);
-    let mut file = file
-        .context("the gate's memory cannot be written (it needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE)")?;
+    let mut file = open_mapped(target, &mapping, fs::OpenOptions::new().read(true).write(true))?;
     file.write_all(&content).context("the gate's memory cannot be written")?;
     Ok((layout, held))
+}
+
+/// Opens the very file that is mapped.
+fn open_mapped(target: &Target, mapping: &Mapping, options: &fs::OpenOptions) -> Result<File> {
+    let link = format!("/proc/{}/map_files/{:x}-{:x}", target.pid(), mapping.start.0, mapping.end.0);
+    let file = options.open(link);
+    file.context("the gate's memory cannot be written (that needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE)")
 }
 
 fn seed() -> Result<u64> {
@@ -327,6 +370,7 @@ fn calls(layout: &Layout, image: &Image<'_>) -> Vec<SystemCall> {
     let code = libc::PROT_READ | libc::PROT_EXEC;
     let fixed = libc::MAP_PRIVATE | libc::MAP_FIXED;
     let mut calls = vec![
+        own_descriptors(),
         mmap(region.start.0, region.bytes(), libc::PROT_NONE, reserve, number(u64::MAX)),
         name,
         mmap(layout.image.0, layout.file_bytes, code, fixed, Argument::Descriptor),
@@ -386,7 +430,10 @@ impl Found {
         room::check(target).with_context(|| cannot("closed", target))?;
         let objects = target.objects()?.opened;
         let Layout { parked, place, length, .. } = self.layout;
-        let held = make_calls(target, &objects, &[map_again(parked, place, length)])
+        let place_range = self.layout.place_range();
+        check_whole(target, &[place_range, self.layout.parked_range()])
+            .with_context(|| cannot("closed", target))?;
+        let held = make_calls(target, &objects, &[map_again(parked, place, length)], place_range)
             .with_context(|| cannot("closed", target))?;
         ensure!(
             !Self::look(target)?.is_some_and(|found| found.is_open),

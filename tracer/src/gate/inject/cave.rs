@@ -9,7 +9,7 @@ use object::{
 
 use super::stub::MARK;
 use crate::{
-    model::Address,
+    model::{Address, AddressRange},
     target::{MappedObject, MappedSegment},
 };
 
@@ -30,6 +30,12 @@ impl Cave {
 
 /// Stubs begin at such addresses.
 const ALIGNMENT: u64 = 16;
+
+/// The largest one that nobody uses, and that is not in pages which are about to be replaced.
+pub(super) fn largest(caves: Vec<Cave>, replaced: AddressRange) -> Option<Cave> {
+    let stays = |cave: &Cave| cave.start.0 + cave.bytes <= replaced.start.0 || replaced.end <= cave.start;
+    caves.into_iter().filter(|cave| !cave.is_used && stays(cave)).max_by_key(|cave| cave.bytes)
+}
 
 /// All the room that the process has.
 pub(super) fn all(objects: &[MappedObject], memory: &File) -> Vec<Cave> {

@@ -26,7 +26,7 @@ use self::{
     stub::{Restored, Stub, SystemCall, stub},
 };
 use crate::{
-    model::Address,
+    model::{Address, AddressRange},
     target::{MappedObject, Target, cgroup},
 };
 
@@ -36,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const TO_STOP: Duration = Duration::from_millis(100);
 /// So long a thread that was led aside has to come back: it waits for a CPU, and for whoever else maps memory.
 const TO_RETURN: Duration = Duration::from_secs(5);
+
+/// Why a thread cannot be led aside.
+const ENDS: &str = "threads end as they are looked at";
 
 /// Why the calls were not made.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +99,8 @@ fn io_error(what: &'static str) -> impl Fn(io::Error) -> NotMade {
     }
 }
 
-/// Makes a process do these calls, all or the first ones up to one that fails. How long the thread was held that was led aside.
+/// Makes a process do these calls, all or the first ones up to one that fails. How long the thread was held that was led aside. The code
+/// that makes them is not in the pages that they replace.
 ///
 /// # Errors
 /// Each says whether something was done: [`NotMade::Refused`] and [`NotMade::Late`] may follow some of the calls, all others none.
@@ -104,12 +108,12 @@ pub fn make_calls(
     target: &Target,
     objects: &[MappedObject],
     calls: &[SystemCall],
+    replaced: AddressRange,
 ) -> Result<Duration, NotMade> {
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
     let longest = stub(Address(1 << 46), calls, &Restored::longest());
     let bytes = longest.bytes.len();
-    let cave =
-        cave::all(objects, &memory).into_iter().filter(|cave| !cave.is_used).max_by_key(|cave| cave.bytes);
+    let cave = cave::largest(cave::all(objects, &memory), replaced);
     let cave = cave.filter(|cave| cave.bytes >= bytes as u64).ok_or(NotMade::NoRoom { bytes })?;
     let deadline = Instant::now() + PATIENCE;
     let mut why = "it has no thread that runs or sleeps";
@@ -225,14 +229,16 @@ enum Hold {
 fn hold(target: &Target, thread: pid_t, memory: &fs::File) -> Result<Hold, NotMade> {
     // The thread that it begins is held, too, with the same options.
     let mut options = libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACESYSGOOD;
-    let is_filtered = is_filtered(target)?;
+    let Some(is_filtered) = is_filtered(target, thread) else { return Ok(Hold::NotNow(ENDS)) };
     if is_filtered {
         options |= libc::PTRACE_O_SUSPEND_SECCOMP;
     }
     let mut held = match HeldThread::seize(thread, options) {
         Ok(held) => held,
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return not_seized(target, is_filtered),
-        Err(_) => return Ok(Hold::NotNow("threads end as they are looked at")),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            return not_seized(target, thread, is_filtered);
+        }
+        Err(_) => return Ok(Hold::NotNow(ENDS)),
     };
     held.interrupt().map_err(io_error("a thread cannot be held"))?;
     if let Some(reason) = stand_still(target, thread, &mut held)? {
@@ -248,10 +254,10 @@ fn hold(target: &Target, thread: pid_t, memory: &fs::File) -> Result<Hold, NotMa
     Ok(Hold::Held(held))
 }
 
-/// Whether a filter decides which system calls it may make.
-fn is_filtered(target: &Target) -> Result<bool, NotMade> {
-    let status = target.read("status").map_err(io_error("its status cannot be read"))?;
-    Ok(field(&status, "Seccomp:").is_some_and(|mode| mode != 0))
+/// Whether a filter decides which system calls a thread may make: each has its own. None when the thread has ended.
+fn is_filtered(target: &Target, thread: pid_t) -> Option<bool> {
+    let status = target.read(&format!("task/{thread}/status")).ok()?;
+    Some(field(&status, "Seccomp:").is_some_and(|mode| mode != 0))
 }
 
 /// Waits until the thread stands still where no signal is about to come, which may be what the program wants a call interrupted by: one
@@ -267,7 +273,7 @@ fn stand_still(
             Ok(Stop::Interrupted) if !has_pending_signal(target, thread)? => return Ok(None),
             Ok(Stop::Interrupted) => {}
             Ok(Stop::WholeProcess) => return Err(NotMade::Stopped),
-            Ok(Stop::Ended(_)) => return Ok(Some("threads end as they are looked at")),
+            Ok(Stop::Ended(_)) => return Ok(Some(ENDS)),
             // It is to stand still again as soon as it has taken it.
             Ok(Stop::Signal) => held.interrupt().map_err(io_error("a thread cannot be held"))?,
             Ok(_) => {}
@@ -279,8 +285,10 @@ fn stand_still(
     Ok(Some("a thread does not stand still (it waits for a CPU, a disk, or a child of vfork)"))
 }
 
-fn not_seized(target: &Target, is_filtered: bool) -> Result<Hold, NotMade> {
-    let status = target.read("status").map_err(io_error("its status cannot be read"))?;
+fn not_seized(target: &Target, thread: pid_t, is_filtered: bool) -> Result<Hold, NotMade> {
+    let Ok(status) = target.read(&format!("task/{thread}/status")) else {
+        return Ok(Hold::NotNow(ENDS));
+    };
     let tracer = field(&status, "TracerPid:").filter(|&tracer| tracer != 0);
     // A thread of this process that has tried before is not gone yet: it can be joined before the kernel has taken back what it held.
     let is_other = |tracer: &u64| {
@@ -290,7 +298,9 @@ fn not_seized(target: &Target, is_filtered: bool) -> Result<Hold, NotMade> {
     match tracer.filter(is_other) {
         Some(_) => Err(NotMade::Traced),
         None if is_filtered && tracer.is_none() => Err(NotMade::Filtered),
-        None => Ok(Hold::NotNow("threads end as they are looked at")),
+        None => Ok(Hold::NotNow(
+            "the kernel does not let tracer trace it (Yama's ptrace_scope, AppArmor, SELinux)",
+        )),
     }
 }
 

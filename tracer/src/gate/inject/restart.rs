@@ -14,8 +14,9 @@ const EINTR: i64 = -(libc::EINTR as i64);
 const INSTRUCTION: u64 = 2;
 
 /// Calls that return `EINTR` when they are interrupted, have done nothing by then, and do the same when they are made again, but that a
-/// limit of time begins anew: signal(7), "Interruption of system calls by stop signals".
-const MADE_AGAIN: [c_long; 9] = [
+/// limit of time begins anew: signal(7), "Interruption of system calls by stop signals". Those of sockets are among them that have such a
+/// limit (`SO_RCVTIMEO`, `SO_SNDTIMEO`).
+const MADE_AGAIN: [c_long; 19] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -24,7 +25,17 @@ const MADE_AGAIN: [c_long; 9] = [
     libc::SYS_rt_sigtimedwait,
     libc::SYS_io_getevents,
     libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
     libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_io_uring_enter,
 ];
 
 /// The registers with which the thread goes on.
@@ -57,7 +68,7 @@ pub(super) fn of_interrupted(stopped: &user_regs_struct) -> user_regs_struct {
 
 /// Whether a thread that waits in this call can be held without its noticing.
 pub(super) fn can_be_interrupted(number: c_long) -> bool {
-    const RESTARTED: [c_long; 14] = [
+    const RESTARTED: [c_long; 11] = [
         libc::SYS_futex,
         libc::SYS_poll,
         libc::SYS_ppoll,
@@ -65,11 +76,8 @@ pub(super) fn can_be_interrupted(number: c_long) -> bool {
         libc::SYS_pselect6,
         libc::SYS_nanosleep,
         libc::SYS_clock_nanosleep,
-        libc::SYS_read,
-        libc::SYS_write,
         libc::SYS_wait4,
         libc::SYS_waitid,
-        libc::SYS_accept4,
         libc::SYS_rt_sigsuspend,
         libc::SYS_pause,
     ];

@@ -3,13 +3,13 @@
 //! A thread of the target is led into it by one change of its registers. From then on the code needs nobody: it begins a thread that
 //! makes the calls and ends, restores every register, and jumps to where the thread was. Whoever dies meanwhile, the target goes on.
 //!
-//! The thread that makes the calls has a table of descriptors of its own (`clone` without `CLONE_FILES`), so what it opens is seen by
-//! nobody, takes no number from the program, and is closed when it ends, whatever the other threads open and close meanwhile. It takes
-//! no signal and uses no stack.
+//! The thread that makes the calls takes no signal and uses no stack. What it is to open it opens in a table of descriptors of its own, which
+//! is one of the calls ([`own_descriptors`]): nobody sees it, it takes no number from the program, and it is closed when the thread ends.
+//! That table is empty. A copy of the program's would keep files open that another thread closes meanwhile.
 
 use libc::{
-    CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VM, SIG_SETMASK, SYS_clone, SYS_exit,
-    SYS_rt_sigprocmask,
+    CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VM, CLOSE_RANGE_UNSHARE,
+    SIG_SETMASK, SYS_clone, SYS_close_range, SYS_exit, SYS_rt_sigprocmask,
 };
 
 use crate::model::Address;
@@ -35,6 +35,17 @@ pub enum Argument {
     Text(&'static str),
     /// What the last `memfd_create` returned.
     Descriptor,
+}
+
+/// From this call on the thread has a table of descriptors of its own, without any.
+#[must_use]
+pub const fn own_descriptors() -> SystemCall {
+    use Argument::Number;
+    let (last, flags) = (Number(u32::MAX as u64), Number(CLOSE_RANGE_UNSHARE as u64));
+    SystemCall {
+        number: SYS_close_range,
+        arguments: [Number(0), last, flags, Number(0), Number(0), Number(0)],
+    }
 }
 
 /// The registers of a thread that are lost in a system call or used here, as they are to be afterwards.
@@ -92,7 +103,7 @@ pub fn stub(at: Address, calls: &[SystemCall], restored: &Restored) -> Stub {
     code.bytes.extend(MARK);
     let entry = code.here();
     code.set_blocked_signals(Label::AllSignals);
-    let flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    let flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
     code.set(RDI, flags as u64);
     [RSI, RDX, R10, R8].iter().for_each(|&register| code.set(register, 0));
     code.system_call(SYS_clone);
