@@ -24,6 +24,7 @@ use super::{
 use crate::{
     analyze::{allocators::FileAllocator, mappings::InitialMappings},
     attach::{Capture, ProbedEvent, Site},
+    gate,
     model::{Address, Bytes, NotProbed, Pid},
     plan::{
         Api, Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, PlanError, PlanTable, PlannedProbe,
@@ -74,6 +75,8 @@ pub struct TracedProcess {
     /// How many USDT probes it has by which it reports its blocks itself, and the files that they are in.
     usdt_probes: usize,
     usdt_files: HashSet<FileId>,
+    /// Whether one of them is a gate's, which stands in front of the program's own functions, too.
+    has_gate: bool,
     /// What leads to its functions by another way, and the files that those are in.
     detours: Detours,
     detour_files: HashSet<FileId>,
@@ -104,6 +107,7 @@ impl TracedProcess {
             mean: None,
             usdt_probes: 0,
             usdt_files: HashSet::new(),
+            has_gate: false,
             detours: Detours::default(),
             detour_files: HashSet::new(),
             samples_itself: false,
@@ -215,6 +219,7 @@ impl TracedProcess {
         self.samples_itself |= plan.is_some_and(|plan| plan.samples_itself);
         if probes > 0 && self.usdt_files.insert(object.id) {
             self.usdt_probes += probes;
+            self.has_gate |= object.is_gate();
         }
     }
 
@@ -236,8 +241,18 @@ impl TracedProcess {
         self.attach_planned(object, plan, capture, planner)
     }
 
-    /// What is to be probed in a file; none where that cannot be told, which is a warning.
+    /// What is to be probed in a file; none where that cannot be told, which is a warning, and of a gate that is closed.
     fn plan(&self, object: &MappedObject, planner: &mut Planner) -> Result<Option<ObjectPlan>> {
+        if object.is_gate() && !gate::is_open(&self.target) {
+            return Ok(None);
+        }
+        if object.is_gate() && planner.sample.is_none() {
+            let pid = self.target.pid();
+            log::warn!(
+                "{}: a gate is in its code, so its blocks are not seen without --sample; `tracer gate --remove --pid {pid}` closes it",
+                self.name()
+            );
+        }
         match plan(object, planner) {
             Ok(plan) => Ok(Some(plan)),
             Err(error) if matches!(error.downcast_ref(), Some(PlanError::NotDefined { .. })) => Err(error),
@@ -319,11 +334,12 @@ impl TracedProcess {
     /// that any file could call by the usual names, so that whoever stands in front of them gets the calls. What such an allocator has
     /// under other names is behind the usual ones (mimalloc's `malloc` calls its `mi_malloc`).
     ///
-    /// The program comes before everybody when names are looked up: what it defines itself, nobody else reports. Whether there were such
-    /// functions.
+    /// The program comes before everybody when names are looked up: what it defines itself, nobody but a gate reports. Whether there were
+    /// such functions.
     fn leave_out_reported(&self, object: &MappedObject, plan: &mut ObjectPlan, catalog: &Catalog) -> bool {
         let is_usual = |probe: &PlannedProbe| catalog.get(probe.api).is_some_and(Api::is_interposable);
-        let stands_behind = || !self.target.is_program(object) && plan.probes.iter().any(is_usual);
+        let may_stand_behind = self.has_gate || !self.target.is_program(object);
+        let stands_behind = || may_stand_behind && plan.probes.iter().any(is_usual);
         if !plan.usdt.is_complete() && !stands_behind() {
             return false;
         }

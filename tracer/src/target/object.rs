@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags, Stat, fstat, major, minor, openat};
 use rustix::io::Errno;
 
 use super::root::{LOCATE, Root, is_regular, reopen};
-use super::{Device, FileId, Mapping};
+use super::{Device, FileId, GATE_FILE, Mapping};
 use crate::model::Address;
 
 /// An ELF file that a process has mapped.
@@ -56,6 +56,12 @@ impl MappedObject {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Whether it is the file of a gate.
+    #[must_use]
+    pub fn is_gate(&self) -> bool {
+        self.path.as_os_str().as_encoded_bytes().starts_with(GATE_FILE.as_bytes())
     }
 
     /// What people call it: the last part of the path.
