@@ -87,18 +87,22 @@ fn mappings(pid: u32) -> Vec<(u64, u64, u64, String)> {
     maps.lines().filter_map(mapping).collect()
 }
 
-/// Of which file the code of `malloc` is, that of the library of this name.
+/// Of which file the code of `malloc` is, that of the library or program of this name.
 #[track_caller]
 fn file_at_malloc(pid: u32, library: &str) -> String {
     let mappings = mappings(pid);
     let base = mappings.iter().find(|(_, _, offset, file)| *offset == 0 && file.ends_with(library));
     let (base, _, _, file) = base.unwrap_or_else(|| panic!("it has {library}: {mappings:#x?}"));
-    let symbols = Command::new("nm").arg("-D").arg(file).output().expect("binutils are installed");
-    let symbols = String::from_utf8(symbols.stdout).expect("symbols are text");
+    // Programs that are linked statically have no dynamic symbols.
+    let symbols = [Some("-D"), None].map(|which| {
+        let symbols = Command::new("nm").args(which).arg(file).output().expect("binutils are installed");
+        String::from_utf8(symbols.stdout).expect("symbols are text")
+    });
     let is_malloc =
         |line: &&str| line.split(' ').nth(2).and_then(|name| name.split('@').next()) == Some("malloc");
-    let malloc = symbols.lines().find(is_malloc).expect("it defines malloc");
-    let at = base + u64::from_str_radix(&malloc[..16], 16).expect("an address");
+    let malloc = symbols.iter().flat_map(|symbols| symbols.lines()).find(is_malloc);
+    let at = u64::from_str_radix(&malloc.expect("it defines malloc")[..16], 16).expect("an address");
+    let at = if at < *base { base + at } else { at };
     let there = mappings.iter().find(|(start, end, ..)| (*start..*end).contains(&at));
     there.map(|(.., file)| file.clone()).expect("its code is mapped")
 }
@@ -329,6 +333,68 @@ fn a_gate_is_used_again_and_the_mappings_do_not_grow() {
     program.assert_unharmed();
 }
 
+#[test]
+fn what_is_recorded_after_a_gate_is_recorded_by_probes() {
+    let mut program = threads(&[]);
+    let pid = program.pid();
+    open_and_close(pid);
+    // The sampler is still mapped, and nobody calls it.
+    for options in [&[][..], &["--sample", "4KiB"]] {
+        let recording = Tracer::new().options(options).pid(pid).start();
+        program.assert_alive();
+        let finished = recording.interrupt();
+        let report = finished.report();
+        report.assert_nothing_lost_but(&[]);
+        assert!(!finished.stderr.join("\n").contains("sampled within"), "{:?}", finished.stderr);
+        let made = sum(&report, "calculate", |stack| stack.allocated_objects);
+        assert!(made > 100, "{made}: {:#?}", report.outlines());
+    }
+    program.assert_unharmed();
+}
+
+#[test]
+fn a_child_that_keeps_an_open_gate_is_seen_by_its_probes_among_others() {
+    // No other test has a program of this name.
+    let directory = tempfile::tempdir().expect("it can be made");
+    let executable = directory.path().join("gated-family");
+    fs::copy(compile("gated.c", &[]), &executable).expect("it can be copied");
+    let mut program = Program::new("gated.c").start_as(&executable);
+    program.work();
+    let pid = program.pid();
+    let opened_gate = opened(gate(pid).beside_another(), pid);
+    program.say("part");
+    let child: u32 = program.wait_for_line_after("child ").parse().expect("a pid");
+    let finished = opened_gate.interrupt();
+    assert!(finished.status.success() && is_open(child, LIBC) && !is_open(pid, LIBC), "{finished:#?}");
+    let mut record = |options: &[&str]| {
+        let recording = Tracer::new()
+            .options(["--name", "gated-family", "--top", "100"])
+            .options(options)
+            .alone()
+            .start();
+        program.assert_alive();
+        program.say("child");
+        program.wait_for_line("child alive");
+        recording.interrupt()
+    };
+    let finished = record(&[]);
+    let said = finished.stderr.join("\n");
+    let warning =
+        format!("blocks are not seen without --sample; `tracer gate --remove --pid {child}` closes it");
+    assert!(said.contains(&warning) && !said.contains(&format!("--pid {pid}`")), "{said}");
+    let finished = record(&["--sample", "4KiB"]);
+    assert!(!finished.stderr.join("\n").contains("not seen"), "{:?}", finished.stderr);
+    let report = finished.report();
+    for process in [pid, child] {
+        let of_process = report.called_by("calculate").into_iter().filter(|stack| stack.pid == Some(process));
+        let made: u64 = of_process.map(|stack| stack.allocated_objects).sum();
+        assert!(made > 100, "{process} of {pid} and {child}: {made}: {:#?}", report.outlines());
+    }
+    program.say("leave");
+    program.wait_for_line("child left");
+    program.assert_unharmed();
+}
+
 // ---- calls that wait
 
 const KINDS: &[(&str, i64)] = &[
@@ -350,6 +416,8 @@ const KINDS: &[(&str, i64)] = &[
     ("sigtimedwait", libc::SYS_rt_sigtimedwait),
     ("recv", libc::SYS_recvfrom),
     ("recv_timed", libc::SYS_recvfrom),
+    ("read_timed", libc::SYS_read),
+    ("recvmsg_timed", libc::SYS_recvmsg),
     ("sigsuspend", libc::SYS_rt_sigsuspend),
     ("wait4", libc::SYS_wait4),
     ("waitid", libc::SYS_waitid),
@@ -1200,15 +1268,18 @@ fn bpftrace(pid: u32) -> Tool {
 
 #[test]
 fn debuggers_and_profilers_come_and_go_while_a_gate_is_open_and_the_other_way_round() {
+    // The probes of bpftrace are everybody's, whichever process it is told.
+    let turn = Turn::alone();
+    let gate = |pid| gate(pid).in_turn(&turn).beside_another();
     let mut program = threads(&["births"]);
     let pid = program.pid();
-    let opened_gate = open(pid);
+    let opened_gate = opened(gate(pid), pid);
     let places = gated_places(pid);
     close(opened_gate, pid);
     let mut tools = [gdb(pid, &places), strace(pid), perf(pid), bpftrace(pid)];
     for tool in &mut tools {
         // It comes and goes while the gate is open.
-        let opened_gate = opened(gate(pid).beside_another(), pid);
+        let opened_gate = opened(gate(pid), pid);
         let at_work = tool.start();
         end(at_work);
         program.assert_alive();
@@ -1217,7 +1288,7 @@ fn debuggers_and_profilers_come_and_go_while_a_gate_is_open_and_the_other_way_ro
         program.assert_alive();
 
         // It is there when the gate is to be closed: that can be, or is to be done later.
-        let opened_gate = opened(gate(pid).beside_another(), pid);
+        let opened_gate = opened(gate(pid), pid);
         let at_work = tool.start();
         let closed = opened_gate.interrupt();
         end(at_work);
@@ -1225,14 +1296,15 @@ fn debuggers_and_profilers_come_and_go_while_a_gate_is_open_and_the_other_way_ro
         if !closed.status.success() {
             closed.assert_failed(1, &["traces it", "gate --remove"]);
             assert_open(pid);
-            assert!(remove(pid).starts_with("closed"));
+            let removed = gate(pid).options(["--remove"]).run();
+            assert!(removed.status.success(), "{removed:#?}");
         }
         assert_closed(pid);
         program.assert_alive();
 
         // It is there when a gate is to be opened, and goes when it is open, or is refused.
         let at_work = tool.start();
-        let mut gate = gate(pid).beside_another().spawn();
+        let mut gate = gate(pid).spawn();
         wait_until("open or refused", || (is_open(pid, LIBC) || !is_running(gate.pid())).then_some(()));
         if is_open(pid, LIBC) {
             gate.wait_for_output("is open");
@@ -1305,6 +1377,8 @@ fn check_allocator(program: &mut Running, library: &str, is_gated: Option<bool>)
         program.wait_for_line("quiet");
         let finished = recording.interrupt();
         assert_sampled_within(&finished);
+        // The gate has all of its functions, so none is probed besides.
+        assert!(!finished.stderr.join("\n").contains("functions probed"), "{finished:#?}");
         let report = finished.report();
         report.assert_nothing_lost_but(&[]);
         report.assert_balanced();
@@ -1383,5 +1457,27 @@ fn musl() {
         program.work();
         let name = library.file_name().expect("a file").to_str().expect("text");
         check_allocator(&mut program, &format!("/{name}"), Some(true));
+    }
+}
+
+#[test]
+fn programs_that_are_linked_statically() {
+    let directory = tempfile::tempdir().expect("it can be made");
+    // There is hardly room for the code that makes the calls behind the little code of musl.
+    let linked = [
+        ("gcc", &["-static", "-pthread"][..], Some(true)),
+        ("gcc", &["-static-pie", "-fPIE", "-pthread"], Some(true)),
+        ("musl-gcc", &["-static"], None),
+    ];
+    for (number, (compiler, options, is_gated)) in linked.into_iter().enumerate() {
+        let name = format!("gated-{number}");
+        let executable = directory.path().join(&name);
+        let mut compile = Command::new(compiler);
+        compile.args(["-O2", "-g", "-fno-omit-frame-pointer"]).args(options);
+        compile.arg(tracer_tests::programs_dir().join("gated.c")).arg("-o").arg(&executable);
+        assert!(compile.status().is_ok_and(|status| status.success()), "{compiler}: run `cargo xtask setup`");
+        let mut program = Program::new("gated.c").argument("signals").start_as(&executable);
+        program.work();
+        check_allocator(&mut program, &format!("/{name}"), is_gated);
     }
 }
