@@ -175,7 +175,7 @@ fn failure(keeper: &mut Child) -> anyhow::Error {
 /// Refuses a process whose gate a tracer has left: its functions are not where probes would be.
 pub(super) fn check_left(pid: Pid) -> Result<()> {
     if let Ok(target) = Target::open(pid)
-        && gate::is_open(&target)
+        && target.has_open_gate()
     {
         let name = printable(target.comm());
         bail!(

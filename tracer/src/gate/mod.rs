@@ -162,12 +162,6 @@ fn remove_locked(target: &Target) -> Result<Option<Duration>> {
     left.map(|found| found.close(target)).transpose()
 }
 
-/// Whether a process has a gate that is open.
-#[must_use]
-pub fn is_open(target: &Target) -> bool {
-    Found::look(target).ok().flatten().is_some_and(|found| found.is_open)
-}
-
 /// What a gate would do in a process, as text.
 ///
 /// # Errors

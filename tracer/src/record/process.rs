@@ -24,7 +24,6 @@ use super::{
 use crate::{
     analyze::{allocators::FileAllocator, mappings::InitialMappings},
     attach::{Capture, ProbedEvent, Site},
-    gate,
     model::{Address, Bytes, NotProbed, Pid},
     plan::{
         Api, Catalog, Cost, Declarations, Exits, ObjectPlan, Omission, PlanError, PlanTable, PlannedProbe,
@@ -243,7 +242,7 @@ impl TracedProcess {
 
     /// What is to be probed in a file; none where that cannot be told, which is a warning, and of a gate that is closed.
     fn plan(&self, object: &MappedObject, planner: &mut Planner) -> Result<Option<ObjectPlan>> {
-        if object.is_gate() && !gate::is_open(&self.target) {
+        if object.is_gate() && !self.target.has_open_gate() {
             return Ok(None);
         }
         if object.is_gate() && planner.sample.is_none() {

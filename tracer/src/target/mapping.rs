@@ -144,6 +144,15 @@ pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {
 /// How the file of a gate is named, by which `tracer --gate` replaces code.
 pub const GATE_FILE: &str = "/memfd:tracer-gate";
 
+/// Whether a gate's copy of code is in its place, away from the rest of its file.
+pub(super) fn has_open_gate(mappings: &[Mapping]) -> bool {
+    let follows = |before: &Mapping, part: &Mapping| before.inode == part.inode && before.end == part.start;
+    mappings.windows(2).any(|pair| {
+        let [before, part] = pair else { return false };
+        part.is_named(GATE_FILE) && part.file_offset != 0 && !follows(before, part)
+    })
+}
+
 /// Shows the copy of code that a gate has put in its place as the code that it is a copy of, and leaves out where the original is parked:
 /// directly in front of the gate's file, as the gate's layout has it.
 pub(super) fn without_gate(mut mappings: Vec<Mapping>) -> Vec<Mapping> {
@@ -378,12 +387,15 @@ mod tests {
         );
         assert_eq!([at(0x92000), at(0x95000)], [Some((7, 0x98000)), Some((7, 0x9b000))]);
         assert!(!shown.iter().any(|mapping| mapping.start.0 == 0x92000 && mapping.deleted));
+        assert!(has_open_gate(&parse_maps(text.as_bytes())));
         // A gate that is closed, and one that is only put in.
         let closed = text.replace("92000-95000 r-xp 00006000 00:01 9 /memfd:tracer-gate (deleted)\n", "");
         assert_eq!(without_gate(parse_maps(closed.as_bytes())).len(), 5);
+        assert!(!has_open_gate(&parse_maps(closed.as_bytes())));
         let reserved =
             closed.replace("r-xp 00098000 fe:00 7 /usr/lib/libc.so.6\n4000", "---p 00000000 00:00 0 \n4000");
         assert_eq!(without_gate(parse_maps(reserved.as_bytes())).len(), 6);
+        assert!(!has_open_gate(&parse_maps(reserved.as_bytes())));
     }
 
     #[test]

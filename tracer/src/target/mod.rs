@@ -214,6 +214,12 @@ impl Target {
         Ok(parse_maps(&self.read("maps")?))
     }
 
+    /// Whether a gate is open in it.
+    #[must_use]
+    pub fn has_open_gate(&self) -> bool {
+        self.mappings_with_gate().is_ok_and(|mappings| mapping::has_open_gate(&mappings))
+    }
+
     /// The ELF files that the process has mapped with executable parts, in order of their first mapping.
     ///
     /// # Errors
