@@ -357,7 +357,7 @@ fn a_child_that_keeps_an_open_gate_is_seen_by_its_probes_among_others() {
     // No other test has a program of this name.
     let directory = tempfile::tempdir().expect("it can be made");
     let executable = directory.path().join("gated-family");
-    fs::copy(compile("gated.c", &[]), &executable).expect("it can be copied");
+    std::os::unix::fs::symlink(compile("gated.c", &[]), &executable).expect("it can be made");
     let mut program = Program::new("gated.c").start_as(&executable);
     program.work();
     let pid = program.pid();
@@ -930,6 +930,8 @@ fn a_process_of_which_another_thread_is_traced_is_refused_or_led_aside_by_anothe
 fn a_process_that_is_frozen_is_refused() {
     for freezer in Freezer::of_each_kind() {
         let mut program = threads(&[]);
+        // It thaws before the program is waited for, whatever fails here.
+        let freezer = freezer;
         let pid = program.pid();
         freezer.take_in(pid);
         freezer.freeze();
@@ -1441,7 +1443,9 @@ fn musl() {
     const DEBIAN: &str = "/usr/lib/x86_64-linux-musl/libc.so";
     let directory = tempfile::tempdir().expect("it can be made");
     let alpine = directory.path().join("ld-musl-x86_64.so.1");
-    fs::copy(DEBIAN, &alpine).expect("musl-tools are installed: run `cargo xtask setup`");
+    // By another process: a child of this one would hold it open for writing for a moment, and it could not be run.
+    let copied = Command::new("cp").arg(DEBIAN).arg(&alpine).status();
+    assert!(copied.is_ok_and(|status| status.success()), "musl-tools are installed: run `cargo xtask setup`");
     for library in [Path::new(DEBIAN), &alpine] {
         let executable = directory.path().join("gated");
         let mut compiler = Command::new("musl-gcc");

@@ -16,14 +16,14 @@ use crate::{command, run};
 /// Programs of this machine that the tests run, besides busybox.
 const PROGRAMS: [&str; 7] = ["sh", "setpriv", "unshare", "chroot", "prlimit", "apparmor_parser", "nm"];
 
-/// Packs the image, and returns where it is.
+/// Packs the image for these machines, and returns where it is.
 ///
 /// # Errors
 /// When something cannot be built or packed.
-pub fn make(workspace: &Path) -> Result<PathBuf> {
+pub fn make(workspace: &Path, chosen: &[&Machine]) -> Result<PathBuf> {
     let home = workspace.join("target/vm");
     let image = home.join("initramfs.cpio");
-    let binaries = test_binaries(workspace)?;
+    let binaries = test_binaries(workspace, chosen)?;
     build_programs(workspace, &binaries)?;
     let root = Root::new(&home.join("root"))?;
     root.add_busybox()?;
@@ -55,10 +55,10 @@ fn script(machine: &Machine, tracer: &Path) -> String {
     script
 }
 
-/// The binaries of the kernel tests that some machine runs, by name.
-fn test_binaries(workspace: &Path) -> Result<BTreeMap<String, PathBuf>> {
+/// The binaries of the kernel tests that these machines run, by name.
+fn test_binaries(workspace: &Path, chosen: &[&Machine]) -> Result<BTreeMap<String, PathBuf>> {
     let wanted: BTreeSet<&str> =
-        MACHINES.iter().flat_map(|machine| machine.tests).map(|(binary, _)| *binary).collect();
+        chosen.iter().flat_map(|machine| machine.tests).map(|(binary, _)| *binary).collect();
     let mut cargo = run::cargo(workspace);
     cargo.args([
         "test",

@@ -52,7 +52,7 @@ pub fn vm(workspace: &Path, options: &Options) -> Result<()> {
     run::build(workspace)?;
     let chosen = chosen(options);
     ensure!(!chosen.is_empty(), "there is no such machine: {}", names());
-    let image = image::make(workspace)?;
+    let image = image::make(workspace, &chosen)?;
     let mut outcomes = Vec::new();
     for machine in chosen {
         let kernel = kernels::get(workspace, machine.kernel)?;
