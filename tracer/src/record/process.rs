@@ -173,7 +173,11 @@ impl TracedProcess {
                     || file.has_detours && !self.detour_files.contains(&id)
             })
         };
-        let objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
+        let mut objects = self.target.objects_where(is_new).with_context(|| self.unreadable())?;
+        // Nobody calls what a gate has left that is closed. In another process that has the same file it may be open.
+        if !self.target.has_open_gate() {
+            objects.opened.retain(|object| !object.is_gate());
+        }
         self.probes = probes;
         for unopened in &objects.unopened {
             self.probed.borrow_mut().files.insert(unopened.id, ProbedFile::default());
@@ -232,7 +236,8 @@ impl TracedProcess {
         capture: &mut Capture,
         planner: &mut Planner,
     ) -> Result<()> {
-        if self.probed.borrow().files.contains_key(&object.id) {
+        let is_closed_gate = object.is_gate() && !self.target.has_open_gate();
+        if is_closed_gate || self.probed.borrow().files.contains_key(&object.id) {
             return Ok(());
         }
         let plan = self.plan(object, planner)?;
@@ -240,11 +245,8 @@ impl TracedProcess {
         self.attach_planned(object, plan, capture, planner)
     }
 
-    /// What is to be probed in a file; none where that cannot be told, which is a warning, and of a gate that is closed.
+    /// What is to be probed in a file; none where that cannot be told, which is a warning.
     fn plan(&self, object: &MappedObject, planner: &mut Planner) -> Result<Option<ObjectPlan>> {
-        if object.is_gate() && !self.target.has_open_gate() {
-            return Ok(None);
-        }
         if object.is_gate() && planner.sample.is_none() {
             let pid = self.target.pid();
             log::warn!(
