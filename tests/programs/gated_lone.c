@@ -1,6 +1,8 @@
 // Processes with few threads, or with odd ones.
 //
 //     gated_lone pause       one thread, which waits for signals
+//     gated_lone reserves    the same, and has reserved all addresses below the C library, as far as a jump reaches
+//     gated_lone locks       the same, and a part of the code of its C library is a mapping of its own
 //     gated_lone busy        one thread, which calculates, and calls neither the allocator nor the kernel
 //     gated_lone allocates   one thread, which allocates, and seldom calls the kernel
 //     gated_lone dead        the first thread has ended, another one allocates
@@ -14,6 +16,7 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #ifdef __GLIBC__
@@ -79,6 +82,27 @@ static void wait_for_signals(void) {
     for (;;) {
         sigsuspend(&before);
         answer();
+    }
+}
+
+// All that is free within 3 GiB below this address.
+static void reserve_below(uintptr_t address) {
+    uintptr_t at = (address & -4096UL) - (3UL << 30), start, end;
+    static char line[4096];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    struct { uintptr_t start, end; } free[512];
+    int count = 0;
+    while (fgets(line, sizeof line, maps) && at < address) {
+        if (sscanf(line, "%lx-%lx", &start, &end) != 2) fail("no mapping");
+        if (start > at) free[count].start = at, free[count++].end = start;
+        if (end > at) at = end;
+    }
+    fclose(maps);
+    for (int i = 0; i < count; i++) {
+        size_t bytes = free[i].end - free[i].start;
+        void *place = (void *)free[i].start;
+        int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+        if (mmap(place, bytes, PROT_NONE, flags, -1, 0) != place) fail("cannot reserve");
     }
 }
 
@@ -241,6 +265,10 @@ static void be_in_sequences(void) { fail("no rseq"); }
 int main(int arguments, char **argument) {
     const char *mode = arguments > 1 ? argument[1] : "pause";
     expect_unknown_frees();
+#define IS(name) !strcmp(mode, name)
+    uintptr_t code = (uintptr_t)malloc;
+    if (IS("reserves")) reserve_below(code);
+    if (IS("locks") && mlock((void *)(code & -4096UL), 1)) fail("cannot lock");
     ready();
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     // Nobody is to jump out of the handler before it has said what came.
@@ -248,8 +276,7 @@ int main(int arguments, char **argument) {
     sigaction(SIGUSR1, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     say("done");
-#define IS(name) !strcmp(mode, name)
-    if (IS("pause")) wait_for_signals();
+    if (IS("pause") || IS("reserves") || IS("locks")) wait_for_signals();
     if (IS("busy")) be_busy();
     if (IS("allocates")) allocate_for_ever();
     if (IS("jumps")) jump_for_ever();

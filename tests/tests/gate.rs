@@ -524,6 +524,29 @@ fn a_single_thread_that_waits() {
     check_lone("pause");
 }
 
+/// As Java with a heap of 40 GiB.
+#[test]
+fn a_process_that_has_reserved_all_addresses_below_its_allocator() {
+    check_lone("reserves");
+}
+
+#[test]
+fn code_in_several_mappings_is_refused() {
+    let mut program = lone("locks");
+    let pid = program.pid();
+    for _ in 0..3 {
+        assert_refused(gate(pid), &["several mappings"]);
+        assert_closed(pid);
+        assert_lone_alive(&mut program);
+    }
+    // What was put in before that was seen is put in once.
+    assert_eq!(
+        mappings(pid).iter().filter(|(_, _, offset, file)| *offset == 0 && file.starts_with(GATE)).count(),
+        1
+    );
+    end_lone(program);
+}
+
 #[test]
 fn a_single_thread_without_calls() {
     check_lone("busy");

@@ -10,6 +10,8 @@
 //! | copy | the copy of the original pages with the jumps, from where it is mapped over them |
 //! | header | what this is, for whoever comes later |
 
+use std::iter;
+
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::image::Image;
@@ -25,6 +27,8 @@ pub const PAGE: u64 = 4096;
 const REACH: u64 = 0x7000_0000;
 /// Free addresses that are left on each side: what grows, grows there.
 const MARGIN: u64 = 64 << 10;
+/// So far below the main stack nothing is mapped, whatever its limit: the kernel keeps that free, too.
+const STACK: u64 = 128 << 20;
 /// More pages than this are not replaced.
 const MOST_BYTES: u64 = 4 << 20;
 
@@ -171,26 +175,23 @@ pub fn place(image: &Image<'_>, code: &Code<'_>, mappings: &[Mapping]) -> Result
     })
 }
 
-/// A free range below the code, as near as can be. The heap of a program grows above its code.
+/// A free range as near to the code as can be: below it, or, where the program has reserved all of that (a heap of 40 GiB), above it.
+/// None in which the program's heap or its stack would grow.
 fn free_range(bytes: u64, near: Address, mappings: &[Mapping]) -> Option<Address> {
-    let lowest = near.0.saturating_sub(REACH).max(1 << 20);
-    let mut end = u64::MAX;
-    for mapping in mappings.iter().rev() {
-        let (gap_start, gap_end) = (mapping.end.0, end);
-        end = mapping.start.0;
-        if gap_end > near.0 {
-            continue;
-        }
-        if let Some(start) = fit(bytes, gap_start.max(lowest), gap_end) {
-            return Some(start);
-        }
-    }
-    fit(bytes, lowest, end.min(near.0))
-}
-
-fn fit(bytes: u64, start: u64, end: u64) -> Option<Address> {
-    let at = end.checked_sub(MARGIN)?.checked_sub(bytes)? / PAGE * PAGE;
-    (at >= start.checked_add(MARGIN)?).then_some(Address(at))
+    let (lowest, highest) = (near.0.saturating_sub(REACH).max(1 << 20), near.0.saturating_add(REACH));
+    let gap = |before: Option<&Mapping>, after: &Mapping| {
+        let growth = if after.is_named("[stack]") { STACK } else { MARGIN };
+        let start = before.map_or(0, |before| before.end.0).saturating_add(MARGIN).max(lowest);
+        let end = after.start.0.saturating_sub(growth).min(highest);
+        let is_of_heap = before.is_some_and(|before| before.is_named("[heap]"));
+        (!is_of_heap).then_some(start.next_multiple_of(PAGE)..end / PAGE * PAGE)
+    };
+    let before = iter::once(None).chain(mappings.iter().map(Some));
+    let gaps = before.zip(mappings).filter_map(|(before, after)| gap(before, after));
+    let gaps: Vec<_> = gaps.filter(|gap| gap.end.saturating_sub(gap.start) >= bytes).collect();
+    let below = gaps.iter().rev().find(|gap| gap.end <= near.0).map(|gap| gap.end - bytes);
+    let above = || gaps.iter().find(|gap| gap.start >= near.0).map(|gap| gap.start);
+    below.or_else(above).map(Address)
 }
 
 /// The file of a gate.
@@ -265,6 +266,27 @@ mod tests {
         // A program at the lowest addresses, as linkers put static ones.
         let at = free_range(0x6_0000, Address(0x40_1000), &mappings[..1]).unwrap();
         assert_eq!(at, Address(0x40_0000 - MARGIN - 0x6_0000));
+    }
+
+    /// Java with a heap of 40 GiB.
+    #[test]
+    fn a_range_above_is_taken_where_all_below_is_reserved() {
+        let reserved = mapping(0x7f00_0000_0000, 0x7f0a_0000_0000, "");
+        let libc = mapping(0x7f0a_0000_0000, 0x7f0a_0020_0000, "/lib/libc.so.6");
+        let near = Address(0x7f0a_0002_8000);
+        let free = |above: Mapping| free_range(0x6_0000, near, &[reserved.clone(), libc.clone(), above]);
+        let next = Some(Address(0x7f0a_0020_0000 + MARGIN));
+        assert_eq!(free(mapping(0x7f0a_1000_0000, 0x7f0a_1010_0000, "/lib/b")), next);
+        // Too far away is only what does not begin near enough.
+        assert_eq!(free(mapping(0x7ff0_0000_0000, 0x7ff1_0000_0000, "/lib/b")), next);
+        assert_eq!(free(mapping(0x7f0a_0030_0000, 0x7f0b_0000_0000, "/lib/b")), next);
+        assert_eq!(free(mapping(0x7f0a_0022_0000, 0x7f0b_0000_0000, "/lib/b")), None);
+        // There its stack grows.
+        assert_eq!(free(mapping(0x7f0a_0700_0000, 0x7f0a_0800_0000, "[stack]")), None);
+        // And there its heap, of a program that is linked statically.
+        let heap = mapping(0x7f0a_0020_0000, 0x7f0a_0021_0000, "[heap]");
+        let stack = mapping(0x7ff0_0000_0000, 0x7ff1_0000_0000, "[stack]");
+        assert_eq!(free_range(0x6_0000, near, &[reserved, libc, heap, stack]), None);
     }
 
     #[test]
