@@ -1027,6 +1027,11 @@ fn there_is_one_gate_at_a_time() {
     assert_refused(gate(pid).beside_another(), &["another tracer has a gate"]);
     assert_refused(by_gate(pid).options(["-d", "100ms"]).beside_another(), &["another tracer has a gate"]);
     assert_refused(gate(pid).options(["--remove"]).beside_another(), &["another tracer has a gate"]);
+    // As from another container.
+    let elsewhere = |gate: Tracer| gate.through(["unshare", "--net"]).beside_another();
+    assert_refused(elsewhere(gate(pid)), &["another tracer has a gate"]);
+    assert_refused(elsewhere(by_gate(pid).options(["-d", "100ms"])), &["another tracer has a gate"]);
+    assert_refused(elsewhere(gate(pid).options(["--remove"])), &["another tracer has a gate"]);
     assert_open(pid);
     program.assert_alive();
     first.interrupt().report().assert_nothing_lost_but(&[]);
@@ -1122,7 +1127,7 @@ fn check_filtered(mode: &str) {
     assert_closed(pid);
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let is_filtered = status.contains("Seccomp:\t2\n");
-    assert_eq!(is_filtered, mode != "mdwe", "the filter is there as ever: {status}");
+    assert_eq!(is_filtered, ["calls", "all"].contains(&mode), "the filter is there as ever: {status}");
     program.assert_alive();
     program.assert_unharmed();
 }
@@ -1135,6 +1140,11 @@ fn a_filter_that_kills_at_what_a_gate_needs() {
 #[test]
 fn a_filter_that_kills_at_everything_else() {
     check_filtered("all");
+}
+
+#[test]
+fn a_filter_of_the_one_thread_that_can_be_led_aside() {
+    check_filtered("thread");
 }
 
 #[test]

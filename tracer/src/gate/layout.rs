@@ -52,12 +52,6 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// All of it but the place.
-    #[must_use]
-    pub const fn region(&self) -> AddressRange {
-        AddressRange { start: self.parked, end: Address(self.image.0 + self.file_bytes) }
-    }
-
     /// Where the copy is mapped when it is not in its place.
     #[must_use]
     pub const fn copy(&self) -> Address {

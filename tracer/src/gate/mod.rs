@@ -18,18 +18,13 @@
 pub mod image;
 pub mod inject;
 pub mod layout;
+mod lock;
 mod room;
 
 use std::{
     fs::{self, File},
-    io::{self, Write as _},
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::{
-            fs::FileExt as _,
-            net::{SocketAddr, UnixListener},
-        },
-    },
+    io::Write as _,
+    os::unix::fs::FileExt as _,
     time::Duration,
 };
 
@@ -42,6 +37,7 @@ use self::{
         stub::{Argument, SystemCall, own_descriptors},
     },
     layout::{Code, Layout, PAGE},
+    lock::Lock,
 };
 use crate::{
     model::{Address, AddressRange},
@@ -57,7 +53,7 @@ pub struct OpenGate<'a> {
     /// The longest time that a thread of the process was held to open it.
     pub held: Duration,
     /// Nobody else opens or closes one of this process meanwhile.
-    _lock: UnixListener,
+    _lock: Lock,
 }
 
 /// Opens a gate in a process. One that a tracer left which was killed is taken over.
@@ -65,7 +61,7 @@ pub struct OpenGate<'a> {
 /// # Errors
 /// One line that says why not. Then nothing in the process has changed, but for memory that nobody uses.
 pub fn open(target: &Target) -> Result<OpenGate<'_>> {
-    let lock = lock(target)?;
+    let mut lock = lock(target)?;
     refuse(target)?;
     // First of all: the code that another one has left may be about to open or close a gate.
     let objects = target.objects_among(&target.mappings()?, |_| true).opened;
@@ -88,9 +84,10 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
         "the code of {} is not as in its file: another tool has a probe or a breakpoint there",
         object.name()
     );
+    room::check(target)?;
     let (gate, put_in) = match Found::look(target)? {
         Some(left) if left.is_of(target, &image, &code)? => (left.layout, Duration::ZERO),
-        _ => put_in(target, &objects, &image, &code)?,
+        _ => put_in(target, &objects, &image, &code, &mut lock)?,
     };
     room::check(target)?;
     let park = map_again(gate.place, gate.parked, gate.length);
@@ -232,16 +229,19 @@ fn refuse(target: &Target) -> Result<()> {
     }
 }
 
-/// Who has this socket opens and closes the gate of the process. The kernel frees the name when its owner dies.
-fn lock(target: &Target) -> Result<UnixListener> {
-    let name = format!("tracer-gate-{}-{}", target.pid(), target.start_time());
-    match UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?) {
-        Ok(lock) => Ok(lock),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            bail!("another tracer has a gate in {} ({})", printable(target.comm()), target.pid())
-        }
-        Err(error) => Err(error).context("the gate cannot be locked"),
+fn lock(target: &Target) -> Result<Lock> {
+    let mut lock = Lock::of(target)?;
+    let Some(found) = Found::look(target)? else { return Ok(lock) };
+    let mapping =
+        target.mappings_with_gate()?.into_iter().find(|mapping| mapping.start == found.layout.image);
+    // Without the right to open it no gate can be put in. One that was left can be closed.
+    let memory = mapping.and_then(|mapping| {
+        open_mapped(target, &mapping, fs::OpenOptions::new().read(true).write(true)).ok()
+    });
+    if let Some(memory) = memory {
+        lock.memory(target, memory)?;
     }
+    Ok(lock)
 }
 
 fn has(memory: &File, at: Address, bytes: &[u8]) -> Result<bool> {
@@ -292,6 +292,7 @@ fn put_in(
     objects: &[MappedObject],
     image: &Image<'_>,
     code: &Code<'_>,
+    lock: &mut Lock,
 ) -> Result<(Layout, Duration)> {
     /// The program maps memory meanwhile, and may take the range that was free.
     const TRIES: usize = 5;
@@ -320,6 +321,7 @@ fn put_in(
         mapping.filter(|mapping| mapping.is_named(GATE_FILE)).context("the gate's memory is not there")?;
     let mut file = open_mapped(target, &mapping, fs::OpenOptions::new().read(true).write(true))?;
     file.write_all(&content).context("the gate's memory cannot be written")?;
+    lock.memory(target, file)?;
     Ok((layout, held))
 }
 
@@ -337,8 +339,6 @@ fn seed() -> Result<u64> {
 }
 
 fn calls(layout: &Layout, image: &Image<'_>) -> Vec<SystemCall> {
-    let region = layout.region();
-    let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
     let mmap = |at: u64, bytes: u64, protection: i32, flags: i32, file| SystemCall {
         number: libc::SYS_mmap,
         arguments: [
@@ -362,12 +362,14 @@ fn calls(layout: &Layout, image: &Image<'_>) -> Vec<SystemCall> {
         ],
     };
     let code = libc::PROT_READ | libc::PROT_EXEC;
-    let fixed = libc::MAP_PRIVATE | libc::MAP_FIXED;
+    let free = libc::MAP_FIXED_NOREPLACE;
+    let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | free;
     let mut calls = vec![
         own_descriptors(),
-        mmap(region.start.0, region.bytes(), libc::PROT_NONE, reserve, number(u64::MAX)),
         name,
-        mmap(layout.image.0, layout.file_bytes, code, fixed, Argument::Descriptor),
+        // First what a security module may refuse: then nothing is left.
+        mmap(layout.image.0, layout.file_bytes, code, libc::MAP_PRIVATE | free, Argument::Descriptor),
+        mmap(layout.parked.0, layout.length, libc::PROT_NONE, anonymous, number(u64::MAX)),
     ];
     calls.extend(image.writable().iter().map(|range| SystemCall {
         number: libc::SYS_mprotect,

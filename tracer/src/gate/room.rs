@@ -15,6 +15,8 @@ use crate::{
 
 /// What must be free. A call takes some hundred bytes of the kernel's own memory, and no addresses more than it had.
 const ENOUGH: u64 = 4 << 20;
+/// What must be free of mappings: the gate takes seven, and splits two others.
+const ENOUGH_MAPPINGS: u64 = 64;
 
 /// Refuses a process that has hardly any room left.
 pub(super) fn check(target: &Target) -> Result<()> {
@@ -28,6 +30,15 @@ pub(super) fn check(target: &Target) -> Result<()> {
             "it has {} of the {} of addresses that it may have (RLIMIT_AS): too many for a gate",
             Bytes(used),
             Bytes(limit)
+        );
+    }
+    let limit =
+        fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|limit| limit.trim().parse().ok());
+    if let Some(limit) = limit {
+        let used = target.mappings_with_gate()?.len() as u64;
+        ensure!(
+            used + ENOUGH_MAPPINGS <= limit,
+            "it has {used} of the {limit} mappings that it may have (vm.max_map_count): too many for a gate"
         );
     }
     let Some(hierarchy) = Hierarchy::of_memory() else { return Ok(()) };

@@ -83,3 +83,23 @@ fn looked_at(memory: &File, cave: Cave) -> Option<Cave> {
     let is_used = bytes.starts_with(MARK);
     (is_used || bytes.iter().all(|&byte| byte == 0)).then_some(Cave { is_used, ..cave })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cave(start: u64, bytes: u64) -> Cave {
+        Cave { start: Address(start), bytes, is_used: false }
+    }
+
+    #[test]
+    fn no_cave_is_in_pages_that_are_replaced() {
+        let (before, within, behind) = (cave(0x1f00, 0x100), cave(0x4800, 0x800), cave(0x5000, 0x10));
+        let used = Cave { is_used: true, ..cave(0x8000, 0xfff) };
+        let replaced = AddressRange { start: Address(0x2000), end: Address(0x5000) };
+        let all = vec![before, within, used, behind];
+        assert_eq!(largest(all.clone(), replaced), Some(before));
+        assert_eq!(largest(vec![within, used], replaced), None);
+        assert_eq!(largest(all, AddressRange { start: Address(0x2000), end: Address(0x4000) }), Some(within));
+    }
+}

@@ -115,6 +115,9 @@ pub fn make_calls(
     let bytes = longest.bytes.len();
     let cave = cave::largest(cave::all(objects, &memory), replaced);
     let cave = cave.filter(|cave| cave.bytes >= bytes as u64).ok_or(NotMade::NoRoom { bytes })?;
+    // Nothing changes, and it is known that the code can be taken away again when nobody traces the process any more: a kernel may have
+    // that for the writing (`proc_mem.force_override=ptrace`).
+    memory.write_all_at(&[0], cave.start.0).map_err(io_error("its code cannot be written"))?;
     let deadline = Instant::now() + PATIENCE;
     let mut why = "it has no thread that runs or sleeps";
     loop {
