@@ -2,15 +2,24 @@
 //
 //     gated_lone pause       one thread, which waits for signals
 //     gated_lone reserves    the same, and has reserved all addresses below the C library, as far as a jump reaches
-//     gated_lone locks       the same, and a part of the code of its C library is a mapping of its own
+//     gated_lone splits      the same, and a part of the code of its C library is a mapping of its own
+//     gated_lone locks_all   the same, and all its memory is locked, now and later
+//     gated_lone twice       the same, and it has loaded the C library a second time
+//     gated_lone handles     the same; SIGUSR2 says "handling", waits for half a second, and says "handled"
 //     gated_lone busy        one thread, which calculates, and calls neither the allocator nor the kernel
 //     gated_lone allocates   one thread, which allocates, and seldom calls the kernel
+//     gated_lone io_uring    the same, and a thread of the kernel waits for what a pipe has; what came is checked at the end
 //     gated_lone dead        the first thread has ended, another one allocates
+//     gated_lone narrow      one thread, which executes 32-bit code half of the time
 //     gated_lone crowd       a hundred threads that sleep, and one that allocates
 //     gated_lone jumps       one thread, which a signal each half millisecond leads away from where it is, by siglongjmp
 //     gated_lone sequences   four threads in restartable sequences, which count
 //
 // SIGUSR1 is answered by "alive", if all is right; SIGTERM ends it.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -59,11 +68,14 @@ static void allocate(unsigned turns) {
     }
 }
 
+static void (*at_the_end)(void);
+
 // What else there is to do, for who has nothing to wait for.
 static void answer(void) {
     static sig_atomic_t answered;
     if (ended) {
         allocate(1000);
+        if (at_the_end) at_the_end();
         _exit(0);
     }
     if (asked != answered) {
@@ -103,6 +115,85 @@ static void reserve_below(uintptr_t address) {
         void *place = (void *)free[i].start;
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
         if (mmap(place, bytes, PROT_NONE, flags, -1, 0) != place) fail("cannot reserve");
+    }
+}
+
+static void handle(int number) {
+    struct timespec left = {0, 500000000};
+    (void)number;
+    say("handling");
+    while (nanosleep(&left, &left)) continue;
+    say("handled");
+}
+
+// ---- a thread of the kernel
+
+static int pipe_in[2], pipe_out[2];
+static struct io_uring_cqe *completions;
+static volatile unsigned *completed;
+
+static void be_completed(void) {
+    if (*completed != 0) fail("it was interrupted");
+    if (write(pipe_in[1], "four", 4) != 4) fail("the pipe is full");
+    while (*completed == 0) usleep(1000);
+    if (completions[0].res != 4) fail("it has failed");
+}
+
+// splice(2) from a pipe that is empty, which no thread of the program waits for.
+static void begin_splice(void) {
+    struct io_uring_params parameters = {0};
+    int ring = (int)syscall(SYS_io_uring_setup, 4, &parameters);
+    if (ring < 0 || pipe(pipe_in) || pipe(pipe_out)) fail("no io_uring");
+    size_t bytes = parameters.cq_off.cqes + parameters.cq_entries * sizeof(struct io_uring_cqe);
+    int how = PROT_READ | PROT_WRITE;
+    char *rings = mmap(NULL, bytes + 4096, how, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+    struct io_uring_sqe *entry = mmap(NULL, 4 * sizeof *entry, how, MAP_SHARED, ring, IORING_OFF_SQES);
+    if (rings == MAP_FAILED || entry == MAP_FAILED) fail("no rings");
+    completed = (unsigned *)(rings + parameters.cq_off.tail);
+    completions = (struct io_uring_cqe *)(rings + parameters.cq_off.cqes);
+    entry->opcode = IORING_OP_SPLICE;
+    entry->flags = IOSQE_ASYNC;
+    entry->fd = pipe_out[1];
+    entry->splice_fd_in = pipe_in[0];
+    entry->off = entry->splice_off_in = UINT64_MAX;
+    entry->len = 4;
+    ((unsigned *)(rings + parameters.sq_off.array))[0] = 0;
+    __atomic_store_n((unsigned *)(rings + parameters.sq_off.tail), 1, __ATOMIC_RELEASE);
+    if (syscall(SYS_io_uring_enter, ring, 1, 0, 0, NULL, 0) != 1) fail("not begun");
+    at_the_end = be_completed;
+}
+
+// ---- code of 32 bits
+
+static void be_narrow(void) {
+    // Counts `ecx` down in 32-bit code, and comes back.
+    unsigned char narrow[] = {
+        0xff, 0xc9,                    // dec ecx
+        0x75, 0xfc,                    // jnz back
+        0xea, 0, 0, 0, 0, 0x33, 0,     // jmp far, to 64-bit code
+    };
+    int how = PROT_READ | PROT_WRITE | PROT_EXEC;
+    unsigned char *low = mmap(NULL, 65536, how, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    if (low == MAP_FAILED) fail("no low memory");
+    uint32_t start = (uint32_t)(uintptr_t)low, back = start + 128;
+    memcpy(narrow + 5, &back, 4);
+    memcpy(low, narrow, sizeof narrow);
+    memcpy(low + 128, "\x41\xff\xe0", 3);  // jmp r8
+    struct { uint32_t to; uint16_t code; } __attribute__((packed)) there = {start, 0x23};
+    for (;;) {
+        // On a stack of 32 bits: a signal is taken there.
+        __asm__ volatile(
+            "movq %%rsp, %%r9\n"
+            "movq %1, %%rsp\n"
+            "movl $100000, %%ecx\n"
+            "leaq 1f(%%rip), %%r8\n"
+            "ljmp *(%0)\n"
+            "1: movq %%r9, %%rsp\n"
+            :
+            : "r"(&there), "r"(low + 65536 - 64)
+            : "rcx", "r8", "r9", "memory", "cc");
+        allocate(200);
+        answer();
     }
 }
 
@@ -232,6 +323,8 @@ static void count_for_ever(size_t number) {
     struct rseq *area = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
     while (!ended) {
         done_in[number] += count_once(area);
+        // As long as in the sequence: there a thread cannot be led aside.
+        for (volatile int i = 0; i < 4000; i++) continue;
         if (number == 0 && asked) asked = 0, say("alive");
     }
     pthread_barrier_wait(&stop);
@@ -268,7 +361,11 @@ int main(int arguments, char **argument) {
 #define IS(name) !strcmp(mode, name)
     uintptr_t code = (uintptr_t)malloc;
     if (IS("reserves")) reserve_below(code);
-    if (IS("locks") && mlock((void *)(code & -4096UL), 1)) fail("cannot lock");
+    if (IS("splits") && madvise((void *)(code & -4096UL), 4096, MADV_DONTDUMP)) fail("cannot split");
+    if (IS("locks_all") && mlockall(MCL_CURRENT | MCL_FUTURE)) fail("cannot lock");
+    if (IS("twice") && !dlmopen(LM_ID_NEWLM, "libc.so.6", RTLD_NOW)) fail("not loaded");
+    if (IS("io_uring")) begin_splice();
+    if (IS("handles")) signal(SIGUSR2, handle);
     ready();
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     // Nobody is to jump out of the handler before it has said what came.
@@ -276,9 +373,11 @@ int main(int arguments, char **argument) {
     sigaction(SIGUSR1, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     say("done");
-    if (IS("pause") || IS("reserves") || IS("locks")) wait_for_signals();
+    static const char *waiting[] = {"pause", "reserves", "splits", "locks_all", "twice", "handles"};
+    for (size_t i = 0; i < sizeof waiting / sizeof *waiting; i++) if (IS(waiting[i])) wait_for_signals();
     if (IS("busy")) be_busy();
-    if (IS("allocates")) allocate_for_ever();
+    if (IS("allocates") || IS("io_uring")) allocate_for_ever();
+    if (IS("narrow")) be_narrow();
     if (IS("jumps")) jump_for_ever();
     if (IS("sequences")) be_in_sequences();
     if (IS("dead")) {

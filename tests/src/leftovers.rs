@@ -1,6 +1,6 @@
 //! What a tracer must not leave behind: breakpoints in the target's code, loaded BPF programs, mounts.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::PathBuf};
+use std::{collections::BTreeSet, fs, ops::Range, os::unix::fs::FileExt, path::PathBuf};
 
 use crate::{bpf, process};
 
@@ -42,10 +42,12 @@ pub fn assert_text_is_pristine(pid: u32) {
 
 /// The addresses where the code of `pid` differs from its files. Empty when the process is gone.
 ///
-/// Position-independent code has no relocations in its text, so any difference is a change made at run time.
+/// Position-independent code has no relocations in its text, so any difference is a change made at run time. What stays of a killed
+/// tracer's code behind that of a file is none: nobody executes it, but for who comes back from a handler.
 #[must_use]
 pub fn modified_text(pid: u32) -> Vec<u64> {
     let mut modified = Vec::new();
+    let done = gate_stubs(pid, b"tracer gate done");
     for text in text_mappings(pid) {
         let length = usize::try_from(text.end - text.start).expect("a mapping fits the address space");
         let Some(now) = process::read_memory(pid, text.start, length) else { continue };
@@ -55,7 +57,26 @@ pub fn modified_text(pid: u32) -> Vec<u64> {
         let differing = differing(&now, &on_disk[..read]);
         modified.extend(differing.into_iter().map(|at| text.start + at as u64));
     }
+    modified.retain(|at| !done.iter().any(|left| left.contains(at)));
     modified
+}
+
+/// Where code is with this mark that makes, or made, the calls of a gate: behind the end of some file's code.
+#[must_use]
+pub fn gate_stubs(pid: u32, mark: &[u8; 16]) -> Vec<Range<u64>> {
+    const PAGE: u64 = 4096;
+    /// Where it says how long it is, as far as it stays there.
+    const KEPT: usize = 24;
+    let of_page = |at: u64| {
+        let page = process::read_memory(pid, at, PAGE as usize).unwrap_or_default();
+        let range = |offset: usize| {
+            let kept = page.get(offset + KEPT..)?.first_chunk()?;
+            let start = at + offset as u64;
+            page[offset..].starts_with(mark).then(|| start..start + u64::from(u32::from_le_bytes(*kept)))
+        };
+        (0..page.len()).step_by(mark.len()).filter_map(range).collect::<Vec<_>>()
+    };
+    text_mappings(pid).iter().flat_map(|text| of_page(text.end - PAGE)).collect()
 }
 
 /// Where two pieces of code differ. Most pages are alike, which is told at once.

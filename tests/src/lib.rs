@@ -37,7 +37,7 @@ pub use browser::Browser;
 pub use cgroup::{Freezer, MemoryGroup};
 pub use chance::{Chance, faults, gate_rounds};
 pub use leaking::Leaking;
-pub use leftovers::{assert_text_is_pristine, modified_text};
+pub use leftovers::{assert_text_is_pristine, gate_stubs, modified_text};
 pub use lines::Lines;
 pub use process::{is_running, process_state, read_memory, send_signal, wait_for_exit, wait_until};
 pub use program::{Amount, Expect, Leak, Program, Running, compile, programs_dir, rust_allocator};

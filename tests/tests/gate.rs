@@ -16,7 +16,8 @@ use std::{
 use rustix::process::Signal;
 use tracer_tests::{
     Chance, Finished, Freezer, Leak, Program, Recording, Report, Running, Stack, Tracer, Turn, compile,
-    faults, gate_rounds, is_running, modified_text, process_state, read_memory, send_signal, wait_until,
+    faults, gate_rounds, gate_stubs, is_running, modified_text, process_state, read_memory, send_signal,
+    wait_until,
 };
 
 const GATE: &str = "/memfd:tracer-gate";
@@ -330,6 +331,16 @@ fn a_gate_is_used_again_and_the_mappings_do_not_grow() {
         open_and_close(pid);
         assert_eq!(of_gate(), once, "{:#x?}", mappings(pid));
     }
+    // What was sampled before, and freed while no gate was open, is forgotten.
+    for _ in 0..3 {
+        let recording = by_gate(pid).options(["--sample", "1KiB"]).start();
+        program.assert_alive();
+        let report = recording.interrupt().report();
+        report.assert_nothing_lost_but(&[]);
+        assert_eq!(report.events.unmatched_frees, 0, "{:?}", report.events);
+        program.assert_alive();
+    }
+    assert_eq!(of_gate(), once, "{:#x?}", mappings(pid));
     program.assert_unharmed();
 }
 
@@ -532,7 +543,7 @@ fn a_process_that_has_reserved_all_addresses_below_its_allocator() {
 
 #[test]
 fn code_in_several_mappings_is_refused() {
-    let mut program = lone("locks");
+    let mut program = lone("splits");
     let pid = program.pid();
     for _ in 0..3 {
         assert_refused(gate(pid), &["several mappings"]);
@@ -545,6 +556,55 @@ fn code_in_several_mappings_is_refused() {
         1
     );
     end_lone(program);
+}
+
+#[test]
+fn code_that_is_locked_in_memory_is_refused() {
+    let mut program = lone("locks_all");
+    let pid = program.pid();
+    let locked = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        status.lines().find(|line| line.starts_with("VmLck:")).expect("the kernel says it").to_owned()
+    };
+    let of_gate = || mappings(pid).iter().filter(|(.., file)| file.starts_with(GATE)).count();
+    for _ in 0..2 {
+        let before = locked();
+        assert_refused(gate(pid), &["locked in memory"]);
+        assert_eq!((locked(), of_gate()), (before, 0));
+        assert_lone_alive(&mut program);
+    }
+    end_lone(program);
+}
+
+/// Which of them the program calls is not looked for.
+#[test]
+fn several_allocators_are_refused() {
+    let mut twice = lone("twice");
+    assert_refused(gate(twice.pid()), &["twice (dlmopen)"]);
+    assert_lone_alive(&mut twice);
+    end_lone(twice);
+
+    let library = compile("arena_allocator.c", &["-shared".into(), "-fPIC".into()]);
+    let mut program = Program::new("plugin_host.c").argument(library.display().to_string()).start();
+    assert_refused(gate(program.pid()), &["arena_allocator", "an allocator of its own beside"]);
+    program.work();
+    program.assert_unharmed();
+
+    let mut program = Program::new("arena_new.cpp").start();
+    assert_refused(gate(program.pid()), &["operator new", "does not call its malloc"]);
+    program.work();
+    program.assert_unharmed();
+}
+
+/// It ends what it does for the program when it is interrupted.
+#[test]
+fn a_thread_of_the_kernel_that_waits_is_left_alone() {
+    check_lone("io_uring");
+}
+
+#[test]
+fn a_thread_that_executes_32_bit_code() {
+    check_lone("narrow");
 }
 
 #[test]
@@ -615,6 +675,11 @@ fn a_child_takes_the_open_gate_along_and_it_stays_harmless() {
     ask(&mut program);
     // It is told from one that was not left, and can be closed.
     assert_refused(Tracer::new().pid(child).options(["-d", "100ms"]), &["tracer gate --remove"]);
+    // It is recorded by the probes of the gate.
+    let recording = Tracer::new().pid(child).options(["--sample", "4KiB"]).start();
+    ask(&mut program);
+    let report = recording.interrupt().report();
+    assert!(sum(&report, "calculate", |stack| stack.allocated_objects) > 0, "{:#?}", report.outlines());
     let removed = remove(child);
     assert!(removed.starts_with("closed the gate of"), "{removed}");
     assert_closed(child);
@@ -767,9 +832,14 @@ fn a_gate_that_was_left_is_harmless_and_is_closed_or_taken_over() {
     let pid = program.pid();
     leave_open(&program);
     program.assert_alive();
-    for options in [&["-d", "100ms"][..], &["-d", "100ms", "--sample", "64KiB"]] {
-        assert_refused(Tracer::new().options(options).pid(pid), &["tracer gate --remove", &pid.to_string()]);
-    }
+    assert_refused(
+        Tracer::new().options(["-d", "100ms"]).pid(pid),
+        &["tracer gate --remove", &pid.to_string()],
+    );
+    let finished = Tracer::new().options(["-d", "300ms", "--sample", "4KiB"]).pid(pid).run();
+    assert_sampled_within(&finished);
+    finished.report().assert_nothing_lost_but(&[]);
+    assert_open(pid);
     let removed = remove(pid);
     assert!(removed.starts_with("closed the gate of ") && removed.contains(&format!("({pid})")), "{removed}");
     assert_closed(pid);
@@ -811,21 +881,21 @@ fn remove_of_killed(pid: u32) {
     assert_closed(pid);
 }
 
-/// Whether the code is in the process that makes a tracer's calls: behind the end of some file's code.
+/// Whether a tracer is about to have calls made.
 fn has_stub(pid: u32) -> bool {
-    const MARK: &[u8] = b"tracer gate stub";
-    let mappings = mappings(pid);
-    let last_pages = mappings.iter().map(|(_, end, ..)| end - 4096);
-    let has_mark = |page: &Vec<u8>| page.windows(MARK.len()).any(|window| window == MARK);
-    last_pages.filter_map(|page| read_memory(pid, page, 4096)).any(|page| has_mark(&page))
+    !gate_stubs(pid, b"tracer gate stub").is_empty()
 }
 
 #[test]
 fn what_a_killed_tracer_has_begun_is_waited_for() {
+    faults_of_processes().for_each(kill_in_the_middle);
+}
+
+fn kill_in_the_middle(faults: u64) {
     let mut program = threads(&["signals"]);
     let pid = program.pid();
     let mut caught = 0;
-    for _ in 0..faults(10) {
+    for _ in 0..faults {
         let gate = gate(pid).spawn();
         // It is there for a millisecond, and can be missed.
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -841,12 +911,59 @@ fn what_a_killed_tracer_has_begun_is_waited_for() {
     program.assert_unharmed();
 }
 
+/// A thread that comes back from a handler executes again what the killed tracer has led it to.
+#[test]
+fn a_signal_that_comes_while_a_thread_is_led_aside_and_its_tracer_is_killed() {
+    let mut program = lone("handles");
+    let pid = program.pid();
+    let mut caught = 0;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while caught < 3 {
+        assert!(Instant::now() < deadline, "tracer was stopped in the middle {caught} times");
+        let gate = gate(pid).spawn();
+        let soon = Instant::now() + Duration::from_secs(1);
+        while !has_stub(pid) && Instant::now() < soon {}
+        gate.signal(Signal::STOP);
+        // As long as tracer is stopped it stays as it is.
+        sleep(Duration::from_millis(5));
+        let is_aside = process_state(pid) == Some('t') && has_stub(pid);
+        if is_aside {
+            send_signal(pid, Signal::USR2);
+        }
+        gate.signal(Signal::KILL);
+        if is_aside {
+            program.wait_for_line("handling");
+            caught += 1;
+        }
+        remove_of_killed(pid);
+        if is_aside {
+            program.wait_for_line("handled");
+        }
+        assert_lone_alive(&mut program);
+    }
+    open_and_close(pid);
+    end_lone(program);
+}
+
 #[test]
 fn whoever_is_killed_at_any_moment_the_process_goes_on() {
     let mut chance = Chance::seeded();
+    for faults in faults_of_processes() {
+        kill_at_random(&mut chance, faults);
+    }
+}
+
+/// So many tracers are killed, of one process after the other: what each leaves there takes room.
+fn faults_of_processes() -> impl Iterator<Item = u64> {
+    const OF_ONE: u64 = 20;
+    let all = faults(15);
+    (0..all.div_ceil(OF_ONE)).map(move |process| OF_ONE.min(all - process * OF_ONE))
+}
+
+fn kill_at_random(chance: &mut Chance, faults: u64) {
     let mut program = threads(&["signals", "births"]);
     let pid = program.pid();
-    for fault in 1..=faults(15) {
+    for fault in 1..=faults {
         let recording = by_gate(pid).options(["-d", "5s"]).spawn();
         let moment = chance.moment(Duration::from_millis(400));
         sleep(moment);
@@ -1248,13 +1365,12 @@ impl Tool {
     }
 }
 
-/// Has a tool end as a user does, or waits for it where it ends by itself.
+/// Has a tool end as a user does, if it has not ended by itself.
 #[track_caller]
 fn end(mut tool: Killed) {
-    let _ = tool.0.try_wait().expect("it is our child").is_some() || {
+    if tool.0.try_wait().expect("it is our child").is_none() {
         send_signal(tool.0.id(), Signal::INT);
-        true
-    };
+    }
     wait_until("the tool ends", || tool.0.try_wait().expect("it is our child"));
 }
 

@@ -20,6 +20,26 @@ pub static tracer_sampler_mean: AtomicU64 = AtomicU64::new(USUAL_MEAN);
 #[unsafe(no_mangle)]
 pub static tracer_sampler_dropped: AtomicU64 = AtomicU64::new(0);
 
+/// Blocks of another generation are forgotten: they were sampled before a time in which their releases were not seen. tracer changes it
+/// when it opens a gate again, from outside.
+#[unsafe(no_mangle)]
+pub static tracer_sampler_generation: AtomicU64 = AtomicU64::new(0);
+
+/// The current generation.
+fn generation() -> u16 {
+    tracer_sampler_generation.load(Relaxed) as u16
+}
+
+/// Takes a block out of the set, if it is in.
+fn take(block: u64) -> Option<Sampled> {
+    loop {
+        let sampled = SAMPLED.remove(block)?;
+        if sampled.generation == generation() {
+            return Some(sampled);
+        }
+    }
+}
+
 /// A call under way, as the machine code lays it out on the stack.
 #[repr(C)]
 pub struct Call {
@@ -88,7 +108,7 @@ impl Call {
             return 0;
         }
         self.block = block;
-        let sampled = Sampled { size: self.size, weight: self.weight };
+        let sampled = Sampled { size: self.size, weight: self.weight, generation: generation() };
         if SAMPLED.insert(block, sampled) {
             return 1;
         }
@@ -209,9 +229,9 @@ pub unsafe extern "C" fn after_realloc(call: *mut Call) -> u64 {
 impl Call {
     /// Takes the old block out of the set, and counts the new one. Whether the release of the old one is to be told.
     pub fn release_and_count(&mut self, old: u64, size: u64) -> u64 {
-        let removed = SAMPLED.remove(old);
+        let removed = take(old);
         self.old_weight = 0;
-        if let Some(Sampled { size, weight }) = removed {
+        if let Some(Sampled { size, weight, .. }) = removed {
             (self.old_size, self.old_weight) = (size, weight);
         }
         if looked_at() {
@@ -230,5 +250,5 @@ impl Call {
 
 /// Before a block is released: 1 when that is to be told.
 pub unsafe extern "C" fn before_free(block: u64) -> u64 {
-    SAMPLED.remove(block).is_some().into()
+    take(block).is_some().into()
 }

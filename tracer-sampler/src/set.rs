@@ -34,12 +34,29 @@ pub struct Sampled {
     pub size: u64,
     /// The bytes that it stands for.
     pub weight: u64,
+    /// When it was sampled, as the one that puts it in counts that.
+    pub generation: u16,
+}
+
+/// Bits of a word that a size leaves to the generation: no process has more addresses.
+const SIZE_BITS: u32 = 48;
+
+impl Sampled {
+    /// Its size and its generation, in one word.
+    fn size_and_generation(self) -> u64 {
+        self.size.min((1 << SIZE_BITS) - 1) | u64::from(self.generation) << SIZE_BITS
+    }
+
+    fn of_words(size_and_generation: u64, weight: u64) -> Self {
+        let size = size_and_generation & ((1 << SIZE_BITS) - 1);
+        Self { size, weight, generation: (size_and_generation >> SIZE_BITS) as u16 }
+    }
 }
 
 #[repr(C, align(64))]
 struct Bucket {
     addresses: [AtomicU64; WAYS],
-    sizes: [AtomicU64; WAYS],
+    sizes_and_generations: [AtomicU64; WAYS],
     weights: [AtomicU64; WAYS],
 }
 
@@ -89,7 +106,7 @@ impl Set {
         };
         self.count_in_filter(address);
         self.count.fetch_add(1, Relaxed);
-        bucket.sizes[way].store(sampled.size, Relaxed);
+        bucket.sizes_and_generations[way].store(sampled.size_and_generation(), Relaxed);
         bucket.weights[way].store(sampled.weight, Relaxed);
         bucket.addresses[way].store(address, Release);
         true
@@ -156,8 +173,8 @@ fn take(bucket: &Bucket, address: u64) -> Option<Sampled> {
         if slot.load(Acquire) != address {
             return None;
         }
-        let sampled =
-            Sampled { size: bucket.sizes[way].load(Relaxed), weight: bucket.weights[way].load(Relaxed) };
+        let size_and_generation = bucket.sizes_and_generations[way].load(Relaxed);
+        let sampled = Sampled::of_words(size_and_generation, bucket.weights[way].load(Relaxed));
         slot.compare_exchange(address, 0, AcqRel, Relaxed).is_ok().then_some(sampled)
     })
 }
@@ -189,7 +206,7 @@ mod tests {
     use super::*;
     use crate::interval::Random;
 
-    const SAMPLED: Sampled = Sampled { size: 48, weight: 512 };
+    const SAMPLED: Sampled = Sampled { size: 48, weight: 512, generation: 7 };
 
     fn set() -> Box<Set> {
         Box::new(Set::new())
@@ -212,11 +229,14 @@ mod tests {
         let set = set();
         let address = |number: u64| 0x7f00_0000_0000 + number * 48;
         for number in 0..1_000_000 {
-            assert!(set.insert(address(number), Sampled { size: number, weight: 2 * number }));
+            assert!(set.insert(address(number), Sampled { size: number, weight: 2 * number, generation: 0 }));
         }
         assert_eq!(set.len(), 1_000_000);
         for number in 0..1_000_000 {
-            assert_eq!(set.remove(address(number)), Some(Sampled { size: number, weight: 2 * number }));
+            assert_eq!(
+                set.remove(address(number)),
+                Some(Sampled { size: number, weight: 2 * number, generation: 0 })
+            );
         }
         assert!(set.is_empty());
     }
@@ -246,7 +266,7 @@ mod tests {
                     for round in 0..100_000_u64 {
                         let drawn = random.next(0);
                         let address = (number << 40) + 0x1000 + drawn % 5000 * 16;
-                        let sampled = Sampled { size: round, weight: drawn };
+                        let sampled = Sampled { size: round, weight: drawn, generation: round as u16 };
                         if drawn >> 32 & 1 == 0 && !model.contains_key(&address) {
                             assert!(set.insert(address, sampled));
                             model.insert(address, sampled);

@@ -172,15 +172,15 @@ fn failure(keeper: &mut Child) -> anyhow::Error {
     }
 }
 
-/// Refuses a process whose gate a tracer has left: its functions are not where probes would be.
-pub(super) fn check_left(pid: Pid) -> Result<()> {
+/// Refuses a process in which a gate is open: its functions are not where probes would be.
+pub(super) fn check_closed(pid: Pid) -> Result<()> {
     if let Ok(target) = Target::open(pid)
         && target.has_open_gate()
     {
         let name = printable(target.comm());
         bail!(
-            "a tracer that was killed left a gate in {name} ({pid}): close it with `tracer gate --remove --pid {pid}`, or use it \
-             with --gate"
+            "a gate is open in {name} ({pid}), left by a tracer that was killed or by its parent's: record it with --sample or --gate, or \
+             close it with `tracer gate --remove --pid {pid}`"
         );
     }
     Ok(())

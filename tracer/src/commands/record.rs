@@ -9,14 +9,14 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::{
     console::Console,
-    gate::{KeptGate, check_left},
+    gate::{KeptGate, check_closed},
     logging::start_log,
     terminal::{is_colored, on_terminal, unless_nobody_reads},
 };
 use crate::{
     cli::{self, Exit, RecordConfig, Verbosity},
     doctor,
-    model::{Pid, Profile},
+    model::{Bytes, Pid, Profile},
     record::{self, Observer, Recorded},
     report::{
         Options, Report as _,
@@ -66,7 +66,7 @@ pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
     })
 }
 
-/// Opens the gate that is asked for. Where none is, there must not be one that was left.
+/// Opens the gate that is asked for. Where none is, and functions are probed, none may be open.
 fn open_gate(config: &RecordConfig) -> Result<Option<KeptGate>> {
     let Subject::Processes(pids) = &config.recording.subject else { return Ok(None) };
     match (config.gate, pids.as_slice()) {
@@ -75,8 +75,10 @@ fn open_gate(config: &RecordConfig) -> Result<Option<KeptGate>> {
             drop(Process::open(pid)?);
             KeptGate::open(pid).map(Some)
         }
+        // By a gate's own probes.
+        _ if config.recording.sample != Bytes(0) => Ok(None),
         _ => {
-            pids.iter().try_for_each(|&pid| check_left(pid))?;
+            pids.iter().try_for_each(|&pid| check_closed(pid))?;
             Ok(None)
         }
     }

@@ -27,8 +27,12 @@ pub const PAGE: u64 = 4096;
 const REACH: u64 = 0x7000_0000;
 /// Free addresses that are left on each side: what grows, grows there.
 const MARGIN: u64 = 64 << 10;
+/// The same below anonymous memory: it may be a stack that grows, of which the kernel wants 1 MiB free (`stack_guard_gap`).
+const GUARD: u64 = 2 << 20;
 /// So far below the main stack nothing is mapped, whatever its limit: the kernel keeps that free, too.
 const STACK: u64 = 128 << 20;
+/// A process has none beyond, unless it asks for them.
+const END_OF_ADDRESSES: u64 = 0x7fff_ffff_f000;
 /// More pages than this are not replaced.
 const MOST_BYTES: u64 = 4 << 20;
 
@@ -172,9 +176,14 @@ pub fn place(image: &Image<'_>, code: &Code<'_>, mappings: &[Mapping]) -> Result
 /// A free range as near to the code as can be: below it, or, where the program has reserved all of that (a heap of 40 GiB), above it.
 /// None in which the program's heap or its stack would grow.
 fn free_range(bytes: u64, near: Address, mappings: &[Mapping]) -> Option<Address> {
-    let (lowest, highest) = (near.0.saturating_sub(REACH).max(1 << 20), near.0.saturating_add(REACH));
+    let (lowest, highest) =
+        (near.0.saturating_sub(REACH).max(1 << 20), near.0.saturating_add(REACH).min(END_OF_ADDRESSES));
     let gap = |before: Option<&Mapping>, after: &Mapping| {
-        let growth = if after.is_named("[stack]") { STACK } else { MARGIN };
+        let growth = match after {
+            _ if after.is_named("[stack]") => STACK,
+            _ if after.path().is_none() => GUARD,
+            _ => MARGIN,
+        };
         let start = before.map_or(0, |before| before.end.0).saturating_add(MARGIN).max(lowest);
         let end = after.start.0.saturating_sub(growth).min(highest);
         let is_of_heap = before.is_some_and(|before| before.is_named("[heap]"));

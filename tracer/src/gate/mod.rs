@@ -41,10 +41,13 @@ use self::{
 };
 use crate::{
     model::{Address, AddressRange},
-    plan::gate::{GatePlan, plan_gate, uses},
+    plan::gate::{GatePlan, malloc_slot, plan_gate, throwing, uses},
     report::human::printable,
-    target::{GATE_FILE, MappedObject, Mapping, Target},
+    target::{GATE_FILE, MappedObject, Mapping, Permissions, Target},
 };
+
+/// The sampler's word that is changed to make it forget its blocks.
+const GENERATION: &str = "tracer_sampler_generation";
 
 /// An open gate.
 #[derive(Debug)]
@@ -69,14 +72,12 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
     let image = Image::embedded()?;
     let left = Found::look(target)?.filter(|left| left.is_open);
     let closed = left.map_or(Ok(Duration::ZERO), |left| left.close(target))?;
-    let (object, plan) = choose(&objects)?;
+    let (object, plan) = choose(target, &objects)?;
     let (offset, length) = layout::span(&plan)?;
     let mut pages = vec![0; usize::try_from(length)?];
     object.file.read_exact_at(&mut pages, offset).context("the code of its allocator cannot be read")?;
     let place = object.address_of(offset).context("the code of its allocator is not mapped")?;
-    let first = plan.functions.first().context("it has no function")?;
-    let bias =
-        place.0.wrapping_sub(offset).wrapping_add(first.file_offset).wrapping_sub(first.site.address());
+    let bias = bias(object, &plan).context("the code of its allocator is not mapped")?;
     let code = Code { plan: &plan, bias, place, pages: &pages };
     let memory = target.open_memory().context("its memory cannot be read")?;
     ensure!(
@@ -85,19 +86,29 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
         object.name()
     );
     room::check(target)?;
+    room::check_unlocked(target, &[code.place_range()])?;
+    let close = map_again(code.place, code.place, pages.len() as u64);
+    inject::check_room(target, &objects, &[close], code.place_range())
+        .with_context(|| cannot("opened", target))?;
     let (gate, put_in) = match Found::look(target)? {
-        Some(left) if left.is_of(target, &image, &code)? => (left.layout, Duration::ZERO),
+        Some(left) if left.is_of(target, &image, &code)? => {
+            left.forget_blocks(&image, &memory)?;
+            (left.layout, Duration::ZERO)
+        }
         _ => put_in(target, &objects, &image, &code, &mut lock)?,
     };
     room::check(target)?;
     let park = map_again(gate.place, gate.parked, gate.length);
     let replace = map_again(gate.copy(), gate.place, gate.length);
-    check_whole(target, &[gate.place_range(), gate.parked_range(), gate.copy_range()])
-        .with_context(|| cannot("opened", target))?;
+    let ranges = [gate.place_range(), gate.parked_range(), gate.copy_range()];
+    check_whole(target, &ranges).with_context(|| cannot("opened", target))?;
+    room::check_unlocked(target, &ranges).with_context(|| cannot("opened", target))?;
     let replaced = make_calls(target, &objects, &[park, replace], gate.place_range())
         .map_err(|why| match why {
             // It may be open in a moment, and nobody would close it.
-            NotMade::Late if remove_locked(target).is_err() => to_be_removed(target, &why.into()),
+            NotMade::Late | NotMade::Io { .. } if remove_locked(target).is_err() => {
+                to_be_removed(target, &why.into())
+            }
             why => too_old(why),
         })
         .with_context(|| cannot("opened", target))?;
@@ -134,11 +145,13 @@ impl OpenGate<'_> {
     /// # Errors
     /// When it could not be closed; then it counts bytes, and nothing else.
     pub fn close(self) -> Result<Option<Duration>> {
-        match Found::look(self.target) {
-            Ok(Some(found)) if found.is_open => {
-                found.close(self.target).map(Some).map_err(|why| to_be_removed(self.target, &why))
-            }
-            _ => Ok(None),
+        let closed = Found::look(self.target).and_then(|found| {
+            let open = found.filter(|found| found.is_open);
+            open.map(|found| found.close(self.target)).transpose()
+        });
+        match closed {
+            Err(_) if self.target.has_exited() => Ok(None),
+            closed => closed.map_err(|why| to_be_removed(self.target, &why)),
         }
     }
 }
@@ -165,7 +178,7 @@ fn remove_locked(target: &Target) -> Result<Option<Duration>> {
 /// One line that says why it would not be opened.
 pub fn plan_of(target: &Target) -> Result<String> {
     let objects = target.objects()?.opened;
-    let (object, plan) = choose(&objects)?;
+    let (object, plan) = choose(target, &objects)?;
     let mut text = format!("{}\n{plan}", object.path.display());
     if let Err(why) = refuse(target) {
         text += &format!("\nrefused: {why:#}\n");
@@ -174,7 +187,7 @@ pub fn plan_of(target: &Target) -> Result<String> {
 }
 
 /// The file with the allocator that the process uses.
-fn choose(objects: &[MappedObject]) -> Result<(&MappedObject, GatePlan)> {
+fn choose<'a>(target: &Target, objects: &'a [MappedObject]) -> Result<(&'a MappedObject, GatePlan)> {
     let (mut libc, mut others, mut refused) = (None, Vec::new(), None);
     for object in objects {
         let name = object.name();
@@ -187,7 +200,8 @@ fn choose(objects: &[MappedObject]) -> Result<(&MappedObject, GatePlan)> {
         match plan_gate(&bytes) {
             Ok(None) => {}
             Ok(Some(plan)) if ["libc.", "libc-", "ld-musl"].iter().any(|libc| name.starts_with(libc)) => {
-                libc = Some((object, plan));
+                let another = libc.replace((object, plan));
+                ensure!(another.is_none(), "it has two C libraries, and a gate can be in one only");
             }
             Ok(Some(plan)) => others.push((object, plan)),
             Err(why) => refused = Some(anyhow!("{name}: {why}")),
@@ -197,8 +211,24 @@ fn choose(objects: &[MappedObject]) -> Result<(&MappedObject, GatePlan)> {
         return Err(why);
     }
     ensure!(others.len() < 2, "it has several allocators, and nobody can say which of them it uses");
-    let chosen = others.pop().or(libc);
+    let other = others.pop();
+    if let (Some((libc, plan)), Some((other, _))) = (&libc, &other) {
+        check_only_one_is_used(target, libc, plan, other)?;
+    }
+    let chosen = other.or(libc);
     let (object, plan) = chosen.context("it has no malloc, calloc, realloc and free in one file")?;
+    let first = plan.functions.first().context("it has no function")?;
+    let places = object.segments.iter().filter(|segment| segment.address_of(first.file_offset).is_some());
+    ensure!(
+        places.count() < 2,
+        "it has loaded {} twice (dlmopen), and a gate can be in one only",
+        object.name()
+    );
+    if target.is_program(object)
+        && let Some(operator) = plan.excluded.iter().find_map(|name| throwing(name))
+    {
+        bail!("{} has an {operator} that does not call its malloc, which a gate cannot be in", object.name());
+    }
     let is_part_of_cxx = |name: &str| ["libstdc++", "libc++"].iter().any(|library| name.starts_with(library));
     for caller in objects.iter().filter(|caller| caller.id != object.id && !is_part_of_cxx(&caller.name())) {
         let bytes = caller.bytes().with_context(|| format!("{} cannot be read", caller.name()))?;
@@ -207,6 +237,33 @@ fn choose(objects: &[MappedObject]) -> Result<(&MappedObject, GatePlan)> {
         }
     }
     Ok((object, plan))
+}
+
+/// A library may have an allocator that it uses alone. The one that all use is the one that the C library calls, too.
+fn check_only_one_is_used(
+    target: &Target,
+    libc: &MappedObject,
+    plan: &GatePlan,
+    other: &MappedObject,
+) -> Result<()> {
+    let bytes = libc.bytes().with_context(|| format!("{} cannot be read", libc.name()))?;
+    let Some((slot, bias)) = malloc_slot(&bytes).zip(bias(libc, plan)) else { return Ok(()) };
+    let memory = target.open_memory().context("its memory cannot be read")?;
+    let mut word = [0; 8];
+    memory.read_exact_at(&mut word, bias.wrapping_add(slot)).context("its memory cannot be read")?;
+    let malloc = Address(u64::from_le_bytes(word));
+    ensure!(
+        other.segments.iter().any(|segment| (segment.start..segment.end).contains(&malloc)),
+        "{} has an allocator of its own beside the C library's, and a gate can be in one only",
+        other.name()
+    );
+    Ok(())
+}
+
+/// Address in the process less address in the file.
+fn bias(object: &MappedObject, plan: &GatePlan) -> Option<u64> {
+    let first = plan.functions.first()?;
+    Some(object.address_of(first.file_offset)?.0.wrapping_sub(first.site.address()))
 }
 
 /// What can be known beforehand.
@@ -439,10 +496,40 @@ impl Found {
         Ok(held)
     }
 
-    /// Whether it is what this tracer would put in for this code.
+    /// Those that were sampled before are not live blocks of the next recording: their releases were not seen.
+    fn forget_blocks(&self, image: &Image<'_>, memory: &File) -> Result<()> {
+        let offset = image.word(GENERATION).context("the sampler counts no generations")?;
+        let at = self.layout.image.0 + offset;
+        let mut word = [0; 8];
+        memory.read_exact_at(&mut word, at).context("the gate's memory cannot be read")?;
+        let next = u64::from_le_bytes(word).wrapping_add(1);
+        memory.write_all_at(&next.to_le_bytes(), at).context("the gate's memory cannot be written")
+    }
+
+    /// Whether it is what this tracer would put in for this code, and is where its header says.
     fn is_of(&self, target: &Target, image: &Image<'_>, code: &Code<'_>) -> Result<bool> {
         let layout = self.layout;
         if layout.place != code.place || layout.length != code.pages.len() as u64 {
+            return Ok(false);
+        }
+        // The program may have unmapped it, or a kernel that could not map the original pages again.
+        let mappings = target.mappings_with_gate()?;
+        let at = |address| mappings.iter().find(|mapping| mapping.start <= address && address < mapping.end);
+        let offset =
+            |mapping: &Mapping, address: Address| mapping.file_offset + (address.0 - mapping.start.0);
+        let (Some(place), Some(parked), Some(copy)) =
+            (at(layout.place), at(layout.parked), at(layout.copy()))
+        else {
+            return Ok(false);
+        };
+        let is_reserved = parked.inode == 0 && parked.permissions == Permissions::default();
+        let is_original = (parked.device, parked.inode) == (place.device, place.inode)
+            && offset(parked, layout.parked) == offset(place, layout.place);
+        if parked.end != layout.image
+            || !(is_reserved || is_original)
+            || !copy.is_named(GATE_FILE)
+            || offset(copy, layout.copy()) != layout.copy_offset
+        {
             return Ok(false);
         }
         let Ok(content) = layout::content(image, code, &layout, 0) else { return Ok(false) };

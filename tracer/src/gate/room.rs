@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    model::Bytes,
+    model::{Address, AddressRange, Bytes},
     target::{
         Target,
         cgroup::{Hierarchy, Version},
@@ -55,6 +55,36 @@ pub(super) fn check(target: &Target) -> Result<()> {
     Ok(())
 }
 
+/// Refuses code that is locked in memory: what is mapped again is not locked any more, and the kernel goes on counting it as such.
+pub(super) fn check_unlocked(target: &Target, ranges: &[AddressRange]) -> Result<()> {
+    let status = target.read("status").context("its status cannot be read")?;
+    // The kernel looks at every page for `smaps`.
+    if kibibytes(&String::from_utf8_lossy(&status), "VmLck:") == Some(0) {
+        return Ok(());
+    }
+    let smaps = target.read("smaps").context("its mappings cannot be read")?;
+    let is_locked = locked(&String::from_utf8_lossy(&smaps))
+        .iter()
+        .any(|locked| ranges.iter().any(|range| locked.intersection(*range).is_some()));
+    ensure!(!is_locked, "its code is locked in memory (mlock, mlockall), and would not be any more");
+    Ok(())
+}
+
+/// What is locked, as smaps say it.
+fn locked(smaps: &str) -> Vec<AddressRange> {
+    let mut at = None;
+    let mut locked = Vec::new();
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            locked.extend(at.filter(|_| flags.split_whitespace().any(|flag| flag == "lo")));
+        } else if let Some((start, end)) = line.split(' ').next().and_then(|range| range.split_once('-')) {
+            let address = |digits| u64::from_str_radix(digits, 16).ok().map(Address);
+            at = address(start).zip(address(end)).map(|(start, end)| AddressRange { start, end });
+        }
+    }
+    locked
+}
+
 /// `Max address space         unlimited            unlimited            bytes`: the soft one counts.
 fn address_space(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
@@ -93,6 +123,14 @@ mod tests {
         assert_eq!(address_space(limits), Some(104_857_600));
         assert_eq!(address_space(&limits.replace("104857600", "unlimited")), None);
         assert_eq!(kibibytes("VmPeak:\t 9 kB\nVmSize:\t  24 kB\n", "VmSize:"), Some(24 << 10));
+    }
+
+    #[test]
+    fn what_is_locked_is_read() {
+        let smaps = "1000-3000 r-xp 00000000 08:01 7  /lib/a-b.so\nRss: 8 kB\nVmFlags: rd ex mr mw me lo sd\n\
+                     3000-4000 r-xp 00000000 00:00 0\nVmFlags: rd ex mr low\n";
+        let range = AddressRange { start: Address(0x1000), end: Address(0x3000) };
+        assert_eq!(locked(smaps), [range]);
     }
 
     #[test]

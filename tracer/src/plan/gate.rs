@@ -151,6 +151,23 @@ pub fn uses(elf: &[u8], functions: &[String]) -> Option<String> {
     used.find(|api| functions.iter().any(|name| *name == api.name)).map(|api| api.display_name().to_owned())
 }
 
+/// Where in a file the loader writes the address of the `malloc` that all use: of a C library, which calls that by a word of its own.
+#[must_use]
+pub fn malloc_slot(elf: &[u8]) -> Option<u64> {
+    let catalog = Catalog::default();
+    let malloc = catalog.find(b"malloc")?;
+    let imports = ElfObject::parse(elf).ok()?.imports(&catalog);
+    imports.into_iter().find_map(|(slot, api)| (api == malloc).then_some(slot))
+}
+
+/// How people call this function, if it may leave by an exception.
+#[must_use]
+pub fn throwing(name: &str) -> Option<String> {
+    let catalog = Catalog::default();
+    let api = catalog.get(catalog.find(name.as_bytes())?)?;
+    api.throws.then(|| api.display_name().to_owned())
+}
+
 /// No site is further behind its function's entry.
 const MOST_BYTES: u64 = 256;
 

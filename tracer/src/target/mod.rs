@@ -214,6 +214,13 @@ impl Target {
         Ok(parse_maps(&self.read("maps")?))
     }
 
+    /// Whether this thread of it executes code of the kernel alone (of io_uring, of vhost). Of one that is not there, not.
+    #[must_use]
+    pub fn is_worker(&self, thread: i32) -> bool {
+        let stat = self.read(&format!("task/{thread}/stat")).ok();
+        stat.and_then(|stat| Stat::parse(&stat)).is_some_and(|stat| stat.is_worker)
+    }
+
     /// Whether a gate is open in it.
     #[must_use]
     pub fn has_open_gate(&self) -> bool {

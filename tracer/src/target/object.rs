@@ -93,7 +93,9 @@ pub struct MappedSegment {
 }
 
 impl MappedSegment {
-    fn address_of(&self, file_offset: u64) -> Option<Address> {
+    /// Where in the process the byte at this offset of the file is executable.
+    #[must_use]
+    pub fn address_of(&self, file_offset: u64) -> Option<Address> {
         let distance = file_offset.checked_sub(self.file_offset)?;
         (self.executable && distance < self.end.0 - self.start.0).then(|| Address(self.start.0 + distance))
     }

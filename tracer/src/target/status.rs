@@ -6,6 +6,8 @@ pub(super) struct Stat {
     pub comm: String,
     pub state: char,
     pub is_kernel_thread: bool,
+    /// A thread of a process that executes code of the kernel alone: of io_uring, or of vhost.
+    pub is_worker: bool,
     /// Clock ticks since boot.
     pub start_time: u64,
 }
@@ -26,7 +28,10 @@ impl Stat {
         let start_time = fields.nth(22 - 10)?.parse().ok()?;
         /// `PF_KTHREAD` of the kernel's `include/linux/sched.h`.
         const KERNEL_THREAD: u64 = 0x0020_0000;
-        Some(Self { comm, state, is_kernel_thread: flags & KERNEL_THREAD != 0, start_time })
+        /// `PF_IO_WORKER` and `PF_USER_WORKER`.
+        const WORKER: u64 = 0x10 | 0x4000;
+        let (is_kernel_thread, is_worker) = (flags & KERNEL_THREAD != 0, flags & WORKER != 0);
+        Some(Self { comm, state, is_kernel_thread, is_worker, start_time })
     }
 }
 
@@ -61,6 +66,7 @@ mod tests {
             comm: "a) S 1 (b\n)".into(),
             state: 'T',
             is_kernel_thread: 2_129_984 & 0x0020_0000 != 0,
+            is_worker: false,
             start_time: 1234,
         };
         assert_eq!(Stat::parse(line), Some(expected));

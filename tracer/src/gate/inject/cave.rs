@@ -7,7 +7,7 @@ use object::{
     read::elf::{FileHeader as _, ProgramHeader as _},
 };
 
-use super::stub::MARK;
+use super::stub::{HEADER, Left, MARK, MARK_DONE, Stub};
 use crate::{
     model::{Address, AddressRange},
     target::{MappedObject, MappedSegment},
@@ -33,8 +33,22 @@ const ALIGNMENT: u64 = 16;
 
 /// The largest one that nobody uses, and that is not in pages which are about to be replaced.
 pub(super) fn largest(caves: Vec<Cave>, replaced: AddressRange) -> Option<Cave> {
-    let stays = |cave: &Cave| cave.start.0 + cave.bytes <= replaced.start.0 || replaced.end <= cave.start;
-    caves.into_iter().filter(|cave| !cave.is_used && stays(cave)).max_by_key(|cave| cave.bytes)
+    let free = caves.into_iter().filter(|cave| !cave.is_used && stays(cave, replaced));
+    free.max_by_key(|cave| cave.bytes)
+}
+
+/// How many tracers can be killed one after the other in the middle of such code, before there is no room for the next one.
+pub(super) fn stubs(caves: &[Cave], replaced: AddressRange, stub: &Stub) -> u64 {
+    let bytes = stub.bytes.len() as u64;
+    let in_cave = |cave: &Cave| {
+        let rest = cave.bytes.checked_sub(bytes).filter(|_| !cave.is_used && stays(cave, replaced))?;
+        Some(1 + rest / stub.kept.next_multiple_of(ALIGNMENT))
+    };
+    caves.iter().filter_map(in_cave).sum()
+}
+
+fn stays(cave: &Cave, replaced: AddressRange) -> bool {
+    cave.start.0 + cave.bytes <= replaced.start.0 || replaced.end <= cave.start
 }
 
 /// All the room that the process has.
@@ -76,17 +90,31 @@ fn behind(segment: &MappedSegment, end: u64) -> Option<Cave> {
     Some(Cave { start: Address(start), bytes, is_used: false })
 }
 
-/// The room, if it is as the loader left it, or as a tracer did that was killed.
+/// The room behind what stays of the code of tracers that were killed, if it is as the loader left it, or as a tracer did that was
+/// killed.
 fn looked_at(memory: &File, cave: Cave) -> Option<Cave> {
     let mut bytes = vec![0; usize::try_from(cave.bytes).ok()?];
     memory.read_exact_at(&mut bytes, cave.start.0).ok()?;
-    let is_used = bytes.starts_with(MARK);
+    behind_done(cave, &bytes)
+}
+
+fn behind_done(mut cave: Cave, mut bytes: &[u8]) -> Option<Cave> {
+    while bytes.starts_with(MARK_DONE) {
+        let left = Left::parse(bytes.first_chunk()?)?;
+        let kept = left.kept.next_multiple_of(ALIGNMENT);
+        bytes = bytes.get(usize::try_from(kept).ok()?..)?;
+        cave = Cave { start: Address(cave.start.0 + kept), bytes: bytes.len() as u64, ..cave };
+    }
+    let is_used = bytes.len() >= HEADER && bytes.starts_with(MARK);
     (is_used || bytes.iter().all(|&byte| byte == 0)).then_some(Cave { is_used, ..cave })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::stub::{Restored, stub},
+        *,
+    };
 
     fn cave(start: u64, bytes: u64) -> Cave {
         Cave { start: Address(start), bytes, is_used: false }
@@ -101,5 +129,39 @@ mod tests {
         assert_eq!(largest(all.clone(), replaced), Some(before));
         assert_eq!(largest(vec![within, used], replaced), None);
         assert_eq!(largest(all, AddressRange { start: Address(0x2000), end: Address(0x4000) }), Some(within));
+    }
+
+    #[test]
+    fn it_is_known_how_often_there_is_room() {
+        let stub = stub(Address(0), &[], &Restored::longest());
+        let (bytes, kept) = (stub.bytes.len() as u64, stub.kept.next_multiple_of(ALIGNMENT));
+        let replaced = AddressRange { start: Address(0x2000), end: Address(0x5000) };
+        let count = |caves: &[Cave]| stubs(caves, replaced, &stub);
+        assert_eq!(count(&[cave(0x1000, bytes - 1), cave(0x3000, 0x1000)]), 0);
+        assert_eq!(count(&[cave(0x1000, bytes), cave(0x6000, bytes + 3 * kept)]), 5);
+    }
+
+    #[test]
+    fn what_stays_of_those_who_were_killed_is_left_alone() {
+        let cave = Cave { start: Address(0x1000), bytes: 2048, is_used: false };
+        let stub = stub(Address(0x1000), &[], &Restored::longest()).bytes;
+        let left = Left::parse(stub[..HEADER].try_into().unwrap()).unwrap();
+        let kept = left.kept.next_multiple_of(ALIGNMENT);
+        let mut bytes = vec![0; 2048];
+        assert_eq!(behind_done(cave, &bytes), Some(cave));
+        bytes[..stub.len()].copy_from_slice(&stub);
+        assert_eq!(behind_done(cave, &bytes), Some(Cave { is_used: true, ..cave }));
+        // The first one is done, then the second one is there, and is done.
+        for done in 1..=2 {
+            let at = (kept * (done - 1)) as usize;
+            bytes[at..][..16].copy_from_slice(MARK_DONE);
+            bytes[at + kept as usize..].fill(0);
+            let rest = Cave { start: Address(0x1000 + kept * done), bytes: 2048 - kept * done, ..cave };
+            assert_eq!(behind_done(cave, &bytes), Some(rest));
+            bytes[at + kept as usize..][..stub.len()].copy_from_slice(&stub);
+            assert_eq!(behind_done(cave, &bytes), Some(Cave { is_used: true, ..rest }));
+        }
+        bytes[..HEADER].fill(1);
+        assert_eq!(behind_done(cave, &bytes), None);
     }
 }

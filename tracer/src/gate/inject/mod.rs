@@ -23,7 +23,7 @@ use libc::{pid_t, user_regs_struct};
 use self::{
     cave::Cave,
     ptrace::{HeldThread, Stop},
-    stub::{Restored, Stub, SystemCall, stub},
+    stub::{HEADER, Left, MARK_DONE, Restored, Stub, SystemCall, stub},
 };
 use crate::{
     model::{Address, AddressRange},
@@ -37,8 +37,8 @@ const TO_STOP: Duration = Duration::from_millis(100);
 /// So long a thread that was led aside has to come back: it waits for a CPU, and for whoever else maps memory.
 const TO_RETURN: Duration = Duration::from_secs(5);
 
-/// Why a thread cannot be led aside.
-const ENDS: &str = "threads end as they are looked at";
+/// Why no thread could be led aside.
+const THREADS_END: &str = "threads end as they are looked at";
 
 /// Why the calls were not made.
 #[derive(Debug, thiserror::Error)]
@@ -111,8 +111,7 @@ pub fn make_calls(
     replaced: AddressRange,
 ) -> Result<Duration, NotMade> {
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
-    let longest = stub(Address(1 << 46), calls, &Restored::longest());
-    let bytes = longest.bytes.len();
+    let bytes = longest(calls).bytes.len();
     let cave = cave::largest(cave::all(objects, &memory), replaced);
     let cave = cave.filter(|cave| cave.bytes >= bytes as u64).ok_or(NotMade::NoRoom { bytes })?;
     // Nothing changes, and it is known that the code can be taken away again when nobody traces the process any more: a kernel may have
@@ -153,38 +152,75 @@ pub fn make_calls(
     }
 }
 
-/// Takes away the code that a tracer has left which was killed, when it has made its calls. Whoever calls [`make_calls`] does this before
-/// he looks at what is mapped.
+/// Whether such calls can be made even after some tracers were killed in the middle, each of which takes room.
+///
+/// # Errors
+/// When there is not enough.
+pub fn check_room(
+    target: &Target,
+    objects: &[MappedObject],
+    calls: &[SystemCall],
+    replaced: AddressRange,
+) -> Result<(), NotMade> {
+    /// The tracer that opens, the one that closes, and two in between.
+    const TRACERS: u64 = 4;
+    let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
+    let longest = longest(calls);
+    let tracers = cave::stubs(&cave::all(objects, &memory), replaced, &longest);
+    let bytes = longest.bytes.len() + (TRACERS - 1) as usize * longest.kept as usize;
+    if tracers < TRACERS { Err(NotMade::NoRoom { bytes }) } else { Ok(()) }
+}
+
+/// The longest code for these calls.
+fn longest(calls: &[SystemCall]) -> Stub {
+    stub(Address(1 << 46), calls, &Restored::longest())
+}
+
+/// Has the code that a tracer has left which was killed make no calls any more, and waits until those that it has begun are made. Whoever
+/// calls [`make_calls`] does this before he looks at what is mapped.
 ///
 /// # Errors
 /// When a thread may still be in it.
 pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
     for cave in cave::all(objects, &memory).into_iter().filter(|cave| cave.is_used) {
+        let mut header = [0; HEADER];
+        memory.read_exact_at(&mut header, cave.start.0).map_err(io_error("its code cannot be read"))?;
+        let Some(left) = Left::parse(&header) else { continue };
+        let write = |at: u64, bytes: &[u8]| {
+            memory.write_all_at(bytes, cave.start.0 + at).map_err(io_error("its code cannot be written"))
+        };
+        let (at, jump) = left.defused;
+        write(at, &jump)?;
         wait_until_left(target, cave, &memory)?;
-        let zeros = vec![0; usize::try_from(cave.bytes).unwrap_or(0)];
-        memory.write_all_at(&zeros, cave.start.0).map_err(io_error("its code cannot be written"))?;
+        let calls = usize::try_from(cave.bytes.saturating_sub(left.kept)).unwrap_or(0);
+        write(left.kept, &vec![0; calls])?;
+        write(0, MARK_DONE)?;
     }
     Ok(())
 }
 
-/// Waits until no thread is in the code that a tracer has left. One that was seen elsewhere never comes back: only a tracer leads it there.
+/// Waits until no thread is in the code that a tracer has left. One that was seen elsewhere may come back to it, from the handler of a
+/// signal, but begins no thread there any more.
 fn wait_until_left(target: &Target, cave: Cave, memory: &fs::File) -> Result<(), NotMade> {
+    /// A list of threads that is read while some end may lack others.
+    const LISTS: u32 = 3;
     let deadline = Instant::now() + TO_RETURN;
     let mut elsewhere = BTreeSet::new();
-    loop {
+    let mut lists = 0;
+    while lists < LISTS {
         let unknown: Vec<pid_t> =
             threads(target)?.into_iter().filter(|thread| !elsewhere.contains(thread)).collect();
-        if unknown.is_empty() {
-            return Ok(());
-        }
+        lists = if unknown.is_empty() { lists + 1 } else { 0 };
         for thread in unknown {
             let look = || -> Result<bool, NotMade> {
                 let Hold::Held(held) = hold(target, thread, memory)? else { return Ok(false) };
-                let registers = held.registers().map_err(io_error("registers cannot be read"))?;
-                let going_on = restart::of_interrupted(&registers);
-                held.set_registers(&going_on).map_err(io_error("a thread cannot be let go"))?;
-                Ok(!cave.has(registers.rip))
+                let stopped = held.registers().map_err(io_error("registers cannot be read"))?;
+                if Signals::of(target, thread)?.coming() == 0 {
+                    let going_on = restart::of_interrupted(&stopped);
+                    held.set_registers(&going_on).map_err(io_error("a thread cannot be let go"))?;
+                }
+                Ok(!cave.has(stopped.rip))
             };
             if thread::scope(|scope| scope.spawn(look).join()).unwrap_or(Ok(false))? {
                 elsewhere.insert(thread);
@@ -194,9 +230,10 @@ fn wait_until_left(target: &Target, cave: Cave, memory: &fs::File) -> Result<(),
             return Err(NotMade::Late);
         }
     }
+    Ok(())
 }
 
-/// Its threads; those first that are likely to stand still without any of their calls failing: who sleep in a call that is made again,
+/// Its threads that execute its code; those first that are likely to stand still without any of their calls failing: who sleep in a call that is made again,
 /// then who run.
 fn threads(target: &Target) -> Result<Vec<pid_t>, NotMade> {
     let pid = target.pid();
@@ -204,6 +241,10 @@ fn threads(target: &Target) -> Result<Vec<pid_t>, NotMade> {
     let mut threads: Vec<(u8, pid_t)> = entries
         .filter_map(|entry| {
             let id: pid_t = entry.file_name().to_str()?.parse().ok()?;
+            // To be interrupted would end what such a one does for the program.
+            if target.is_worker(id) {
+                return None;
+            }
             let call = fs::read_to_string(entry.path().join("syscall")).ok()?;
             let number = call.split(' ').next()?.trim().parse::<i64>();
             let rank = match number {
@@ -229,32 +270,35 @@ enum Hold {
     NotNow(&'static str),
 }
 
+/// Has a thread stand still. Nothing else changes for it, nor for the threads that it begins.
 fn hold(target: &Target, thread: pid_t, memory: &fs::File) -> Result<Hold, NotMade> {
-    // The thread that it begins is held, too, with the same options.
-    let mut options = libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACESYSGOOD;
-    let Some(is_filtered) = is_filtered(target, thread) else { return Ok(Hold::NotNow(ENDS)) };
-    if is_filtered {
-        options |= libc::PTRACE_O_SUSPEND_SECCOMP;
-    }
-    let mut held = match HeldThread::seize(thread, options) {
+    let mut held = match HeldThread::seize(thread) {
         Ok(held) => held,
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            return not_seized(target, thread, is_filtered);
-        }
-        Err(_) => return Ok(Hold::NotNow(ENDS)),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return not_seized(target, thread),
+        Err(_) => return Ok(Hold::NotNow(THREADS_END)),
     };
     held.interrupt().map_err(io_error("a thread cannot be held"))?;
     if let Some(reason) = stand_still(target, thread, &mut held)? {
         return Ok(Hold::NotNow(reason));
     }
-    if held.dispatches_system_calls() {
-        return Err(NotMade::Dispatched);
-    }
     let registers = held.registers().map_err(io_error("registers cannot be read"))?;
+    if !is_in_64_bit_code(&registers, memory) {
+        return Ok(Hold::NotNow("a thread executes 32-bit code"));
+    }
     if registers.orig_rax.cast_signed() < 0 && is_in_restartable_sequence(&held, memory, registers.rip) {
         return Ok(Hold::NotNow("a thread is in the middle of a restartable sequence"));
     }
     Ok(Hold::Held(held))
+}
+
+/// Whether this is 64-bit code, and so is what has made the system call in which the thread was interrupted: a process may have both.
+fn is_in_64_bit_code(registers: &user_regs_struct, memory: &fs::File) -> bool {
+    /// The selectors of Linux, and of Linux as a paravirtual guest of Xen.
+    const CODE: [u64; 2] = [0x33, 0xe033];
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let mut called_by = [0; 2];
+    let is_syscall = |at: u64| memory.read_exact_at(&mut called_by, at).is_ok_and(|()| called_by == SYSCALL);
+    CODE.contains(&registers.cs) && restart::made_again_by(registers).is_none_or(is_syscall)
 }
 
 /// Whether a filter decides which system calls a thread may make: each has its own. None when the thread has ended.
@@ -263,8 +307,8 @@ fn is_filtered(target: &Target, thread: pid_t) -> Option<bool> {
     Some(field(&status, "Seccomp:").is_some_and(|mode| mode != 0))
 }
 
-/// Waits until the thread stands still where no signal is about to come, which may be what the program wants a call interrupted by: one
-/// that is, it takes first, and stands still at the beginning of its handler. If it does not, why not.
+/// Waits until the thread stands still where no signal is about to come, which may be what the program wants a call interrupted by. If it
+/// does not, why not. It takes a signal only if that came before it was to stand still: whoever is killed meanwhile loses it.
 fn stand_still(
     target: &Target,
     thread: pid_t,
@@ -273,10 +317,10 @@ fn stand_still(
     let deadline = Instant::now() + TO_STOP;
     while Instant::now() < deadline {
         match held.wait(deadline) {
-            Ok(Stop::Interrupted) if !has_pending_signal(target, thread)? => return Ok(None),
-            Ok(Stop::Interrupted) => {}
+            Ok(Stop::Interrupted) if Signals::of(target, thread)?.coming() == 0 => return Ok(None),
+            Ok(Stop::Interrupted) => return Ok(Some("a signal is about to come")),
             Ok(Stop::WholeProcess) => return Err(NotMade::Stopped),
-            Ok(Stop::Ended(_)) => return Ok(Some(ENDS)),
+            Ok(Stop::Ended(_)) => return Ok(Some(THREADS_END)),
             // It is to stand still again as soon as it has taken it.
             Ok(Stop::Signal) => held.interrupt().map_err(io_error("a thread cannot be held"))?,
             Ok(_) => {}
@@ -288,9 +332,9 @@ fn stand_still(
     Ok(Some("a thread does not stand still (it waits for a CPU, a disk, or a child of vfork)"))
 }
 
-fn not_seized(target: &Target, thread: pid_t, is_filtered: bool) -> Result<Hold, NotMade> {
+fn not_seized(target: &Target, thread: pid_t) -> Result<Hold, NotMade> {
     let Ok(status) = target.read(&format!("task/{thread}/status")) else {
-        return Ok(Hold::NotNow(ENDS));
+        return Ok(Hold::NotNow(THREADS_END));
     };
     let tracer = field(&status, "TracerPid:").filter(|&tracer| tracer != 0);
     // A thread of this process that has tried before is not gone yet: it can be joined before the kernel has taken back what it held.
@@ -300,7 +344,6 @@ fn not_seized(target: &Target, thread: pid_t, is_filtered: bool) -> Result<Hold,
     };
     match tracer.filter(is_other) {
         Some(_) => Err(NotMade::Traced),
-        None if is_filtered && tracer.is_none() => Err(NotMade::Filtered),
         None => Ok(Hold::NotNow(
             "the kernel does not let tracer trace it (Yama's ptrace_scope, AppArmor, SELinux)",
         )),
@@ -317,14 +360,34 @@ fn text_of<'text>(status: &'text [u8], name: &str) -> Option<&'text str> {
     text.lines().find_map(|line| line.strip_prefix(name))
 }
 
-/// Whether a signal has come that the thread does not block at this moment: some calls block others than the program does.
-fn has_pending_signal(target: &Target, thread: pid_t) -> Result<bool, NotMade> {
-    let status =
-        target.read(&format!("task/{thread}/status")).map_err(io_error("its status cannot be read"))?;
-    let signals = |name| {
-        text_of(&status, name).and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0)
-    };
-    Ok((signals("SigPnd:") | signals("ShdPnd:")) & !signals("SigBlk:") != 0)
+/// The signals of a thread, one bit each.
+struct Signals {
+    /// Those that have come, and are not taken yet.
+    pending: u64,
+    /// Those that it blocks at this moment: some calls block others than the program does.
+    blocked: u64,
+    /// Those for which the program has a handler. The kernel keeps the others, too, as long as the thread is traced.
+    caught: u64,
+}
+
+impl Signals {
+    fn of(target: &Target, thread: pid_t) -> Result<Self, NotMade> {
+        let status =
+            target.read(&format!("task/{thread}/status")).map_err(io_error("its status cannot be read"))?;
+        let signals = |name| {
+            text_of(&status, name).and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0)
+        };
+        Ok(Self {
+            pending: signals("SigPnd:") | signals("ShdPnd:"),
+            blocked: signals("SigBlk:"),
+            caught: signals("SigCgt:"),
+        })
+    }
+
+    /// Those whose handlers are called as soon as the thread goes on.
+    const fn coming(&self) -> u64 {
+        self.pending & self.caught & !self.blocked
+    }
 }
 
 /// Such a sequence is begun anew by the kernel if its thread is interrupted, which it can only see by where the thread is.
@@ -362,6 +425,13 @@ struct Injection<'a> {
 impl Injection<'_> {
     fn run(mut self, calls: &[SystemCall]) -> Result<Duration, NotMade> {
         let stopped = self.held.registers().map_err(io_error("registers cannot be read"))?;
+        let Signals { blocked: blocked_then, caught, .. } = Signals::of(self.target, self.thread)?;
+        // Who handles its system calls itself does so by the handler of a signal.
+        let may_dispatch = caught & 1 << (libc::SIGSYS - 1) != 0;
+        if self.held.dispatches_system_calls().unwrap_or(may_dispatch) {
+            return Err(NotMade::Dispatched);
+        }
+        self.prepare()?;
         let going_on = restart::going_on(&stopped);
         let restored = self.restored(&going_on)?;
         let stub = stub(self.cave.start, calls, &restored);
@@ -377,7 +447,7 @@ impl Injection<'_> {
         blocked.map_err(io_error("the mask of signals cannot be changed"))?;
         // From here on the thread comes back by itself, whatever becomes of this one.
         let deadline = Instant::now() + TO_RETURN;
-        self.bring_back(&stub, &stopped, deadline)?;
+        self.bring_back(&stub, &stopped, blocked_then, deadline)?;
         let held = self.since.elapsed();
         let result = self.wait_for_child(deadline);
         if !matches!(result, Err(NotMade::Late)) {
@@ -386,6 +456,17 @@ impl Injection<'_> {
                 .map_err(io_error("its code cannot be written"))?;
         }
         result.map(|()| held)
+    }
+
+    /// From now on the thread that it begins is held, too, with the same options.
+    fn prepare(&self) -> Result<(), NotMade> {
+        let is_filtered = is_filtered(self.target, self.thread).ok_or(NotMade::Ended)?;
+        let suspend = if is_filtered { libc::PTRACE_O_SUSPEND_SECCOMP } else { 0 };
+        let options = libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACESYSGOOD | suspend;
+        self.held.set_options(options).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) if is_filtered => NotMade::Filtered,
+            _ => io_error("a thread cannot be led aside")(error),
+        })
     }
 
     fn restored(&self, registers: &user_regs_struct) -> Result<Restored, NotMade> {
@@ -405,11 +486,13 @@ impl Injection<'_> {
     }
 
     /// Lets the thread run until it has left its last call in the stub, and gives it back its registers there: those with which it stood
-    /// still in the first place, so the kernel decides as ever whether the call that was interrupted is made again. A signal may have come.
+    /// still in the first place, so the kernel decides as ever whether the call that was interrupted is made again. A signal may have come
+    /// meanwhile: one of those that were `blocked` then does not interrupt the call.
     fn bring_back(
         &mut self,
         stub: &Stub,
         stopped: &user_regs_struct,
+        blocked: u64,
         deadline: Instant,
     ) -> Result<(), NotMade> {
         let mut has_left = false;
@@ -434,8 +517,11 @@ impl Injection<'_> {
                     }
                 }
                 Ok(Stop::Interrupted | Stop::WholeProcess) if has_left => {
-                    let has_signal = has_pending_signal(self.target, self.thread)?;
-                    let registers = if has_signal { *stopped } else { restart::of_interrupted(stopped) };
+                    let registers = match Signals::of(self.target, self.thread)?.coming() {
+                        0 => restart::of_interrupted(stopped),
+                        coming if coming & !blocked == 0 => restart::going_on(stopped),
+                        _ => *stopped,
+                    };
                     self.held.set_registers(&registers).map_err(io_error("a thread cannot be led back"))?;
                     return self.held.let_go().map_err(io_error("a thread cannot be let go"));
                 }

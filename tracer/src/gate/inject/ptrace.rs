@@ -37,9 +37,13 @@ pub(super) enum Stop {
 
 impl HeldThread {
     /// Takes hold of a thread, which runs on.
-    pub(super) fn seize(id: pid_t, options: c_int) -> io::Result<Self> {
-        request(libc::PTRACE_SEIZE, id, 0, options as usize)?;
+    pub(super) fn seize(id: pid_t) -> io::Result<Self> {
+        request(libc::PTRACE_SEIZE, id, 0, 0)?;
         Ok(Self::running(id))
+    }
+
+    pub(super) fn set_options(&self, options: c_int) -> io::Result<()> {
+        self.request(libc::PTRACE_SETOPTIONS, 0, options as usize)
     }
 
     /// A thread that another one of the process has begun while it was held: the kernel holds it, too.
@@ -160,15 +164,16 @@ impl HeldThread {
         Some(configuration[0]).filter(|&pointer| pointer != 0)
     }
 
-    /// Whether the program has its system calls dispatched to itself (`PR_SET_SYSCALL_USER_DISPATCH`).
-    pub(super) fn dispatches_system_calls(&self) -> bool {
+    /// Whether the program has its system calls dispatched to itself (`PR_SET_SYSCALL_USER_DISPATCH`); none if the kernel does not say
+    /// (before Linux 6.4).
+    pub(super) fn dispatches_system_calls(&self) -> Option<bool> {
         const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4211;
         // struct ptrace_sud_config: mode, selector, offset, length.
         let mut configuration = [0_u64; 4];
         let bytes = size_of_val(&configuration);
-        let asked =
-            self.request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, bytes, configuration.as_mut_ptr() as usize);
-        asked.is_ok() && configuration[0] != 0
+        let at = configuration.as_mut_ptr() as usize;
+        self.request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, bytes, at).ok()?;
+        Some(configuration[0] != 0)
     }
 
     /// The request writes or reads no more of this process' memory than what it is given.

@@ -38,20 +38,30 @@ const MADE_AGAIN: [c_long; 19] = [
     libc::SYS_io_uring_enter,
 ];
 
-/// The registers with which the thread goes on.
-pub(super) fn going_on(stopped: &user_regs_struct) -> user_regs_struct {
-    let mut registers = *stopped;
+/// The number of the call that the thread makes instead of the one in which it was interrupted, if it makes one.
+fn again(stopped: &user_regs_struct) -> Option<u64> {
     let number = stopped.orig_rax;
-    if number.cast_signed() < 0 {
-        return registers;
-    }
-    let again = match stopped.rax.cast_signed() {
+    match stopped.rax.cast_signed() {
+        _ if number.cast_signed() < 0 => None,
         ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => Some(number),
         ERESTART_RESTARTBLOCK => Some(libc::SYS_restart_syscall as u64),
         EINTR if MADE_AGAIN.contains(&(number.cast_signed())) => Some(number),
         _ => None,
-    };
-    if let Some(number) = again {
+    }
+}
+
+/// Where the instruction is that makes a call again, if one is made.
+pub(super) fn made_again_by(stopped: &user_regs_struct) -> Option<u64> {
+    again(stopped).map(|_| stopped.rip.wrapping_sub(INSTRUCTION))
+}
+
+/// The registers with which the thread goes on.
+pub(super) fn going_on(stopped: &user_regs_struct) -> user_regs_struct {
+    let mut registers = *stopped;
+    if stopped.orig_rax.cast_signed() < 0 {
+        return registers;
+    }
+    if let Some(number) = again(stopped) {
         registers.rax = number;
         registers.rip -= INSTRUCTION;
     }

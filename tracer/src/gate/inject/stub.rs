@@ -6,6 +6,10 @@
 //! The thread that makes the calls takes no signal and uses no stack. What it is to open it opens in a table of descriptors of its own, which
 //! is one of the calls ([`own_descriptors`]): nobody sees it, it takes no number from the program, and it is closed when the thread ends.
 //! That table is empty. A copy of the program's would keep files open that another thread closes meanwhile.
+//!
+//! From low to high addresses: the header, what the thread that is led aside executes, what the other one does. Whoever dies, a handler of
+//! a signal may come back into the former at any time later: it was begun before the first instruction that blocks signals, or behind the
+//! last one. So that part is never taken away from a stub that was left ([`Left`]).
 
 use libc::{
     CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VM, CLOSE_RANGE_UNSHARE,
@@ -16,6 +20,13 @@ use crate::model::Address;
 
 /// In front of the code, so that whoever comes later sees what it is.
 pub(super) const MARK: &[u8; 16] = b"tracer gate stub";
+/// The same, when it makes no calls any more.
+pub(super) const MARK_DONE: &[u8; 16] = b"tracer gate done";
+/// The mark; then, of 32 bits each, where another thread is begun, where signals are let in again, and how much stays of a stub that was
+/// left; then the signals that are blocked, and those that were before.
+pub(super) const HEADER: usize = 16 + 16 + 8 + 8;
+const ALL_SIGNALS: u64 = 32;
+const SIGNALS_BEFORE: u64 = 40;
 
 /// A system call. One that fails ends the thread: those behind it are not made.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +103,8 @@ pub struct Stub {
     pub bytes: Vec<u8>,
     /// Where the thread is to go on.
     pub entry: Address,
+    /// So many bytes of it stay when whoever made it is killed in the middle.
+    pub kept: u64,
     /// Behind the `syscall` in which the thread is for the last time: from there on only its registers are restored.
     pub left: Address,
 }
@@ -100,9 +113,10 @@ pub struct Stub {
 #[must_use]
 pub fn stub(at: Address, calls: &[SystemCall], restored: &Restored) -> Stub {
     let mut code = Code::default();
-    code.bytes.extend(MARK);
+    code.bytes.resize(HEADER, 0);
     let entry = code.here();
-    code.set_blocked_signals(Label::AllSignals);
+    code.set_blocked_signals(ALL_SIGNALS);
+    let begins = code.here();
     let flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
     code.set(RDI, flags as u64);
     [RSI, RDX, R10, R8].iter().for_each(|&register| code.set(register, 0));
@@ -112,18 +126,39 @@ pub fn stub(at: Address, calls: &[SystemCall], restored: &Restored) -> Stub {
     code.bytes.extend(JRCXZ);
     let to_child = code.bytes.len();
     code.bytes.push(0);
-    code.set_blocked_signals(Label::SignalsBefore);
+    let ends = code.here();
+    code.set_blocked_signals(SIGNALS_BEFORE);
     let left = code.here();
     code.restore(restored);
     // `jrcxz` reaches 127 bytes, which what restores the registers has not.
     code.bytes[to_child] = (code.bytes.len() - to_child - 1) as u8;
+    let kept = code.here();
     code.make(calls);
-    code.define(Label::AllSignals);
-    code.bytes.extend(u64::MAX.to_le_bytes());
-    code.define(Label::SignalsBefore);
-    code.bytes.extend(restored.blocked.to_le_bytes());
     code.link();
-    Stub { entry: Address(at.0 + entry), left: Address(at.0 + left), bytes: code.bytes }
+    let offsets = [begins, ends, kept, 0].map(|offset| (offset as u32).to_le_bytes());
+    let header = [&MARK[..], &offsets.concat(), &u64::MAX.to_le_bytes(), &restored.blocked.to_le_bytes()];
+    code.bytes[..HEADER].copy_from_slice(&header.concat());
+    Stub { entry: Address(at.0 + entry), left: Address(at.0 + left), kept, bytes: code.bytes }
+}
+
+/// A stub that a tracer has left which was killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    /// Where in it this has to be written, so that a thread which comes goes on to where it was, and makes no calls.
+    pub(super) defused: (u64, [u8; 2]),
+    /// So much of it stays, since a thread may come back to it.
+    pub(super) kept: u64,
+}
+
+impl Left {
+    /// By its header.
+    pub(super) fn parse(header: &[u8; HEADER]) -> Option<Self> {
+        let offset = |at: usize| Some(u64::from(u32::from_le_bytes(*header[at..].first_chunk()?)));
+        let (begins, ends, kept) = (offset(16)?, offset(20)?, offset(24)?);
+        // `jmp` over what begins another thread.
+        let distance = i8::try_from(ends.checked_sub(begins)?.checked_sub(2)?).ok()?;
+        (kept >= HEADER as u64).then_some(Self { defused: (begins, [0xeb, distance.cast_unsigned()]), kept })
+    }
 }
 
 /// A register, by its number in instructions.
@@ -159,8 +194,6 @@ const JUMP_TO_WORD_BEHIND: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
 /// A place that is known later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Label {
-    AllSignals,
-    SignalsBefore,
     Failed,
     /// By its number.
     Text(usize),
@@ -217,10 +250,9 @@ impl Code {
         }
     }
 
-    /// `lea register, [rip + distance]`
-    fn set_address(&mut self, Register(number): Register, label: Label) {
+    /// `lea register, [rip + distance]`, of which the distance follows.
+    fn set_address(&mut self, Register(number): Register) {
         self.bytes.extend([0x48 | (number >> 3) << 2, 0x8d, 0x05 | (number & 7) << 3]);
-        self.distance(label);
     }
 
     /// `mov register, r12`
@@ -233,10 +265,12 @@ impl Code {
         self.bytes.extend(SYSCALL);
     }
 
-    /// `rt_sigprocmask(SIG_SETMASK, set, NULL, 8)`
-    fn set_blocked_signals(&mut self, set: Label) {
+    /// `rt_sigprocmask(SIG_SETMASK, set, NULL, 8)`, with a set of the header.
+    fn set_blocked_signals(&mut self, set: u64) {
         self.set(RDI, SIG_SETMASK as u64);
-        self.set_address(RSI, set);
+        self.set_address(RSI);
+        let distance = set.cast_signed() - self.here().cast_signed() - 4;
+        self.bytes.extend((distance as i32).to_le_bytes());
         self.set(RDX, 0);
         self.set(R10, 8);
         self.system_call(SYS_rt_sigprocmask);
@@ -265,7 +299,8 @@ impl Code {
                     Argument::Number(value) => self.set(register, value),
                     Argument::Descriptor => self.set_descriptor(register),
                     Argument::Text(text) => {
-                        self.set_address(register, Label::Text(texts.len()));
+                        self.set_address(register);
+                        self.distance(Label::Text(texts.len()));
                         texts.push(text);
                     }
                 }
@@ -325,6 +360,36 @@ mod tests {
     }
 
     #[test]
+    fn a_stub_that_was_left_makes_no_calls_any_more() {
+        let stub = made(&[SystemCall { number: libc::SYS_getpid, arguments: [Argument::Number(0); 6] }]);
+        let left = Left::parse(stub.bytes[..HEADER].try_into().unwrap()).unwrap();
+        let mut bytes = stub.bytes[..left.kept as usize].to_vec();
+        let (at, jump) = left.defused;
+        bytes[at as usize..][..2].copy_from_slice(&jump);
+        // What a thread executes from the beginning on, and where it gets to.
+        let (base, mut at, mut calls) = (stub.entry.0 - HEADER as u64, stub.entry.0, 0);
+        loop {
+            let offset = (at - base) as usize;
+            let instruction = Decoder::with_ip(64, &bytes[offset..], at, DecoderOptions::NONE).decode();
+            calls += u32::from(instruction.mnemonic() == Mnemonic::Syscall);
+            if instruction.is_jmp_near_indirect() {
+                let target = &bytes[(instruction.next_ip() - base) as usize..];
+                assert_eq!(target, u64::MAX.to_le_bytes());
+                break;
+            }
+            assert!(!instruction.is_invalid());
+            at = if instruction.is_jmp_short() {
+                instruction.near_branch_target()
+            } else {
+                instruction.next_ip()
+            };
+        }
+        assert_eq!(calls, 2, "signals are blocked, and let in again");
+        // Each place at which a handler comes back is the beginning of an instruction as before.
+        assert_eq!(stub.bytes[HEADER..left.defused.0 as usize], bytes[HEADER..left.defused.0 as usize]);
+    }
+
+    #[test]
     fn arguments_are_set_as_the_call_has_them() {
         let number = Argument::Number;
         let call = SystemCall {
@@ -339,10 +404,11 @@ mod tests {
             ],
         };
         let stub = made(&[call]);
-        let texts: Vec<String> = Decoder::with_ip(64, &stub.bytes[16..], stub.entry.0, DecoderOptions::NONE)
-            .iter()
-            .map(|instruction| instruction.to_string().to_lowercase())
-            .collect();
+        let texts: Vec<String> =
+            Decoder::with_ip(64, &stub.bytes[HEADER..], stub.entry.0, DecoderOptions::NONE)
+                .iter()
+                .map(|instruction| instruction.to_string().to_lowercase())
+                .collect();
         let expected = [
             "mov $1,%edi",
             "movabs $0x10000000000,%rsi",
