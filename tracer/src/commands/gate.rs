@@ -13,7 +13,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{
     cli::{Exit, GateConfig, GateWish},
-    doctor, gate,
+    doctor,
+    gate::{self, KeptOpen},
     model::Pid,
     readable,
     report::human::printable,
@@ -172,14 +173,17 @@ fn failure(keeper: &mut Child) -> anyhow::Error {
     }
 }
 
+/// Keeps a gate open that is open in a process, since its probes are what a sample is made of.
+pub(super) fn keep_open(pid: Pid) -> Result<Option<KeptOpen>> {
+    // Who cannot be opened is told so later.
+    Target::open(pid).map_or(Ok(None), |target| gate::keep_open(&target))
+}
+
 /// Refuses a process in which a gate is open: its functions are not where probes would be.
 pub(super) fn check_closed(pid: Pid) -> Result<()> {
-    if let Ok(target) = Target::open(pid)
-        && target.has_open_gate()
-    {
-        let name = printable(target.comm());
+    if keep_open(pid)?.is_some() {
         bail!(
-            "a gate is open in {name} ({pid}), left by a tracer that was killed or by its parent's: record it with --sample or --gate, or \
+            "a gate is open in process {pid}, left by a tracer that was killed or by its parent's: record it with --sample or --gate, or \
              close it with `tracer gate --remove --pid {pid}`"
         );
     }

@@ -9,13 +9,14 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::{
     console::Console,
-    gate::{KeptGate, check_closed},
+    gate::{KeptGate, check_closed, keep_open},
     logging::start_log,
     terminal::{is_colored, on_terminal, unless_nobody_reads},
 };
 use crate::{
     cli::{self, Exit, RecordConfig, Verbosity},
     doctor,
+    gate::KeptOpen,
     model::{Bytes, Pid, Profile},
     record::{self, Observer, Recorded},
     report::{
@@ -43,9 +44,9 @@ pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
     if config.outputs.is_empty() {
         cli::check_default_directory()?;
     }
-    let gate = open_gate(config)?;
+    let gates = open_gates(config)?;
     let recorded = run(config);
-    if let Some(Err(error)) = gate.map(KeptGate::close) {
+    if let Some(Err(error)) = gates.opened.map(KeptGate::close) {
         _ = writeln!(io::stderr(), "tracer: {error:#}");
     }
     let mut recorded = recorded?;
@@ -66,20 +67,31 @@ pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
     })
 }
 
+/// The gates of a recording.
+#[derive(Default)]
+struct Gates {
+    /// The one that was asked for, and is closed at the end.
+    opened: Option<KeptGate>,
+    /// Those that were open before, and stay so.
+    _open: Vec<KeptOpen>,
+}
+
 /// Opens the gate that is asked for. Where none is, and functions are probed, none may be open.
-fn open_gate(config: &RecordConfig) -> Result<Option<KeptGate>> {
-    let Subject::Processes(pids) = &config.recording.subject else { return Ok(None) };
+fn open_gates(config: &RecordConfig) -> Result<Gates> {
+    let Subject::Processes(pids) = &config.recording.subject else { return Ok(Gates::default()) };
     match (config.gate, pids.as_slice()) {
         (true, &[pid]) => {
             // What it is refused for is said here, as ever.
             drop(Process::open(pid)?);
-            KeptGate::open(pid).map(Some)
+            Ok(Gates { opened: Some(KeptGate::open(pid)?), ..Gates::default() })
         }
-        // By a gate's own probes.
-        _ if config.recording.sample != Bytes(0) => Ok(None),
+        _ if config.recording.sample != Bytes(0) => {
+            let open = pids.iter().filter_map(|&pid| keep_open(pid).transpose()).collect::<Result<_>>()?;
+            Ok(Gates { _open: open, ..Gates::default() })
+        }
         _ => {
             pids.iter().try_for_each(|&pid| check_closed(pid))?;
-            Ok(None)
+            Ok(Gates::default())
         }
     }
 }

@@ -38,7 +38,8 @@ impl Lock {
         }
     }
 
-    /// Locks the memory of the gate that is there, too. Children share it, so each process has a byte of its own, by when it began.
+    /// Locks the memory of the gate that is there, too. Children share it, so each process has a byte of its own, by the pid that it sees
+    /// itself: every tracer sees that one alike.
     ///
     /// # Errors
     /// When another tracer has it.
@@ -46,7 +47,7 @@ impl Lock {
         let byte = libc::flock {
             l_type: libc::F_WRLCK as _,
             l_whence: libc::SEEK_SET as _,
-            l_start: target.start_time().cast_signed(),
+            l_start: target.inner_pid().0.into(),
             l_len: 1,
             l_pid: 0,
         };

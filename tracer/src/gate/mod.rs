@@ -33,7 +33,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use self::{
     image::Image,
     inject::{
-        NotMade, make_calls,
+        NotMade, PATIENCE, PATIENCE_TO_CLOSE, make_calls,
         stub::{Argument, SystemCall, own_descriptors},
     },
     layout::{Code, Layout, PAGE},
@@ -103,7 +103,7 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
     let ranges = [gate.place_range(), gate.parked_range(), gate.copy_range()];
     check_whole(target, &ranges).with_context(|| cannot("opened", target))?;
     room::check_unlocked(target, &ranges).with_context(|| cannot("opened", target))?;
-    let replaced = make_calls(target, &objects, &[park, replace], gate.place_range())
+    let replaced = make_calls(target, &objects, &[park, replace], gate.place_range(), PATIENCE)
         .map_err(|why| match why {
             // It may be open in a moment, and nobody would close it.
             NotMade::Late | NotMade::Io { .. } if remove_locked(target).is_err() => {
@@ -170,6 +170,23 @@ fn remove_locked(target: &Target) -> Result<Option<Duration>> {
     inject::clear(target, &target.objects()?.opened).with_context(|| cannot("removed", target))?;
     let left = Found::look(target)?.filter(|found| found.is_open);
     left.map(|found| found.close(target)).transpose()
+}
+
+/// Keeps the gate as it is that a process has open, left by a tracer that was killed or taken along from its parent. None if none is open.
+///
+/// # Errors
+/// When another tracer has it, and so will close it.
+pub fn keep_open(target: &Target) -> Result<Option<KeptOpen>> {
+    if !target.has_open_gate() {
+        return Ok(None);
+    }
+    Ok(Some(KeptOpen { _lock: lock(target)? }))
+}
+
+/// As long as this is there nobody closes the gate.
+#[derive(Debug)]
+pub struct KeptOpen {
+    _lock: Lock,
 }
 
 /// What a gate would do in a process, as text.
@@ -251,9 +268,11 @@ fn check_only_one_is_used(
     let memory = target.open_memory().context("its memory cannot be read")?;
     let mut word = [0; 8];
     memory.read_exact_at(&mut word, bias.wrapping_add(slot)).context("its memory cannot be read")?;
-    let malloc = Address(u64::from_le_bytes(word));
+    let malloc = plan.functions.iter().find(|function| function.name == "malloc");
+    let own = malloc.map(|malloc| bias.wrapping_add(malloc.site.svma));
+    // What is bound at the first call is not bound yet.
     ensure!(
-        other.segments.iter().any(|segment| (segment.start..segment.end).contains(&malloc)),
+        own != Some(u64::from_le_bytes(word)),
         "{} has an allocator of its own beside the C library's, and a gate can be in one only",
         other.name()
     );
@@ -365,7 +384,7 @@ fn put_in(
     let mut tries = 1..=TRIES;
     let (layout, held) = loop {
         let layout = layout::place(image, code, &target.mappings_with_gate()?)?;
-        match make_calls(target, objects, &calls(&layout, image), layout.place_range()) {
+        match make_calls(target, objects, &calls(&layout, image), layout.place_range(), PATIENCE) {
             Ok(held) => break (layout, held),
             Err(NotMade::Refused(error))
                 if error.raw_os_error() == Some(libc::EEXIST) && tries.next().is_some() => {}
@@ -486,8 +505,9 @@ impl Found {
         let place_range = self.layout.place_range();
         check_whole(target, &[place_range, self.layout.parked_range()])
             .with_context(|| cannot("closed", target))?;
-        let held = make_calls(target, &objects, &[map_again(parked, place, length)], place_range)
-            .with_context(|| cannot("closed", target))?;
+        let held =
+            make_calls(target, &objects, &[map_again(parked, place, length)], place_range, PATIENCE_TO_CLOSE)
+                .with_context(|| cannot("closed", target))?;
         ensure!(
             !Self::look(target)?.is_some_and(|found| found.is_open),
             "{}: its mappings are not as they should be",

@@ -303,7 +303,15 @@ impl Watching<'_> {
                     Request::End => return Ok(End::Interrupted),
                 },
                 ready = session.events_ready() => ready?,
-                _ = snapshots.tick() => session.snapshot(When::Affordable),
+                _ = snapshots.tick() => {
+                    session.snapshot(When::Affordable);
+                    if let Some(name) = session.who_lost_gate() {
+                        asked.observer.say(&format!(
+                            "ended early, since somebody has closed the gate of {name}: what it has freed since then is not known"
+                        ));
+                        return Ok(End::Interrupted);
+                    }
+                }
                 _ = looks.tick() => {
                     session.follow_stale_code();
                     session.note_sizes(When::Affordable);

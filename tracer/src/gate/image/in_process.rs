@@ -238,6 +238,31 @@ fn what_fails_fails_as_without_it() {
 }
 
 #[test]
+fn what_was_freed_while_no_gate_was_open_is_forgotten() {
+    let mapped = Mapped::new(0);
+    mapped.listen(1);
+    let generation = mapped.word("tracer_sampler_generation");
+    // SAFETY: each is released once.
+    unsafe {
+        let free = std::mem::transmute::<u64, Free>(libc_function("free"));
+        let before = (mapped.malloc)(100);
+        free(before);
+        generation.store(1, Relaxed);
+        let block = (mapped.malloc)(100);
+        assert_eq!(block, before, "the C library gives what was freed last");
+        assert_eq!(mapped.sampled(), 2);
+        (mapped.free)(block);
+        assert_eq!(mapped.sampled(), 0);
+        // A block that lives on is not told as a new one by a `realloc` that fails.
+        let block = (mapped.malloc)(100);
+        generation.store(2, Relaxed);
+        assert!((mapped.realloc)(block, usize::MAX / 2).is_null());
+        assert_eq!(mapped.sampled(), 0);
+        (mapped.free)(block);
+    }
+}
+
+#[test]
 fn registers_that_belong_to_the_caller_are_kept() {
     let mapped = Mapped::new(0);
     mapped.listen(1);

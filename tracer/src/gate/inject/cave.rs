@@ -53,7 +53,8 @@ fn stays(cave: &Cave, replaced: AddressRange) -> bool {
 
 /// All the room that the process has.
 pub(super) fn all(objects: &[MappedObject], memory: &File) -> Vec<Cave> {
-    let caves = objects.iter().flat_map(|object| {
+    // A gate's file has to stay as it is.
+    let caves = objects.iter().filter(|object| !object.is_gate()).flat_map(|object| {
         let ends = code_ends(object);
         let of_segment = move |segment: &MappedSegment| {
             let cave = ends.iter().find_map(|&end| behind(segment, end))?;

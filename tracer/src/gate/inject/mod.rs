@@ -31,7 +31,9 @@ use crate::{
 };
 
 /// So long is tried to find a thread that can be led aside.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
+/// The same, for what would stay as it is if none were found: an open gate.
+pub const PATIENCE_TO_CLOSE: Duration = Duration::from_secs(10);
 /// So long a thread has to stand still: it needs a CPU for that.
 const TO_STOP: Duration = Duration::from_millis(100);
 /// So long a thread that was led aside has to come back: it waits for a CPU, and for whoever else maps memory.
@@ -56,8 +58,10 @@ pub enum NotMade {
     #[error("another program traces it (gdb, strace): only one can at a time")]
     Traced,
     /// No thread could be led aside in time.
-    #[error("none of its threads could be led aside for {} s: {why}", PATIENCE.as_secs())]
+    #[error("none of its threads could be led aside for {} s: {why}", patience.as_secs())]
     NoThread {
+        /// How long was tried.
+        patience: Duration,
         /// What was in the way, the last time.
         why: &'static str,
     },
@@ -109,6 +113,7 @@ pub fn make_calls(
     objects: &[MappedObject],
     calls: &[SystemCall],
     replaced: AddressRange,
+    patience: Duration,
 ) -> Result<Duration, NotMade> {
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
     let bytes = longest(calls).bytes.len();
@@ -117,7 +122,7 @@ pub fn make_calls(
     // Nothing changes, and it is known that the code can be taken away again when nobody traces the process any more: a kernel may have
     // that for the writing (`proc_mem.force_override=ptrace`).
     memory.write_all_at(&[0], cave.start.0).map_err(io_error("its code cannot be written"))?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let mut why = "it has no thread that runs or sleeps";
     loop {
         // In a group of the second version a thread could be led aside, but would not come back.
@@ -130,8 +135,8 @@ pub fn make_calls(
             let attempt = || -> Result<Result<Duration, &'static str>, NotMade> {
                 let since = Instant::now();
                 match hold(target, thread, &memory)? {
-                    Hold::NotNow(reason) => Ok(Err(reason)),
-                    Hold::Held(held) => {
+                    NotNow(reason) => Ok(Err(reason)),
+                    Held(held) => {
                         let child = None;
                         Injection { target, thread, since, held, memory: &memory, cave, child }
                             .run(calls)
@@ -146,7 +151,7 @@ pub fn make_calls(
             }
         }
         if Instant::now() > deadline {
-            return Err(NotMade::NoThread { why });
+            return Err(NotMade::NoThread { patience, why });
         }
         thread::sleep(Duration::from_millis(1));
     }
@@ -192,7 +197,7 @@ pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
         };
         let (at, jump) = left.defused;
         write(at, &jump)?;
-        wait_until_left(target, cave, &memory)?;
+        wait_until_left(target, cave)?;
         let calls = usize::try_from(cave.bytes.saturating_sub(left.kept)).unwrap_or(0);
         write(left.kept, &vec![0; calls])?;
         write(0, MARK_DONE)?;
@@ -202,7 +207,7 @@ pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
 
 /// Waits until no thread is in the code that a tracer has left. One that was seen elsewhere may come back to it, from the handler of a
 /// signal, but begins no thread there any more.
-fn wait_until_left(target: &Target, cave: Cave, memory: &fs::File) -> Result<(), NotMade> {
+fn wait_until_left(target: &Target, cave: Cave) -> Result<(), NotMade> {
     /// A list of threads that is read while some end may lack others.
     const LISTS: u32 = 3;
     let deadline = Instant::now() + TO_RETURN;
@@ -213,22 +218,46 @@ fn wait_until_left(target: &Target, cave: Cave, memory: &fs::File) -> Result<(),
             threads(target)?.into_iter().filter(|thread| !elsewhere.contains(thread)).collect();
         lists = if unknown.is_empty() { lists + 1 } else { 0 };
         for thread in unknown {
-            let look = || -> Result<bool, NotMade> {
-                let Hold::Held(held) = hold(target, thread, memory)? else { return Ok(false) };
-                let stopped = held.registers().map_err(io_error("registers cannot be read"))?;
-                if Signals::of(target, thread)?.coming() == 0 {
-                    let going_on = restart::of_interrupted(&stopped);
-                    held.set_registers(&going_on).map_err(io_error("a thread cannot be let go"))?;
-                }
-                Ok(!cave.has(stopped.rip))
-            };
-            if thread::scope(|scope| scope.spawn(look).join()).unwrap_or(Ok(false))? {
+            let look = || Ok(place(target, thread)?.is_some_and(|instruction| !cave.has(instruction)));
+            if thread::scope(|scope| scope.spawn(look).join()).unwrap_or(Ok::<_, NotMade>(false))? {
                 elsewhere.insert(thread);
             }
         }
         if Instant::now() > deadline {
             return Err(NotMade::Late);
         }
+    }
+    Ok(())
+}
+
+/// At which instruction a thread is; none when it does not stand still in time.
+fn place(target: &Target, thread: pid_t) -> Result<Option<u64>, NotMade> {
+    let Seized::Held(mut held) = seize(target, thread)? else { return Ok(None) };
+    match held.wait(Instant::now() + TO_STOP) {
+        Ok(Stop::Ended(_)) => Ok(None),
+        Ok(stop) => {
+            let stopped = held.registers().map_err(io_error("registers cannot be read"))?;
+            if stop == Stop::Interrupted {
+                lead_back(target, thread, &held, &stopped)?;
+            }
+            Ok(Some(stopped.rip))
+        }
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
+        Err(error) => Err(io_error("a thread cannot be waited for")(error)),
+    }
+}
+
+/// A thread that was asked to stand still is to go on as if it had not been. A signal that comes decides by itself what becomes of the
+/// call in which it was interrupted.
+fn lead_back(
+    target: &Target,
+    thread: pid_t,
+    held: &HeldThread,
+    stopped: &user_regs_struct,
+) -> Result<(), NotMade> {
+    if Signals::of(target, thread)?.coming() == 0 {
+        held.set_registers(&restart::of_interrupted(stopped))
+            .map_err(io_error("a thread cannot be led back"))?;
     }
     Ok(())
 }
@@ -263,32 +292,57 @@ fn threads(target: &Target) -> Result<Vec<pid_t>, NotMade> {
     Ok(threads.into_iter().map(|(_, id)| id).collect())
 }
 
-enum Hold {
-    /// It stands still, and can be led aside.
+/// What becomes of a thread that is asked to stand still.
+enum Seized {
     Held(HeldThread),
     /// Another moment or another thread may do.
     NotNow(&'static str),
 }
 
-/// Has a thread stand still. Nothing else changes for it, nor for the threads that it begins.
-fn hold(target: &Target, thread: pid_t, memory: &fs::File) -> Result<Hold, NotMade> {
-    let mut held = match HeldThread::seize(thread) {
-        Ok(held) => held,
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return not_seized(target, thread),
-        Err(_) => return Ok(Hold::NotNow(THREADS_END)),
-    };
-    held.interrupt().map_err(io_error("a thread cannot be held"))?;
-    if let Some(reason) = stand_still(target, thread, &mut held)? {
-        return Ok(Hold::NotNow(reason));
+use Seized::{Held, NotNow};
+
+fn seize(target: &Target, thread: pid_t) -> Result<Seized, NotMade> {
+    match HeldThread::seize(thread) {
+        Ok(held) => {
+            held.interrupt().map_err(io_error("a thread cannot be held"))?;
+            Ok(Held(held))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => not_seized(target, thread),
+        Err(_) => Ok(NotNow(THREADS_END)),
     }
+}
+
+/// Has a thread stand still where it can be led aside. Nothing else changes for it, nor for the threads that it begins.
+fn hold(target: &Target, thread: pid_t, memory: &fs::File) -> Result<Seized, NotMade> {
+    let deadline = Instant::now() + TO_STOP;
+    let held = loop {
+        let mut held = match seize(target, thread)? {
+            Held(held) => held,
+            not_now => return Ok(not_now),
+        };
+        match stand_still(&mut held, deadline)? {
+            Some(reason) => return Ok(NotNow(reason)),
+            None if Signals::of(target, thread)?.coming() == 0 => break held,
+            None => {}
+        }
+        // It may be what the program wants a call interrupted by, and whoever is killed while he hands it on takes it along. So the
+        // thread is let go, and asked again as soon as it has taken it: it has a CPU then.
+        drop(held);
+        while Signals::of(target, thread).is_ok_and(|signals| signals.coming() != 0) {
+            if Instant::now() > deadline {
+                return Ok(NotNow("a signal is about to come"));
+            }
+            thread::sleep(Duration::from_micros(20));
+        }
+    };
     let registers = held.registers().map_err(io_error("registers cannot be read"))?;
     if !is_in_64_bit_code(&registers, memory) {
-        return Ok(Hold::NotNow("a thread executes 32-bit code"));
+        return Ok(NotNow("a thread executes 32-bit code"));
     }
     if registers.orig_rax.cast_signed() < 0 && is_in_restartable_sequence(&held, memory, registers.rip) {
-        return Ok(Hold::NotNow("a thread is in the middle of a restartable sequence"));
+        return Ok(NotNow("a thread is in the middle of a restartable sequence"));
     }
-    Ok(Hold::Held(held))
+    Ok(Held(held))
 }
 
 /// Whether this is 64-bit code, and so is what has made the system call in which the thread was interrupted: a process may have both.
@@ -307,18 +361,11 @@ fn is_filtered(target: &Target, thread: pid_t) -> Option<bool> {
     Some(field(&status, "Seccomp:").is_some_and(|mode| mode != 0))
 }
 
-/// Waits until the thread stands still where no signal is about to come, which may be what the program wants a call interrupted by. If it
-/// does not, why not. It takes a signal only if that came before it was to stand still: whoever is killed meanwhile loses it.
-fn stand_still(
-    target: &Target,
-    thread: pid_t,
-    held: &mut HeldThread,
-) -> Result<Option<&'static str>, NotMade> {
-    let deadline = Instant::now() + TO_STOP;
+/// Waits until the thread stands still. If it does not, why not. A signal that came before it was asked to it takes first.
+fn stand_still(held: &mut HeldThread, deadline: Instant) -> Result<Option<&'static str>, NotMade> {
     while Instant::now() < deadline {
         match held.wait(deadline) {
-            Ok(Stop::Interrupted) if Signals::of(target, thread)?.coming() == 0 => return Ok(None),
-            Ok(Stop::Interrupted) => return Ok(Some("a signal is about to come")),
+            Ok(Stop::Interrupted) => return Ok(None),
             Ok(Stop::WholeProcess) => return Err(NotMade::Stopped),
             Ok(Stop::Ended(_)) => return Ok(Some(THREADS_END)),
             // It is to stand still again as soon as it has taken it.
@@ -332,9 +379,9 @@ fn stand_still(
     Ok(Some("a thread does not stand still (it waits for a CPU, a disk, or a child of vfork)"))
 }
 
-fn not_seized(target: &Target, thread: pid_t) -> Result<Hold, NotMade> {
+fn not_seized(target: &Target, thread: pid_t) -> Result<Seized, NotMade> {
     let Ok(status) = target.read(&format!("task/{thread}/status")) else {
-        return Ok(Hold::NotNow(THREADS_END));
+        return Ok(NotNow(THREADS_END));
     };
     let tracer = field(&status, "TracerPid:").filter(|&tracer| tracer != 0);
     // A thread of this process that has tried before is not gone yet: it can be joined before the kernel has taken back what it held.
@@ -344,9 +391,9 @@ fn not_seized(target: &Target, thread: pid_t) -> Result<Hold, NotMade> {
     };
     match tracer.filter(is_other) {
         Some(_) => Err(NotMade::Traced),
-        None => Ok(Hold::NotNow(
-            "the kernel does not let tracer trace it (Yama's ptrace_scope, AppArmor, SELinux)",
-        )),
+        None => {
+            Ok(NotNow("the kernel does not let tracer trace it (Yama's ptrace_scope, AppArmor, SELinux)"))
+        }
     }
 }
 
@@ -425,14 +472,39 @@ struct Injection<'a> {
 impl Injection<'_> {
     fn run(mut self, calls: &[SystemCall]) -> Result<Duration, NotMade> {
         let stopped = self.held.registers().map_err(io_error("registers cannot be read"))?;
-        let Signals { blocked: blocked_then, caught, .. } = Signals::of(self.target, self.thread)?;
+        let signals = Signals::of(self.target, self.thread)?;
+        let led_aside = self.lead_aside(calls, &stopped, &signals);
+        if led_aside.is_err() {
+            lead_back(self.target, self.thread, &self.held, &stopped)?;
+        }
+        let stub = led_aside?;
+        // From here on the thread comes back by itself, whatever becomes of this one.
+        let deadline = Instant::now() + TO_RETURN;
+        self.bring_back(&stub, &stopped, signals.blocked, deadline)?;
+        let held = self.since.elapsed();
+        let result = self.wait_for_child(deadline);
+        if !matches!(result, Err(NotMade::Late)) {
+            self.memory
+                .write_all_at(&vec![0; stub.bytes.len()], self.cave.start.0)
+                .map_err(io_error("its code cannot be written"))?;
+        }
+        result.map(|()| held)
+    }
+
+    /// If that fails, the thread goes on where it was, if it is led back there.
+    fn lead_aside(
+        &self,
+        calls: &[SystemCall],
+        stopped: &user_regs_struct,
+        signals: &Signals,
+    ) -> Result<Stub, NotMade> {
         // Who handles its system calls itself does so by the handler of a signal.
-        let may_dispatch = caught & 1 << (libc::SIGSYS - 1) != 0;
+        let may_dispatch = signals.caught & 1 << (libc::SIGSYS - 1) != 0;
         if self.held.dispatches_system_calls().unwrap_or(may_dispatch) {
             return Err(NotMade::Dispatched);
         }
         self.prepare()?;
-        let going_on = restart::going_on(&stopped);
+        let going_on = restart::going_on(stopped);
         let restored = self.restored(&going_on)?;
         let stub = stub(self.cave.start, calls, &restored);
         self.memory
@@ -445,17 +517,7 @@ impl Injection<'_> {
         // stub unblocks them.
         let blocked = self.held.set_blocked_signals(u64::MAX);
         blocked.map_err(io_error("the mask of signals cannot be changed"))?;
-        // From here on the thread comes back by itself, whatever becomes of this one.
-        let deadline = Instant::now() + TO_RETURN;
-        self.bring_back(&stub, &stopped, blocked_then, deadline)?;
-        let held = self.since.elapsed();
-        let result = self.wait_for_child(deadline);
-        if !matches!(result, Err(NotMade::Late)) {
-            self.memory
-                .write_all_at(&vec![0; stub.bytes.len()], self.cave.start.0)
-                .map_err(io_error("its code cannot be written"))?;
-        }
-        result.map(|()| held)
+        Ok(stub)
     }
 
     /// From now on the thread that it begins is held, too, with the same options.

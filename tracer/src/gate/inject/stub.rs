@@ -9,7 +9,7 @@
 //!
 //! From low to high addresses: the header, what the thread that is led aside executes, what the other one does. Whoever dies, a handler of
 //! a signal may come back into the former at any time later: it was begun before the first instruction that blocks signals, or behind the
-//! last one. So that part is never taken away from a stub that was left ([`Left`]).
+//! last one. So that part is never taken away from a stub that was left (`Left`).
 
 use libc::{
     CLONE_FILES, CLONE_FS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VM, CLOSE_RANGE_UNSHARE,

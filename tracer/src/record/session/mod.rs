@@ -370,6 +370,12 @@ impl Session {
         !self.config.follow && self.processes.iter().any(|process| self.capture.is_over(process.index))
     }
 
+    /// Whose gate was closed by somebody else.
+    pub fn who_lost_gate(&self) -> Option<String> {
+        let mut lost = self.processes.iter().filter(|process| process.has_lost_gate());
+        lost.find(|process| !self.capture.is_over(process.index)).map(TracedProcess::name)
+    }
+
     /// From now on events do not count.
     pub fn close_window(&mut self, end: End) {
         // After an exec the memory is another program's.
