@@ -117,7 +117,6 @@ const GATE: &[(&str, &[&str])] = &[(
         "is_stopped",
         "probes_for_everybody",
         "a_filter_that_kills",
-        "memory_that_may_not",
     ],
 )];
 
