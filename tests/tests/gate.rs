@@ -916,8 +916,8 @@ fn a_signal_that_comes_while_a_thread_is_led_aside_and_its_tracer_is_killed() {
     let mut program = lone("handles");
     let pid = program.pid();
     let mut caught = 0;
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while caught < 3 {
+    let deadline = Instant::now() + Duration::from_secs(150);
+    while caught < 2 {
         assert!(Instant::now() < deadline, "tracer was stopped in the middle {caught} times");
         let gate = gate(pid).spawn();
         let soon = Instant::now() + Duration::from_secs(1);
