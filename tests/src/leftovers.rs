@@ -72,7 +72,9 @@ pub fn gate_stubs(pid: u32, mark: &[u8; 16]) -> Vec<Range<u64>> {
         let range = |offset: usize| {
             let kept = page.get(offset + KEPT..)?.first_chunk()?;
             let start = at + offset as u64;
-            page[offset..].starts_with(mark).then(|| start..start + u64::from(u32::from_le_bytes(*kept)))
+            page[offset..]
+                .starts_with(mark)
+                .then(|| start..start + u64::from(u32::from_le_bytes(*kept)).next_multiple_of(16))
         };
         (0..page.len()).step_by(mark.len()).filter_map(range).collect::<Vec<_>>()
     };

@@ -137,18 +137,24 @@ impl KeptGate {
         Err(error)
     }
 
+    /// Has it begin to close the gate.
+    pub(super) fn let_close(&mut self) {
+        self.input = None;
+    }
+
     /// Has it closed.
     ///
     /// # Errors
-    /// When it could not be.
+    /// When it could not be, as its keeper says it.
     pub(super) fn close(mut self) -> Result<()> {
-        self.input = None;
+        self.let_close();
         let status = self.keeper.wait().context("the process that keeps the gate cannot be waited for")?;
-        if status.success() {
-            return Ok(());
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(_) => Err(failure(&mut self.keeper)),
+            // Somebody has killed it.
+            None => remove(self.pid),
         }
-        // Somebody may have killed it.
-        remove(self.pid)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     cli::{self, Exit, RecordConfig, Verbosity},
     doctor,
     gate::KeptOpen,
-    model::{Bytes, Pid, Profile},
+    model::{Bytes, Mode, Pid, Profile},
     record::{self, Observer, Recorded},
     report::{
         Options, Report as _,
@@ -44,12 +44,21 @@ pub(super) fn record(config: &RecordConfig) -> Result<Exit> {
     if config.outputs.is_empty() {
         cli::check_default_directory()?;
     }
-    let gates = open_gates(config)?;
+    let mut gates = open_gates(config)?;
     let recorded = run(config);
+    if let Some(gate) = &mut gates.opened {
+        gate.let_close();
+    }
+    let exit = recorded.and_then(|recorded| finish(config, recorded));
+    // It may take seconds, and the reports are there.
     if let Some(Err(error)) = gates.opened.map(KeptGate::close) {
         _ = writeln!(io::stderr(), "tracer: {error:#}");
     }
-    let mut recorded = recorded?;
+    exit
+}
+
+/// Writes the reports.
+fn finish(config: &RecordConfig, mut recorded: Recorded) -> Result<Exit> {
     config.filter().apply(&mut recorded.profile);
 
     let written = write_reports(config, &recorded.profile);
@@ -85,6 +94,7 @@ fn open_gates(config: &RecordConfig) -> Result<Gates> {
             drop(Process::open(pid)?);
             Ok(Gates { opened: Some(KeptGate::open(pid)?), ..Gates::default() })
         }
+        _ if config.recording.mode == Mode::Growth => Ok(Gates::default()),
         _ if config.recording.sample != Bytes(0) => {
             let open = pids.iter().filter_map(|&pid| keep_open(pid).transpose()).collect::<Result<_>>()?;
             Ok(Gates { _open: open, ..Gates::default() })

@@ -25,7 +25,8 @@ use std::{
     fs::{self, File},
     io::Write as _,
     os::unix::fs::FileExt as _,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -37,7 +38,7 @@ use self::{
         stub::{Argument, SystemCall, own_descriptors},
     },
     layout::{Code, Layout, PAGE},
-    lock::Lock,
+    lock::{Lock, Use},
 };
 use crate::{
     model::{Address, AddressRange},
@@ -131,6 +132,20 @@ fn cannot(what: &str, target: &Target) -> String {
     format!("the gate of {} ({}) cannot be {what}", printable(target.comm()), target.pid())
 }
 
+/// Whether the process is gone. A process of which the first thread alone has ended shows nothing of its memory either.
+fn has_no_memory(target: &Target) -> bool {
+    /// So long a large process takes to end, after it has let go of its memory.
+    const TO_END: Duration = Duration::from_secs(3);
+    let since = Instant::now();
+    while !target.has_exited() && target.mappings_with_gate().is_ok_and(|mappings| mappings.is_empty()) {
+        if since.elapsed() > TO_END {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    target.has_exited()
+}
+
 /// What to do about a gate that stays open.
 fn to_be_removed(target: &Target, why: &anyhow::Error) -> anyhow::Error {
     let pid = target.pid();
@@ -145,6 +160,9 @@ impl OpenGate<'_> {
     /// # Errors
     /// When it could not be closed; then it counts bytes, and nothing else.
     pub fn close(self) -> Result<Option<Duration>> {
+        if has_no_memory(self.target) {
+            return Ok(None);
+        }
         let closed = Found::look(self.target).and_then(|found| {
             let open = found.filter(|found| found.is_open);
             open.map(|found| found.close(self.target)).transpose()
@@ -180,7 +198,9 @@ pub fn keep_open(target: &Target) -> Result<Option<KeptOpen>> {
     if !target.has_open_gate() {
         return Ok(None);
     }
-    Ok(Some(KeptOpen { _lock: lock(target)? }))
+    let mut lock = Lock::default();
+    lock_memory(target, &mut lock, Use::Read)?;
+    Ok(Some(KeptOpen { _lock: lock }))
 }
 
 /// As long as this is there nobody closes the gate.
@@ -307,17 +327,19 @@ fn refuse(target: &Target) -> Result<()> {
 
 fn lock(target: &Target) -> Result<Lock> {
     let mut lock = Lock::of(target)?;
-    let Some(found) = Found::look(target)? else { return Ok(lock) };
+    lock_memory(target, &mut lock, Use::Change)?;
+    Ok(lock)
+}
+
+fn lock_memory(target: &Target, lock: &mut Lock, how: Use) -> Result<()> {
+    let Some(found) = Found::look(target)? else { return Ok(()) };
     let mapping =
         target.mappings_with_gate()?.into_iter().find(|mapping| mapping.start == found.layout.image);
     // Without the right to open it no gate can be put in. One that was left can be closed.
     let memory = mapping.and_then(|mapping| {
         open_mapped(target, &mapping, fs::OpenOptions::new().read(true).write(true)).ok()
     });
-    if let Some(memory) = memory {
-        lock.memory(target, memory)?;
-    }
-    Ok(lock)
+    memory.map_or(Ok(()), |memory| lock.memory(target, memory, how))
 }
 
 fn has(memory: &File, at: Address, bytes: &[u8]) -> Result<bool> {
@@ -397,7 +419,7 @@ fn put_in(
         mapping.filter(|mapping| mapping.is_named(GATE_FILE)).context("the gate's memory is not there")?;
     let mut file = open_mapped(target, &mapping, fs::OpenOptions::new().read(true).write(true))?;
     file.write_all(&content).context("the gate's memory cannot be written")?;
-    lock.memory(target, file)?;
+    lock.memory(target, file, Use::Change)?;
     Ok((layout, held))
 }
 
@@ -471,6 +493,7 @@ struct Found {
 impl Found {
     fn look(target: &Target) -> Result<Option<Self>> {
         let mappings = target.mappings_with_gate()?;
+        ensure!(!mappings.is_empty(), "its memory is not shown any more: its first thread has ended");
         let parts: Vec<&Mapping> = mappings.iter().filter(|mapping| mapping.is_named(GATE_FILE)).collect();
         if parts.is_empty() {
             return Ok(None);

@@ -197,6 +197,11 @@ pub async fn record(
     // What was recorded until then is worth as much as before.
     let (end, failure) = watched.map_or_else(|error| (End::Failed, Some(error)), |end| (end, None));
     let end = oom_kills.judge(end);
+    if let Some(name) = session.who_lost_gate() {
+        asked.observer.say(&format!(
+            "somebody has closed the gate of {name}, so the recording ends: what was freed since then is not known"
+        ));
+    }
     session.close_window(end);
     observer.finish();
     signals::let_signals_kill();
@@ -305,10 +310,7 @@ impl Watching<'_> {
                 ready = session.events_ready() => ready?,
                 _ = snapshots.tick() => {
                     session.snapshot(When::Affordable);
-                    if let Some(name) = session.who_lost_gate() {
-                        asked.observer.say(&format!(
-                            "ended early, since somebody has closed the gate of {name}: what it has freed since then is not known"
-                        ));
+                    if session.who_lost_gate().is_some() {
                         return Ok(End::Interrupted);
                     }
                 }

@@ -227,6 +227,13 @@ impl Target {
         self.mappings_with_gate().is_ok_and(|mappings| mapping::has_open_gate(&mappings))
     }
 
+    /// Whether it is certain that none is open in it: of a process that ends, and of one whose first thread has ended, nothing is shown.
+    #[must_use]
+    pub fn has_no_open_gate(&self) -> bool {
+        self.mappings_with_gate()
+            .is_ok_and(|mappings| !mappings.is_empty() && !mapping::has_open_gate(&mappings))
+    }
+
     /// The ELF files that the process has mapped with executable parts, in order of their first mapping.
     ///
     /// # Errors

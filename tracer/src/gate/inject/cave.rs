@@ -7,7 +7,7 @@ use object::{
     read::elf::{FileHeader as _, ProgramHeader as _},
 };
 
-use super::stub::{HEADER, Left, MARK, MARK_DONE, Stub};
+use super::stub::{HEADER, Left, MARK, MARK_DONE, MARK_UNUSED, Stub};
 use crate::{
     model::{Address, AddressRange},
     target::{MappedObject, MappedSegment},
@@ -29,7 +29,7 @@ impl Cave {
 }
 
 /// Stubs begin at such addresses.
-const ALIGNMENT: u64 = 16;
+pub(super) const ALIGNMENT: u64 = 16;
 
 /// The largest one that nobody uses, and that is not in pages which are about to be replaced.
 pub(super) fn largest(caves: Vec<Cave>, replaced: AddressRange) -> Option<Cave> {
@@ -106,7 +106,7 @@ fn behind_done(mut cave: Cave, mut bytes: &[u8]) -> Option<Cave> {
         bytes = bytes.get(usize::try_from(kept).ok()?..)?;
         cave = Cave { start: Address(cave.start.0 + kept), bytes: bytes.len() as u64, ..cave };
     }
-    let is_used = bytes.len() >= HEADER && bytes.starts_with(MARK);
+    let is_used = bytes.len() >= HEADER && [MARK, MARK_UNUSED].iter().any(|&mark| bytes.starts_with(mark));
     (is_used || bytes.iter().all(|&byte| byte == 0)).then_some(Cave { is_used, ..cave })
 }
 

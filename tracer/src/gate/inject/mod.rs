@@ -21,9 +21,9 @@ use std::{
 use libc::{pid_t, user_regs_struct};
 
 use self::{
-    cave::Cave,
-    ptrace::{HeldThread, Stop},
-    stub::{HEADER, Left, MARK_DONE, Restored, Stub, SystemCall, stub},
+    cave::{ALIGNMENT, Cave},
+    ptrace::{HeldThread, Stop, WORD},
+    stub::{HEADER, Left, MARK_DONE, MARK_UNUSED, Restored, Stub, SystemCall, stub},
 };
 use crate::{
     model::{Address, AddressRange},
@@ -119,9 +119,6 @@ pub fn make_calls(
     let bytes = longest(calls).bytes.len();
     let cave = cave::largest(cave::all(objects, &memory), replaced);
     let cave = cave.filter(|cave| cave.bytes >= bytes as u64).ok_or(NotMade::NoRoom { bytes })?;
-    // Nothing changes, and it is known that the code can be taken away again when nobody traces the process any more: a kernel may have
-    // that for the writing (`proc_mem.force_override=ptrace`).
-    memory.write_all_at(&[0], cave.start.0).map_err(io_error("its code cannot be written"))?;
     let deadline = Instant::now() + patience;
     let mut why = "it has no thread that runs or sleeps";
     loop {
@@ -133,14 +130,11 @@ pub fn make_calls(
         for thread in threads(target)?.into_iter().take(16) {
             // The kernel lets go of all that a thread holds when that ends: one that does not stand still yet, too.
             let attempt = || -> Result<Result<Duration, &'static str>, NotMade> {
-                let since = Instant::now();
                 match hold(target, thread, &memory)? {
                     NotNow(reason) => Ok(Err(reason)),
                     Held(held) => {
                         let child = None;
-                        Injection { target, thread, since, held, memory: &memory, cave, child }
-                            .run(calls)
-                            .map(Ok)
+                        Injection { target, thread, held, cave, child }.run(calls).map(Ok)
                     }
                 }
             };
@@ -191,18 +185,64 @@ pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
     for cave in cave::all(objects, &memory).into_iter().filter(|cave| cave.is_used) {
         let mut header = [0; HEADER];
         memory.read_exact_at(&mut header, cave.start.0).map_err(io_error("its code cannot be read"))?;
+        if header.starts_with(MARK_UNUSED) {
+            let bytes = usize::try_from(cave.bytes).unwrap_or(0);
+            write(target, |held| take_away(held, cave.start, bytes))?;
+            continue;
+        }
         let Some(left) = Left::parse(&header) else { continue };
-        let write = |at: u64, bytes: &[u8]| {
-            memory.write_all_at(bytes, cave.start.0 + at).map_err(io_error("its code cannot be written"))
-        };
         let (at, jump) = left.defused;
-        write(at, &jump)?;
+        let mut word = [0; WORD];
+        let start = Address((cave.start.0 + at) / WORD as u64 * WORD as u64);
+        memory.read_exact_at(&mut word, start.0).map_err(io_error("its code cannot be read"))?;
+        let offset = (cave.start.0 + at - start.0) as usize;
+        word[offset..][..jump.len()].copy_from_slice(&jump);
+        write(target, |held| held.write(start, &word))?;
         wait_until_left(target, cave)?;
-        let calls = usize::try_from(cave.bytes.saturating_sub(left.kept)).unwrap_or(0);
-        write(left.kept, &vec![0; calls])?;
-        write(0, MARK_DONE)?;
+        let kept = left.kept.next_multiple_of(ALIGNMENT);
+        let calls = vec![0; usize::try_from(cave.bytes.saturating_sub(kept)).unwrap_or(0)];
+        write(target, |held| {
+            held.write(Address(cave.start.0 + kept), &calls)?;
+            held.write(cave.start, MARK_DONE)
+        })?;
     }
     Ok(())
+}
+
+/// Writes to the code of a process while one of its threads stands still.
+fn write(target: &Target, what: impl Fn(&HeldThread) -> io::Result<()> + Send + Sync) -> Result<(), NotMade> {
+    let deadline = Instant::now() + TO_RETURN;
+    while Instant::now() < deadline {
+        for thread in threads(target)? {
+            let written = || {
+                while_it_stands(target, thread, |held, _| {
+                    what(held).map_err(io_error("its code cannot be written"))
+                })
+            };
+            let written = thread::scope(|scope| scope.spawn(written).join());
+            if written.unwrap_or(Ok(None))?.is_some() {
+                return Ok(());
+            }
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Err(NotMade::Late)
+}
+
+/// Writes a stub. Whoever is killed meanwhile leaves one of which is known that nobody executes it.
+fn put(held: &HeldThread, at: Address, stub: &Stub) -> io::Result<()> {
+    let (mark, rest) = stub.bytes.split_at(MARK_UNUSED.len());
+    held.write(at, MARK_UNUSED)?;
+    held.write(Address(at.0 + mark.len() as u64), rest)?;
+    held.write(at, mark)
+}
+
+/// Takes away a stub that nobody executes any more.
+fn take_away(held: &HeldThread, at: Address, bytes: usize) -> io::Result<()> {
+    let mark = MARK_UNUSED.len();
+    held.write(at, MARK_UNUSED)?;
+    held.write(Address(at.0 + mark as u64), &vec![0; bytes - mark])?;
+    held.write(at, &vec![0; mark])
 }
 
 /// Waits until no thread is in the code that a tracer has left. One that was seen elsewhere may come back to it, from the handler of a
@@ -218,7 +258,8 @@ fn wait_until_left(target: &Target, cave: Cave) -> Result<(), NotMade> {
             threads(target)?.into_iter().filter(|thread| !elsewhere.contains(thread)).collect();
         lists = if unknown.is_empty() { lists + 1 } else { 0 };
         for thread in unknown {
-            let look = || Ok(place(target, thread)?.is_some_and(|instruction| !cave.has(instruction)));
+            let place = |_: &HeldThread, stopped: &user_regs_struct| Ok(stopped.rip);
+            let look = || Ok(while_it_stands(target, thread, place)?.is_some_and(|place| !cave.has(place)));
             if thread::scope(|scope| scope.spawn(look).join()).unwrap_or(Ok::<_, NotMade>(false))? {
                 elsewhere.insert(thread);
             }
@@ -230,17 +271,22 @@ fn wait_until_left(target: &Target, cave: Cave) -> Result<(), NotMade> {
     Ok(())
 }
 
-/// At which instruction a thread is; none when it does not stand still in time.
-fn place(target: &Target, thread: pid_t) -> Result<Option<u64>, NotMade> {
-    let Seized::Held(mut held) = seize(target, thread)? else { return Ok(None) };
+/// Has a thread stand still for a moment, wherever it is. None when it does not in time.
+fn while_it_stands<T>(
+    target: &Target,
+    thread: pid_t,
+    what: impl FnOnce(&HeldThread, &user_regs_struct) -> Result<T, NotMade>,
+) -> Result<Option<T>, NotMade> {
+    let Held(mut held) = seize(target, thread)? else { return Ok(None) };
     match held.wait(Instant::now() + TO_STOP) {
         Ok(Stop::Ended(_)) => Ok(None),
         Ok(stop) => {
             let stopped = held.registers().map_err(io_error("registers cannot be read"))?;
+            let done = what(&held, &stopped);
             if stop == Stop::Interrupted {
                 lead_back(target, thread, &held, &stopped)?;
             }
-            Ok(Some(stopped.rip))
+            done.map(Some)
         }
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
         Err(error) => Err(io_error("a thread cannot be waited for")(error)),
@@ -320,7 +366,7 @@ fn hold(target: &Target, thread: pid_t, memory: &fs::File) -> Result<Seized, Not
             Held(held) => held,
             not_now => return Ok(not_now),
         };
-        match stand_still(&mut held, deadline)? {
+        match stand_still(&mut held, Instant::now() + TO_STOP)? {
             Some(reason) => return Ok(NotNow(reason)),
             None if Signals::of(target, thread)?.coming() == 0 => break held,
             None => {}
@@ -460,10 +506,7 @@ fn is_in_restartable_sequence(held: &HeldThread, memory: &fs::File, instruction:
 struct Injection<'a> {
     target: &'a Target,
     thread: pid_t,
-    /// When it was asked to stand still.
-    since: Instant,
     held: HeldThread,
-    memory: &'a fs::File,
     cave: Cave,
     /// The thread that makes the calls.
     child: Option<HeldThread>,
@@ -481,14 +524,9 @@ impl Injection<'_> {
         // From here on the thread comes back by itself, whatever becomes of this one.
         let deadline = Instant::now() + TO_RETURN;
         self.bring_back(&stub, &stopped, signals.blocked, deadline)?;
-        let held = self.since.elapsed();
-        let result = self.wait_for_child(deadline);
-        if !matches!(result, Err(NotMade::Late)) {
-            self.memory
-                .write_all_at(&vec![0; stub.bytes.len()], self.cave.start.0)
-                .map_err(io_error("its code cannot be written"))?;
-        }
-        result.map(|()| held)
+        let held = self.held.since().elapsed();
+        self.wait_for_child(&stub, deadline)?;
+        Ok(held)
     }
 
     /// If that fails, the thread goes on where it was, if it is led back there.
@@ -507,9 +545,7 @@ impl Injection<'_> {
         let going_on = restart::going_on(stopped);
         let restored = self.restored(&going_on)?;
         let stub = stub(self.cave.start, calls, &restored);
-        self.memory
-            .write_all_at(&stub.bytes, self.cave.start.0)
-            .map_err(io_error("its code cannot be written"))?;
+        put(&self.held, self.cave.start, &stub).map_err(io_error("its code cannot be written"))?;
         let mut aside = going_on;
         (aside.rip, aside.orig_rax) = (stub.entry.0, u64::MAX);
         self.held.set_registers(&aside).map_err(io_error("a thread cannot be led aside"))?;
@@ -524,7 +560,8 @@ impl Injection<'_> {
     fn prepare(&self) -> Result<(), NotMade> {
         let is_filtered = is_filtered(self.target, self.thread).ok_or(NotMade::Ended)?;
         let suspend = if is_filtered { libc::PTRACE_O_SUSPEND_SECCOMP } else { 0 };
-        let options = libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACESYSGOOD | suspend;
+        let options =
+            libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEEXIT | libc::PTRACE_O_TRACESYSGOOD | suspend;
         self.held.set_options(options).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) if is_filtered => NotMade::Filtered,
             _ => io_error("a thread cannot be led aside")(error),
@@ -594,8 +631,11 @@ impl Injection<'_> {
         }
     }
 
-    fn wait_for_child(&mut self, deadline: Instant) -> Result<(), NotMade> {
+    /// Until it has made the calls. Then nobody is in the code any more, and it is taken away.
+    fn wait_for_child(&mut self, stub: &Stub, deadline: Instant) -> Result<(), NotMade> {
+        let (at, bytes) = (self.cave.start, stub.bytes.len());
         let Some(child) = &mut self.child else {
+            write(self.target, |held| take_away(held, at, bytes))?;
             return Err(NotMade::Refused(io::Error::other("it may not begin another thread")));
         };
         loop {
@@ -605,7 +645,12 @@ impl Injection<'_> {
                     return Err(NotMade::Refused(io::Error::from_raw_os_error(error)));
                 }
                 Ok(Stop::Ended(None)) => return Err(NotMade::Ended),
-                Ok(_) => child.resume().map_err(io_error("a thread cannot go on"))?,
+                Ok(stop) => {
+                    if stop == Stop::Ending {
+                        take_away(child, at, bytes).map_err(io_error("its code cannot be written"))?;
+                    }
+                    child.resume().map_err(io_error("a thread cannot go on"))?;
+                }
                 Err(error) => return Err(late("a thread cannot be waited for")(error)),
             }
         }

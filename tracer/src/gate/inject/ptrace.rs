@@ -9,10 +9,16 @@ use std::{
 
 use libc::{c_int, c_uint, pid_t, user_regs_struct};
 
+use crate::model::Address;
+
+/// Bytes of a word.
+pub(super) const WORD: usize = size_of::<usize>();
+
 /// A thread of another process, held by this one.
 #[derive(Debug)]
 pub(super) struct HeldThread {
     id: pid_t,
+    since: Instant,
     /// Whether it stands still: then it must be let go by request, or its registers are lost.
     stands: bool,
     signal: c_int,
@@ -31,6 +37,8 @@ pub(super) enum Stop {
     SystemCall,
     /// It has begun a thread of this number.
     Began(pid_t),
+    /// It is about to end, and executes nothing any more.
+    Ending,
     /// It has ended, with this status.
     Ended(Option<c_int>),
 }
@@ -47,8 +55,13 @@ impl HeldThread {
     }
 
     /// A thread that another one of the process has begun while it was held: the kernel holds it, too.
-    pub(super) const fn running(id: pid_t) -> Self {
-        Self { id, stands: false, signal: 0 }
+    pub(super) fn running(id: pid_t) -> Self {
+        Self { id, since: Instant::now(), stands: false, signal: 0 }
+    }
+
+    /// Since when it is held.
+    pub(super) const fn since(&self) -> Instant {
+        self.since
     }
 
     pub(super) fn interrupt(&self) -> io::Result<()> {
@@ -99,6 +112,7 @@ impl HeldThread {
                 self.request(libc::PTRACE_GETEVENTMSG, 0, &raw mut id as usize)?;
                 Stop::Began(id as pid_t)
             }
+            libc::PTRACE_EVENT_EXIT => Stop::Ending,
             _ if signal == SYSTEM_CALL => Stop::SystemCall,
             _ => {
                 self.signal = signal;
@@ -151,6 +165,18 @@ impl HeldThread {
     /// Blocks signals, one bit each; until the thread changes that, whatever the call would do in which it was interrupted.
     pub(super) fn set_blocked_signals(&self, blocked: u64) -> io::Result<()> {
         self.request(libc::PTRACE_SETSIGMASK, size_of_val(&blocked), &raw const blocked as usize)
+    }
+
+    /// Writes to the memory of its process, code or not: a thread that stands still is what every kernel asks for that
+    /// (`proc_mem.force_override`). To be written are whole words.
+    pub(super) fn write(&self, at: Address, bytes: &[u8]) -> io::Result<()> {
+        for (number, word) in bytes.chunks(WORD).enumerate() {
+            let mut whole = [0; WORD];
+            whole[..word.len()].copy_from_slice(word);
+            let at = at.0 as usize + number * WORD;
+            self.request(libc::PTRACE_POKEDATA, at, usize::from_ne_bytes(whole))?;
+        }
+        Ok(())
     }
 
     /// Where the thread keeps what the kernel has to know of its restartable sequences; none if it has none, or the kernel does not

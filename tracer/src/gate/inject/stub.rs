@@ -20,6 +20,8 @@ use crate::model::Address;
 
 /// In front of the code, so that whoever comes later sees what it is.
 pub(super) const MARK: &[u8; 16] = b"tracer gate stub";
+/// The same, while it is written or taken away, when nobody executes it. The marks differ in their last words, which are written at once.
+pub(super) const MARK_UNUSED: &[u8; 16] = b"tracer gate none";
 /// The same, when it makes no calls any more.
 pub(super) const MARK_DONE: &[u8; 16] = b"tracer gate done";
 /// The mark; then, of 32 bits each, where another thread is begun, where signals are let in again, and how much stays of a stub that was
