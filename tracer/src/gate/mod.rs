@@ -146,6 +146,11 @@ fn has_no_memory(target: &Target) -> bool {
     target.has_exited()
 }
 
+fn executes_another_program(target: &Target) -> bool {
+    let is_of_gate = |mapping: &Mapping| mapping.is_named(GATE_FILE);
+    target.mappings_with_gate().is_ok_and(|mappings| !mappings.is_empty() && !mappings.iter().any(is_of_gate))
+}
+
 /// What to do about a gate that stays open.
 fn to_be_removed(target: &Target, why: &anyhow::Error) -> anyhow::Error {
     let pid = target.pid();
@@ -168,7 +173,7 @@ impl OpenGate<'_> {
             open.map(|found| found.close(self.target)).transpose()
         });
         match closed {
-            Err(_) if self.target.has_exited() => Ok(None),
+            Err(_) if executes_another_program(self.target) || has_no_memory(self.target) => Ok(None),
             closed => closed.map_err(|why| to_be_removed(self.target, &why)),
         }
     }

@@ -195,7 +195,7 @@ impl TracedProcess {
 
     /// Whether a gate by which it is recorded is not open any more: its blocks are freed unseen.
     pub fn has_lost_gate(&self) -> bool {
-        self.has_gate && self.target.has_no_open_gate()
+        self.has_gate && self.target.has_closed_gate()
     }
 
     /// From now on all calls of its functions go where the probes are.

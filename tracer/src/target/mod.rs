@@ -227,11 +227,12 @@ impl Target {
         self.mappings_with_gate().is_ok_and(|mappings| mapping::has_open_gate(&mappings))
     }
 
-    /// Whether it is certain that none is open in it: of a process that ends, and of one whose first thread has ended, nothing is shown.
+    /// Whether it has one that is closed. Another program that it executes has none, and of a process that ends nothing is shown.
     #[must_use]
-    pub fn has_no_open_gate(&self) -> bool {
-        self.mappings_with_gate()
-            .is_ok_and(|mappings| !mappings.is_empty() && !mapping::has_open_gate(&mappings))
+    pub fn has_closed_gate(&self) -> bool {
+        self.mappings_with_gate().is_ok_and(|mappings| {
+            mappings.iter().any(|mapping| mapping.is_named(GATE_FILE)) && !mapping::has_open_gate(&mappings)
+        })
     }
 
     /// The ELF files that the process has mapped with executable parts, in order of their first mapping.

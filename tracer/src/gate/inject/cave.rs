@@ -7,7 +7,7 @@ use object::{
     read::elf::{FileHeader as _, ProgramHeader as _},
 };
 
-use super::stub::{HEADER, Left, MARK, MARK_DONE, MARK_UNUSED, Stub};
+use super::stub::{HEADER, Left, MARK, MARK_DONE, Stub, is_unused};
 use crate::{
     model::{Address, AddressRange},
     target::{MappedObject, MappedSegment},
@@ -106,14 +106,14 @@ fn behind_done(mut cave: Cave, mut bytes: &[u8]) -> Option<Cave> {
         bytes = bytes.get(usize::try_from(kept).ok()?..)?;
         cave = Cave { start: Address(cave.start.0 + kept), bytes: bytes.len() as u64, ..cave };
     }
-    let is_used = bytes.len() >= HEADER && [MARK, MARK_UNUSED].iter().any(|&mark| bytes.starts_with(mark));
+    let is_used = bytes.len() >= HEADER && (bytes.starts_with(MARK) || is_unused(bytes));
     (is_used || bytes.iter().all(|&byte| byte == 0)).then_some(Cave { is_used, ..cave })
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
-        super::stub::{Restored, stub},
+        super::stub::{MARK_UNUSED, Restored, stub},
         *,
     };
 
@@ -161,6 +161,13 @@ mod tests {
             assert_eq!(behind_done(cave, &bytes), Some(rest));
             bytes[at + kept as usize..][..stub.len()].copy_from_slice(&stub);
             assert_eq!(behind_done(cave, &bytes), Some(Cave { is_used: true, ..rest }));
+        }
+        // One that is being written, or taken away.
+        bytes.fill(0);
+        bytes[..16].copy_from_slice(MARK_UNUSED);
+        for _ in 0..2 {
+            assert_eq!(behind_done(cave, &bytes), Some(Cave { is_used: true, ..cave }));
+            bytes[..8].fill(0);
         }
         bytes[..HEADER].fill(1);
         assert_eq!(behind_done(cave, &bytes), None);

@@ -23,7 +23,7 @@ use libc::{pid_t, user_regs_struct};
 use self::{
     cave::{ALIGNMENT, Cave},
     ptrace::{HeldThread, Stop, WORD},
-    stub::{HEADER, Left, MARK_DONE, MARK_UNUSED, Restored, Stub, SystemCall, stub},
+    stub::{HEADER, Left, MARK_DONE, MARK_UNUSED, Restored, Stub, SystemCall, is_unused, stub},
 };
 use crate::{
     model::{Address, AddressRange},
@@ -134,7 +134,7 @@ pub fn make_calls(
                     NotNow(reason) => Ok(Err(reason)),
                     Held(held) => {
                         let child = None;
-                        Injection { target, thread, held, cave, child }.run(calls).map(Ok)
+                        Injection { target, thread, held, memory: &memory, cave, child }.run(calls).map(Ok)
                     }
                 }
             };
@@ -185,23 +185,21 @@ pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
     for cave in cave::all(objects, &memory).into_iter().filter(|cave| cave.is_used) {
         let mut header = [0; HEADER];
         memory.read_exact_at(&mut header, cave.start.0).map_err(io_error("its code cannot be read"))?;
-        if header.starts_with(MARK_UNUSED) {
+        if is_unused(&header) {
             let bytes = usize::try_from(cave.bytes).unwrap_or(0);
-            write(target, |held| take_away(held, cave.start, bytes))?;
+            write(target, &memory, cave, |held| take_away(held, cave.start, bytes))?;
             continue;
         }
         let Some(left) = Left::parse(&header) else { continue };
         let (at, jump) = left.defused;
         let mut word = [0; WORD];
-        let start = Address((cave.start.0 + at) / WORD as u64 * WORD as u64);
-        memory.read_exact_at(&mut word, start.0).map_err(io_error("its code cannot be read"))?;
-        let offset = (cave.start.0 + at - start.0) as usize;
-        word[offset..][..jump.len()].copy_from_slice(&jump);
-        write(target, |held| held.write(start, &word))?;
+        memory.read_exact_at(&mut word, cave.start.0 + at).map_err(io_error("its code cannot be read"))?;
+        word[..jump.len()].copy_from_slice(&jump);
+        write(target, &memory, cave, |held| held.write(Address(cave.start.0 + at), &word))?;
         wait_until_left(target, cave)?;
         let kept = left.kept.next_multiple_of(ALIGNMENT);
         let calls = vec![0; usize::try_from(cave.bytes.saturating_sub(kept)).unwrap_or(0)];
-        write(target, |held| {
+        write(target, &memory, cave, |held| {
             held.write(Address(cave.start.0 + kept), &calls)?;
             held.write(cave.start, MARK_DONE)
         })?;
@@ -209,13 +207,19 @@ pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
     Ok(())
 }
 
-/// Writes to the code of a process while one of its threads stands still.
-fn write(target: &Target, what: impl Fn(&HeldThread) -> io::Result<()> + Send + Sync) -> Result<(), NotMade> {
+/// Writes to a cave while one of the process' threads stands still.
+fn write(
+    target: &Target,
+    memory: &fs::File,
+    cave: Cave,
+    what: impl Fn(&HeldThread) -> io::Result<()> + Send + Sync,
+) -> Result<(), NotMade> {
     let deadline = Instant::now() + TO_RETURN;
     while Instant::now() < deadline {
         for thread in threads(target)? {
             let written = || {
                 while_it_stands(target, thread, |held, _| {
+                    check_program(memory, cave)?;
                     what(held).map_err(io_error("its code cannot be written"))
                 })
             };
@@ -229,12 +233,20 @@ fn write(target: &Target, what: impl Fn(&HeldThread) -> io::Result<()> + Send + 
     Err(NotMade::Late)
 }
 
+/// Whether the process still executes the program whose memory was opened, while one of its threads stands still: only then does what is
+/// written by that thread go where it is to.
+fn check_program(memory: &fs::File, cave: Cave) -> Result<(), NotMade> {
+    memory.read_exact_at(&mut [0], cave.start.0).map_err(|_| NotMade::Ended)
+}
+
 /// Writes a stub. Whoever is killed meanwhile leaves one of which is known that nobody executes it.
 fn put(held: &HeldThread, at: Address, stub: &Stub) -> io::Result<()> {
     let (mark, rest) = stub.bytes.split_at(MARK_UNUSED.len());
-    held.write(at, MARK_UNUSED)?;
+    let second = Address(at.0 + WORD as u64);
+    held.write(second, &MARK_UNUSED[WORD..])?;
+    held.write(at, &MARK_UNUSED[..WORD])?;
     held.write(Address(at.0 + mark.len() as u64), rest)?;
-    held.write(at, mark)
+    held.write(second, &mark[WORD..])
 }
 
 /// Takes away a stub that nobody executes any more.
@@ -507,6 +519,7 @@ struct Injection<'a> {
     target: &'a Target,
     thread: pid_t,
     held: HeldThread,
+    memory: &'a fs::File,
     cave: Cave,
     /// The thread that makes the calls.
     child: Option<HeldThread>,
@@ -541,6 +554,7 @@ impl Injection<'_> {
         if self.held.dispatches_system_calls().unwrap_or(may_dispatch) {
             return Err(NotMade::Dispatched);
         }
+        check_program(self.memory, self.cave)?;
         self.prepare()?;
         let going_on = restart::going_on(stopped);
         let restored = self.restored(&going_on)?;
@@ -624,7 +638,8 @@ impl Injection<'_> {
                     self.held.set_registers(&registers).map_err(io_error("a thread cannot be led back"))?;
                     return self.held.let_go().map_err(io_error("a thread cannot be let go"));
                 }
-                Ok(Stop::Ended(_)) => return Err(NotMade::Ended),
+                // It does not end by itself there: its process does, or executes another program, and waits for the other thread, too.
+                Ok(Stop::Ending | Stop::Ended(_)) => return Err(NotMade::Ended),
                 Ok(_) => {}
                 Err(error) => return Err(late("a thread cannot be waited for")(error)),
             }
@@ -635,7 +650,7 @@ impl Injection<'_> {
     fn wait_for_child(&mut self, stub: &Stub, deadline: Instant) -> Result<(), NotMade> {
         let (at, bytes) = (self.cave.start, stub.bytes.len());
         let Some(child) = &mut self.child else {
-            write(self.target, |held| take_away(held, at, bytes))?;
+            write(self.target, self.memory, self.cave, |held| take_away(held, at, bytes))?;
             return Err(NotMade::Refused(io::Error::other("it may not begin another thread")));
         };
         loop {

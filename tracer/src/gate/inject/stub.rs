@@ -20,7 +20,8 @@ use crate::model::Address;
 
 /// In front of the code, so that whoever comes later sees what it is.
 pub(super) const MARK: &[u8; 16] = b"tracer gate stub";
-/// The same, while it is written or taken away, when nobody executes it. The marks differ in their last words, which are written at once.
+/// The same, while it is written or taken away, when nobody executes it. The marks differ in their second words, and words are written at
+/// once. Of this one the second word is there first, and last.
 pub(super) const MARK_UNUSED: &[u8; 16] = b"tracer gate none";
 /// The same, when it makes no calls any more.
 pub(super) const MARK_DONE: &[u8; 16] = b"tracer gate done";
@@ -141,6 +142,11 @@ pub fn stub(at: Address, calls: &[SystemCall], restored: &Restored) -> Stub {
     let header = [&MARK[..], &offsets.concat(), &u64::MAX.to_le_bytes(), &restored.blocked.to_le_bytes()];
     code.bytes[..HEADER].copy_from_slice(&header.concat());
     Stub { entry: Address(at.0 + entry), left: Address(at.0 + left), kept, bytes: code.bytes }
+}
+
+/// Whether a stub begins here that nobody executes.
+pub(super) fn is_unused(bytes: &[u8]) -> bool {
+    bytes.starts_with(MARK_UNUSED) || bytes.starts_with(&[0; 8]) && bytes[8..].starts_with(&MARK_UNUSED[8..])
 }
 
 /// A stub that a tracer has left which was killed.
