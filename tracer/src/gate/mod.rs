@@ -6,6 +6,7 @@
 //!
 //! - [`layout`]: what is put into the process, and where.
 //! - [`image`]: the sampler in the form that needs no loader.
+//! - `lock`: who may open and close it, and who relies on it.
 //! - `room`: whether the kernel has room for it.
 //! - `inject`: has the process make the few system calls that map it; the only part that is not pure or a look into `/proc`.
 //!

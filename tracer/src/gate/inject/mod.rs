@@ -107,7 +107,8 @@ fn io_error(what: &'static str) -> impl Fn(io::Error) -> NotMade {
 /// that makes them is not in the pages that they replace.
 ///
 /// # Errors
-/// Each says whether something was done: [`NotMade::Refused`] and [`NotMade::Late`] may follow some of the calls, all others none.
+/// Each says whether something was done: [`NotMade::Refused`], [`NotMade::Late`] and [`NotMade::Io`] may follow some of the calls, all
+/// others none.
 pub fn make_calls(
     target: &Target,
     objects: &[MappedObject],
@@ -320,8 +321,8 @@ fn lead_back(
     Ok(())
 }
 
-/// Its threads that execute its code; those first that are likely to stand still without any of their calls failing: who sleep in a call that is made again,
-/// then who run.
+/// Its threads that execute its code; those first that are likely to stand still without any of their calls failing: who sleep in a call
+/// that is made again, then who run.
 fn threads(target: &Target) -> Result<Vec<pid_t>, NotMade> {
     let pid = target.pid();
     let entries = fs::read_dir(format!("/proc/{pid}/task")).map_err(|_| NotMade::Ended)?.flatten();
@@ -386,9 +387,12 @@ fn hold(target: &Target, thread: pid_t, memory: &fs::File) -> Result<Seized, Not
         // It may be what the program wants a call interrupted by, and whoever is killed while he hands it on takes it along. So the
         // thread is let go, and asked again as soon as it has taken it: it has a CPU then.
         drop(held);
-        while Signals::of(target, thread).is_ok_and(|signals| signals.coming() != 0) {
+        loop {
             if Instant::now() > deadline {
                 return Ok(NotNow("a signal is about to come"));
+            }
+            if Signals::of(target, thread).is_ok_and(|signals| signals.coming() == 0) {
+                break;
             }
             thread::sleep(Duration::from_micros(20));
         }
