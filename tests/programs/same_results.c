@@ -56,7 +56,7 @@ static void mix_state(struct worker *worker) {
     unsigned long flags;
     pthread_sigmask(SIG_SETMASK, NULL, &mask);
     mix(worker, (uint64_t)sigismember(&mask, SIGALRM) + 2 * (uint64_t)sigismember(&mask, SIGUSR1));
-    mix(worker, __builtin_ia32_stmxcsr() & 0xffc0);
+    mix(worker, __builtin_ia32_stmxcsr() & 0xffff);
     __asm__ volatile("pushfq; popq %0" : "=r"(flags));
     mix(worker, flags & 0x400);
 }

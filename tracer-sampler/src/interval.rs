@@ -30,31 +30,37 @@ impl Random {
 
 /// The whole bytes of an interval of this mean, given a random number. A block is sampled when it is larger than what is left of it;
 /// rounding down changes nothing, as sizes are whole.
+///
+/// By integers alone: arithmetic with floating point would leave its exceptions in the flags of a program that only allocated.
 #[must_use]
 pub fn bytes(random: u64, mean: u64) -> u64 {
-    /// One in 2^53: as many numbers as an `f64` between 0 and 1 tells apart.
-    const STEP: f64 = 1.0 / (1_u64 << 53) as f64;
-    let uniform = ((random >> 11) as f64 + 0.5) * STEP;
-    (-ln(uniform) * mean as f64) as u64
+    let bytes = u128::from(exponential(random)) * u128::from(mean) >> FRACTION_BITS;
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
-/// The natural logarithm of a normal number above 0: there is no mathematical library inside `malloc`.
-fn ln(x: f64) -> f64 {
-    const FRACTION_BITS: u32 = 52;
-    const ONE: u64 = 1023 << FRACTION_BITS;
-    let bits = x.to_bits();
-    let exponent = (bits >> FRACTION_BITS) as i64 - 1023;
-    let fraction = f64::from_bits(bits & ((1 << FRACTION_BITS) - 1) | ONE);
-    // ln m = 2 (t + t^3 / 3 + t^5 / 5 + ...), t = (m - 1) / (m + 1) <= 1/3: the sixteenth term is below 10^-16.
-    let t = (fraction - 1.0) / (fraction + 1.0);
-    let square = t * t;
-    let mut sum = 0.0;
-    let mut term = 31;
-    while term > 0 {
-        sum = sum * square + 1.0 / term as f64;
-        term -= 2;
+/// So many bits of a logarithm are behind its point.
+const FRACTION_BITS: u32 = 52;
+
+/// `-ln u` of an odd number of 2^-54ths `u` between 0 and 1, exponentially distributed with a mean of 1.
+fn exponential(random: u64) -> u64 {
+    /// ln 2, in 2^-64ths.
+    const LN_2: u64 = 0xb172_17f7_d1cf_79ac;
+    const UNIFORM_BITS: u32 = 54;
+    let uniform = random >> (u64::BITS - UNIFORM_BITS) | 1;
+    // A number from 1 to 2 with 63 bits behind its point, and the power of two that makes it `uniform`.
+    let zeros = uniform.leading_zeros();
+    let mut mantissa = uniform << zeros;
+    let power = zeros - (u64::BITS - UNIFORM_BITS) + 1;
+    // Its logarithm, bit by bit: the square of a number has twice its logarithm.
+    let mut logarithm = 0;
+    for _ in 0..FRACTION_BITS {
+        let square = u128::from(mantissa) * u128::from(mantissa);
+        let is_2_or_more = square >> 127 == 1;
+        logarithm = logarithm << 1 | u64::from(is_2_or_more);
+        mantissa = (square >> if is_2_or_more { 64 } else { 63 }) as u64;
     }
-    exponent as f64 * core::f64::consts::LN_2 + 2.0 * t * sum
+    let logarithm = (u64::from(power) << FRACTION_BITS) - logarithm;
+    (u128::from(logarithm) * u128::from(LN_2) >> 64) as u64
 }
 
 #[cfg(test)]
@@ -64,11 +70,12 @@ mod tests {
     #[test]
     fn the_logarithm_is_that_of_the_mathematical_library() {
         let mut random = Random::new(7);
-        for _ in 0..100_000 {
-            let x = (random.next(0) >> 11) as f64 / (1_u64 << 53) as f64 + f64::MIN_POSITIVE;
-            assert!((ln(x) - x.ln()).abs() <= 4e-15 * x.ln().abs().max(0.1), "{x}: {} {}", ln(x), x.ln());
+        let extremes = [0, 1 << 10, u64::MAX, u64::MAX >> 1, 1 << 63];
+        for random in extremes.into_iter().chain((0..100_000).map(|_| random.next(0))) {
+            let uniform = (random >> 10 | 1) as f64 / (1_u64 << 54) as f64;
+            let found = exponential(random) as f64 / (1_u64 << FRACTION_BITS) as f64;
+            assert!((found + uniform.ln()).abs() <= 1e-15 * (1.0 + found), "{random:#x}: {found}");
         }
-        assert!((ln(f64::MIN_POSITIVE) - f64::MIN_POSITIVE.ln()).abs() < 1e-12);
     }
 
     #[test]
