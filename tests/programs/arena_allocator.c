@@ -1,4 +1,4 @@
-// An allocator over one static arena, which is never used again. Built as a library, its functions are for the library alone, and
+// An allocator over one static arena, which is never used again. Its functions call others seldom, or never (CALLS_NOBODY). Built as a library, its functions are for the library alone, and
 // `plugin_leak` calls them; included by a program in C++, they are the program's.
 #include "protocol.h"
 
@@ -11,8 +11,16 @@
 static struct { char bytes[64 << 20]; } arena __attribute__((aligned(16)));
 static size_t used;
 
+static void look_after(size_t count) {
+#ifndef CALLS_NOBODY
+    if (count >> 48) abort();
+#endif
+    (void)count;
+}
+
 static void *take(size_t size) {
     size_t whole = (size + 31) & ~(size_t)15;
+    look_after(used);
     size_t at = __atomic_fetch_add(&used, whole, __ATOMIC_RELAXED);
     if (whole < size || at + whole > sizeof arena) return NULL;
     memcpy(arena.bytes + at, &size, sizeof size);
@@ -40,7 +48,7 @@ SCOPE CALLER void *realloc(void *block, size_t size) {
 
 SCOPE CALLER void free(void *block) {
     static size_t freed = 1000000;
-    if (block) __atomic_fetch_add(&freed, 1, __ATOMIC_RELAXED);
+    if (block) look_after(__atomic_fetch_add(&freed, 1, __ATOMIC_RELAXED));
 }
 
 #ifndef __cplusplus

@@ -589,6 +589,12 @@ fn several_allocators_are_refused() {
     program.work();
     program.assert_unharmed();
 
+    let library = compile("arena_allocator.c", &["-shared", "-fPIC", "-DCALLS_NOBODY"].map(String::from));
+    let mut program = Program::new("plugin_host.c").argument(library.display().to_string()).start();
+    assert_refused(gate(program.pid()), &["arena_allocator", "calls nothing outside of its file"]);
+    program.work();
+    program.assert_unharmed();
+
     let mut program = Program::new("arena_new.cpp").start();
     assert_refused(gate(program.pid()), &["operator new", "does not call its malloc"]);
     program.work();

@@ -111,6 +111,9 @@ pub fn plan_gate(elf: &[u8]) -> Result<Option<GatePlan>, NoGate> {
         let function = Function { svma, code, size };
         let inside = object.symbol_addresses(|symbol| symbol > svma && symbol < svma + MOST_BYTES);
         let site = gate_site::find(function, gated, &inside, malloc).and_then(|site| {
+            if !gate_site::calls_out(svma, |svma| object.code_at(svma)) {
+                return Err(NoSite::CallsNobody);
+            }
             let mut entered = Vec::new();
             for (svma, code) in object.executable() {
                 long_branches(code, svma, &[site.closed()], &mut entered);

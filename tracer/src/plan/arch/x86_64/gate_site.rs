@@ -13,7 +13,10 @@
 //! The sampler's function so begins with the registers and the stack of a call, and calls the entry copy as if that were
 //! the function. The prologue has run twice by then: between entry and site stands only what can be undone and done again.
 
-use std::ops::RangeInclusive;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ops::RangeInclusive,
+};
 
 use iced_x86::{
     BlockEncoder, BlockEncoderOptions, Code, ConditionCode, Decoder, DecoderOptions, FlowControl,
@@ -121,6 +124,12 @@ pub enum NoSite {
         /// From the start of the function.
         offset: u32,
     },
+    /// A compiler that sees both, callers and function, may keep values in registers that the function does not use (`gcc -fipa-ra`). It
+    /// does not see what a function calls elsewhere, and so takes all registers of the calling convention for used.
+    #[error(
+        "it calls nothing outside of its file, so its callers there may rely on any register that it does not use"
+    )]
+    CallsNobody,
     /// No code, or code in another form.
     #[error("no instruction could be decoded at +{offset:#x}")]
     NotDecodable {
@@ -305,6 +314,38 @@ fn entered_within(function: Function<'_>, closed: &RangeInclusive<u64>) -> Resul
             || instruction.mnemonic() == Mnemonic::Add && instruction.op0_register() == Register::RSP;
     }
     Ok(())
+}
+
+/// Whether a function may come to code that is not in its file: by a pointer, by the linkage table, or in the kernel.
+pub(in crate::plan) fn calls_out<'data>(function: u64, code_at: impl Fn(u64) -> Option<&'data [u8]>) -> bool {
+    /// Allocators are some thousand instructions away from the kernel, over all branches.
+    const MOST_INSTRUCTIONS: usize = 100_000;
+    let mut seen = BTreeSet::new();
+    let mut starts = VecDeque::from([function]);
+    while let Some(start) = starts.pop_front() {
+        let code = code_at(start).unwrap_or_default();
+        for instruction in Decoder::with_ip(64, code, start, DecoderOptions::NONE).iter() {
+            if instruction.is_invalid() || !seen.insert(instruction.ip()) {
+                break;
+            }
+            if instruction.mnemonic() == Mnemonic::Syscall {
+                return true;
+            }
+            if is_near_branch(&instruction) {
+                starts.push_back(instruction.near_branch_target());
+            }
+            match instruction.flow_control() {
+                FlowControl::IndirectCall => return true,
+                FlowControl::IndirectBranch if instruction.is_ip_rel_memory_operand() => return true,
+                FlowControl::Next | FlowControl::Call | FlowControl::ConditionalBranch => {}
+                _ => break,
+            }
+        }
+        if seen.len() > MOST_INSTRUCTIONS {
+            return false;
+        }
+    }
+    false
 }
 
 /// Never executed: it stands behind the jump.

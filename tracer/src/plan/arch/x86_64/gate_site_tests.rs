@@ -66,6 +66,26 @@ fn the_first_instruction_of_five_bytes_is_the_site() {
 }
 
 #[test]
+fn it_is_known_who_calls_nobody() {
+    let calls_out = |instructions: &[&[u8]]| {
+        let mut code = instructions.concat();
+        code.extend(RET);
+        super::calls_out(SVMA, |svma| code.get(svma.checked_sub(SVMA)? as usize..))
+    };
+    let (syscall, call_rax, call_slot): (&[u8], &[u8], &[u8]) =
+        (&[0x0f, 0x05], &[0xff, 0xd0], &[0xff, 0x15, 0, 0, 0, 0]);
+    assert!(calls_out(&[syscall]) && calls_out(&[call_rax]) && calls_out(&[MOV_EAX_5, call_slot]));
+    assert!(!calls_out(&[MOV_EAX_5]) && !calls_out(&[]));
+    // By a branch, by a call, and by neither; a stub of the linkage table; a table of a `switch`; a loop.
+    assert!(calls_out(&[&[0x74, 1], RET, syscall]));
+    assert!(calls_out(&[&[0xe8, 1, 0, 0, 0], RET, syscall]));
+    assert!(!calls_out(&[RET, syscall]));
+    assert!(calls_out(&[&[0xe8, 1, 0, 0, 0], RET, ENDBR64, &[0xff, 0x25, 0, 0, 0, 0]]));
+    assert!(!calls_out(&[&[0xff, 0xe0]]));
+    assert!(!calls_out(&[&[0xeb, 0xfe]]));
+}
+
+#[test]
 fn the_jump_is_as_long_as_the_instruction() {
     let site = site("malloc", &[PUSH_RBX, MOV_RIP_RAX]).unwrap();
     let at = 0x7f00_0000_0000 + SVMA + 1;
