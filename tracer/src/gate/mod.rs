@@ -7,6 +7,7 @@
 //! - [`layout`]: what is put into the process, and where.
 //! - [`image`]: the sampler in the form that needs no loader.
 //! - `lock`: who may open and close it, and who relies on it.
+//! - `descriptors`: whether the process' open files can be left alone.
 //! - `room`: whether the kernel has room for it.
 //! - `inject`: has the process make the few system calls that map it; the only part that is not pure or a look into `/proc`.
 //!
@@ -16,6 +17,7 @@
 //! - The kernel finds the places of uprobes by the mapped file. The copy is of another file, so nobody's probe is ever written into a
 //!   jump or taken out of one, whoever was killed.
 
+mod descriptors;
 pub mod image;
 pub mod inject;
 pub mod layout;
@@ -88,6 +90,8 @@ pub fn open(target: &Target) -> Result<OpenGate<'_>> {
         object.name()
     );
     room::check(target)?;
+    // Before anything is mapped.
+    check_whole(target, &[code.place_range()]).with_context(|| cannot("opened", target))?;
     room::check_unlocked(target, &[code.place_range()])?;
     let close = map_again(code.place, code.place, pages.len() as u64);
     inject::check_room(target, &objects, &[close], code.place_range())
@@ -324,6 +328,11 @@ fn refuse(target: &Target) -> Result<()> {
         field("Seccomp:") != Some("1"),
         "its system calls are restricted to read and write (seccomp's strict mode)"
     );
+    // It would have to be told apart from where the kernel would put one for the thread that makes the calls. Not tried.
+    ensure!(
+        !field("x86_Thread_features:").is_some_and(|features| features.contains("shstk")),
+        "it has shadow stacks, with which a gate was not tried"
+    );
     match field("State:").and_then(|state| state.chars().next()) {
         Some('T' | 't') => bail!("it is stopped: continue it with `kill -CONT {}`", target.pid()),
         Some('Z' | 'X') => bail!("it has ended"),
@@ -404,6 +413,7 @@ fn put_in(
     let allocator =
         mappings.iter().find(|mapping| mapping.range().intersection(code.place_range()).is_some());
     // Before anything is mapped.
+    descriptors::check(target).with_context(|| cannot("opened", target))?;
     open_mapped(
         target,
         allocator.context("its allocator is not mapped")?,

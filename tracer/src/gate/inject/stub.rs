@@ -5,7 +5,8 @@
 //!
 //! The thread that makes the calls takes no signal and uses no stack. What it is to open it opens in a table of descriptors of its own, which
 //! is one of the calls ([`own_descriptors`]): nobody sees it, it takes no number from the program, and it is closed when the thread ends.
-//! That table is empty. A copy of the program's would keep files open that another thread closes meanwhile.
+//! That table is empty as soon as it is there. The kernel copies the first 64 of the program's descriptors all the same, and closes them
+//! before the call returns; a copy that is kept would keep files open that another thread closes meanwhile.
 //!
 //! From low to high addresses: the header, what the thread that is led aside executes, what the other one does. Whoever dies, a handler of
 //! a signal may come back into the former at any time later: it was begun before the first instruction that blocks signals, or behind the
