@@ -5,6 +5,8 @@
 //     gated_lone splits      the same, and a part of the code of its C library is a mapping of its own
 //     gated_lone locks_all   the same, and all its memory is locked, now and later
 //     gated_lone twice       the same, and it has loaded the C library a second time
+//     gated_lone queue       the same, and it is to be told of messages of a queue
+//     gated_lone pours       the same, and the first thread waits until a pipe has taken all that it writes
 //     gated_lone handles     the same; SIGUSR2 says "handling", waits for half a second, and says "handled"
 //     gated_lone busy        one thread, which calculates, and calls neither the allocator nor the kernel
 //     gated_lone allocates   one thread, which allocates, and seldom calls the kernel
@@ -20,6 +22,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <mqueue.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -126,6 +129,14 @@ static void handle(int number) {
     say("handled");
 }
 
+static void begin(void *(*what)(void *), size_t argument) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 256 << 10);
+    if (pthread_create(&thread, &attributes, what, (void *)argument)) fail("no thread");
+}
+
 // ---- a thread of the kernel
 
 static int pipe_in[2], pipe_out[2];
@@ -161,6 +172,48 @@ static void begin_splice(void) {
     __atomic_store_n((unsigned *)(rings + parameters.sq_off.tail), 1, __ATOMIC_RELEASE);
     if (syscall(SYS_io_uring_enter, ring, 1, 0, 0, NULL, 0) != 1) fail("not begun");
     at_the_end = be_completed;
+}
+
+// ---- a call that has done a part
+
+static char poured[1 << 20];
+static volatile long result;
+
+static void take_all(void) {
+    static char taken[4096];
+    if (result) fail("a part was written");
+    for (size_t left = sizeof poured; left;) {
+        ssize_t count = read(pipe_in[0], taken, sizeof taken);
+        if (count <= 0) fail("the pipe is empty");
+        left -= (size_t)count;
+    }
+    while (!result) usleep(1000);
+    if (result != sizeof poured) fail("not all was written");
+}
+
+static void *waiting_thread(void *argument) {
+    wait_for_signals();
+    return argument;
+}
+
+static void pour(void) {
+    sigset_t all;
+    if (pipe(pipe_in)) fail("no pipe");
+    at_the_end = take_all;
+    begin(waiting_thread, 0);
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    result = write(pipe_in[1], poured, sizeof poured);
+    // What came of it is looked at when others were led aside.
+    for (;;) pause();
+}
+
+// ---- a queue of messages
+
+static void be_told_of_messages(void) {
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2};
+    mqd_t queue = mq_open("/tracer-gated-lone", O_CREAT | O_RDWR, 0600, NULL);
+    if (queue < 0 || mq_unlink("/tracer-gated-lone") || mq_notify(queue, &event)) fail("no queue");
 }
 
 // ---- code of 32 bits
@@ -233,14 +286,6 @@ static void *sleeping_thread(void *argument) {
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     for (;;) pause();
     return argument;
-}
-
-static void begin(void *(*what)(void *), size_t argument) {
-    pthread_t thread;
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, 256 << 10);
-    if (pthread_create(&thread, &attributes, what, (void *)argument)) fail("no thread");
 }
 
 // ---- jumps
@@ -365,6 +410,7 @@ int main(int arguments, char **argument) {
     if (IS("locks_all") && mlockall(MCL_CURRENT | MCL_FUTURE)) fail("cannot lock");
     if (IS("twice") && !dlmopen(LM_ID_NEWLM, "libc.so.6", RTLD_NOW)) fail("not loaded");
     if (IS("io_uring")) begin_splice();
+    if (IS("queue")) be_told_of_messages();
     if (IS("handles")) signal(SIGUSR2, handle);
     ready();
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
@@ -373,8 +419,9 @@ int main(int arguments, char **argument) {
     sigaction(SIGUSR1, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     say("done");
-    static const char *waiting[] = {"pause", "reserves", "splits", "locks_all", "twice", "handles"};
+    static const char *waiting[] = {"pause", "reserves", "splits", "locks_all", "twice", "queue", "handles"};
     for (size_t i = 0; i < sizeof waiting / sizeof *waiting; i++) if (IS(waiting[i])) wait_for_signals();
+    if (IS("pours")) pour();
     if (IS("busy")) be_busy();
     if (IS("allocates") || IS("io_uring")) allocate_for_ever();
     if (IS("narrow")) be_narrow();

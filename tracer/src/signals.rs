@@ -13,6 +13,14 @@ pub fn let_signals_kill() {
     }
 }
 
+/// Whoever starts tracer may ignore SIGCHLD, which is inherited: then the kernel says of no child how it has ended.
+pub fn let_children_be_waited_for() {
+    // SAFETY: the default action is no handler.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+    }
+}
+
 /// Set by Ctrl-C and a supervisor's signals while somebody is [`Interruptible`].
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 

@@ -21,6 +21,7 @@ use crate::{
     cli::{self, Action, Exit, PlanConfig},
     descriptors, doctor,
     record::plan_of,
+    signals,
     target::{Target, launch::LaunchError},
 };
 
@@ -28,6 +29,7 @@ use crate::{
 #[must_use]
 pub fn run() -> ExitCode {
     descriptors::raise_limit();
+    signals::let_children_be_waited_for();
     let done = match cli::parse() {
         Action::Record(config) => record::record(&config),
         Action::Doctor { color } => diagnose(color),

@@ -10,7 +10,7 @@ use object::{
 use super::stub::{HEADER, Left, MARK, MARK_DONE, Stub, is_unused};
 use crate::{
     model::{Address, AddressRange},
-    target::{MappedObject, MappedSegment},
+    target::{MappedObject, MappedSegment, Target},
 };
 
 /// Room in the code of a process.
@@ -20,6 +20,8 @@ pub(super) struct Cave {
     pub(super) bytes: u64,
     /// Whether a tracer has left its code there which was killed.
     pub(super) is_used: bool,
+    /// Whether it is there as long as the program: what `dlopen` has loaded another thread may unload at any time.
+    pub(super) stays: bool,
 }
 
 impl Cave {
@@ -31,34 +33,37 @@ impl Cave {
 /// Stubs begin at such addresses.
 pub(super) const ALIGNMENT: u64 = 16;
 
-/// The largest one that nobody uses, and that is not in pages which are about to be replaced.
-pub(super) fn largest(caves: Vec<Cave>, replaced: AddressRange) -> Option<Cave> {
-    let free = caves.into_iter().filter(|cave| !cave.is_used && stays(cave, replaced));
-    free.max_by_key(|cave| cave.bytes)
+/// The best one of at least so many bytes that nobody uses, and that is not in pages which are about to be replaced.
+pub(super) fn best(caves: Vec<Cave>, bytes: u64, replaced: AddressRange) -> Option<Cave> {
+    let is_free = |cave: &Cave| !cave.is_used && cave.bytes >= bytes && is_apart(cave, replaced);
+    caves.into_iter().filter(is_free).max_by_key(|cave| (cave.stays, cave.bytes))
 }
 
 /// How many tracers can be killed one after the other in the middle of such code, before there is no room for the next one.
 pub(super) fn stubs(caves: &[Cave], replaced: AddressRange, stub: &Stub) -> u64 {
     let bytes = stub.bytes.len() as u64;
     let in_cave = |cave: &Cave| {
-        let rest = cave.bytes.checked_sub(bytes).filter(|_| !cave.is_used && stays(cave, replaced))?;
+        let rest = cave.bytes.checked_sub(bytes).filter(|_| !cave.is_used && is_apart(cave, replaced))?;
         Some(1 + rest / stub.kept.next_multiple_of(ALIGNMENT))
     };
     caves.iter().filter_map(in_cave).sum()
 }
 
-fn stays(cave: &Cave, replaced: AddressRange) -> bool {
+fn is_apart(cave: &Cave, replaced: AddressRange) -> bool {
     cave.start.0 + cave.bytes <= replaced.start.0 || replaced.end <= cave.start
 }
 
 /// All the room that the process has.
-pub(super) fn all(objects: &[MappedObject], memory: &File) -> Vec<Cave> {
+pub(super) fn all(target: &Target, objects: &[MappedObject], memory: &File) -> Vec<Cave> {
     // A gate's file has to stay as it is.
     let caves = objects.iter().filter(|object| !object.is_gate()).flat_map(|object| {
         let ends = code_ends(object);
+        let name = object.name();
+        let stays = target.is_program(object)
+            || ["ld-", "libc.", "libc-"].iter().any(|always_loaded| name.starts_with(always_loaded));
         let of_segment = move |segment: &MappedSegment| {
             let cave = ends.iter().find_map(|&end| behind(segment, end))?;
-            looked_at(memory, cave)
+            looked_at(memory, Cave { stays, ..cave })
         };
         object.segments.iter().filter(|segment| segment.executable).filter_map(of_segment).collect::<Vec<_>>()
     });
@@ -74,9 +79,11 @@ fn code_ends(object: &MappedObject) -> Vec<u64> {
     head.truncate(read);
     let Ok(header) = elf::FileHeader64::<LittleEndian>::parse(&*head) else { return Vec::new() };
     let Ok(segments) = header.program_headers(LittleEndian, &*head) else { return Vec::new() };
+    // Behind what can be written, or is longer in memory, there are variables; and the stub reads itself.
     let is_code = |segment: &&elf::ProgramHeader64<LittleEndian>| {
         segment.p_type(LittleEndian) == elf::PT_LOAD
-            && segment.p_flags(LittleEndian) & elf::PF_X != elf::ProgramFlags(0)
+            && segment.p_flags(LittleEndian) == elf::PF_R | elf::PF_X
+            && segment.p_memsz(LittleEndian) == segment.p_filesz(LittleEndian)
     };
     let end = |segment: &elf::ProgramHeader64<LittleEndian>| {
         segment.p_offset(LittleEndian).checked_add(segment.p_filesz(LittleEndian))
@@ -88,7 +95,7 @@ fn behind(segment: &MappedSegment, end: u64) -> Option<Cave> {
     let distance = end.checked_sub(segment.file_offset)?;
     let start = segment.start.0.checked_add(distance)?.checked_next_multiple_of(ALIGNMENT)?;
     let bytes = segment.end.0.checked_sub(start).filter(|&bytes| bytes > 0)?;
-    Some(Cave { start: Address(start), bytes, is_used: false })
+    Some(Cave { start: Address(start), bytes, is_used: false, stays: false })
 }
 
 /// The room behind what stays of the code of tracers that were killed, if it is as the loader left it, or as a tracer did that was
@@ -118,7 +125,7 @@ mod tests {
     };
 
     fn cave(start: u64, bytes: u64) -> Cave {
-        Cave { start: Address(start), bytes, is_used: false }
+        Cave { start: Address(start), bytes, is_used: false, stays: false }
     }
 
     #[test]
@@ -127,9 +134,14 @@ mod tests {
         let used = Cave { is_used: true, ..cave(0x8000, 0xfff) };
         let replaced = AddressRange { start: Address(0x2000), end: Address(0x5000) };
         let all = vec![before, within, used, behind];
-        assert_eq!(largest(all.clone(), replaced), Some(before));
-        assert_eq!(largest(vec![within, used], replaced), None);
-        assert_eq!(largest(all, AddressRange { start: Address(0x2000), end: Address(0x4000) }), Some(within));
+        assert_eq!(best(all.clone(), 1, replaced), Some(before));
+        assert_eq!(best(vec![within, used], 1, replaced), None);
+        let below = AddressRange { start: Address(0x2000), end: Address(0x4000) };
+        assert_eq!(best(all.clone(), 1, below), Some(within));
+        let staying = Cave { stays: true, ..cave(0x9000, 0x200) };
+        let all = [all, vec![staying]].concat();
+        assert_eq!(best(all.clone(), 0x200, below), Some(staying));
+        assert_eq!(best(all, 0x201, below), Some(within));
     }
 
     #[test]
@@ -144,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_stays_of_those_who_were_killed_is_left_alone() {
-        let cave = Cave { start: Address(0x1000), bytes: 2048, is_used: false };
+        let cave = cave(0x1000, 2048);
         let stub = stub(Address(0x1000), &[], &Restored::longest()).bytes;
         let left = Left::parse(stub[..HEADER].try_into().unwrap()).unwrap();
         let kept = left.kept.next_multiple_of(ALIGNMENT);

@@ -14,6 +14,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     os::unix::fs::FileExt as _,
+    panic::resume_unwind,
     thread,
     time::{Duration, Instant},
 };
@@ -39,15 +40,23 @@ const TO_STOP: Duration = Duration::from_millis(100);
 /// So long a thread that was led aside has to come back: it waits for a CPU, and for whoever else maps memory.
 const TO_RETURN: Duration = Duration::from_secs(5);
 
-/// Why no thread could be led aside.
+/// So long a thread is waited for that can be held without its noticing.
+const TO_FIND_BEST: Duration = Duration::from_millis(500);
+
+/// Why a thread cannot be led aside now; another moment or another thread may do.
+type NotNow = &'static str;
+
 const THREADS_END: &str = "threads end as they are looked at";
 
 /// Why the calls were not made.
 #[derive(Debug, thiserror::Error)]
 pub enum NotMade {
-    /// The process has ended meanwhile.
-    #[error("it has ended")]
+    /// The process has ended meanwhile, or executes another program.
+    #[error("it has ended, or executes another program")]
     Ended,
+    /// Where the code was to go is something else by now.
+    #[error("it has unloaded or changed a file's code meanwhile")]
+    Changed,
     /// It is stopped by a signal.
     #[error("it is stopped (SIGSTOP): a thread of it has to run, continue it with `kill -CONT`")]
     Stopped,
@@ -118,38 +127,46 @@ pub fn make_calls(
 ) -> Result<Duration, NotMade> {
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
     let bytes = longest(calls).bytes.len();
-    let cave = cave::largest(cave::all(objects, &memory), replaced);
-    let cave = cave.filter(|cave| cave.bytes >= bytes as u64).ok_or(NotMade::NoRoom { bytes })?;
-    let deadline = Instant::now() + patience;
+    let caves = cave::all(target, objects, &memory);
+    let cave = cave::best(caves, bytes as u64, replaced).ok_or(NotMade::NoRoom { bytes })?;
+    let began = Instant::now();
     let mut why = "it has no thread that runs or sleeps";
     loop {
         // In a group of the second version a thread could be led aside, but would not come back.
         if cgroup::is_frozen(target.pid()) {
             return Err(NotMade::Frozen);
         }
+        let is_good = |thread: &Thread| thread.does < Does::Other || began.elapsed() > TO_FIND_BEST;
         // As many as can be tried soon.
-        for thread in threads(target)?.into_iter().take(16) {
-            // The kernel lets go of all that a thread holds when that ends: one that does not stand still yet, too.
-            let attempt = || -> Result<Result<Duration, &'static str>, NotMade> {
-                match hold(target, thread, &memory)? {
-                    NotNow(reason) => Ok(Err(reason)),
-                    Held(held) => {
-                        let child = None;
-                        Injection { target, thread, held, memory: &memory, cave, child }.run(calls).map(Ok)
-                    }
+        for Thread { id, .. } in threads(target)?.into_iter().filter(is_good).take(16) {
+            let attempt = || match hold(target, id, &memory)? {
+                Ok((held, stopped)) => {
+                    let injection =
+                        Injection { target, thread: id, held, memory: &memory, cave, child: None };
+                    injection.run(calls, &stopped).map(Ok)
                 }
+                Err(not_now) => Ok(Err(not_now)),
             };
-            let attempted = thread::scope(|scope| scope.spawn(attempt).join());
-            match attempted.unwrap_or(Ok(Err("the thread that holds it panicked")))? {
+            match in_thread(attempt)? {
                 Ok(held) => return Ok(held),
-                Err(reason) => why = reason,
+                Err(not_now) => why = not_now,
             }
         }
-        if Instant::now() > deadline {
+        if began.elapsed() > patience {
             return Err(NotMade::NoThread { patience, why });
         }
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Does something in a thread of its own: the kernel lets go of all that it holds when that ends, threads that do not stand still yet,
+/// too. Those that do wait for it, so it goes first.
+fn in_thread<T: Send>(what: impl FnOnce() -> Result<T, NotMade> + Send) -> Result<T, NotMade> {
+    let first = || {
+        ptrace::go_first();
+        what()
+    };
+    thread::scope(|scope| scope.spawn(first).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// Whether such calls can be made even after some tracers were killed in the middle, each of which takes room.
@@ -166,7 +183,7 @@ pub fn check_room(
     const TRACERS: u64 = 4;
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
     let longest = longest(calls);
-    let tracers = cave::stubs(&cave::all(objects, &memory), replaced, &longest);
+    let tracers = cave::stubs(&cave::all(target, objects, &memory), replaced, &longest);
     let bytes = longest.bytes.len() + (TRACERS - 1) as usize * longest.kept as usize;
     if tracers < TRACERS { Err(NotMade::NoRoom { bytes }) } else { Ok(()) }
 }
@@ -183,12 +200,15 @@ fn longest(calls: &[SystemCall]) -> Stub {
 /// When a thread may still be in it.
 pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
-    for cave in cave::all(objects, &memory).into_iter().filter(|cave| cave.is_used) {
+    for cave in cave::all(target, objects, &memory).into_iter().filter(|cave| cave.is_used) {
         let mut header = [0; HEADER];
         memory.read_exact_at(&mut header, cave.start.0).map_err(io_error("its code cannot be read"))?;
+        let write = |what: &(dyn Fn(&HeldThread) -> io::Result<()> + Sync)| {
+            write(target, &memory, cave.start, &header, what)
+        };
         if is_unused(&header) {
             let bytes = usize::try_from(cave.bytes).unwrap_or(0);
-            write(target, &memory, cave, |held| take_away(held, cave.start, bytes))?;
+            write(&|held| take_away(held, cave.start, bytes))?;
             continue;
         }
         let Some(left) = Left::parse(&header) else { continue };
@@ -196,11 +216,11 @@ pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
         let mut word = [0; WORD];
         memory.read_exact_at(&mut word, cave.start.0 + at).map_err(io_error("its code cannot be read"))?;
         word[..jump.len()].copy_from_slice(&jump);
-        write(target, &memory, cave, |held| held.write(Address(cave.start.0 + at), &word))?;
+        write(&|held| held.write(Address(cave.start.0 + at), &word))?;
         wait_until_left(target, cave)?;
         let kept = left.kept.next_multiple_of(ALIGNMENT);
         let calls = vec![0; usize::try_from(cave.bytes.saturating_sub(kept)).unwrap_or(0)];
-        write(target, &memory, cave, |held| {
+        write(&|held| {
             held.write(Address(cave.start.0 + kept), &calls)?;
             held.write(cave.start, MARK_DONE)
         })?;
@@ -208,24 +228,24 @@ pub fn clear(target: &Target, objects: &[MappedObject]) -> Result<(), NotMade> {
     Ok(())
 }
 
-/// Writes to a cave while one of the process' threads stands still.
+/// Writes while one of the process' threads stands still, where these bytes are.
 fn write(
     target: &Target,
     memory: &fs::File,
-    cave: Cave,
-    what: impl Fn(&HeldThread) -> io::Result<()> + Send + Sync,
+    at: Address,
+    bytes: &[u8],
+    what: &(dyn Fn(&HeldThread) -> io::Result<()> + Sync),
 ) -> Result<(), NotMade> {
     let deadline = Instant::now() + TO_RETURN;
     while Instant::now() < deadline {
-        for thread in threads(target)? {
-            let written = || {
-                while_it_stands(target, thread, |held, _| {
-                    check_program(memory, cave)?;
+        for Thread { id, .. } in threads(target)? {
+            let written = in_thread(|| {
+                while_it_stands(target, id, |held, _| {
+                    check_bytes(memory, at, bytes)?;
                     what(held).map_err(io_error("its code cannot be written"))
                 })
-            };
-            let written = thread::scope(|scope| scope.spawn(written).join());
-            if written.unwrap_or(Ok(None))?.is_some() {
+            })?;
+            if written.is_some() {
                 return Ok(());
             }
         }
@@ -234,10 +254,12 @@ fn write(
     Err(NotMade::Late)
 }
 
-/// Whether the process still executes the program whose memory was opened, while one of its threads stands still: only then does what is
-/// written by that thread go where it is to.
-fn check_program(memory: &fs::File, cave: Cave) -> Result<(), NotMade> {
-    memory.read_exact_at(&mut [0], cave.start.0).map_err(|_| NotMade::Ended)
+/// Whether the process still executes the program whose memory was opened, and has these bytes there; while one of its threads stands
+/// still, since only then what that writes goes there.
+fn check_bytes(memory: &fs::File, at: Address, bytes: &[u8]) -> Result<(), NotMade> {
+    let mut found = vec![0; bytes.len()];
+    memory.read_exact_at(&mut found, at.0).map_err(|_| NotMade::Ended)?;
+    if found == bytes { Ok(()) } else { Err(NotMade::Changed) }
 }
 
 /// Writes a stub. Whoever is killed meanwhile leaves one of which is known that nobody executes it.
@@ -267,13 +289,13 @@ fn wait_until_left(target: &Target, cave: Cave) -> Result<(), NotMade> {
     let mut elsewhere = BTreeSet::new();
     let mut lists = 0;
     while lists < LISTS {
-        let unknown: Vec<pid_t> =
-            threads(target)?.into_iter().filter(|thread| !elsewhere.contains(thread)).collect();
+        let all = threads(target)?.into_iter().map(|thread| thread.id);
+        let unknown: Vec<pid_t> = all.filter(|thread| !elsewhere.contains(thread)).collect();
         lists = if unknown.is_empty() { lists + 1 } else { 0 };
         for thread in unknown {
             let place = |_: &HeldThread, stopped: &user_regs_struct| Ok(stopped.rip);
-            let look = || Ok(while_it_stands(target, thread, place)?.is_some_and(|place| !cave.has(place)));
-            if thread::scope(|scope| scope.spawn(look).join()).unwrap_or(Ok::<_, NotMade>(false))? {
+            let stands = in_thread(|| while_it_stands(target, thread, place))?;
+            if stands.is_some_and(|place| !cave.has(place)) {
                 elsewhere.insert(thread);
             }
         }
@@ -290,7 +312,7 @@ fn while_it_stands<T>(
     thread: pid_t,
     what: impl FnOnce(&HeldThread, &user_regs_struct) -> Result<T, NotMade>,
 ) -> Result<Option<T>, NotMade> {
-    let Held(mut held) = seize(target, thread)? else { return Ok(None) };
+    let Ok(mut held) = seize(target, thread)? else { return Ok(None) };
     match held.wait(Instant::now() + TO_STOP) {
         Ok(Stop::Ended(_)) => Ok(None),
         Ok(stop) => {
@@ -314,19 +336,33 @@ fn lead_back(
     held: &HeldThread,
     stopped: &user_regs_struct,
 ) -> Result<(), NotMade> {
-    if Signals::of(target, thread)?.coming() == 0 {
-        held.set_registers(&restart::of_interrupted(stopped))
-            .map_err(io_error("a thread cannot be led back"))?;
-    }
-    Ok(())
+    let registers = match Signals::of(target, thread)?.coming() {
+        0 => restart::of_interrupted(stopped),
+        _ => *stopped,
+    };
+    held.set_registers(&registers).map_err(io_error("a thread cannot be led back"))
 }
 
-/// Its threads that execute its code; those first that are likely to stand still without any of their calls failing: who sleep in a call
-/// that is made again, then who run.
-fn threads(target: &Target) -> Result<Vec<pid_t>, NotMade> {
+/// A thread that executes the program's code.
+struct Thread {
+    does: Does,
+    id: pid_t,
+}
+
+/// What a thread does, those first that are likely to stand still without noticing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Does {
+    /// It sleeps in a call that is made again.
+    Sleep,
+    Run,
+    Other,
+}
+
+/// Its threads that execute its code, in the order in which they are tried.
+fn threads(target: &Target) -> Result<Vec<Thread>, NotMade> {
     let pid = target.pid();
     let entries = fs::read_dir(format!("/proc/{pid}/task")).map_err(|_| NotMade::Ended)?.flatten();
-    let mut threads: Vec<(u8, pid_t)> = entries
+    let mut threads: Vec<Thread> = entries
         .filter_map(|entry| {
             let id: pid_t = entry.file_name().to_str()?.parse().ok()?;
             // To be interrupted would end what such a one does for the program.
@@ -334,77 +370,84 @@ fn threads(target: &Target) -> Result<Vec<pid_t>, NotMade> {
                 return None;
             }
             let call = fs::read_to_string(entry.path().join("syscall")).ok()?;
-            let number = call.split(' ').next()?.trim().parse::<i64>();
-            let rank = match number {
-                Ok(number) if restart::can_be_interrupted(number) => 0,
-                // It runs.
-                Err(_) => 1,
-                Ok(_) => 2,
-            };
-            Some((rank, id))
+            Some(Thread { does: what_it_does(&call), id })
         })
         .collect();
     if threads.is_empty() && target.has_exited() {
         return Err(NotMade::Ended);
     }
-    threads.sort_unstable();
-    Ok(threads.into_iter().map(|(_, id)| id).collect())
+    threads.sort_unstable_by_key(|thread| (thread.does, thread.id));
+    Ok(threads)
 }
 
-/// What becomes of a thread that is asked to stand still.
-enum Seized {
-    Held(HeldThread),
-    /// Another moment or another thread may do.
-    NotNow(&'static str),
+/// By `/proc/PID/syscall`: `running`, or the call's number and arguments, the stack's place and the instruction's.
+fn what_it_does(call: &str) -> Does {
+    let mut words = call.split_whitespace();
+    let Some(Ok(number)) = words.next().map(str::parse) else { return Does::Run };
+    let mut argument = || {
+        let digits = words.next()?.strip_prefix("0x")?;
+        u64::from_str_radix(digits, 16).ok()
+    };
+    let arguments = std::array::from_fn(|_| argument().unwrap_or(0));
+    if restart::can_be_interrupted(number, arguments) { Does::Sleep } else { Does::Other }
 }
 
-use Seized::{Held, NotNow};
-
-fn seize(target: &Target, thread: pid_t) -> Result<Seized, NotMade> {
+/// Takes hold of a thread, and asks it to stand still.
+fn seize(target: &Target, thread: pid_t) -> Result<Result<HeldThread, NotNow>, NotMade> {
     match HeldThread::seize(thread) {
         Ok(held) => {
             held.interrupt().map_err(io_error("a thread cannot be held"))?;
-            Ok(Held(held))
+            Ok(Ok(held))
         }
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => not_seized(target, thread),
-        Err(_) => Ok(NotNow(THREADS_END)),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => not_seized(target, thread).map(Err),
+        Err(_) => Ok(Err(THREADS_END)),
     }
 }
 
-/// Has a thread stand still where it can be led aside. Nothing else changes for it, nor for the threads that it begins.
-fn hold(target: &Target, thread: pid_t, memory: &fs::File) -> Result<Seized, NotMade> {
+/// Has a thread stand still where it can be led aside, and the registers with which it did. Nothing else changes for it, nor for the
+/// threads that it begins.
+fn hold(
+    target: &Target,
+    thread: pid_t,
+    memory: &fs::File,
+) -> Result<Result<(HeldThread, user_regs_struct), NotNow>, NotMade> {
     let deadline = Instant::now() + TO_STOP;
     let held = loop {
         let mut held = match seize(target, thread)? {
-            Held(held) => held,
-            not_now => return Ok(not_now),
+            Ok(held) => held,
+            Err(not_now) => return Ok(Err(not_now)),
         };
-        match stand_still(&mut held, Instant::now() + TO_STOP)? {
-            Some(reason) => return Ok(NotNow(reason)),
-            None if Signals::of(target, thread)?.coming() == 0 => break held,
-            None => {}
+        if let Some(not_now) = stand_still(&mut held, Instant::now() + TO_STOP)? {
+            return Ok(Err(not_now));
+        }
+        if Signals::of(target, thread)?.coming() == 0 {
+            break held;
         }
         // It may be what the program wants a call interrupted by, and whoever is killed while he hands it on takes it along. So the
         // thread is let go, and asked again as soon as it has taken it: it has a CPU then.
         drop(held);
         loop {
             if Instant::now() > deadline {
-                return Ok(NotNow("a signal is about to come"));
+                return Ok(Err("a signal is about to come"));
             }
-            if Signals::of(target, thread).is_ok_and(|signals| signals.coming() == 0) {
-                break;
+            match Signals::of(target, thread) {
+                Err(_) => return Ok(Err(THREADS_END)),
+                Ok(signals) if signals.coming() == 0 => break,
+                Ok(_) => thread::sleep(Duration::from_micros(20)),
             }
-            thread::sleep(Duration::from_micros(20));
         }
     };
-    let registers = held.registers().map_err(io_error("registers cannot be read"))?;
-    if !is_in_64_bit_code(&registers, memory) {
-        return Ok(NotNow("a thread executes 32-bit code"));
+    let stopped = held.registers().map_err(io_error("registers cannot be read"))?;
+    if !is_in_64_bit_code(&stopped, memory) {
+        return Ok(Err("a thread executes 32-bit code"));
     }
-    if registers.orig_rax.cast_signed() < 0 && is_in_restartable_sequence(&held, memory, registers.rip) {
-        return Ok(NotNow("a thread is in the middle of a restartable sequence"));
+    // Whoever is killed from here on lets it go on so.
+    held.set_registers(&restart::of_interrupted(&stopped))
+        .map_err(io_error("registers cannot be written"))?;
+    if stopped.orig_rax.cast_signed() < 0 && is_in_restartable_sequence(&held, memory, stopped.rip) {
+        return Ok(Err("a thread is in the middle of a restartable sequence"));
     }
-    Ok(Held(held))
+    Ok(Ok((held, stopped)))
 }
 
 /// Whether this is 64-bit code, and so is what has made the system call in which the thread was interrupted: a process may have both.
@@ -424,7 +467,7 @@ fn is_filtered(target: &Target, thread: pid_t) -> Option<bool> {
 }
 
 /// Waits until the thread stands still. If it does not, why not. A signal that came before it was asked to it takes first.
-fn stand_still(held: &mut HeldThread, deadline: Instant) -> Result<Option<&'static str>, NotMade> {
+fn stand_still(held: &mut HeldThread, deadline: Instant) -> Result<Option<NotNow>, NotMade> {
     while Instant::now() < deadline {
         match held.wait(deadline) {
             Ok(Stop::Interrupted) => return Ok(None),
@@ -441,10 +484,9 @@ fn stand_still(held: &mut HeldThread, deadline: Instant) -> Result<Option<&'stat
     Ok(Some("a thread does not stand still (it waits for a CPU, a disk, or a child of vfork)"))
 }
 
-fn not_seized(target: &Target, thread: pid_t) -> Result<Seized, NotMade> {
-    let Ok(status) = target.read(&format!("task/{thread}/status")) else {
-        return Ok(NotNow(THREADS_END));
-    };
+/// Why the kernel did not let a thread be seized.
+fn not_seized(target: &Target, thread: pid_t) -> Result<NotNow, NotMade> {
+    let Ok(status) = target.read(&format!("task/{thread}/status")) else { return Ok(THREADS_END) };
     let tracer = field(&status, "TracerPid:").filter(|&tracer| tracer != 0);
     // A thread of this process that has tried before is not gone yet: it can be joined before the kernel has taken back what it held.
     let is_other = |tracer: &u64| {
@@ -453,9 +495,7 @@ fn not_seized(target: &Target, thread: pid_t) -> Result<Seized, NotMade> {
     };
     match tracer.filter(is_other) {
         Some(_) => Err(NotMade::Traced),
-        None => {
-            Ok(NotNow("the kernel does not let tracer trace it (Yama's ptrace_scope, AppArmor, SELinux)"))
-        }
+        None => Ok("the kernel does not let tracer trace it (Yama's ptrace_scope, AppArmor, SELinux)"),
     }
 }
 
@@ -530,17 +570,17 @@ struct Injection<'a> {
 }
 
 impl Injection<'_> {
-    fn run(mut self, calls: &[SystemCall]) -> Result<Duration, NotMade> {
-        let stopped = self.held.registers().map_err(io_error("registers cannot be read"))?;
+    /// `stopped` are the registers with which it stood still.
+    fn run(mut self, calls: &[SystemCall], stopped: &user_regs_struct) -> Result<Duration, NotMade> {
         let signals = Signals::of(self.target, self.thread)?;
-        let led_aside = self.lead_aside(calls, &stopped, &signals);
+        let led_aside = self.lead_aside(calls, stopped, &signals);
         if led_aside.is_err() {
-            lead_back(self.target, self.thread, &self.held, &stopped)?;
+            lead_back(self.target, self.thread, &self.held, stopped)?;
         }
         let stub = led_aside?;
         // From here on the thread comes back by itself, whatever becomes of this one.
         let deadline = Instant::now() + TO_RETURN;
-        self.bring_back(&stub, &stopped, signals.blocked, deadline)?;
+        self.bring_back(&stub, stopped, signals.blocked, deadline)?;
         let held = self.held.since().elapsed();
         self.wait_for_child(&stub, deadline)?;
         Ok(held)
@@ -558,11 +598,11 @@ impl Injection<'_> {
         if self.held.dispatches_system_calls().unwrap_or(may_dispatch) {
             return Err(NotMade::Dispatched);
         }
-        check_program(self.memory, self.cave)?;
         self.prepare()?;
         let going_on = restart::going_on(stopped);
         let restored = self.restored(&going_on)?;
         let stub = stub(self.cave.start, calls, &restored);
+        check_bytes(self.memory, self.cave.start, &vec![0; stub.bytes.len()])?;
         put(&self.held, self.cave.start, &stub).map_err(io_error("its code cannot be written"))?;
         let mut aside = going_on;
         (aside.rip, aside.orig_rax) = (stub.entry.0, u64::MAX);
@@ -654,7 +694,8 @@ impl Injection<'_> {
     fn wait_for_child(&mut self, stub: &Stub, deadline: Instant) -> Result<(), NotMade> {
         let (at, bytes) = (self.cave.start, stub.bytes.len());
         let Some(child) = &mut self.child else {
-            write(self.target, self.memory, self.cave, |held| take_away(held, at, bytes))?;
+            let header = &stub.bytes[..HEADER];
+            write(self.target, self.memory, at, header, &|held| take_away(held, at, bytes))?;
             return Err(NotMade::Refused(io::Error::other("it may not begin another thread")));
         };
         loop {

@@ -76,9 +76,10 @@ pub(super) fn of_interrupted(stopped: &user_regs_struct) -> user_regs_struct {
     if is_left_to_us { going_on(stopped) } else { *stopped }
 }
 
-/// Whether a thread that waits in this call can be held without its noticing.
-pub(super) fn can_be_interrupted(number: c_long) -> bool {
-    const RESTARTED: [c_long; 11] = [
+/// Whether a thread that waits in this call can be held without its noticing: it is made again, and has done nothing by then. One that
+/// may have done a part, such as `write`, returns how much that was.
+pub(super) fn can_be_interrupted(number: c_long, arguments: [u64; 6]) -> bool {
+    const RESTARTED: [c_long; 12] = [
         libc::SYS_futex,
         libc::SYS_poll,
         libc::SYS_ppoll,
@@ -90,8 +91,21 @@ pub(super) fn can_be_interrupted(number: c_long) -> bool {
         libc::SYS_waitid,
         libc::SYS_rt_sigsuspend,
         libc::SYS_pause,
+        // One of these that was interrupted before.
+        libc::SYS_restart_syscall,
     ];
-    MADE_AGAIN.contains(&number) || RESTARTED.contains(&number)
+    let waits_for_all = |flags: u64| flags & libc::MSG_WAITALL as u64 != 0;
+    let does_part = match number {
+        libc::SYS_write | libc::SYS_writev | libc::SYS_sendto | libc::SYS_sendmsg | libc::SYS_recvmmsg => {
+            true
+        }
+        libc::SYS_recvfrom => waits_for_all(arguments[3]),
+        libc::SYS_recvmsg => waits_for_all(arguments[2]),
+        libc::SYS_io_getevents => arguments[1] > 1,
+        libc::SYS_io_uring_enter => arguments[1] > 0 || arguments[2] > 1,
+        _ => false,
+    };
+    !does_part && (MADE_AGAIN.contains(&number) || RESTARTED.contains(&number))
 }
 
 #[cfg(test)]
@@ -124,6 +138,16 @@ mod tests {
         assert_eq!(goes_on(libc::SYS_epoll_wait, EINTR), (0x1000, libc::SYS_epoll_wait));
         // A descriptor is closed even so, and its number may be another's by now.
         assert_eq!(goes_on(libc::SYS_close, EINTR), (0x1002, EINTR));
+    }
+
+    #[test]
+    fn calls_that_do_a_part_are_left_alone_if_others_will_do() {
+        let can_be = |number, arguments| can_be_interrupted(number, arguments);
+        assert!(can_be(libc::SYS_futex, [0; 6]) && can_be(libc::SYS_restart_syscall, [0; 6]));
+        assert!(!can_be(libc::SYS_write, [1, 0, 1 << 20, 0, 0, 0]) && !can_be(libc::SYS_connect, [0; 6]));
+        assert!(can_be(libc::SYS_recvfrom, [0; 6]) && !can_be(libc::SYS_recvfrom, [0, 0, 9, 0x100, 0, 0]));
+        assert!(can_be(libc::SYS_io_uring_enter, [0, 0, 1, 1, 0, 0]));
+        assert!(!can_be(libc::SYS_io_uring_enter, [0, 3, 1, 1, 0, 0]));
     }
 
     #[test]
