@@ -15,6 +15,7 @@ use super::{
     catalog::Catalog,
     forward::{calls, forwards},
     object::ElfObject,
+    placement::Obstacle,
     usdt::usdt_probes,
 };
 
@@ -118,8 +119,12 @@ pub fn plan_gate(elf: &[u8]) -> Result<Option<GatePlan>, NoGate> {
             for (svma, code) in object.executable() {
                 long_branches(code, svma, &[site.closed()], &mut entered);
             }
-            match entered.first() {
-                Some(entered) => Err(NoSite::Symbol { offset: (entered - site.svma) as u32 }),
+            // What is no instruction may look like a branch. A real one leads to an instruction.
+            match entered.iter().find(|&&svma| site.has_instruction_at(svma)) {
+                Some(entered) => {
+                    let offset = (entered - site.svma) as u32;
+                    Err(NoSite::Entered(Obstacle::EnteredAt { offset }))
+                }
                 None => Ok(site),
             }
         });

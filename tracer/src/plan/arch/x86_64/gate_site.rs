@@ -225,6 +225,12 @@ impl GateSite {
         self.svma + 1..=self.svma + self.entry_code.len() as u64 - 1
     }
 
+    /// Whether one of the instructions from the entry to the site begins at this address.
+    pub(in crate::plan) fn has_instruction_at(&self, svma: u64) -> bool {
+        let code = Decoder::with_ip(64, &self.entry_code, self.svma, DecoderOptions::NONE);
+        code.into_iter().any(|instruction| instruction.ip() == svma)
+    }
+
     fn check_entered(&self, function: Function<'_>, symbols: &[u64]) -> Result<(), NoSite> {
         let closed = self.closed();
         if let Some(symbol) = symbols.iter().find(|&symbol| closed.contains(symbol)) {

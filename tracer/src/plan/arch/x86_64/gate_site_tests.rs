@@ -60,6 +60,8 @@ fn the_first_instruction_of_five_bytes_is_the_site() {
     assert_eq!((site.offset, site.length, site.displacement), (11, 7, 40));
     assert_eq!(site.instruction, "mov 0x1000(%rip),%rax");
     assert_eq!(site.closed(), SVMA + 1..=SVMA + 17);
+    let starts = site.closed().filter(|&svma| site.has_instruction_at(svma)).map(|svma| svma - SVMA);
+    assert_eq!(starts.collect::<Vec<_>>(), [4, 6, 7, 11]);
     for first in [MOV_EAX_5, JE_LONG, JMP_LONG, MOV_RIP_RAX] {
         assert_eq!(offset("malloc", &[first]), Some(0));
     }
