@@ -2,7 +2,9 @@
 //! the first 64 descriptors, which it closes ([`own_descriptors`](super::inject::stub::own_descriptors)). Most files tell that apart by
 //! the table of descriptors; these do by the process.
 
-use anyhow::{Result, ensure};
+use std::{sync::mpsc, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
 
 use crate::target::Target;
 
@@ -16,34 +18,63 @@ pub(super) fn check(target: &Target) -> Result<()> {
     for number in 0..COPIED {
         let Ok(about) = target.read(&format!("fdinfo/{number}")) else { continue };
         let about = String::from_utf8_lossy(&about);
-        let kind = file_system(&about, &mounts);
+        let kind = match file_system(&about, &mounts) {
+            Some(kind) => Kind::named(kind),
+            None => Kind::of(target, number)
+                .with_context(|| format!("the server of the file of descriptor {number} does not answer"))?,
+        };
         ensure!(
-            !is_queue(target, number, kind),
+            kind != Kind::Queue,
             "descriptor {number} is a POSIX message queue, whose notification (mq_notify) would be lost"
         );
         ensure!(
-            !is_locked_by_server(&about, kind),
+            kind != Kind::OfServer || !is_locked(&about),
             "descriptor {number} is a file of a network that the process has locked, and the lock would be lost"
         );
     }
     Ok(())
 }
 
-/// `mq_notify` ends when the process closes any descriptor of the queue.
-fn is_queue(target: &Target, descriptor: u32, file_system: Option<&str>) -> bool {
-    const QUEUES: u64 = 0x1980_0202;
-    // What `mq_open` opens is not mounted anywhere. Of what is, nobody is asked: the answer of a server may take for ever.
-    let is_unmounted_queue = || {
-        let file = format!("/proc/{}/fd/{descriptor}", target.pid());
-        rustix::fs::statfs(file).is_ok_and(|found| found.f_type as u64 == QUEUES)
-    };
-    file_system.map_or_else(is_unmounted_queue, |kind| kind == "mqueue")
+/// What a file is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// `mq_notify` ends when the process closes any descriptor of it.
+    Queue,
+    /// The server knows whose lock it is by the process.
+    OfServer,
+    Other,
 }
 
-/// These servers know whose lock it is by the process.
-fn is_locked_by_server(about: &str, file_system: Option<&str>) -> bool {
-    let is_lock = |line: &str| line.starts_with("lock:") && line.contains(" POSIX ");
-    matches!(file_system, Some("cifs" | "smb3" | "9p")) && about.lines().any(is_lock)
+impl Kind {
+    fn named(file_system: &str) -> Self {
+        match file_system {
+            "mqueue" => Self::Queue,
+            "cifs" | "smb3" | "9p" => Self::OfServer,
+            _ => Self::Other,
+        }
+    }
+
+    /// Of what is mounted nowhere where it could be seen, such as what `mq_open` opens. None if a server is asked that does not answer.
+    fn of(target: &Target, descriptor: u32) -> Option<Self> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let file = format!("/proc/{}/fd/{descriptor}", target.pid());
+        let (say, hear) = mpsc::channel();
+        thread::spawn(move || {
+            let kind = rustix::fs::statfs(file).map_or(Self::Other, |found| match found.f_type as u32 {
+                0x1980_0202 => Self::Queue,
+                // CIFS, SMB 2 and 3, 9p.
+                0xff53_4d42 | 0xfe53_4d42 | 0x0102_1997 => Self::OfServer,
+                _ => Self::Other,
+            });
+            // Nobody may listen any more.
+            let _ = say.send(kind);
+        });
+        hear.recv_timeout(PATIENCE).ok()
+    }
+}
+
+fn is_locked(about: &str) -> bool {
+    about.lines().any(|line| line.starts_with("lock:") && line.contains(" POSIX "))
 }
 
 /// Of a descriptor, by its `fdinfo`.
@@ -67,9 +98,8 @@ mod tests {
         };
         let kinds = [22, 23, 24].map(|mount| file_system(&about(mount, ""), mounts));
         assert_eq!(kinds, [Some("cifs"), Some("ext4"), None]);
-        let posix = about(22, "POSIX  ADVISORY  WRITE");
-        assert!(is_locked_by_server(&posix, Some("cifs")));
-        assert!(!is_locked_by_server(&posix, Some("ext4")));
-        assert!(!is_locked_by_server(&about(22, "FLOCK  ADVISORY  WRITE"), Some("cifs")));
+        assert_eq!(["cifs", "mqueue", "ext4"].map(Kind::named), [Kind::OfServer, Kind::Queue, Kind::Other]);
+        assert!(is_locked(&about(22, "POSIX  ADVISORY  WRITE")));
+        assert!(!is_locked(&about(22, "FLOCK  ADVISORY  WRITE")));
     }
 }

@@ -18,7 +18,7 @@ run() {
     echo "vm: run $1"
     binary=$1
     shift
-    $within /bin/timeout 1200 "/tests/$binary" --test-threads=1 "$@" 2>&1
+    $within /bin/timeout 1800 "/tests/$binary" --test-threads=1 "$@" 2>&1
     echo "vm: status $? of $binary"
 }
 

@@ -20,8 +20,6 @@ pub(super) struct Cave {
     pub(super) bytes: u64,
     /// Whether a tracer has left its code there which was killed.
     pub(super) is_used: bool,
-    /// Whether it is there as long as the program: what `dlopen` has loaded another thread may unload at any time.
-    pub(super) stays: bool,
 }
 
 impl Cave {
@@ -33,10 +31,10 @@ impl Cave {
 /// Stubs begin at such addresses.
 pub(super) const ALIGNMENT: u64 = 16;
 
-/// The best one of at least so many bytes that nobody uses, and that is not in pages which are about to be replaced.
-pub(super) fn best(caves: Vec<Cave>, bytes: u64, replaced: AddressRange) -> Option<Cave> {
-    let is_free = |cave: &Cave| !cave.is_used && cave.bytes >= bytes && is_apart(cave, replaced);
-    caves.into_iter().filter(is_free).max_by_key(|cave| (cave.stays, cave.bytes))
+/// The largest one that nobody uses, and that is not in pages which are about to be replaced.
+pub(super) fn largest(caves: Vec<Cave>, replaced: AddressRange) -> Option<Cave> {
+    let free = caves.into_iter().filter(|cave| !cave.is_used && is_apart(cave, replaced));
+    free.max_by_key(|cave| cave.bytes)
 }
 
 /// How many tracers can be killed one after the other in the middle of such code, before there is no room for the next one.
@@ -53,17 +51,18 @@ fn is_apart(cave: &Cave, replaced: AddressRange) -> bool {
     cave.start.0 + cave.bytes <= replaced.start.0 || replaced.end <= cave.start
 }
 
-/// All the room that the process has.
+/// All the room that there is for as long as the program.
 pub(super) fn all(target: &Target, objects: &[MappedObject], memory: &File) -> Vec<Cave> {
-    // A gate's file has to stay as it is.
-    let caves = objects.iter().filter(|object| !object.is_gate()).flat_map(|object| {
-        let ends = code_ends(object);
+    // What `dlopen` has loaded another thread may unload at any time.
+    let stays = |object: &&MappedObject| {
         let name = object.name();
-        let stays = target.is_program(object)
-            || ["ld-", "libc.", "libc-"].iter().any(|always_loaded| name.starts_with(always_loaded));
+        target.is_program(object) || ["ld-", "libc.", "libc-"].iter().any(|prefix| name.starts_with(prefix))
+    };
+    let caves = objects.iter().filter(stays).flat_map(|object| {
+        let ends = code_ends(object);
         let of_segment = move |segment: &MappedSegment| {
             let cave = ends.iter().find_map(|&end| behind(segment, end))?;
-            looked_at(memory, Cave { stays, ..cave })
+            looked_at(memory, cave)
         };
         object.segments.iter().filter(|segment| segment.executable).filter_map(of_segment).collect::<Vec<_>>()
     });
@@ -95,7 +94,7 @@ fn behind(segment: &MappedSegment, end: u64) -> Option<Cave> {
     let distance = end.checked_sub(segment.file_offset)?;
     let start = segment.start.0.checked_add(distance)?.checked_next_multiple_of(ALIGNMENT)?;
     let bytes = segment.end.0.checked_sub(start).filter(|&bytes| bytes > 0)?;
-    Some(Cave { start: Address(start), bytes, is_used: false, stays: false })
+    Some(Cave { start: Address(start), bytes, is_used: false })
 }
 
 /// The room behind what stays of the code of tracers that were killed, if it is as the loader left it, or as a tracer did that was
@@ -125,7 +124,7 @@ mod tests {
     };
 
     fn cave(start: u64, bytes: u64) -> Cave {
-        Cave { start: Address(start), bytes, is_used: false, stays: false }
+        Cave { start: Address(start), bytes, is_used: false }
     }
 
     #[test]
@@ -134,14 +133,9 @@ mod tests {
         let used = Cave { is_used: true, ..cave(0x8000, 0xfff) };
         let replaced = AddressRange { start: Address(0x2000), end: Address(0x5000) };
         let all = vec![before, within, used, behind];
-        assert_eq!(best(all.clone(), 1, replaced), Some(before));
-        assert_eq!(best(vec![within, used], 1, replaced), None);
-        let below = AddressRange { start: Address(0x2000), end: Address(0x4000) };
-        assert_eq!(best(all.clone(), 1, below), Some(within));
-        let staying = Cave { stays: true, ..cave(0x9000, 0x200) };
-        let all = [all, vec![staying]].concat();
-        assert_eq!(best(all.clone(), 0x200, below), Some(staying));
-        assert_eq!(best(all, 0x201, below), Some(within));
+        assert_eq!(largest(all.clone(), replaced), Some(before));
+        assert_eq!(largest(vec![within, used], replaced), None);
+        assert_eq!(largest(all, AddressRange { start: Address(0x2000), end: Address(0x4000) }), Some(within));
     }
 
     #[test]

@@ -127,8 +127,8 @@ pub fn make_calls(
 ) -> Result<Duration, NotMade> {
     let memory = target.open_memory().map_err(io_error("its memory cannot be opened"))?;
     let bytes = longest(calls).bytes.len();
-    let caves = cave::all(target, objects, &memory);
-    let cave = cave::best(caves, bytes as u64, replaced).ok_or(NotMade::NoRoom { bytes })?;
+    let cave = cave::largest(cave::all(target, objects, &memory), replaced);
+    let cave = cave.filter(|cave| cave.bytes >= bytes as u64).ok_or(NotMade::NoRoom { bytes })?;
     let began = Instant::now();
     let mut why = "it has no thread that runs or sleeps";
     loop {
@@ -136,9 +136,13 @@ pub fn make_calls(
         if cgroup::is_frozen(target.pid()) {
             return Err(NotMade::Frozen);
         }
-        let is_good = |thread: &Thread| thread.does < Does::Other || began.elapsed() > TO_FIND_BEST;
         // As many as can be tried soon.
-        for Thread { id, .. } in threads(target)?.into_iter().filter(is_good).take(16) {
+        for Thread { id, .. } in threads(target)?.into_iter().take(16) {
+            // Now, since others were tried meanwhile.
+            let does = what_it_does(target, id).ok();
+            if does.is_none_or(|does| does == Does::Other) && began.elapsed() < TO_FIND_BEST {
+                continue;
+            }
             let attempt = || match hold(target, id, &memory)? {
                 Ok((held, stopped)) => {
                     let injection =
@@ -369,8 +373,7 @@ fn threads(target: &Target) -> Result<Vec<Thread>, NotMade> {
             if target.is_worker(id) {
                 return None;
             }
-            let call = fs::read_to_string(entry.path().join("syscall")).ok()?;
-            Some(Thread { does: what_it_does(&call), id })
+            Some(Thread { does: what_it_does(target, id).ok()?, id })
         })
         .collect();
     if threads.is_empty() && target.has_exited() {
@@ -381,15 +384,16 @@ fn threads(target: &Target) -> Result<Vec<Thread>, NotMade> {
 }
 
 /// By `/proc/PID/syscall`: `running`, or the call's number and arguments, the stack's place and the instruction's.
-fn what_it_does(call: &str) -> Does {
+fn what_it_does(target: &Target, thread: pid_t) -> io::Result<Does> {
+    let call = fs::read_to_string(format!("/proc/{}/task/{thread}/syscall", target.pid()))?;
     let mut words = call.split_whitespace();
-    let Some(Ok(number)) = words.next().map(str::parse) else { return Does::Run };
+    let Some(Ok(number)) = words.next().map(str::parse) else { return Ok(Does::Run) };
     let mut argument = || {
         let digits = words.next()?.strip_prefix("0x")?;
         u64::from_str_radix(digits, 16).ok()
     };
     let arguments = std::array::from_fn(|_| argument().unwrap_or(0));
-    if restart::can_be_interrupted(number, arguments) { Does::Sleep } else { Does::Other }
+    Ok(if restart::can_be_interrupted(number, arguments) { Does::Sleep } else { Does::Other })
 }
 
 /// Takes hold of a thread, and asks it to stand still.
@@ -426,6 +430,7 @@ fn hold(
         // It may be what the program wants a call interrupted by, and whoever is killed while he hands it on takes it along. So the
         // thread is let go, and asked again as soon as it has taken it: it has a CPU then.
         drop(held);
+        let since = Instant::now();
         loop {
             if Instant::now() > deadline {
                 return Ok(Err("a signal is about to come"));
@@ -433,7 +438,7 @@ fn hold(
             match Signals::of(target, thread) {
                 Err(_) => return Ok(Err(THREADS_END)),
                 Ok(signals) if signals.coming() == 0 => break,
-                Ok(_) => thread::sleep(Duration::from_micros(20)),
+                Ok(_) => ptrace::pause_since(since),
             }
         }
     };

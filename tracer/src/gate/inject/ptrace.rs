@@ -24,6 +24,14 @@ pub(super) fn go_first() {
     }
 }
 
+/// Sleeps between two looks for what has been waited for since then. That may need this CPU, and a thread which goes first and wakes up
+/// again and again leaves nothing of it to others: of 5 µs of sleep they get 1 %, of 20 µs a quarter, of 1 ms all.
+pub(super) fn pause_since(began: Instant) {
+    const SHORTEST: Duration = Duration::from_micros(20);
+    const LONGEST: Duration = Duration::from_millis(1);
+    thread::sleep((began.elapsed() / 4).clamp(SHORTEST, LONGEST));
+}
+
 /// A thread of another process, held by this one.
 #[derive(Debug)]
 pub(super) struct HeldThread {
@@ -80,6 +88,7 @@ impl HeldThread {
 
     /// Waits until it stands still, or has ended.
     pub(super) fn wait(&mut self, deadline: Instant) -> io::Result<Stop> {
+        let began = Instant::now();
         loop {
             let mut status = 0;
             // SAFETY: the kernel writes to `status` alone.
@@ -94,8 +103,7 @@ impl HeldThread {
             if Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            // What is waited for may need this CPU.
-            thread::sleep(Duration::from_micros(5));
+            pause_since(began);
         }
     }
 
