@@ -1634,6 +1634,29 @@ fn musl() {
     }
 }
 
+/// As by an update while it runs.
+#[test]
+fn a_program_whose_file_was_replaced_is_still_its_program() {
+    let directory = tempfile::tempdir().expect("it can be made");
+    let executable = directory.path().join("gated-replaced");
+    let mut compile = Command::new("gcc");
+    compile.args(["-O2", "-static", "-pthread"]).arg(tracer_tests::programs_dir().join("gated.c"));
+    assert!(compile.arg("-o").arg(&executable).status().is_ok_and(|status| status.success()));
+    let mut program = Program::new("gated.c").start_as(&executable);
+    program.work();
+    let pid = program.pid();
+    let recording = by_gate(pid).start();
+    send_signal(keeper_of(recording.pid()).expect("it has a keeper"), Signal::KILL);
+    recording.kill();
+    let another = directory.path().join("another");
+    fs::copy(&executable, &another).expect("it can be copied");
+    fs::rename(another, &executable).expect("it can be replaced");
+    let removed = remove(pid);
+    assert!(removed.starts_with("closed the gate of "), "{removed}");
+    program.assert_alive();
+    program.assert_unharmed();
+}
+
 #[test]
 fn programs_that_are_linked_statically() {
     let directory = tempfile::tempdir().expect("it can be made");

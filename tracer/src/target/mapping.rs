@@ -273,11 +273,16 @@ fn parse_permissions(letters: &[u8]) -> Option<Permissions> {
     })
 }
 
-fn name(escaped: &[u8]) -> (OsString, bool) {
-    let (path, deleted) = match escaped.strip_suffix(b" (deleted)") {
+/// A path as the kernel shows it, without what it adds when the file has been unlinked or replaced; whether it did.
+pub(super) fn without_deleted(path: &[u8]) -> (&[u8], bool) {
+    match path.strip_suffix(b" (deleted)") {
         Some(path) if path.starts_with(b"/") => (path, true),
-        _ => (escaped, false),
-    };
+        _ => (path, false),
+    }
+}
+
+fn name(escaped: &[u8]) -> (OsString, bool) {
+    let (path, deleted) = without_deleted(escaped);
     let name = match unescape_newlines(path) {
         Cow::Borrowed(bytes) => OsStr::from_bytes(bytes).to_owned(),
         Cow::Owned(bytes) => OsString::from_vec(bytes),

@@ -15,11 +15,11 @@ mod root;
 mod status;
 mod subject;
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -96,7 +96,7 @@ impl Target {
 
         // A link that cannot be read means no right to look into the process.
         let exe = match readlinkat(&proc, "exe", Vec::new()) {
-            Ok(path) => Some(PathBuf::from(OsString::from_vec(path.into_bytes()))),
+            Ok(path) => Some(PathBuf::from(OsStr::from_bytes(mapping::without_deleted(path.to_bytes()).0))),
             // A process whose executable is gone altogether, as between the steps of its exit.
             Err(Errno::NOENT) => None,
             Err(errno) => return Err(io("read the name of its program")(errno)),

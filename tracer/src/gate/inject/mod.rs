@@ -75,7 +75,7 @@ pub enum NotMade {
         why: &'static str,
     },
     /// There is no room for the code that makes the calls.
-    #[error("there is no room of {bytes} bytes behind its code")]
+    #[error("there is no room of {bytes} bytes behind the code of its program, its loader or its C library")]
     NoRoom {
         /// How much is needed.
         bytes: usize,
