@@ -34,7 +34,7 @@ impl Random {
 /// By integers alone: arithmetic with floating point would leave its exceptions in the flags of a program that only allocated.
 #[must_use]
 pub fn bytes(random: u64, mean: u64) -> u64 {
-    let bytes = u128::from(exponential(random)) * u128::from(mean) >> FRACTION_BITS;
+    let bytes = (u128::from(exponential(random)) * u128::from(mean)) >> FRACTION_BITS;
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
@@ -60,7 +60,7 @@ fn exponential(random: u64) -> u64 {
         mantissa = (square >> if is_2_or_more { 64 } else { 63 }) as u64;
     }
     let logarithm = (u64::from(power) << FRACTION_BITS) - logarithm;
-    (u128::from(logarithm) * u128::from(LN_2) >> 64) as u64
+    ((u128::from(logarithm) * u128::from(LN_2)) >> 64) as u64
 }
 
 #[cfg(test)]
