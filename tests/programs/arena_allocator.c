@@ -1,5 +1,5 @@
-// An allocator over one static arena, which is never used again. Its functions call others seldom, or never (CALLS_NOBODY). Built as a library, its functions are for the library alone, and
-// `plugin_leak` calls them; included by a program in C++, they are the program's.
+// An allocator over one static arena, which is never used again. Its functions call others seldom, or never (CALLS_NOBODY). Built as a
+// library, its functions are for the library alone, and `plugin_leak` calls them; included by a program in C++, they are the program's.
 #include "protocol.h"
 
 #ifdef __cplusplus

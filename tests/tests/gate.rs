@@ -828,14 +828,18 @@ fn a_tracer_whose_keeper_was_killed_closes_the_gate_itself() {
     program.assert_unharmed();
 }
 
-/// Kills both; the gate stays open.
 #[track_caller]
-fn leave_open(program: &Running) {
-    let recording = by_gate(program.pid()).start();
+fn kill_with_keeper(recording: Recording) {
     let keeper = keeper_of(recording.pid()).expect("it has a keeper");
     send_signal(keeper, Signal::KILL);
     recording.kill();
     wait_until("the keeper ends", || (!is_running(keeper)).then_some(()));
+}
+
+/// Kills both; the gate stays open.
+#[track_caller]
+fn leave_open(program: &Running) {
+    kill_with_keeper(by_gate(program.pid()).start());
     assert_open(program.pid());
     assert_free(program.pid());
 }
@@ -1645,9 +1649,7 @@ fn a_program_whose_file_was_replaced_is_still_its_program() {
     let mut program = Program::new("gated.c").start_as(&executable);
     program.work();
     let pid = program.pid();
-    let recording = by_gate(pid).start();
-    send_signal(keeper_of(recording.pid()).expect("it has a keeper"), Signal::KILL);
-    recording.kill();
+    kill_with_keeper(by_gate(pid).start());
     let another = directory.path().join("another");
     fs::copy(&executable, &another).expect("it can be copied");
     fs::rename(another, &executable).expect("it can be replaced");

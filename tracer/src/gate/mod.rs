@@ -328,7 +328,7 @@ fn refuse(target: &Target) -> Result<()> {
         field("Seccomp:") != Some("1"),
         "its system calls are restricted to read and write (seccomp's strict mode)"
     );
-    // It would have to be told apart from where the kernel would put one for the thread that makes the calls. Not tried.
+    // The thread that makes the calls gets one, which may be where the gate is to go.
     ensure!(
         !field("x86_Thread_features:").is_some_and(|features| features.contains("shstk")),
         "it has shadow stacks, with which a gate was not tried"
